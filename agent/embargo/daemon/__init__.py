@@ -1,0 +1,1 @@
+"""The shell: processes, sockets, files and clocks around the decisions of the core."""

@@ -1,0 +1,414 @@
+"""One worker: sockets around one Engine.
+
+Started by the supervisor with one end of a channel. Everything it may touch comes over that channel: its sockets and the
+policy image as descriptors, its settings as a message. After `start` it has no privilege left, and between generations it
+needs nothing from the supervisor.
+"""
+
+import asyncio
+import mmap
+import os
+import resource
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from embargo import events, lists, message, names
+from embargo.cache import Cache
+from embargo.daemon import intake, privileges
+from embargo.daemon.channel import Channel
+from embargo.daemon.forward import Forwarder
+from embargo.engine import Attempt, Drop, Engine, Forward, Joined, Reply, Zones
+from embargo.fastpath import Acl, BlockMode, Rules
+from embargo.image import Image
+from embargo.policy import Action, Switchboard
+from embargo.upstream import Upstreams, server
+
+FLUSH = 0.1  # seconds an event may wait for others; what a killed worker can lose
+MAX_HELD = 4 << 20  # octets of events held while the supervisor does not read; beyond that they are counted as lost
+EVENTS_A_MESSAGE = 60_000  # octets
+
+TCP_IDLE = 10.0  # seconds (RFC 7766 section 6.2.3 asks for "a few")
+TCP_TOTAL, TCP_PER_CLIENT, TCP_IN_FLIGHT = 1000, 50, 100
+TCP_UNSENT = 1 << 20  # octets a client may leave unread
+
+
+class Resolver:
+    """Answers queries by one judgement until it is given the next."""
+
+    def __init__(self, report: Callable[[dict[str, Any]], bool]) -> None:
+        self._report = report  # False: not now, try again
+        self._loop = asyncio.get_running_loop()
+        self._cache = Cache()
+        self._judged = 0
+        self._engine: Engine | None = None
+        self._forwarder = Forwarder(self._completed, self._expired)
+        self._listeners: list[intake.Listener] = []
+        self._servers: list[asyncio.Server] = []
+        self._connections: Counter[str] = Counter()
+        self._folder = events.Folder()
+        self._lines: list[bytes] = []
+        self._held = 0
+        self._lost = 0
+        self._flush_timer: asyncio.TimerHandle | None = None
+        self._log_names = "blocked"
+        self.counters: Counter[str] = Counter()
+        self.hits: Counter[str] = Counter()
+
+    @property
+    def engine(self) -> Engine:
+        assert self._engine is not None, "adopt comes first"
+        return self._engine
+
+    def adopt(self, image: Image, generation: int, board: Switchboard, dns: dict[str, Any] | None) -> None:
+        """Judge by this from the next packet on. `dns` is left out when the settings stay."""
+        self._judged += 1
+        old = self._engine.rules if self._engine else None
+        if dns is not None:
+            acl, mode, zones = Acl(dns["allow_from"]), block_mode(dns), zones_from(dns)
+            self._log_names = dns.get("log_names", "blocked")
+        elif old is not None:
+            acl, mode, zones = old.acl, old.mode, None
+        else:
+            raise ValueError("the first policy needs the dns settings")
+        rules = Rules(generation, self._judged, acl, image, board, mode)
+        if self._engine is None:
+            assert zones is not None
+            self._engine = Engine(rules, zones, self._cache)
+        else:
+            self._engine.adopt(rules, zones)
+        self._engine.log_all = self._log_names == "all"
+
+    async def listen(self, udp: list[socket.socket], tcp: list[socket.socket]) -> None:
+        for sock in udp:
+            listener = intake.Listener(sock)
+            self._listeners.append(listener)
+            self._loop.add_reader(sock, self._readable, listener)
+        for sock in tcp:
+            sock.setblocking(False)
+            self._servers.append(await asyncio.start_server(self._tcp_client, sock=sock, backlog=1024))
+        self._loop.call_later(1.0, self._tick)
+
+    def _readable(self, listener: intake.Listener) -> None:
+        now = self._loop.time()
+        blocked, declined, taken = intake.drain(listener, self.engine.rules, self._cache, now)
+        self.counters["queries_udp"] += taken
+        self.counters["fast"] += taken - len(declined)
+        for client, result in blocked:
+            action = self.engine.rules.action_name(result.decision)
+            self._note(Attempt(client, result.qname, result.qtype, result.decision, action, audit=False), now)
+        for packet in declined:
+            self._dispatch(self.engine.handle(packet.data, packet.client, packet.way, now), now)
+
+    def _dispatch(self, outcome: Reply | Forward | Joined | Drop, now: float) -> None:
+        match outcome:
+            case Reply():
+                self._deliver(outcome, now)
+            case Forward():
+                self.counters["upstream_queries"] += 1
+                self._forwarder.start(outcome)
+            case Drop(reason):
+                self.counters[f"dropped_{reason}"] += 1
+            case Joined():
+                self.counters["joined"] += 1
+
+    def _deliver(self, reply: Reply, now: float) -> None:
+        if reply.passing:
+            self._report({"op": "pass", "addresses": [[a.hex(), seconds] for a, seconds in reply.passing]})
+        assert isinstance(reply.peer, intake.Way | _Connection)
+        reply.peer.send(reply.wire)
+        if reply.attempt is not None:
+            self._note(reply.attempt, now)
+
+    def _completed(self, token: int, packet: bytes) -> None:
+        now = self._loop.time()
+        self._settled(self.engine.complete(token, packet, now), now)
+
+    def _expired(self, token: int, reason: str, network: bool) -> None:
+        now = self._loop.time()
+        self._settled(self.engine.expire(token, reason, now, network=network), now)
+
+    def _settled(self, outcome: list[Reply] | Forward, now: float) -> None:
+        if isinstance(outcome, Forward):
+            self._dispatch(outcome, now)
+            return
+        for reply in outcome:
+            self._deliver(reply, now)
+
+    # ── TCP ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _tcp_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        peer = writer.get_extra_info("peername")
+        client = peer[0] if peer else ""
+        if not client or self._connections.total() >= TCP_TOTAL or self._connections[client] >= TCP_PER_CLIENT:
+            self.counters["dropped_tcp_limit"] += 1
+            writer.transport.abort()
+            return
+        connection = _Connection(writer)
+        self._connections[client] += 1
+        try:
+            while connection.open:
+                async with asyncio.timeout(TCP_IDLE):
+                    packet = await reader.readexactly(int.from_bytes(await reader.readexactly(2)))
+                self.counters["queries_tcp"] += 1
+                if connection.in_flight >= TCP_IN_FLIGHT:
+                    self.counters["dropped_tcp_in_flight"] += 1
+                    break
+                connection.in_flight += 1
+                now = self._loop.time()
+                outcome = self.engine.handle(packet, client, connection, now, udp=False)
+                self._dispatch(outcome, now)
+                if isinstance(outcome, Drop):
+                    break
+        except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            self._connections[client] -= 1
+            if not self._connections[client]:
+                del self._connections[client]
+            connection.finish()
+
+    # ── events ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _note(self, attempt: Attempt, now: float) -> None:
+        decision = attempt.decision
+        if decision is not None:
+            self.hits[str(self.engine.rules.image.classes[decision.class_])] += 1
+        qname = b"" if self._log_names == "none" else attempt.qname
+        class_ = decision.class_ if decision else -1
+        key = (attempt.client, qname, attempt.qtype, class_, attempt.action, attempt.audit)
+        line = self._folder.note(key, lambda: self._members(attempt), now, time.time())
+        if line is not None:
+            self._hold(line)
+
+    def _members(self, attempt: Attempt) -> str:
+        """An attempt's event but for time and count. Written out because a first attempt must cost little more than a second."""
+        rules, decision, quote = self.engine.rules, attempt.decision, events.quote
+        qname = "" if self._log_names == "none" else f'"qname":{quote(names.to_text(attempt.qname))},'
+        asked = (
+            f'"event":"dns","client":{quote(attempt.client)},{qname}"qtype":"{message.type_name(attempt.qtype)}",'
+            f'"action":"{attempt.action}",'
+        )
+        if decision is None:
+            return f'{asked}"generation":{rules.generation}'
+        class_, source = rules.image.classes[decision.class_], rules.image.sources[decision.source]
+        return (
+            f'{asked}"mode":"{"audit" if attempt.audit else "block"}","app":"{class_.app}","function":"{class_.function}",'
+            f'"list":{quote(source.path)},"line":{decision.line},"rule":{quote(decision.rule)},'
+            f'"generation":{rules.generation}'
+        )
+
+    def _hold(self, line: bytes) -> None:
+        if self._held + len(line) > MAX_HELD:
+            self._lost += 1
+            return
+        self._lines.append(line)
+        self._held += len(line)
+        if self._flush_timer is None:
+            self._flush_timer = self._loop.call_later(FLUSH, self._flush)
+
+    def _flush(self) -> None:
+        self._flush_timer = None
+        while self._lines:
+            taken, size = 0, 0
+            while taken < len(self._lines) and size + len(self._lines[taken]) <= EVENTS_A_MESSAGE:
+                size += len(self._lines[taken])
+                taken += 1
+            text = b"".join(self._lines[:taken]).decode()
+            if not self._report({"op": "events", "lines": text, "lost": self._lost}):
+                self._flush_timer = self._loop.call_later(FLUSH, self._flush)
+                return
+            self._lost = 0
+            self._held -= size
+            del self._lines[:taken]
+
+    def _tick(self) -> None:
+        for line in self._folder.due(self._loop.time()):
+            self._hold(line)
+        self._loop.call_later(1.0, self._tick)
+
+    # ── the end, and what is told about it ───────────────────────────────────────────────────────────────────────────
+
+    def stats(self) -> dict[str, Any]:
+        upstreams = [self.engine.zones.default, *self.engine.zones.forward.values()]
+        now = self._loop.time()
+        return {
+            "counters": dict(self.counters) | {"mismatched": self._forwarder.mismatched, "pending": self.engine.pending},
+            "hits": dict(self.hits),
+            "cache": {
+                "entries": len(self._cache), "octets": self._cache.octets,
+                "hits": self._cache.hits, "misses": self._cache.misses,
+            },
+            "upstreams": [
+                {
+                    "server": str(each), "asked": health.asked, "failed": health.failed, "healthy": health.until <= now,
+                    "milliseconds": round(health.srtt * 1000, 2), "last_error": health.last_error,
+                }
+                for group in upstreams for each, health in group.health.items()
+            ],
+        }  # fmt: skip
+
+    async def stop(self) -> None:
+        """Take no more, answer what is held (for at most a second), hand over the events."""
+        for listener in self._listeners:
+            self._readable(listener)
+            self._loop.remove_reader(listener.sock)
+        for tcp in self._servers:
+            tcp.close()
+        deadline = self._loop.time() + 1.0
+        while self.engine.pending and self._loop.time() < deadline:
+            await asyncio.sleep(0.02)
+        self._forwarder.close()
+        for line in self._folder.flush():
+            self._hold(line)
+        while self._lines and self._loop.time() < deadline + 1.0:
+            self._flush()
+            await asyncio.sleep(0.005)
+
+
+class _Connection:
+    """Back to a TCP client: replies in the order they are ready (RFC 7766 section 6.2.1.1)."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self._writer = writer
+        self.in_flight = 0
+        self.open = True
+        self._finishing = False
+
+    def send(self, wire: bytes) -> None:
+        self.in_flight -= 1
+        transport = self._writer.transport
+        if not self.open or transport.is_closing():
+            return
+        self._writer.write(len(wire).to_bytes(2) + wire)
+        if transport.get_write_buffer_size() > TCP_UNSENT:
+            self.open = False
+            transport.abort()
+        elif self._finishing and not self.in_flight:
+            self._writer.close()
+
+    def finish(self) -> None:
+        """The client sends no more: close when the last answer is out."""
+        self._finishing = True
+        if self.in_flight <= 0 or not self.open:
+            self._writer.close()
+
+
+def block_mode(dns: dict[str, Any]) -> BlockMode:
+    mode, ttl = dns["block_mode"], int(dns["block_ttl"])
+    if mode == "null":
+        return BlockMode("null", ttl, (bytes(4),), (bytes(16),))
+    if isinstance(mode, str):
+        return BlockMode(mode, ttl)
+    packed = [_packed(address) for address in mode]
+    return BlockMode("address", ttl, tuple(p for p in packed if len(p) == 4), tuple(p for p in packed if len(p) == 16))
+
+
+def _packed(address: str) -> bytes:
+    return lists.address_to_int(address).to_bytes(16 if ":" in address else 4)
+
+
+def zones_from(dns: dict[str, Any]) -> Zones:
+    """The supervisor's settings as the engine's zones."""
+    hosts: dict[names.Name, tuple[bytes, ...]] = {}
+    reverse: dict[names.Name, names.Name] = {}
+    for text, addresses in dns.get("hosts", {}).items():
+        name = names.from_text(text)
+        hosts[name] = tuple(map(_packed, addresses))
+        for packed in hosts[name]:
+            reverse.setdefault(names.reverse(packed), name)
+    return Zones(
+        Upstreams(tuple(map(server, dns["upstream"]))),
+        {names.from_text(zone): Upstreams(tuple(map(server, to))) for zone, to in dns.get("forward", {}).items()},
+        hosts,
+        reverse,
+    )
+
+
+def _image(fd: int) -> Image:
+    return Image(memoryview(mmap.mmap(fd, 0, prot=mmap.PROT_READ)))
+
+
+async def serve(channel: Channel) -> None:
+    """The worker's life: start, then policies and questions, until `stop` or the supervisor is gone."""
+    loop = asyncio.get_running_loop()
+
+    def report(message_: dict[str, Any]) -> bool:
+        try:
+            channel.send(message_)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True  # nobody is left to tell; the end of the channel is seen by the reader
+        return True
+
+    resolver = Resolver(report)
+    inbox: asyncio.Queue[tuple[dict[str, Any], list[int]] | None] = asyncio.Queue()
+
+    def readable() -> None:
+        try:
+            received = channel.receive()
+        except BlockingIOError:
+            return
+        if received is None:
+            loop.remove_reader(channel.fileno())
+        inbox.put_nowait(received)
+
+    channel.setblocking(False)
+    loop.add_reader(channel.fileno(), readable)
+    while received := await inbox.get():
+        order, fds = received
+        answer: dict[str, Any] = {"op": "done", "id": order.get("id")}
+        try:
+            match order["op"]:
+                case "start":
+                    await _start(resolver, order, fds)
+                case "policy":
+                    _adopt(resolver, order, fds[0])
+                case "stats":
+                    answer |= {"op": "stats", **resolver.stats()}
+                case "stop":
+                    await resolver.stop()
+        except Exception as error:  # reported to the supervisor, which decides; the old judgement stays in force
+            answer = {"op": "error", "id": order.get("id"), "error": f"{type(error).__name__}: {error}"}
+        report(answer)
+        if order["op"] == "stop":
+            return
+    await resolver.stop()
+
+
+def _adopt(resolver: Resolver, order: dict[str, Any], fd: int) -> None:
+    try:
+        image = _image(fd)
+    finally:
+        os.close(fd)
+    board = Switchboard(tuple(map(Action, order["switchboard"])))
+    resolver.adopt(image, order["generation"], board, order.get("dns"))
+
+
+async def _start(resolver: Resolver, order: dict[str, Any], fds: list[int]) -> None:
+    _adopt(resolver, order, fds[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, 8192), hard), hard))
+    socks = [socket.socket(fileno=fd) for fd in fds[1:]]
+    kinds = order["sockets"]
+    if order.get("user"):
+        privileges.become(*order["user"])
+    else:
+        privileges.keep(())
+    await resolver.listen(
+        [sock for sock, kind in zip(socks, kinds, strict=True) if kind == "udp"],
+        [sock for sock, kind in zip(socks, kinds, strict=True) if kind == "tcp"],
+    )
+
+
+def main() -> None:
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    asyncio.run(serve(channel))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""The few exception classes. A class exists because some `except` treats it differently."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+
+class Problem(NamedTuple):
+    """Something an administrator wrote that cannot be used: where, what, and what would be right."""
+
+    file: str
+    line: int  # 0: the file as a whole
+    message: str
+    hint: str
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return f"{place}: {self.message}" + (f", {self.hint}" if self.hint else "")
+
+
+class EmbargoError(Exception):
+    """The root of ours."""
+
+
+class ConfigError(EmbargoError):
+    """The operator wrote something wrong. Carries every problem, not the first."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+class ListError(EmbargoError):
+    """A list file that must not replace its last good copy."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        super().__init__(str(problem))
+
+
+class MessageError(EmbargoError):
+    """A peer sent a DNS message that cannot be used; `rcode` is what it deserves."""
+
+    def __init__(self, rcode: int, offset: int) -> None:
+        self.rcode = rcode
+        self.offset = offset
+        super().__init__(f"rcode {rcode} at octet {offset}")
+
+
+class ImageError(EmbargoError):
+    """A policy image that is damaged or of another version."""
+
+
+class UpstreamError(EmbargoError):
+    """No usable answer in time."""
+
+
+class FirewallError(EmbargoError):
+    """The kernel refused a change, or may not be asked."""
+
+    def __init__(self, operation: str, reason: str) -> None:
+        self.operation = operation
+        self.reason = reason
+        super().__init__(f"{operation}: {reason}")

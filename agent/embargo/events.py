@@ -1,0 +1,105 @@
+"""What happened, as records and as JSON lines (embargo-events(5)).
+
+Equal attempts are folded: the first of its kind is a record at once, all that follow within a window are one record with
+`count`, `first` and the time of the last. So a flood costs a dictionary entry, and no count is lost.
+"""
+
+import json
+from collections.abc import Callable, Hashable
+from datetime import UTC, datetime
+from functools import lru_cache
+from json.encoder import encode_basestring_ascii
+from typing import Any
+
+SCHEMA = 1
+WINDOW = 10.0  # seconds
+MAX_KINDS = 16_384  # kinds of attempt folded at once, about 9 MiB; attempts of further kinds are records of their own
+
+Event = dict[str, Any]
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps builds an encoder per call
+
+
+def timestamp(seconds: float) -> str:
+    """Seconds since 1970 as RFC 3339, UTC, microseconds."""
+    whole = int(seconds)
+    return f"{_second(whole)}.{int((seconds - whole) * 1e6):06d}Z"
+
+
+@lru_cache(maxsize=16)
+def _second(whole: int) -> str:
+    return datetime.fromtimestamp(whole, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def quote(text: str) -> str:
+    """A JSON string in ASCII, without a raw control character."""
+    return encode_basestring_ascii(text).replace("\x7f", "\\u007f")
+
+
+def fragment(event: Event) -> str:
+    """The members of an event as JSON, without the braces: what a Folder keeps of a kind."""
+    return _encode(event)[1:-1].replace("\x7f", "\\u007f")
+
+
+def line(members: str, wall: float) -> bytes:
+    """One line of the log: the schema, the time, the members."""
+    return f'{{"schema":{SCHEMA},"ts":"{timestamp(wall)}",{members}}}\n'.encode()
+
+
+def encode(event: Event, wall: float) -> bytes:
+    """An event that stands alone, as one line."""
+    return line(fragment(event), wall)
+
+
+class _Kind:
+    __slots__ = ("count", "first", "last", "members", "opened")
+
+    def __init__(self, members: str, now: float) -> None:
+        self.members = members
+        self.opened = now
+        self.count = 0  # attempts since the last record
+        self.first = self.last = 0.0
+
+    def record(self) -> bytes:
+        return line(f'{self.members},"count":{self.count},"first":"{timestamp(self.first)}"', self.last)
+
+
+class Folder:
+    """Folds equal attempts. `now` is monotonic and decides when, `wall` is seconds since 1970 and is written down."""
+
+    def __init__(self, window: float = WINDOW) -> None:
+        self._window = window
+        self._kinds: dict[Hashable, _Kind] = {}
+
+    def note(self, key: Hashable, make: Callable[[], str], now: float, wall: float) -> bytes | None:
+        """Count one attempt; the line to write when it is the first of its kind. `make` gives the kind's members."""
+        kind = self._kinds.get(key)
+        if kind is not None:
+            if not kind.count:
+                kind.first = wall
+            kind.count += 1
+            kind.last = wall
+            return None
+        members = make()
+        if len(self._kinds) < MAX_KINDS:
+            self._kinds[key] = _Kind(members, now)
+        return line(f'{members},"count":1', wall)
+
+    def due(self, now: float) -> list[bytes]:
+        """The lines of the kinds whose window has passed. A kind that stayed quiet for a window is forgotten."""
+        records = []
+        for key, kind in list(self._kinds.items()):
+            if kind.opened + self._window > now:
+                break  # kinds stand in the order of their opening
+            del self._kinds[key]
+            if kind.count:
+                records.append(kind.record())
+                kind.count, kind.opened = 0, now
+                self._kinds[key] = kind
+        return records
+
+    def flush(self) -> list[bytes]:
+        """All that is held, at the end."""
+        records = [kind.record() for kind in self._kinds.values() if kind.count]
+        self._kinds.clear()
+        return records

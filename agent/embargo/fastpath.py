@@ -1,0 +1,206 @@
+"""Blocked or cached? The reply from the raw packet, without an object per packet.
+
+This is a shortcut of the engine's decision, not a second one: it answers a packet only where the engine would give the
+same octets, and declines (None) whatever is unusual: another opcode, a second question, odd EDNS, a special name, an
+audited or allow-listed name. A cached answer that this judgement has passed needs no look-up; otherwise the policy is
+asked first.
+"""
+
+import ipaddress
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from embargo import message, names, policy
+from embargo.cache import Cache
+from embargo.image import Image
+from embargo.message import Answer
+from embargo.names import Name
+from embargo.policy import Action, Claims, Decision, Switchboard
+
+ACL_MEMO = 4096  # client addresses remembered; forged ones must not fill memory
+
+#: names below these never reach the policy here; the engine answers them (RFC 6761, 6762, 7686, 8375, 9462)
+SPECIAL = tuple(map(bytes, map(names.from_text, ("localhost", "invalid", "local", "onion", "arpa"))))
+
+
+class Acl:
+    """Which clients are answered. Addresses as text, the way sockets give them."""
+
+    def __init__(self, networks: Sequence[str]) -> None:
+        self._networks = [ipaddress.ip_network(network) for network in networks]
+        self._memo: dict[str, bool] = {}
+
+    def allows(self, client: str) -> bool:
+        known = self._memo.get(client)
+        if known is None:
+            address = ipaddress.ip_address(client.partition("%")[0])
+            mapped = getattr(address, "ipv4_mapped", None)
+            known = any((mapped or address) in network for network in self._networks)
+            if len(self._memo) >= ACL_MEMO:
+                self._memo.clear()
+            self._memo[client] = known
+        return known
+
+
+class BlockMode(NamedTuple):
+    """What a blocked name is answered with."""
+
+    kind: str  # nxdomain | nodata | null | refused | address
+    ttl: int
+    addresses4: tuple[bytes, ...] = ()
+    addresses6: tuple[bytes, ...] = ()
+
+    def answer(self, qtype: int) -> Answer:
+        if self.kind == "nxdomain":
+            return message.negative(message.NXDOMAIN, self.ttl)
+        if self.kind == "refused":
+            return Answer(message.REFUSED, (0, 0, 0), b"")
+        found = {message.A: self.addresses4, message.AAAA: self.addresses6}.get(qtype, ())
+        return message.addresses(found, self.ttl) if found else message.negative(message.NOERROR, self.ttl)
+
+
+class Rules:
+    """One judgement: access list, image, switchboard and block mode, fixed together. Replaced, never changed."""
+
+    def __init__(self, generation: int, judged: int, acl: Acl, image: Image, board: Switchboard, mode: BlockMode) -> None:
+        self.generation = generation
+        self.judged = judged  # differs for every judgement of this process, so cached answers can name theirs
+        self.acl = acl
+        self.image = image
+        self.board = board
+        self.mode = mode
+        self._canary = frozenset(image.classes.index(c) for c in policy.CANARY if c in image.classes)
+        self._prefix = [
+            {s: f"app={c.app} function={c.function} list={source.path}:" for s, source in enumerate(image.sources)}
+            for c in image.classes
+        ]
+        nxdomain = message.negative(message.NXDOMAIN, mode.ttl)
+        #: (is it a canary, A or AAAA or 0) → second flags octet, counts without and with EDNS, body
+        self.pieces = {
+            (canary, qtype): _pieces(nxdomain if canary else mode.answer(qtype))
+            for canary in (False, True)
+            for qtype in (0, message.A, message.AAAA)
+        }
+
+    def explain(self, decision: Decision) -> str:
+        """The EDE text, and what `why` prints."""
+        return f"{self._prefix[decision.class_][decision.source]}{decision.line} rule={decision.rule}"
+
+    def ede(self, decision: Decision) -> bytes:
+        return message.ede(message.EDE_BLOCKED, self.explain(decision))
+
+    def canary(self, decision: Decision) -> bool:
+        """Is it a name whose answer must be NXDOMAIN for the asking program to give way?"""
+        return decision.class_ in self._canary
+
+    def block_answer(self, decision: Decision, qtype: int) -> Answer:
+        return message.negative(message.NXDOMAIN, self.mode.ttl) if self.canary(decision) else self.mode.answer(qtype)
+
+    def action_name(self, decision: Decision) -> str:
+        return "nxdomain" if self.canary(decision) else self.mode.kind
+
+
+def _pieces(answer: Answer) -> tuple[int, bytes, bytes, bytes]:
+    """Cut from replies to a query for the root, so that `message.reply` alone shapes them."""
+    plain, edns = (
+        message.reply(message.Query(0, 0, b"\0\0\1\0\1", names.ROOT, message.A, e, False, 512), answer, udp=False)
+        for e in (False, True)
+    )
+    return plain[3], plain[4:12], edns[4:12], plain[17:]
+
+
+class Blocked(NamedTuple):
+    reply: bytes
+    qname: Name
+    qtype: int
+    decision: Decision
+
+
+_PLAIN = b"\0\1\0\0\0\0\0\0"
+_EDNS = b"\0\1\0\0\0\0\0\1"
+
+
+def answer(packet: bytes, client: str, rules: Rules, cache: Cache, now: float) -> bytes | Blocked | None:
+    """The reply to a UDP query: octets from the cache, a Blocked with what its event needs, or None to decline."""
+    size = len(packet)
+    # response, opcode, AA and TC in the first flags octet, RA, Z and rcode in the second: all zero in a plain query
+    if size < 17 or packet[2] & 0xFE or packet[3] & 0xCF or not rules.acl.allows(client):
+        return None
+    at = 12
+    try:
+        while length := packet[at]:
+            if length > 63:
+                return None
+            at += length + 1
+    except IndexError:
+        return None
+    end = at + 5
+    if at > 266 or packet[at + 3 : end] != b"\0\1":
+        return None
+    counts = packet[4:12]
+    limit = 512
+    variant = 0
+    if counts == _PLAIN:
+        if end != size:
+            return None
+    elif counts == _EDNS:
+        # one OPT: root owner, type 41, size, extended rcode 0, version 0, DO and no other flag, whole options
+        opt = packet[end:]
+        if len(opt) < 11 or opt[:3] != b"\0\0\x29" or opt[5:7] != b"\0\0" or not _whole_options(opt):
+            return None
+        limit = min(max(opt[3] << 8 | opt[4], 512), message.MAX_UDP)
+        variant = 6 if opt[7] & 0x80 else 3
+    else:
+        return None
+    qname = Name(packet[12 : at + 1].lower())
+    cd = packet[3] & 0x10
+    entry = cache.get(qname + packet[at + 1 : at + 3] + _DOCD[variant // 3, cd], now)
+    if entry is not None and entry.judged == rules.judged:
+        stored = entry.answer
+        tail = entry.body(now)
+        an, ns, ar = stored.counts
+        flags = ((0x80 | packet[2] & 1 | stored.flags >> 8) << 8 | 0x80 | cd | stored.rcode & 15).to_bytes(2)
+        if variant:
+            tail += _OPTS[variant]
+            ar += 1
+            if stored.rcode > 15:
+                return None
+        if end + len(tail) > limit:
+            return None
+        return packet[:2] + flags + b"\0\1" + _PACK[an] + _PACK[ns] + _PACK[ar] + packet[12:end] + tail
+    claims: Claims = rules.image.lookup(qname)
+    if not claims or qname.endswith(SPECIAL):
+        return None
+    action, decision = rules.board.choose(claims)
+    if action is not Action.BLOCK or decision is None:
+        return None
+    qtype = packet[at + 1] << 8 | packet[at + 2]
+    if qtype in _META or not qtype:
+        return None
+    octet, plain, edns, tail = rules.pieces[rules.canary(decision), qtype if qtype in (message.A, message.AAAA) else 0]
+    if variant:
+        plain = edns
+        ede = rules.ede(decision)
+        tail += _OPTS[variant][:9] + _PACK[len(ede)] + ede
+    if end + len(tail) > limit:
+        return None
+    flags = bytes((0x80 | packet[2] & 1, octet | cd))
+    return Blocked(packet[:2] + flags + plain + packet[12:end] + tail, qname, qtype, decision)
+
+
+def _whole_options(opt: bytes) -> bool:
+    left = opt[9] << 8 | opt[10]
+    if left + 11 != len(opt):
+        return False
+    at = 11
+    while left >= 4:
+        length = 4 + (opt[at + 2] << 8 | opt[at + 3])
+        at += length
+        left -= length
+    return not left
+
+
+_META = message.META_QTYPES
+_PACK = [n.to_bytes(2) for n in range(message.MAX_RECORDS + 2)]
+_DOCD = {(v, cd): bytes([(v == 2) << 1 | bool(cd)]) for v in range(3) for cd in (0, 0x10)}
+_OPTS = {3: b"\0\0\x29\x04\xd0\0\0\0\0\0\0", 6: b"\0\0\x29\x04\xd0\0\0\x80\0\0\0"}

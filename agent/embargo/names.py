@@ -1,0 +1,158 @@
+"""Domain names as lower-case wire bytes.
+
+A `Name` is the wire form of RFC 1035 section 3.1, uncompressed, ASCII letters folded (RFC 4343), the root's zero octet
+included. Labels may hold any octet, so text exists only in lists, logs and messages to people. Suffixes are slices,
+comparison is `==`, and C sees the same key as Python.
+"""
+
+from collections.abc import Iterator
+from typing import NewType
+
+import idna
+
+from embargo.errors import MessageError
+
+Name = NewType("Name", bytes)
+
+ROOT = Name(b"\0")
+MAX_NAME = 255  # RFC 1035 section 2.3.4, octets with the root's
+MAX_LABEL = 63
+FORMERR = 1
+
+_PLAIN = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_*/"
+# IDEOGRAPHIC FULL STOP, FULLWIDTH FULL STOP, HALFWIDTH IDEOGRAPHIC FULL STOP separate labels too (UTS 46 section 2.3)
+_DOTS = str.maketrans({"\u3002": ".", "\uff0e": ".", "\uff61": "."})
+
+
+def from_text(text: str) -> Name:
+    """A name from presentation format: escapes of RFC 1035 section 5.1, U-labels by UTS 46. ValueError says what is wrong."""
+    text = text.translate(_DOTS)
+    if text == ".":
+        return ROOT
+    wire = bytearray()
+    for label in _labels(text.removesuffix(".") if not text.endswith("\\.") else text):
+        if not label:
+            raise ValueError("it has an empty label")
+        if len(label) > MAX_LABEL:
+            raise ValueError(f"a label has {len(label)} octets, at most {MAX_LABEL} are allowed")
+        wire.append(len(label))
+        wire += label
+    wire.append(0)
+    if len(wire) > MAX_NAME:
+        raise ValueError(f"it has {len(wire)} octets, at most {MAX_NAME} are allowed")
+    return Name(bytes(wire).lower())
+
+
+def _labels(text: str) -> Iterator[bytes]:
+    if "\\" not in text:
+        for part in text.split("."):
+            yield part.encode("ascii") if part.isascii() else _a_label(part)
+        return
+    label = bytearray()
+    i = 0
+    while i < len(text):
+        char = text[i]
+        if char == ".":
+            yield bytes(label)
+            label.clear()
+        elif char == "\\":
+            digits = text[i + 1 : i + 4]
+            if len(digits) == 3 and digits.isascii() and digits.isdecimal():
+                if int(digits) > 255:
+                    raise ValueError(f"\\{digits} is not an octet")
+                label.append(int(digits))
+                i += 3
+            elif i + 1 < len(text) and text[i + 1].isascii():
+                label.append(ord(text[i + 1]))
+                i += 1
+            else:
+                raise ValueError("it ends in the middle of an escape")
+        elif char.isascii():
+            label.append(ord(char))
+        else:
+            raise ValueError("it mixes escapes and letters outside ASCII")
+        i += 1
+    yield bytes(label)
+
+
+def _a_label(label: str) -> bytes:
+    try:
+        return idna.encode(label, uts46=True)
+    except idna.IDNAError as error:
+        raise ValueError(f"{label!r} is not a valid internationalised label ({error})") from None
+
+
+def to_text(name: bytes) -> str:
+    """Presentation format without the final dot ("." for the root). Anything unusual is escaped, so it is safe in a log."""
+    if name == ROOT:
+        return "."
+    return ".".join(
+        label.decode() if not label.translate(None, _PLAIN) else "".join(map(_escape, label)) for label in labels(name)
+    )
+
+
+def _escape(octet: int) -> str:
+    if octet in _PLAIN:
+        return chr(octet)
+    if 0x21 <= octet <= 0x7E and octet in b'.\\"();@$':
+        return "\\" + chr(octet)
+    if 0x21 <= octet <= 0x7E and octet not in b"<>&'`=":
+        return chr(octet)
+    return f"\\{octet:03d}"
+
+
+def labels(name: bytes) -> Iterator[bytes]:
+    """The labels of a name, leftmost first, the root's not counted."""
+    i = 0
+    while length := name[i]:
+        yield name[i + 1 : i + 1 + length]
+        i += 1 + length
+
+
+def suffixes(name: Name) -> Iterator[Name]:
+    """The name itself, then each name above it, to its top-level domain."""
+    i = 0
+    while name[i]:
+        yield Name(name[i:])
+        i += 1 + name[i]
+
+
+def read(packet: bytes, offset: int) -> tuple[Name, int]:
+    """The name at `offset` of a message and the offset behind it.
+
+    Compression pointers (RFC 1035 section 4.1.4) must point before the name they end, each before the one that led
+    there: that alone ends every loop (RFC 9267 section 2). MessageError(FORMERR) otherwise.
+    """
+    wire = bytearray()
+    end = 0
+    limit = offset
+    i = offset
+    try:
+        while True:
+            length = packet[i]
+            if length < 64:
+                if not length:
+                    break
+                wire += packet[i : i + 1 + length]
+                i += 1 + length
+                if i >= len(packet) or len(wire) >= MAX_NAME:
+                    raise MessageError(FORMERR, i)
+            elif length >= 192:
+                target = (length & 63) << 8 | packet[i + 1]
+                if target >= limit:
+                    raise MessageError(FORMERR, i)
+                end = end or i + 2
+                limit = i = target
+            else:
+                raise MessageError(FORMERR, i)
+    except IndexError:
+        raise MessageError(FORMERR, offset) from None
+    wire.append(0)
+    return Name(bytes(wire).lower()), end or i + 1
+
+
+def reverse(packed: bytes) -> Name:
+    """The name that PTR records of an address stand at (RFC 1035 section 3.5, RFC 3596 section 2.5)."""
+    if len(packed) == 4:
+        return from_text(".".join(str(octet) for octet in reversed(packed)) + ".in-addr.arpa")
+    return from_text(".".join(reversed(packed.hex())) + ".ip6.arpa")

@@ -1,0 +1,89 @@
+"""Which upstream next, and how long to wait for it.
+
+Servers are asked in the order of health, then of configuration. A server that failed is set aside for a time that doubles
+with each failure in a row; when all are set aside the one whose time ends first is asked anyway, so an outage ends by
+itself. Time comes in as `now`.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+FIRST_PENALTY = 1.0  # seconds; doubled per failure in a row
+LAST_PENALTY = 30.0  # a healed server is back within this
+TIMEOUT = 1.0  # seconds for one server while others are left
+RETRIES = 2  # attempts beyond one for each server: a lost datagram is not an outage
+DEADLINE = 4.5  # seconds for one query in all: the usual stub gives up after 5
+
+
+class Server(NamedTuple):
+    """A plain DNS server. `tcp`: asked over TCP only."""
+
+    address: str
+    port: int
+    tcp: bool = False
+
+    def __str__(self) -> str:
+        host = f"[{self.address}]" if ":" in self.address else self.address
+        return f"{'tcp' if self.tcp else 'udp'}://{host}:{self.port}"
+
+
+def server(text: str) -> Server:
+    """`udp://192.0.2.53:53`, as the configuration module writes it down."""
+    scheme, _, rest = text.partition("://")
+    address, _, port = rest.rpartition(":")
+    return Server(address.strip("[]"), int(port), scheme == "tcp")
+
+
+@dataclass(slots=True)
+class Health:
+    asked: int = 0
+    failed: int = 0
+    in_a_row: int = 0
+    until: float = 0.0
+    srtt: float = 0.0  # seconds, smoothed as in RFC 6298
+    no_edns: bool = False
+    last_error: str = ""
+
+
+@dataclass(slots=True)
+class Upstreams:
+    servers: tuple[Server, ...]
+    health: dict[Server, Health] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for each in self.servers:
+            self.health.setdefault(each, Health())
+
+    def choose(self, attempts: Sequence[Server], bad: Collection[Server], now: float) -> Server | None:
+        """The server for the next attempt of a query: one not asked yet, then the one asked longest ago; None to give up.
+
+        `attempts` are the servers asked so far, `bad` those that answered and could not help: they are not asked again.
+        """
+        left = [each for each in self.servers if each not in bad]
+        fresh = [each for each in left if each not in attempts]
+        if fresh:
+            healthy = [each for each in fresh if self.health[each].until <= now]
+            return healthy[0] if healthy else min(fresh, key=lambda each: self.health[each].until)
+        if left and len(attempts) < len(self.servers) + RETRIES:
+            return min(left, key=lambda each: len(attempts) - attempts[::-1].index(each))
+        return None
+
+    def timeout(self, attempts: int, started: float, now: float) -> float:
+        """Seconds to wait for attempt number `attempts` (from 0); the last one gets what is left."""
+        left = max(started + DEADLINE - now, 0.05)
+        return left if attempts >= len(self.servers) + RETRIES - 1 else min(TIMEOUT, left)
+
+    def succeeded(self, chosen: Server, seconds: float) -> None:
+        health = self.health[chosen]
+        health.asked += 1
+        health.in_a_row, health.until = 0, 0.0
+        health.srtt = seconds if not health.srtt else health.srtt * 0.875 + seconds * 0.125
+
+    def failed(self, chosen: Server, reason: str, now: float) -> None:
+        health = self.health[chosen]
+        health.asked += 1
+        health.failed += 1
+        health.in_a_row += 1
+        health.last_error = reason
+        health.until = now + min(FIRST_PENALTY * 2 ** (health.in_a_row - 1), LAST_PENALTY)
