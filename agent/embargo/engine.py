@@ -129,7 +129,9 @@ class Engine:
             self.zones = zones
             self.cache.clear()
 
-    def handle(self, packet: bytes, client: str, peer: object, now: float, *, udp: bool = True) -> Reply | Forward | Joined | Drop:
+    def handle(
+        self, packet: bytes, client: str, peer: object, now: float, *, udp: bool = True
+    ) -> Reply | Forward | Joined | Drop:
         """One query from a client; `peer` comes back in the Reply."""
         if not self.rules.acl.allows(client):
             return Drop("acl")

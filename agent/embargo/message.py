@@ -271,7 +271,7 @@ _TARGET_AT = {NS: 0, CNAME: 0, DNAME: 0, MX: 2, SRV: 6, SVCB: 2, HTTPS: 2}
 
 def _leads(packet: bytes, owner: Name, rtype: int, start: int, end: int) -> Lead:
     """Where a record leads: (its owner and target names, its addresses and hints)."""
-    if rtype == A or rtype == AAAA:
+    if rtype in (A, AAAA):
         if end - start != (4 if rtype == A else 16):
             raise MessageError(FORMERR, start)
         return (owner,), (packet[start:end],)
@@ -345,7 +345,5 @@ def negative(rcode: int, ttl: int) -> Answer:
 
 def addresses(packed: tuple[bytes, ...], ttl: int) -> Answer:
     """A or AAAA records for the qname."""
-    body = b"".join(
-        b"\xc0\x0c" + _RECORD.pack(A if len(p) == 4 else AAAA, IN, ttl, len(p)) + p for p in packed
-    )
+    body = b"".join(b"\xc0\x0c" + _RECORD.pack(A if len(p) == 4 else AAAA, IN, ttl, len(p)) + p for p in packed)
     return Answer(NOERROR, (len(packed), 0, 0), body)

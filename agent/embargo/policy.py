@@ -11,6 +11,7 @@ off is such an exception: it sets apart what a shorter suffix must not block by 
 """
 
 import enum
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -202,7 +203,7 @@ class _Line(NamedTuple):
 
 
 def classes_of(apps: Iterable[App]) -> tuple[Class, ...]:
-    """All classes in the order that breaks ties: local ones, then by app id and function; the port functions of `bypass` too."""
+    """All classes in the order that breaks ties: local ones, then by app and function; the port functions of `bypass` too."""
     found = {list_.source.class_ for app in apps for list_ in app.lists}
     found |= {Class(app.id, function) for app in apps if app.id == BYPASS for function in PORT_FUNCTIONS}
     return (LOCAL_ALLOW, LOCAL_BLOCK, *sorted(found - {LOCAL_ALLOW, LOCAL_BLOCK}))
@@ -289,7 +290,7 @@ def _flatten(networks: Sequence[tuple[Network, _Line]]) -> Iterator[tuple[int, i
     active: list[tuple[Network, _Line]] = []
     pending: tuple[int, int, Claims] | None = None
     next_ = 0
-    for first, after in zip(bounds, bounds[1:], strict=False):
+    for first, after in itertools.pairwise(bounds):
         active = [item for item in active if item[0].last >= first]
         while next_ < len(ordered) and ordered[next_][0].first == first:
             active.append(ordered[next_])

@@ -20,9 +20,7 @@ MAX_DATAGRAM = 65_535
 class Forwarder:
     """Asks upstreams; `complete(token, packet)` or `expire(token, reason, network)` is called once per Forward."""
 
-    def __init__(
-        self, complete: Callable[[int, bytes], None], expire: Callable[[int, str, bool], None]
-    ) -> None:
+    def __init__(self, complete: Callable[[int, bytes], None], expire: Callable[[int, str, bool], None]) -> None:
         self._complete = complete
         self._expire = expire
         self._loop = asyncio.get_running_loop()

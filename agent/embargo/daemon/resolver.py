@@ -185,7 +185,7 @@ class Resolver:
             self._hold(line)
 
     def _members(self, attempt: Attempt) -> str:
-        """An attempt's event but for time and count. Written out because a first attempt must cost little more than a second."""
+        """An attempt's event but for time and count. Written out: a first attempt must cost little more than a second."""
         rules, decision, quote = self.engine.rules, attempt.decision, events.quote
         qname = "" if self._log_names == "none" else f'"qname":{quote(names.to_text(attempt.qname))},'
         asked = (

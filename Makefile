@@ -1,0 +1,49 @@
+# `make run` and `make test` do all the set-up a fresh Debian 12 or 13 needs; everything else builds on them.
+PYTHON ?= /usr/bin/python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: run demo test lint unit bench lock clean
+
+run: $(VENV)/run.stamp
+	@tools/run
+
+demo: $(VENV)/run.stamp
+	@tools/apt nftables iproute2 bind9-dnsutils
+	@$(BIN)/python -m tools.demo
+
+test: $(VENV)/test.stamp
+	@tools/apt nftables iproute2 bind9-dnsutils dnsmasq-base unbound conntrack procps
+	@$(MAKE) --no-print-directory lint
+	$(BIN)/pytest
+
+# what needs no root and no packages, in seconds
+unit: $(VENV)/test.stamp
+	$(BIN)/pytest tests/unit tests/property tests/golden tests/regress
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/bench.stamp
+	@tools/apt nftables iproute2 bind9-dnsutils dnsmasq-base unbound dnsperf procps
+	$(BIN)/python -m tools.bench
+
+lock:
+	tools/lock
+
+clean:
+	rm -rf $(VENV) build dist run agent/*.egg-info
+
+$(VENV)/run.stamp: requirements.lock pyproject.toml
+	@tools/venv requirements.lock
+	@touch $@
+
+$(VENV)/test.stamp: requirements-test.lock pyproject.toml
+	@tools/venv requirements-test.lock
+	@touch $@ $(VENV)/run.stamp
+
+$(VENV)/bench.stamp: requirements-bench.lock pyproject.toml
+	@tools/venv requirements-bench.lock
+	@touch $@ $(VENV)/test.stamp $(VENV)/run.stamp
