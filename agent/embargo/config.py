@@ -8,7 +8,7 @@ import difflib
 import ipaddress
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from embargo import names
@@ -84,6 +84,7 @@ class Config:
     firewall: Firewall
     log: Log
     state: State
+    text: str = field(default="", compare=False, repr=False)  # as read; two texts that mean the same are the same configuration
 
     @property
     def control(self) -> str:
@@ -347,7 +348,8 @@ OPTIONS: dict[str, dict[str, Option]] = {
 def parse(data: bytes, file: str) -> Config:
     """The configuration. Raises ConfigError with every problem found."""
     try:
-        raw = tomllib.loads(data.decode())
+        text = data.decode()
+        raw = tomllib.loads(text)
     except UnicodeDecodeError:
         raise ConfigError([Problem(file, 0, "it is not UTF-8", "save the file as UTF-8")]) from None
     except tomllib.TOMLDecodeError as error:
@@ -365,7 +367,7 @@ def parse(data: bytes, file: str) -> Config:
             values[name] = _section(name, section, options, file, problems)
     if problems:
         raise ConfigError(problems)
-    return _build(file, values)
+    return _build(file, text, values)
 
 
 def default(file: str = "") -> Config:
@@ -402,7 +404,7 @@ def _section(
     return values
 
 
-def _build(file: str, values: dict[str, dict[str, Any]]) -> Config:
+def _build(file: str, text: str, values: dict[str, dict[str, Any]]) -> Config:
     dns, policy, firewall = dict(values["dns"]), dict(values["policy"]), dict(values["firewall"])
     servers = dns.pop("upstream")
     mode = Action.BLOCK if policy.pop("mode") == "block" else Action.AUDIT
@@ -414,6 +416,7 @@ def _build(file: str, values: dict[str, dict[str, Any]]) -> Config:
         firewall=Firewall(except_=firewall.pop("except"), **firewall),
         log=Log(**values["log"]),
         state=State(**values["state"]),
+        text=text,
     )
 
 

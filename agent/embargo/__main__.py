@@ -1,0 +1,5 @@
+"""`python -m embargo` is the command `embargo`."""
+
+from embargo.cli import main
+
+main()

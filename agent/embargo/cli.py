@@ -1,0 +1,377 @@
+"""The command line: a client of the control socket, and the start of the agent.
+
+Exit status: 0 done, 1 the answer is no or what was asked for failed, 2 usage or configuration error.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+import click
+
+import embargo
+from embargo import config, ruleset, show
+from embargo.config import Config
+from embargo.daemon import compiler, control, endpoints, explain, machine, privileges, sources, supervisor
+from embargo.daemon.control import ControlError, NotRunning
+from embargo.daemon.endpoints import ListenError
+from embargo.daemon.netlink import Nftables
+from embargo.daemon.supervisor import Supervisor
+from embargo.errors import ConfigError, EmbargoError, FirewallError, Problem
+from embargo.fastpath import Acl
+from embargo.image import Image
+
+DEFAULT = "/etc/embargo/embargo.toml"
+NO, USAGE = 1, 2
+TRY = ("mygw.alipay.com", "pay.weixin.qq.com", "wup.qq.com")  # names for a first `dig`, the first blocked one is shown
+
+Told = dict[str, Any]
+
+
+def main() -> None:
+    cli.main(prog_name="embargo")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Makes named apps stop on a network: by name, by address, and on the ways around both."""
+
+
+def verb(*, reads: bool = False) -> Callable[[Callable[..., None]], click.Command]:
+    """A subcommand: -c for every one, --json for those that read, our errors as exit statuses."""
+
+    def decorate(function: Callable[..., None]) -> click.Command:
+        def run(file: str, **options: Any) -> None:
+            try:
+                function(file, **options)
+            except ConfigError as error:
+                _fail(str(error), USAGE)
+            except EmbargoError as error:
+                _fail(str(error), NO)
+            except BrokenPipeError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                sys.exit(NO)
+
+        run.__doc__ = function.__doc__
+        run.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined] # click's own way
+        command = cli.command(function.__name__)(run)
+        if reads:
+            command.params.append(click.Option(["--json", "as_json"], is_flag=True, help="Print JSON."))
+        option = click.Option(["-c", "--config", "file"], default=DEFAULT, show_default=True, help="The configuration.")
+        command.params.append(option)
+        return command
+
+    return decorate
+
+
+def _fail(text: str, status: int) -> None:
+    show_error = "\n".join(show.clean(line) for line in text.splitlines())
+    print(show_error, file=sys.stderr)
+    sys.exit(status)
+
+
+def _settings(file: str) -> Config:
+    try:
+        with open(file, "rb") as opened:
+            return config.parse(opened.read(), os.path.abspath(file))
+    except OSError as error:
+        hint = "name one with -c FILE" if file == DEFAULT else "check the path"
+        raise ConfigError([Problem(file, 0, f"it cannot be read: {error.strerror}", hint)]) from None
+
+
+def _ask(file: str, name: str, **members: Any) -> Told:
+    answer = control.ask(_settings(file).control, name, **members)
+    if "errors" not in answer and not answer["ok"]:
+        _fail(answer["error"], USAGE if answer.get("usage") else NO)
+    return answer
+
+
+# ── run ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@verb()
+def run(file: str) -> None:
+    """The agent, in the foreground. SIGHUP reloads, SIGTERM and SIGINT stop it."""
+    settings = _settings(file)
+    under_systemd = "JOURNAL_STREAM" in os.environ
+    logging.addLevelName(logging.CRITICAL, "critical")
+    logging.basicConfig(
+        level=logging.INFO, format="%(message)s" if under_systemd else "%(asctime)s %(levelname)s: %(message)s",
+        stream=sys.stderr,
+    )  # fmt: skip
+    asyncio.run(_run(settings))
+
+
+async def _run(settings: Config) -> None:
+    around = await asyncio.to_thread(supervisor.surroundings, settings)
+    await Supervisor(settings, around).run(control.serve, _ready)
+
+
+def _ready(agent: Supervisor) -> None:
+    generation, listen = agent.generation, agent.sockets.endpoints
+    assert generation is not None
+    where = ", ".join(map(str, listen)) or "no address"
+    size = f"{len(generation.image)} names, {generation.image.networks} networks"
+    print(f"ready: generation {generation.number}, {size}, on {where}")
+    blocked = (name for name in TRY if explain.verdict(generation.image, generation.board, name)["verdict"] == "blocked")
+    name = next(blocked, None)
+    if name and listen:
+        address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen[0].address, listen[0].address)
+        port = f" -p {listen[0].port}" if listen[0].port != 53 else ""
+        print(f"try:   dig @{address}{port} {name}")
+    sys.stdout.flush()
+
+
+# ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@verb(reads=True)
+def status(file: str, as_json: bool) -> None:
+    """Is it running, what is in force, what is wrong, what is not covered? Exit status 1 when it is not running."""
+    try:
+        told = _ask(file, "status")
+    except NotRunning as error:
+        if as_json:
+            show.as_json({"running": False, "reason": str(error)})
+            sys.exit(NO)
+        raise
+    show.as_json(told) if as_json else show.status(told)
+
+
+@verb(reads=True)
+@click.argument("subject")
+@click.option("--type", "qtype", default="A", help="The query's type.")
+@click.option("--client", default="", help="The client that asks.")
+def why(file: str, subject: str, qtype: str, client: str, as_json: bool) -> None:
+    """Is this NAME or ADDRESS blocked, and by which line? Exit status 0: something blocks it, 1: nothing does."""
+    settings = _settings(file)
+    try:
+        told = control.ask(settings.control, "why", subject=subject, type=qtype, client=client)
+    except NotRunning:
+        told = _why_offline(settings, subject, qtype, client)
+    if not told["ok"]:
+        _fail(told["error"], USAGE)
+    show.as_json(told) if as_json else show.why(told)
+    sys.exit(0 if told["verdict"] == "blocked" else NO)
+
+
+def _why_offline(settings: Config, subject: str, qtype: str, client: str) -> Told:
+    loaded, built, board = _compiled(settings)
+    networks = endpoints.local_networks(settings, machine.interfaces())
+    try:
+        told = explain.verdict(built, board, subject, qtype, client, Acl(networks))
+        return {"ok": True, **told, "lines": explain.matching(loaded.lists, explain.subject(subject)), "generation": 0}
+    except ValueError as error:
+        return {"ok": False, "error": str(error)}
+
+
+def _compiled(settings: Config) -> tuple[sources.Loaded, Image, Any]:
+    protected = supervisor.protected(settings, supervisor.surroundings(settings))
+    loaded = sources.load(settings, compiler.guard(protected))
+    data, board = compiler.build(settings, loaded)
+    return loaded, Image(data), board
+
+
+@verb(reads=True)
+@click.argument("app", required=False)
+def apps(file: str, app: str | None, as_json: bool) -> None:
+    """The catalogue: apps, their functions and entries, what is on, how often it was hit."""
+    settings = _settings(file)
+    try:
+        rows = control.ask(settings.control, "apps")["apps"]
+    except NotRunning:
+        loaded, built, board = _compiled(settings)
+        rows = compiler.report(settings, loaded, built, board)["apps"]
+    if app is not None:
+        rows = [row for row in rows if row["id"] == app]
+        if not rows:
+            _fail(f'no app "{app}"; `embargo apps` lists them', NO)
+    if as_json:
+        show.as_json(rows)
+    elif app is not None:
+        show.app(rows[0])
+    else:
+        show.apps(rows)
+
+
+@verb(reads=True)
+def check(file: str, as_json: bool) -> None:
+    """Configuration, lists and ruleset, all problems at once. Exit status 0: none, 1: some, 2: the configuration's own."""
+    settings = _settings(file)
+    problems = [*_check_lists(settings), *_check_machine(settings)]
+    if as_json:
+        show.as_json({"ok": not problems, "problems": [p._asdict() for p in problems]})
+    else:
+        show.lines(map(str, problems))
+        print(f"{len(problems)} problem{'s' if len(problems) != 1 else ''}" if problems else "no problems")
+    sys.exit(NO if problems else 0)
+
+
+def _check_lists(settings: Config) -> list[Problem]:
+    around = supervisor.surroundings(settings)
+    try:
+        loaded = sources.load(settings, compiler.guard(supervisor.protected(settings, around)))
+    except ConfigError as error:
+        return list(error.problems)
+    problems = [*loaded.problems, *compiler.harmed(loaded)]
+    if settings.firewall.enabled and privileges.CAP_NET_ADMIN in privileges.effective():
+        data, board = compiler.build(settings, loaded)
+        firewall = settings.firewall
+        wanted = ruleset.spec(
+            Image(data), board, 1, lan=firewall.lan, except_=firewall.except_, fail=firewall.fail,
+            intercept_port=endpoints.intercept_port(settings), log_group=firewall.log_group,
+        )  # fmt: skip
+        try:
+            Nftables().check(ruleset.build(wanted, "embargo_check"))
+        except FirewallError as error:
+            problems.append(Problem(settings.file, 0, f"the kernel refuses the ruleset: {error}", ""))
+    elif settings.firewall.enabled and os.geteuid() == 0:
+        problems.append(Problem(settings.file, 0, "firewall.enabled: no CAP_NET_ADMIN here", "grant it, or set it to false"))
+    return problems
+
+
+def _check_machine(settings: Config) -> Iterator[Problem]:
+    around = supervisor.surroundings(settings)
+    if not around.upstreams:
+        yield Problem(settings.file, 0, "dns.upstream: no resolver is left to ask", 'name one, as in ["192.0.2.53"]')
+    names = {interface.name for interface in around.interfaces}
+    for name in settings.firewall.lan:
+        if name not in names:
+            yield Problem(settings.file, 0, f'firewall.lan: no interface "{name}" with an address', "see `ip address`")
+    try:
+        control.ask(settings.control, "apps")
+    except NotRunning:
+        sockets = endpoints.Sockets()
+        for each in around.endpoints:
+            try:
+                sockets.follow((*sockets.endpoints, each), 1, around.interfaces)
+            except ListenError as error:
+                yield Problem(settings.file, 0, str(error), "")
+        sockets.close()
+    except ControlError as error:
+        yield Problem(settings.control, 0, str(error), "")
+
+
+# ── the block log ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@verb(reads=True)
+@click.option("-f", "--follow", is_flag=True, help="Go on with what is written from now on.")
+@click.option("--app", default="", help="Only this app.")
+@click.option("--client", default="", help="Only this client.")
+@click.option("--since", default="", help="From a time on: 10m, 2h, 1d, or 2026-01-31T12:00:00Z.")
+@click.option("--layer", type=click.Choice(["dns", "drop"]), help="Only names or only addresses.")
+def log(file: str, follow: bool, app: str, client: str, since: str, layer: str | None, as_json: bool) -> None:
+    """Every blocked attempt: client, name or address, app, list and line. With --json the raw lines."""
+    path = _settings(file).log.events
+    start = _since(since) if since else ""
+    for line in _event_lines(path, follow):
+        try:
+            told = json.loads(line)
+        except ValueError:
+            continue
+        shown = {"dns", "drop"} if layer is None else {layer}
+        if (
+            (told.get("event") in shown or (layer is None and not app and not client))
+            and app in ("", told.get("app"))
+            and client in ("", told.get("client"))
+            and str(told.get("ts", "")) >= start
+        ):
+            print(line if as_json else show.event(told), flush=follow)
+
+
+def _since(text: str) -> str:
+    """The earliest timestamp to show."""
+    if found := re.fullmatch(r"(\d{1,6})([smhd])", text, re.ASCII):
+        unit = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}[found[2]]
+        return (datetime.now().astimezone() - timedelta(**{unit: int(found[1])})).astimezone(_UTC).strftime(_STAMP)
+    try:
+        return datetime.fromisoformat(text).astimezone(_UTC).strftime(_STAMP)
+    except ValueError:
+        raise click.BadParameter(f'"{text}" is not a time; write 10m, 2h, 1d or 2026-01-31T12:00:00Z') from None
+
+
+_STAMP = "%Y-%m-%dT%H:%M:%S"
+_UTC = datetime.fromisoformat("1970-01-01T00:00:00+00:00").tzinfo
+
+
+def _event_lines(path: str, follow: bool) -> Iterator[str]:
+    """The rotated files from the oldest, the file itself, and then what is added to it."""
+    number = 1
+    while os.path.exists(f"{path}.{number}"):
+        number += 1
+    try:
+        for old in range(number - 1, 0, -1):
+            yield from _lines(f"{path}.{old}", follow=False)
+        yield from _lines(path, follow=follow)
+        while follow:  # it was rotated: what is written now stands in a new file of the same name
+            yield from _lines(path, follow=True)
+    except OSError as error:
+        raise ControlError(f"{error.filename}: {error.strerror}") from None
+
+
+def _lines(path: str, *, follow: bool) -> Iterator[str]:
+    """The whole lines of a file; with `follow` also those to come, until another file has its name."""
+    with open(path, "rb") as opened:
+        pending = b""
+        while True:
+            replaced = follow and os.stat(path).st_ino != os.fstat(opened.fileno()).st_ino
+            while chunk := opened.read(1 << 20):
+                *whole, pending = (pending + chunk).split(b"\n")
+                yield from (line.decode(errors="replace") for line in whole)
+            if replaced or not follow:
+                return
+            time.sleep(0.2)
+
+
+# ── changing ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@verb()
+def reload(file: str) -> None:
+    """Read everything again; returns when the new generation is in force, or 1 with the reason."""
+    _changed(_ask(file, "reload"))
+
+
+@verb()
+@click.argument("entries", nargs=-1, required=True, metavar="ENTRY…")
+def block(file: str, entries: tuple[str, ...]) -> None:
+    """Add names or networks to the agent's own block list; in force when the command returns."""
+    _changed(_ask(file, "block", entries=list(entries)))
+
+
+@verb()
+@click.argument("entries", nargs=-1, required=True, metavar="ENTRY…")
+def allow(file: str, entries: tuple[str, ...]) -> None:
+    """Add names or networks to the agent's own allow list, which comes before everything else."""
+    _changed(_ask(file, "allow", entries=list(entries)))
+
+
+@verb()
+@click.argument("entries", nargs=-1, required=True, metavar="ENTRY…")
+def forget(file: str, entries: tuple[str, ...]) -> None:
+    """Take entries out of the agent's own lists again."""
+    _changed(_ask(file, "forget", entries=list(entries)))
+
+
+def _changed(told: Told) -> None:
+    for text in (*told.get("warnings", ()), *told.get("problems", ()), *told["errors"]):
+        print(show.clean(text), file=sys.stderr)
+    if not told["ok"]:
+        print(f"nothing changed; generation {told['generation']} stays in force", file=sys.stderr)
+        sys.exit(NO)
+    print(f"generation {told['generation']} is in force" + ("" if told["changed"] else ", nothing changed"))
+
+
+@verb()
+def version(file: str) -> None:
+    """The version of this program."""
+    del file
+    print(f"embargo {embargo.__version__}")

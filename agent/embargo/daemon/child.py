@@ -1,0 +1,167 @@
+"""A process of ours at the other end of a channel: started, asked, told, and seen to end.
+
+Questions carry a number that comes back in the answer; everything else that arrives is the child's own news. What a child
+does not answer in time, or cannot because it ended, raises ChildError.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from embargo.daemon import channel
+from embargo.daemon.channel import Channel, ChannelError
+from embargo.errors import EmbargoError
+
+log = logging.getLogger(__name__)
+
+ANSWER = 10.0  # seconds for an ordinary answer
+
+News = Callable[[dict[str, Any]], None]
+
+
+class ChildError(EmbargoError):
+    """The child could not do what it was asked, or is gone."""
+
+
+class Child:
+    def __init__(self, name: str, module: str, news: News) -> None:
+        self.name = name
+        self._module = module
+        self._news = news
+        self._channel: Channel | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._number = 0
+        self._ended = asyncio.Event()
+        self._ended.set()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid if self._process is not None else 0
+
+    @property
+    def running(self) -> bool:
+        return not self._ended.is_set()
+
+    async def start(self) -> None:
+        """Start the process. The answer to the first question tells whether it lives."""
+        ours, theirs = channel.pair()
+        with theirs:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", self._module, str(theirs.fileno()), stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+            )  # fmt: skip
+        self.adopt(ours)
+
+    def adopt(self, ours: Channel) -> None:
+        """Listen to this channel from now on."""
+        ours.setblocking(False)
+        self._channel = ours
+        self._ended.clear()
+        asyncio.get_running_loop().add_reader(ours.fileno(), self._readable)
+
+    async def wait(self) -> int:
+        """The exit status, when the process has ended and the last of its news is read."""
+        assert self._process is not None
+        status = await self._process.wait()
+        self.finish()
+        return status
+
+    def finish(self) -> None:
+        """It has ended: take what it said last, and let nobody wait for it any longer."""
+        if self._channel is not None:
+            self._readable()
+            asyncio.get_running_loop().remove_reader(self._channel.fileno())
+            self._channel.close()
+            self._channel = None
+        self._ended.set()
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(ChildError(f"{self.name} ended"))
+        self._answers.clear()
+
+    def _readable(self) -> None:
+        """Take all messages that are there."""
+        assert self._channel is not None
+        while True:
+            try:
+                received = self._channel.receive()
+            except BlockingIOError:
+                return
+            except ChannelError as error:
+                log.error("%s sent what is no message: %s", self.name, error)
+                continue
+            except OSError:
+                received = None
+            if received is None:  # it has closed its end; `wait` sees the rest
+                asyncio.get_running_loop().remove_reader(self._channel.fileno())
+                return
+            self._take(*received)
+
+    def _take(self, message: dict[str, Any], fds: list[int]) -> None:
+        for fd in fds:
+            os.close(fd)
+        answer = self._answers.pop(message.get("id") or 0, None)
+        if answer is None:
+            self._news(message)
+        elif answer.done():
+            return
+        elif message.get("op") == "error":
+            answer.set_exception(ChildError(f"{self.name}: {message.get('error')}"))
+        else:
+            answer.set_result(message)
+
+    async def ask(self, op: str, fds: Sequence[int] = (), seconds: float = ANSWER, **members: Any) -> dict[str, Any]:
+        """Send a question and wait for its answer. ChildError when there is none."""
+        self._number += 1
+        number = self._number
+        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._answers[number] = answer
+        try:
+            await self._send({"op": op, "id": number, **members}, fds)
+            return await asyncio.wait_for(answer, seconds)
+        except TimeoutError:
+            raise ChildError(f"{self.name} did not answer in {seconds:.0f} s") from None
+        finally:
+            self._answers.pop(number, None)
+
+    async def _send(self, message: dict[str, Any], fds: Sequence[int]) -> None:
+        for _ in range(200):
+            if self._channel is None:
+                raise ChildError(f"{self.name} is not running")
+            try:
+                self._channel.send(message, fds)
+            except BlockingIOError:  # it has not read the last ones yet
+                await asyncio.sleep(0.01)
+            except OSError as error:
+                raise ChildError(f"{self.name} is gone: {error.strerror}") from None
+            else:
+                return
+        raise ChildError(f"{self.name} does not read")
+
+    def tell(self, op: str, **members: Any) -> None:
+        """Send something that needs no answer; lost when the child is gone or does not read."""
+        if self._channel is not None:
+            with contextlib.suppress(OSError):
+                self._channel.send({"op": op, **members})
+
+    async def stop(self, seconds: float = 5.0, **members: Any) -> None:
+        """Ask it to end, and end it if it does not. Somebody must be in `wait`."""
+        if not self.running:
+            return
+        with contextlib.suppress(ChildError):
+            await self.ask("stop", seconds=seconds, **members)
+        try:
+            await asyncio.wait_for(self._ended.wait(), seconds)
+        except TimeoutError:
+            log.error("%s does not end; it is killed", self.name)
+            self.kill()
+            await self._ended.wait()
+
+    def kill(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()

@@ -1,0 +1,136 @@
+"""One load of the lists into one generation, in a process of its own that ends with it.
+
+The supervisor writes an order to standard input; the answer is one JSON object on standard output. An order with `matching`
+asks only which lines speak of a name or address. What is compiled stands
+in the directory that the order names: `policy.img`, and `report.json` with all that people want to know about it. The
+process holds no capability: it parses files that others write.
+"""
+
+import json
+import os
+import sys
+import time
+from collections import Counter
+from typing import Any
+
+from publicsuffixlist import PublicSuffixList
+
+from embargo import config, image, lists, names, policy
+from embargo.config import Config
+from embargo.daemon import explain, privileges, sources
+from embargo.errors import ConfigError, Problem
+from embargo.image import Image
+from embargo.lists import Guard
+from embargo.names import Name
+from embargo.policy import Action, App, Selection, Switchboard
+
+IMAGE, REPORT = "policy.img", "report.json"
+
+Order = dict[str, Any]
+
+
+def guard(protected: list[tuple[str, str]]) -> Guard:
+    """The line guards: the public suffix list, and the networks that must not be cut off, each with its role."""
+    suffixes = PublicSuffixList()
+
+    def public(name: Name) -> bool:
+        return bool(suffixes.is_public(names.to_text(name)))
+
+    return Guard(public_suffix=public, protected=tuple((lists.network_from_text(n), role) for n, role in protected))
+
+
+def build(settings: Config, loaded: sources.Loaded) -> tuple[bytes, Switchboard]:
+    """The image and the switchboard of what was loaded."""
+    combined = policy.combine(loaded.apps, loaded.local, settings.policy)
+    return image.encode(combined), policy.select(loaded.apps, combined.classes, settings.policy)
+
+
+def report(settings: Config, loaded: sources.Loaded, built: Image, board: Switchboard) -> dict[str, Any]:
+    """What `status`, `apps` and the events say about a generation."""
+    return {
+        "digest": built.digest,
+        "switchboard": list(map(int, board.actions)),
+        "names": len(built),
+        "networks": built.networks,
+        "hosts": loaded.hosts,
+        "apps": [_app(app, settings.policy) for app in loaded.apps],
+        "lists": [
+            {
+                "list": each.source.path, "file": each.file, "entries": len(each.entries),
+                "problems": len(each.problems), "modified": _modified(each.file),
+            }
+            for each in loaded.lists
+        ],
+        "problems": [list(p) for p in loaded.problems],
+    }  # fmt: skip
+
+
+def _app(app: App, selection: Selection) -> dict[str, Any]:
+    functions: dict[str, Counter[str]] = {}
+    for each in app.lists:
+        counted = functions.setdefault(each.source.function, Counter())
+        kinds = Counter("networks" if entry.network else "names" for entry in each.entries if not entry.exception)
+        counted.update({f"shared_{kind}" if each.source.shared else kind: n for kind, n in kinds.items()})
+    if app.id == policy.BYPASS:
+        functions |= {f: functions.get(f, Counter()) for f in policy.PORT_FUNCTIONS}
+    return {
+        "id": app.id, "name": app.name, "operator": app.operator, "order": app.order, "summary": app.summary,
+        "homepage": app.homepage, "default": app.default,
+        "on": any(selection.class_on(app, function) for function in functions),
+        "shared": selection.shared_on(app.id),
+        "functions": {
+            function: {"on": selection.class_on(app, function), **functions[function]} for function in sorted(functions)
+        },
+    }  # fmt: skip
+
+
+def _modified(file: str) -> float:
+    try:
+        return os.stat(file).st_mtime
+    except OSError:
+        return time.time()
+
+
+def harmed(loaded: sources.Loaded) -> list[Problem]:
+    """The neighbours that the catalogue would block with everything but the shared lists on, though they must keep working."""
+    everything = Selection(apps="all", functions="all", shared=False)
+    combined = policy.combine(loaded.apps, (), everything)
+    built, board = Image(image.encode(combined)), policy.select(loaded.apps, combined.classes, everything)
+    found = []
+    for app, name in sources.neighbours(loaded.apps):
+        action, decision = board.choose(built.lookup(name))
+        if action is not Action.PASS and decision is not None:
+            place = f"{built.sources[decision.source].path}:{decision.line}"
+            message = f"{names.to_text(name)} must keep working beside {app.id}, and {place} blocks it"
+            found.append(Problem(f"{app.id}/app.toml", 0, message, "narrow that line or move it to a shared list"))
+    return found
+
+
+def main() -> None:
+    privileges.keep(())
+    order: Order = json.load(sys.stdin)
+    try:
+        settings = config.parse(order["config"].encode(), order["file"])
+        loaded = sources.load(settings, guard([(n, r) for n, r in order["protected"]]))
+    except ConfigError as error:
+        json.dump({"errors": [list(p) for p in error.problems]}, sys.stdout)
+        sys.exit(1)
+    if "matching" in order:
+        json.dump({"matching": explain.matching(loaded.lists, explain.subject(order["matching"]))}, sys.stdout)
+        return
+    data, board = build(settings, loaded)
+    told = report(settings, loaded, Image(data), board)
+    _write(f"{order['directory']}/{IMAGE}", data)
+    _write(f"{order['directory']}/{REPORT}", json.dumps(told).encode())
+    json.dump({"digest": told["digest"]}, sys.stdout)
+
+
+def _write(path: str, data: bytes) -> None:
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,316 @@
+"""The control socket: the command line asks, the supervisor answers.
+
+A request is one line of JSON, {"verb": …}; so is the answer, with "ok" and what was asked for. The kernel says who asks
+(SO_PEERCRED). The socket's mode and group decide who may.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import socket
+import struct
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import embargo
+from embargo import lists
+from embargo.daemon import endpoints, explain, sources, supervisor
+from embargo.daemon.child import ChildError
+from embargo.daemon.supervisor import Outcome, Supervisor
+from embargo.errors import ConfigError, EmbargoError, Problem
+from embargo.fastpath import Acl
+from embargo.policy import Action, Network
+
+log = logging.getLogger(__name__)
+
+MAX_REQUEST = 64 << 10  # octets
+MAX_CLIENTS = 32
+PATIENCE = 10.0  # seconds for a request to be whole
+
+Told = dict[str, Any]
+
+
+class ControlError(EmbargoError):
+    """The agent cannot be asked, or says no."""
+
+
+# ── the asking side ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class NotRunning(ControlError):
+    """Nobody listens at the socket."""
+
+
+def ask(path: str, verb: str, seconds: float = 300.0, **members: Any) -> Told:
+    """One request to a running agent. NotRunning when there is none, ControlError when it cannot be asked."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(seconds)
+        try:
+            sock.connect(path)
+            sock.sendall(json.dumps({"verb": verb, **members}).encode() + b"\n")
+            with sock.makefile("rb") as file:
+                line = file.readline()
+        except (FileNotFoundError, ConnectionRefusedError):
+            raise NotRunning(f"no agent is running ({path})") from None
+        except PermissionError:
+            raise ControlError(f"{path}: permission denied; ask root to add you to the socket's group") from None
+        except OSError as error:
+            raise ControlError(f"{path}: {error.strerror or error}") from None
+    if not line:
+        raise ControlError("the agent closed the connection without an answer")
+    answer: Told = json.loads(line)
+    return answer
+
+
+# ── the answering side ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextlib.asynccontextmanager
+async def serve(agent: Supervisor) -> AsyncIterator[None]:
+    """Listen at the configured path for as long as the context lasts."""
+    path = agent.settings.control
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)  # the lock on the state directory says that nobody else uses it
+    before = os.umask(0o117)
+    try:
+        server = await asyncio.start_unix_server(_Control(agent).client, path, limit=MAX_REQUEST)
+    finally:
+        os.umask(before)
+    with contextlib.suppress(OSError):
+        os.chown(path, -1, supervisor.group_id(agent.settings.state.group))
+    try:
+        yield
+    finally:
+        server.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+class _Control:
+    def __init__(self, agent: Supervisor) -> None:
+        self._agent = agent
+        self._clients = 0
+        self._editing = asyncio.Lock()
+
+    async def client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One request, one answer."""
+        self._clients += 1
+        try:
+            if self._clients <= MAX_CLIENTS:
+                request = await asyncio.wait_for(reader.readline(), PATIENCE)
+                answer = await self._answer(request, _uid(writer))
+                writer.write(json.dumps(answer).encode() + b"\n")
+                await asyncio.wait_for(writer.drain(), PATIENCE)
+        except (TimeoutError, ValueError, ConnectionError):
+            pass  # too slow, too long, or gone
+        finally:
+            self._clients -= 1
+            writer.close()
+
+    async def _answer(self, line: bytes, uid: int) -> Told:
+        try:
+            request = json.loads(line)
+            verb = request["verb"]
+        except (ValueError, KeyError, TypeError):
+            return {"ok": False, "error": "a request is one line of JSON with a verb"}
+        match verb:
+            case "status":
+                return {"ok": True, **await self._status()}
+            case "reload":
+                return _outcome(await self._agent.reload("asked for"))
+            case "why":
+                return await self._why(request)
+            case "apps":
+                return {"ok": True, **await self._apps()}
+            case "block" | "allow" | "forget":
+                async with self._editing:
+                    return await self._edit(verb, request.get("entries"), uid)
+        return {"ok": False, "error": f"there is no verb {verb!r}"}
+
+    # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _status(self) -> Told:
+        agent = self._agent
+        generation, settings = agent.generation, agent.settings
+        assert generation is not None
+        stats = await agent.workers.stats()
+        wall = await agent.firewall_stats()
+        now = time.time()
+        report = generation.report
+        hits = await agent.hits()
+        counters: Counter[str] = Counter()
+        cache: Counter[str] = Counter()
+        for each in stats:
+            counters.update(each["counters"])
+            cache.update(each["cache"])
+        last = agent.last
+        return {
+            "running": True, "pid": os.getpid(), "version": embargo.__version__, "uptime": round(now - agent.started, 1),
+            "config": settings.file, "generation": generation.number, "since": round(now - agent.since, 1),
+            "names": len(generation.image), "networks": generation.image.networks,
+            "mode": "audit" if settings.policy.mode is Action.AUDIT else "block",
+            "accelerator": "none (pure Python)",
+            "workers": agent.workers.pids, "inside": agent.workers.inside, "worker_restarts": agent.workers.restarts,
+            "listen": list(map(str, agent.sockets.endpoints)),
+            "lists": [{**row, "age": round(now - row["modified"])} for row in report["lists"]],
+            "problems": [_problem(p) for p in report["problems"]],
+            "reload": {
+                "ok": last.ok if last else True, "errors": list(map(str, last.errors)) if last else [],
+                "ago": round(now - agent.last_at, 1),
+            },
+            "apps": [_app(app, hits) for app in report["apps"]],
+            "firewall": _firewall(agent, wall),
+            "upstreams": _upstreams(stats),
+            "counters": dict(counters), "cache": dict(cache),
+            "events": {"file": agent.journal.path, "lost": agent.journal.lost, "trouble": agent.journal.trouble},
+            "uncovered": explain.uncovered(settings, report["apps"], agent.sockets.endpoints),
+        }  # fmt: skip
+
+    async def _apps(self) -> Told:
+        generation = self._agent.generation
+        assert generation is not None
+        hits = await self._agent.hits()
+        return {"apps": [_app(app, hits) for app in generation.report["apps"]], "generation": generation.number}
+
+    async def _why(self, request: Told) -> Told:
+        agent, generation = self._agent, self._agent.generation
+        assert generation is not None
+        text = str(request.get("subject", ""))
+        client = str(request.get("client") or "")
+        try:
+            networks = endpoints.local_networks(agent.settings, agent.around.interfaces)
+            told = explain.verdict(
+                generation.image, generation.board, text, str(request.get("type") or "A"), client, Acl(networks)
+            )
+            asked = explain.subject(text)
+        except ValueError as error:
+            return {"ok": False, "error": str(error)}
+        try:
+            answer = await supervisor.run_compiler({**supervisor.order(agent.settings, agent.around), "matching": text})
+        except ConfigError:
+            answer = {}  # the lists cannot be used just now; the verdict stands without them
+        told["lines"] = answer.get("matching", [])
+        if isinstance(asked, Network) and agent.guardian is not None:
+            with contextlib.suppress(ChildError):
+                packed = asked.first.to_bytes(4 if asked.family == 4 else 16)
+                passing = await agent.guardian.ask("passing", address=packed.hex())
+                told["passing"] = passing["passing"]
+        return {"ok": True, **told, "generation": generation.number}
+
+    # ── the agent's own lists ────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _edit(self, verb: str, entries: Any, uid: int) -> Told:
+        """Change the local lists and put them in force; back to what they were when that does not come to be."""
+        if not isinstance(entries, list) or not entries or not all(isinstance(each, str) for each in entries):
+            return {"ok": False, "error": "entries: name at least one"}
+        try:
+            for each in entries:
+                lists.parse_entry(each)
+        except ValueError as error:
+            return {"ok": False, "usage": True, "error": str(error)}
+        paths = {name: sources.local_path(self._agent.settings, name) for name in ("block", "allow")}
+        before = {name: _lines(path) for name, path in paths.items()}
+        after = {name: _without(lines, entries) for name, lines in before.items()}
+        if verb == "forget" and after == before:
+            return {"ok": False, "error": f"{', '.join(entries)}: not in the agent's own lists ({paths['block']})"}
+        if verb != "forget":
+            stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            after[verb] += [f"{entry}  # {verb} by uid {uid}, {stamp}" for entry in entries]
+        _write(paths, after)
+        outcome = await self._agent.reload(verb)
+        refused = [str(p) for p in outcome.problems if p.file in paths.values()]
+        if not outcome.ok or refused:
+            _write(paths, before)
+            await self._agent.reload("undo")
+            return {**_outcome(outcome), "ok": False, "problems": [], "errors": refused or list(map(str, outcome.errors))}
+        self._agent.journal.event({"event": "policy", "verb": verb, "entries": entries, "uid": uid})
+        return {**_outcome(outcome), "warnings": self._still(verb, entries)}
+
+    def _still(self, verb: str, entries: list[str]) -> list[str]:
+        """Entries that changed nothing, because something that comes first says otherwise."""
+        generation = self._agent.generation
+        assert generation is not None
+        found = []
+        for entry in entries:
+            text = entry.lstrip("=!").partition("/")[0].strip()
+            told = explain.verdict(generation.image, generation.board, text)
+            if verb == "block" and told["verdict"] == "allowed":
+                found.append(f"{text} still passes: {told['list']}:{told['line']} allows it, and that comes first")
+            elif verb == "forget" and told["verdict"] in ("blocked", "allowed"):
+                found.append(f"{text} is still {told['verdict']}, by {told['list']}:{told['line']}")
+        return found
+
+
+def _uid(writer: asyncio.StreamWriter) -> int:
+    credentials = writer.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return int(struct.unpack("iII", credentials)[1])
+
+
+def _outcome(outcome: Outcome) -> Told:
+    return {
+        "ok": outcome.ok, "changed": outcome.changed, "generation": outcome.generation,
+        "errors": list(map(str, outcome.errors)), "problems": list(map(str, outcome.problems)),
+    }  # fmt: skip
+
+
+def _problem(row: list[Any]) -> str:
+    return str(Problem(*row))
+
+
+def _app(app: Told, hits: dict[str, int]) -> Told:
+    functions = {name: {**function, "hits": hits.get(f"{app['id']}/{name}", 0)} for name, function in app["functions"].items()}
+    return {**app, "functions": functions, "hits": sum(f["hits"] for f in functions.values())}
+
+
+def _firewall(agent: Supervisor, wall: Told) -> Told:
+    settings = agent.settings.firewall
+    if agent.guardian is None:
+        return {"enabled": False}
+    return {
+        "enabled": True, "table": "inet embargo", "present": bool(wall.get("present")), "lan": list(settings.lan),
+        "intercept_dns": bool(endpoints.intercept_port(agent.settings)), "fail": settings.fail,
+        "on_stop": settings.on_stop, "guardian": agent.guardian.pid, "guardian_restarts": agent.guardian_restarts,
+        "counters": wall.get("counters", {}), "log_lost": wall.get("lost", 0),
+    }  # fmt: skip
+
+
+def _upstreams(stats: list[Told]) -> list[Told]:
+    """One row per server, the workers' counts together."""
+    rows: dict[str, Told] = {}
+    for each in stats:
+        for row in each["upstreams"]:
+            known = rows.setdefault(row["server"], {**row, "asked": 0, "failed": 0, "healthy": False})
+            known["asked"] += row["asked"]
+            known["failed"] += row["failed"]
+            known["healthy"] = known["healthy"] or row["healthy"]
+            known["last_error"] = known["last_error"] or row["last_error"]
+    return list(rows.values())
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read().splitlines()
+    except FileNotFoundError:
+        return []
+
+
+def _without(lines: list[str], entries: list[str]) -> list[str]:
+    gone = {entry.strip().lower() for entry in entries}
+    return [line for line in lines if line.partition("#")[0].strip().lower() not in gone]
+
+
+def _write(paths: dict[str, str], contents: dict[str, list[str]]) -> None:
+    """Each list whole or not at all, also through a power cut."""
+    for name, path in paths.items():
+        temporary = f"{os.path.dirname(path)}/.{name}"
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in contents[name])
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)

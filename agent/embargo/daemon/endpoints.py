@@ -1,0 +1,197 @@
+"""The listening sockets: which addresses, and one socket per address and worker.
+
+The supervisor opens them and keeps them, so a worker that dies loses nothing that waits in its queue. SO_REUSEPORT spreads
+clients over the workers; since it would also let a stranger of the same user share the port, a plain bind is tried first.
+"""
+
+import errno
+import ipaddress
+import os
+import socket
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from embargo.config import Config
+from embargo.daemon import machine
+from embargo.daemon.machine import Interface
+from embargo.errors import EmbargoError
+
+RECEIVE_BUFFER = 4 << 20  # octets of queries that may wait while a worker starts
+_SO_RCVBUFFORCE, _IP_FREEBIND, _IPV6_FREEBIND = 33, 15, 78
+
+
+class ListenError(EmbargoError):
+    """An address that cannot be listened on; `number` is the errno."""
+
+    def __init__(self, message: str, number: int = 0) -> None:
+        self.number = number
+        super().__init__(message)
+
+
+class Endpoint(NamedTuple):
+    address: str  # link-local ones with %interface
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
+
+def intercept_port(config: Config) -> int:
+    """Where intercepted queries go; 0 when none are."""
+    on = config.firewall.enabled and config.firewall.lan and config.firewall.intercept_dns
+    return config.dns.listen[0].port if on else 0
+
+
+def wanted(config: Config, interfaces: Sequence[Interface]) -> tuple[Endpoint, ...]:
+    """All addresses to answer on: the configured ones, and those of the interfaces whose queries are intercepted."""
+    found: dict[Endpoint, None] = {}
+    for listen in config.dns.listen:
+        if listen.interface:
+            found |= dict.fromkeys(Endpoint(i.bindable, listen.port) for i in interfaces if i.name == listen.interface)
+        else:
+            found[Endpoint(listen.address, listen.port)] = None
+    if port := intercept_port(config):
+        found |= dict.fromkeys(Endpoint(i.bindable, port) for i in interfaces if i.name in config.firewall.lan)
+    return tuple(each for each in found if not _covered(each, found))
+
+
+def _covered(endpoint: Endpoint, others: Iterable[Endpoint]) -> bool:
+    wildcard = Endpoint("::" if ":" in endpoint.address else "0.0.0.0", endpoint.port)
+    return endpoint != wildcard and wildcard in others
+
+
+class Sockets:
+    """One UDP and one TCP socket per endpoint and worker."""
+
+    def __init__(self) -> None:
+        self._open: dict[Endpoint, list[tuple[socket.socket, socket.socket]]] = {}
+
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        return tuple(self._open)
+
+    def follow(self, endpoints: Sequence[Endpoint], workers: int, interfaces: Sequence[Interface]) -> bool:
+        """Open what is missing, then close what is no longer wanted; True if anything changed. ListenError changes nothing.
+
+        An address of `interfaces` may be one that is not usable yet; it is listened on all the same.
+        """
+        missing = [each for each in endpoints if len(self._open.get(each, ())) != workers]
+        gone = [each for each in self._open if each not in endpoints]
+        fresh: dict[Endpoint, list[tuple[socket.socket, socket.socket]]] = {}
+        try:
+            for each in missing:
+                if each not in self._open:
+                    _probe(each, {interface.address for interface in interfaces})
+                fresh[each] = [*self._open.get(each, ())[:workers]]
+                fresh[each] += [_pair(each) for _ in range(workers - len(fresh[each]))]
+        except ListenError:
+            for each, pairs in fresh.items():
+                _close(pair for pair in pairs if pair not in self._open.get(each, ()))
+            raise
+        for each, pairs in fresh.items():
+            _close(pair for pair in self._open.get(each, ()) if pair not in pairs)
+        for each in gone:
+            _close(self._open.pop(each))
+        self._open |= fresh
+        return bool(missing or gone)
+
+    def of(self, worker: int) -> Iterator[tuple[str, socket.socket]]:
+        """A worker's sockets with their kind."""
+        for pairs in self._open.values():
+            udp, tcp = pairs[worker]
+            yield "udp", udp
+            yield "tcp", tcp
+
+    def close(self) -> None:
+        for pairs in self._open.values():
+            _close(pairs)
+        self._open.clear()
+
+
+def _close(pairs: Iterable[tuple[socket.socket, socket.socket]]) -> None:
+    for pair in pairs:
+        for sock in pair:
+            sock.close()
+
+
+def _target(endpoint: Endpoint) -> tuple[int, tuple[str, int] | tuple[str, int, int, int]]:
+    address, _, scope = endpoint.address.partition("%")
+    if ":" not in address:
+        return socket.AF_INET, (address, endpoint.port)
+    try:
+        return socket.AF_INET6, (address, endpoint.port, 0, socket.if_nametoindex(scope) if scope else 0)
+    except OSError:
+        raise ListenError(f"dns.listen: {endpoint}: there is no interface {scope}") from None
+
+
+def _socket(endpoint: Endpoint, kind: socket.SocketKind, *, share: bool) -> socket.socket:
+    family, target = _target(endpoint)
+    sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if share:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            # an interface's address may not be usable yet (duplicate address detection) or go away for a moment
+            level, option = (
+                (socket.IPPROTO_IPV6, _IPV6_FREEBIND) if family == socket.AF_INET6 else (socket.IPPROTO_IP, _IP_FREEBIND)
+            )
+            sock.setsockopt(level, option, 1)
+        if kind == socket.SOCK_STREAM:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(target)
+        if kind == socket.SOCK_STREAM:
+            sock.listen(1024)
+    except OSError as error:
+        sock.close()
+        raise ListenError(_explain(endpoint, error, udp=kind == socket.SOCK_DGRAM), error.errno or 0) from None
+    return sock
+
+
+def _pair(endpoint: Endpoint) -> tuple[socket.socket, socket.socket]:
+    udp = _socket(endpoint, socket.SOCK_DGRAM, share=True)
+    try:
+        udp.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
+    except PermissionError:
+        udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+    try:
+        return udp, _socket(endpoint, socket.SOCK_STREAM, share=True)
+    except ListenError:
+        udp.close()
+        raise
+
+
+def _probe(endpoint: Endpoint, known: Collection[str]) -> None:
+    """Is the port ours alone? A known address that cannot be bound yet (duplicate address detection) is no reason to fail."""
+    for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+        try:
+            _socket(endpoint, kind, share=False).close()
+        except ListenError as error:
+            if error.number != errno.EADDRNOTAVAIL or endpoint.address.partition("%")[0] not in known:
+                raise
+
+
+def _explain(endpoint: Endpoint, error: OSError, *, udp: bool) -> str:
+    place = f"dns.listen: {endpoint} ({'UDP' if udp else 'TCP'})"
+    if error.errno == errno.EADDRINUSE:
+        who = machine.holder(endpoint.address, endpoint.port, udp=udp)
+        by = f" by {who}" if who else ""
+        return f"{place} is in use{by}; stop it, or listen on another address or port"
+    if error.errno == errno.EACCES:
+        return f"{place} needs root or CAP_NET_BIND_SERVICE; or listen on a port from 1024 on"
+    if error.errno == errno.EADDRNOTAVAIL:
+        address = ipaddress.ip_address(endpoint.address.partition("%")[0])
+        return f"{place}: no interface has the address {address}; see `ip address`"
+    return f"{place} cannot be opened: {os.strerror(error.errno or 0)}"
+
+
+def local_networks(config: Config, interfaces: Sequence[Interface]) -> tuple[str, ...]:
+    """The networks of [dns] allow_from, with "local" spelled out."""
+    found: dict[str, None] = {}
+    for source in config.dns.allow_from:
+        if source == "local":
+            found |= dict.fromkeys(machine.LOCAL_NETWORKS)
+            found |= dict.fromkeys(i.network for i in interfaces if i.name in config.firewall.lan)
+        else:
+            found[source] = None
+    return tuple(found)

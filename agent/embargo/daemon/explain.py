@@ -1,0 +1,150 @@
+"""Why a name or an address is blocked or not: `embargo why`.
+
+The verdict comes from the image and the switchboard, by the same look-ups that answer queries and fill the firewall; what
+else matches comes from the lists themselves, so that an administrator sees the lines that lost.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from embargo import engine, lists, message, names, policy
+from embargo.daemon.endpoints import Endpoint
+from embargo.engine import Zones
+from embargo.fastpath import Acl
+from embargo.image import Image
+from embargo.message import Query
+from embargo.names import Name
+from embargo.policy import Action, Claims, Decision, List, Network, Switchboard
+from embargo.upstream import Upstreams
+
+Told = dict[str, Any]
+
+
+def subject(text: str) -> Network | Name:
+    """What somebody asks about. ValueError says what would be right."""
+    entry = lists.parse_entry(text)
+    if entry.exception or entry.kind is policy.Kind.EXACT:
+        raise ValueError(f'"{text}" is a rule; ask for the name alone')
+    if entry.network is None:
+        return entry.name
+    if entry.network.first != entry.network.last:
+        raise ValueError(f'"{text}" is a network; ask for one address')
+    return entry.network
+
+
+def verdict(image: Image, board: Switchboard, text: str, qtype: str = "A", client: str = "", acl: Acl | None = None) -> Told:
+    """What happens to queries for a name, or packets to an address."""
+    asked = subject(text)
+    told: Told = {"subject": text, "kind": "address" if isinstance(asked, Network) else "name"}
+    if client:
+        told["client"] = client
+        if acl is not None and not acl.allows(client):
+            told["client_refused"] = "dns.allow_from does not hold this client: its queries get no answer"
+    if isinstance(asked, Network):
+        claims = image.lookup_address(asked.first.to_bytes(4 if asked.family == 4 else 16))
+    else:
+        special = _special(asked, qtype)
+        if special:
+            return told | {"verdict": "special", "reason": special}
+        claims = image.lookup(asked)
+    return told | _judge(image, board, claims)
+
+
+def _special(name: Name, qtype: str) -> str:
+    number = message.QTYPES.get(qtype.upper(), message.A)
+    question = name + number.to_bytes(2) + b"\0\1"
+    query = Query(0, 0, question, name, number, False, False, 512)
+    found = engine.special(query, Zones(Upstreams(())))
+    if found is None:
+        return ""
+    return f"a special-use name, answered here with rcode {found.rcode} and never sent on (RFC 6761, 6762, 7686, 8375, 9462)"
+
+
+def _judge(image: Image, board: Switchboard, claims: Claims) -> Told:
+    action, decision = board.choose(claims)
+    if decision is not None:
+        rest = [_decision(image, board, claim) for claim in claims if claim != decision]
+        word = "blocked" if action is Action.BLOCK else "audited"
+        return {"verdict": word, **_decision(image, board, decision), "also": rest}
+    if policy.allows(image.classes, claims):
+        return {"verdict": "allowed", **_decision(image, board, claims[0]), "also": []}
+    if claims:
+        off = [_decision(image, board, claim) for claim in claims]
+        return {"verdict": "passed", "reason": "what claims it is not switched on", "also": off}
+    return {"verdict": "passed", "reason": "no list claims it", "also": []}
+
+
+def _decision(image: Image, board: Switchboard, decision: Decision) -> Told:
+    class_, source = image.classes[decision.class_], image.sources[decision.source]
+    return {
+        "app": class_.app, "function": class_.function, "list": source.path, "line": decision.line, "rule": decision.rule,
+        "on": board.actions[decision.class_] is not Action.PASS,
+    }  # fmt: skip
+
+
+def matching(found: Iterable[List], asked: Network | Name) -> list[Told]:
+    """Every line of every list that speaks of a name or address, the more specific first."""
+    rows: list[tuple[int, Told]] = []
+    for list_ in found:
+        for entry in list_.entries:
+            weight = _weight(entry, asked)
+            if weight:
+                source = list_.source
+                told = {
+                    "list": source.path,
+                    "line": entry.line,
+                    "rule": entry.text,
+                    "app": source.app,
+                    "function": source.function,
+                }
+                rows.append((weight, told))
+    return [told for _, told in sorted(rows, key=lambda row: -row[0])]
+
+
+def _weight(entry: policy.Entry, asked: Network | Name) -> int:
+    """How specific a matching entry is; 0 when it does not match."""
+    if isinstance(asked, Network):
+        network = entry.network
+        if network is None or network.family != asked.family or not network.first <= asked.first <= network.last:
+            return 0
+        return (1 << 129) - (network.last - network.first)
+    if entry.network is not None:
+        return 0
+    if entry.kind is policy.Kind.EXACT:
+        return 2 * len(asked) + 1 if entry.name == asked else 0
+    return 2 * len(entry.name) if any(suffix == entry.name for suffix in names.suffixes(asked)) else 0
+
+
+def uncovered(settings: Any, apps: Sequence[Told], endpoints: Sequence[Endpoint]) -> list[str]:
+    """What the configuration leaves open, in words."""
+    firewall, chosen = settings.firewall, settings.policy
+    on = [app for app in apps if app["on"] and app["id"] != policy.BYPASS]
+    found = []
+    if chosen.mode is Action.AUDIT:
+        found.append('nothing is blocked, only logged (policy.mode = "audit")')
+    if not on:
+        found.append("no app is switched on (policy.apps)")
+    if not firewall.enabled:
+        found.append("addresses, hard-coded resolvers and encrypted DNS: the firewall is off (firewall.enabled = false)")
+    elif not firewall.lan:
+        found.append("port 53 to other resolvers, DNS over TLS and over QUIC by port: no interface is named (firewall.lan)")
+    elif not firewall.intercept_dns:
+        found.append("port 53 to other resolvers (firewall.intercept_dns = false)")
+    if firewall.enabled:
+        found.append("addresses that only DNS answers show: this version does not learn them")
+        nameless = [a["id"] for a in on if not any(f["on"] and f.get("networks") for f in a["functions"].values())]
+        if nameless:
+            found.append(f"hard-coded addresses of {', '.join(nameless)}: the catalogue knows none")
+    closed = [function for function in policy.BYPASS_FUNCTIONS if function not in chosen.bypass]
+    if closed:
+        found.append(f"ways round the filter that are left open: {', '.join(closed)} (policy.bypass)")
+    if chosen.functions != "all":
+        found.append(f"every function of the apps but {', '.join(chosen.functions)} (policy.functions)")
+    apart = sum(
+        f.get("shared_names", 0) + f.get("shared_networks", 0) for a in on if not a["shared"] for f in a["functions"].values()
+    )
+    if apart:
+        found.append(f"{apart} entries that others share (policy.shared)")
+    if not endpoints:
+        found.append("no address is listened on")
+    return found

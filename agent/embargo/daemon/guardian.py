@@ -1,0 +1,231 @@
+"""The only process that may change the firewall. It parses netlink and nothing else.
+
+The supervisor sends what is to be enforced: the policy image as a descriptor, the switchboard, the firewall's settings.
+The guardian lays it down, reads the drop log and gives it attribution. When the supervisor is gone it ends and leaves the
+rules where they are: what the kernel does without us stands in the rules.
+"""
+
+import asyncio
+import ipaddress
+import mmap
+import os
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from embargo import events, ruleset
+from embargo.daemon import netlink, privileges
+from embargo.daemon.channel import Channel
+from embargo.daemon.netlink import Nftables
+from embargo.daemon.nflog import NfLog, Record
+from embargo.daemon.outbox import Outbox
+from embargo.errors import FirewallError
+from embargo.image import Image
+from embargo.policy import Action, Class, Decision, Switchboard
+
+PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
+
+
+class Guardian:
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._loop = asyncio.get_running_loop()
+        self._kernel = Nftables()
+        self._log: NfLog | None = None
+        self._group = -1
+        self._image: Image | None = None
+        self._board = Switchboard(())
+        self._generation = 0
+        self._actions: dict[str, Action] = {}
+        self._folder = events.Folder()
+        self._outbox = Outbox(self._report)
+        self.hits: Counter[str] = Counter()
+        self._loop.call_later(1.0, self._tick)
+
+    def _report(self, message: dict[str, Any]) -> bool:
+        try:
+            self._channel.send(message)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True  # nobody is left to tell
+        return True
+
+    # ── orders ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def apply(self, order: dict[str, Any], fd: int) -> dict[str, Any]:
+        """Put a generation in force. FirewallError leaves the old one there."""
+        try:
+            image = Image(memoryview(mmap.mmap(fd, 0, prot=mmap.PROT_READ)))
+        finally:
+            os.close(fd)
+        board = Switchboard(tuple(map(Action, order["switchboard"])))
+        wanted = ruleset.spec(
+            image, board, order["generation"], lan=order["lan"], except_=order["except"],
+            intercept_port=order["intercept_port"], fail=order["fail"], log_group=order["log_group"],
+        )  # fmt: skip
+        self._listen(order["log_group"])
+        self._kernel.replace(ruleset.build(wanted))
+        self._image, self._board, self._generation = image, board, order["generation"]
+        self._actions = {str(class_): action for class_, action in wanted.classes}
+        if order["fail"] == "open":
+            self.alive()
+        return {"elements": len(wanted.ranges)}
+
+    def _listen(self, group: int) -> None:
+        """Read the drop log before anything can be dropped."""
+        if group == self._group:
+            return
+        log = NfLog(group)
+        if self._log is not None:
+            self._loop.remove_reader(self._log.fileno())
+            self._log.close()
+        self._log, self._group = log, group
+        self._loop.add_reader(log.fileno(), self._readable)
+
+    def pass_addresses(self, addresses: Sequence[tuple[str, int]]) -> None:
+        """Addresses behind names on the allow list go ahead of the block sets for so many seconds."""
+        for name, width in (("allow4", 4), ("allow6", 16)):
+            keys = [(bytes.fromhex(a), seconds) for a, seconds in addresses if len(a) == 2 * width and seconds > 0]
+            if keys:
+                self._kernel.transact(netlink.timed_elements(ruleset.TABLE, name, keys))
+
+    def passing(self, address: bytes) -> bool:
+        """Does this address go ahead of the block sets just now?"""
+        return address in self._kernel.keys(ruleset.TABLE, "allow4" if len(address) == 4 else "allow6")
+
+    def alive(self) -> None:
+        """Somebody answers: for the next seconds port 53 may be redirected (fail = "open")."""
+        self._kernel.transact(netlink.alive(ruleset.TABLE))
+
+    def stats(self) -> dict[str, Any]:
+        return {
+            "counters": {name: list(both) for name, both in self._kernel.counters(ruleset.TABLE).items()},
+            "present": self._kernel.has_table(ruleset.TABLE),
+            "hits": dict(self.hits),
+            "lost": self._log.lost if self._log else 0,
+        }
+
+    def stop(self, rules: str) -> None:
+        """`rules`: keep all of them, keep the block sets but not the redirect, or remove everything."""
+        if self._log is not None:
+            self._readable()
+        for line in self._folder.flush():
+            self._outbox.add(line)
+        self._outbox.flush()
+        if rules == "remove":
+            self._kernel.remove(ruleset.TABLE)
+        elif rules == "unredirect":
+            self._kernel.transact([netlink.flush_set(ruleset.TABLE, "alive")])
+
+    # ── the drop log ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _readable(self) -> None:
+        assert self._log is not None
+        now, wall = self._loop.time(), time.time()
+        for record in self._log.read():
+            self._note(record, now, wall)
+
+    def _note(self, record: Record, now: float, wall: float) -> None:
+        self.hits[record.app_class] += 1
+        key = (record.src, record.dst, record.proto, record.dport, record.app_class)
+        line = self._folder.note(key, lambda: self._members(record), now, wall)
+        if line is not None:
+            self._outbox.add(line)
+
+    def _members(self, record: Record) -> str:
+        app, _, function = record.app_class.partition("/")
+        action = self._actions.get(record.app_class, Action.BLOCK)
+        outward, decision = self._decision(record)
+        client, other = (record.src, record.dst) if outward else (record.dst, record.src)
+        event: events.Event = {"event": "drop", "client": _text(client)}
+        if record.mac and outward:
+            event["client_mac"] = record.mac
+        event |= {
+            "dst": _text(other), "dport": record.dport if outward else record.sport,
+            "proto": PROTOCOLS.get(record.proto, str(record.proto)),
+            "action": "pass" if action is Action.AUDIT else "reject", "mode": "audit" if action is Action.AUDIT else "block",
+            "app": app, "function": function,
+        }  # fmt: skip
+        if decision is not None and self._image is not None:
+            source = self._image.sources[decision.source]
+            event |= {"list": source.path, "line": decision.line, "rule": decision.rule}
+        return events.fragment(event | {"generation": self._generation})
+
+    def _decision(self, record: Record) -> tuple[bool, Decision | None]:
+        """(did the client send it, the entry that decided): the listed address is the destination or the source."""
+        app, _, function = record.app_class.partition("/")
+        for outward, address in ((True, record.dst), (False, record.src)):
+            if self._image is None or len(address) not in (4, 16):
+                continue
+            for claim in self._image.lookup_address(address):
+                if self._image.classes[claim.class_] == Class(app, function):
+                    return outward, claim
+        return True, None  # a rule about ports
+
+    def _tick(self) -> None:
+        for line in self._folder.due(self._loop.time()):
+            self._outbox.add(line)
+        self._loop.call_later(1.0, self._tick)
+
+
+def _text(address: bytes) -> str:
+    return str(ipaddress.ip_address(address))
+
+
+def obey(guardian: Guardian, order: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+    """Carry out one order; the members of the answer."""
+    match order["op"]:
+        case "apply":
+            return guardian.apply(order, fds[0])
+        case "pass":
+            guardian.pass_addresses([(a, s) for a, s in order["addresses"]])
+        case "alive":
+            guardian.alive()
+        case "passing":
+            return {"passing": guardian.passing(bytes.fromhex(order["address"]))}
+        case "stats":
+            return guardian.stats()
+        case "stop":
+            guardian.stop(order["rules"])
+    return {}
+
+
+async def serve(channel: Channel) -> None:
+    privileges.keep((privileges.CAP_NET_ADMIN,))
+    loop = asyncio.get_running_loop()
+    orders: asyncio.Queue[tuple[dict[str, Any], list[int]] | None] = asyncio.Queue()
+
+    def readable() -> None:
+        try:
+            received = channel.receive()
+        except BlockingIOError:
+            return
+        if received is None:
+            loop.remove_reader(channel.fileno())
+        orders.put_nowait(received)
+
+    channel.setblocking(False)
+    loop.add_reader(channel.fileno(), readable)
+    guardian = Guardian(channel)
+    while received := await orders.get():
+        order, fds = received
+        try:
+            answer = {"op": "done", "id": order.get("id"), **obey(guardian, order, fds)}
+        except FirewallError as error:
+            answer = {"op": "error", "id": order.get("id"), "error": str(error)}
+        if order.get("id") is not None:
+            channel.send(answer)
+        if order["op"] == "stop":
+            return
+
+
+def main() -> None:
+    asyncio.run(serve(Channel(socket.socket(fileno=int(sys.argv[1])))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""What this machine is: its addresses, the networks beside it, its resolvers, who holds a port. Read, never changed."""
+
+import asyncio
+import ipaddress
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from pyroute2 import IPRoute
+
+from embargo.upstream import Server
+
+#: "local" of [dns] allow_from, but for the networks of the lan interfaces
+LOCAL_NETWORKS = (
+    "127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "::1/128", "fc00::/7", "fe80::/10",
+)  # fmt: skip
+RESOLV_CONF = "/etc/resolv.conf"
+RESOLVED_CONF = "/run/systemd/resolve/resolv.conf"  # the upstreams behind systemd-resolved's stub
+_RESOLVED_STUBS = ("127.0.0.53", "127.0.0.54")
+
+
+class Interface(NamedTuple):
+    """One address of an interface. Link-local ones carry the interface's name as scope (RFC 4007)."""
+
+    name: str
+    address: str
+    prefix: int
+
+    @property
+    def network(self) -> str:
+        return str(ipaddress.ip_interface(f"{self.address}/{self.prefix}").network)
+
+    @property
+    def bindable(self) -> str:
+        return f"{self.address}%{self.name}" if ipaddress.ip_address(self.address).is_link_local else self.address
+
+
+def interfaces() -> tuple[Interface, ...]:
+    """Every address of every interface, in the kernel's order."""
+    with IPRoute() as route:
+        named = {link["index"]: link.get("ifname") for link in route.get_links()}
+        return tuple(
+            # IFA_LOCAL is the address itself where IFA_ADDRESS is the other end's of a point-to-point link
+            Interface(named.get(found["index"], ""), found.get("IFA_LOCAL") or found.get("IFA_ADDRESS"), found["prefixlen"])
+            for found in route.get_addr()
+        )
+
+
+class Hints:
+    """The kernel's word that an address, a link or a route changed (rtnetlink(7)). What changed is looked up anew."""
+
+    _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # links, IPv4 and IPv6 addresses and routes
+
+    def __init__(self) -> None:
+        self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0)
+        self._sock.bind((0, self._GROUPS))
+        self.news = asyncio.Event()
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def drain(self) -> None:
+        self.news.set()
+        while True:
+            try:
+                self._sock.recv(1 << 16)
+            except BlockingIOError:
+                return
+            except OSError:  # overrun: a hint all the same
+                continue
+
+
+def gateways() -> tuple[str, ...]:
+    """The next hops of the default routes."""
+    with IPRoute() as route:
+        routes = [*route.get_default_routes(socket.AF_INET), *route.get_default_routes(socket.AF_INET6)]
+        return tuple(dict.fromkeys(found.get("RTA_GATEWAY") for found in routes if found.get("RTA_GATEWAY")))
+
+
+def system_resolvers(own: Iterable[tuple[str, int]]) -> tuple[Server, ...]:
+    """The servers of resolv.conf; behind systemd-resolved's stub, the ones it asks. Never ourselves: `own` endpoints."""
+    found = _nameservers(RESOLV_CONF)
+    if found and all(address in _RESOLVED_STUBS for address in found):
+        found = _nameservers(RESOLVED_CONF)
+    mine = set(own)
+    return tuple(Server(address, 53) for address in found if (address.partition("%")[0], 53) not in mine)
+
+
+def _nameservers(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            words = [line.split() for line in file]
+    except OSError:
+        return []
+    return [line[1] for line in words if len(line) > 1 and line[0] == "nameserver" and _is_address(line[1])]
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def holder(address: str, port: int, *, udp: bool) -> str:
+    """The process that holds a port, as `name (pid 123)`; empty when it cannot be seen."""
+    inodes = set(_inodes(address, port, udp=udp))
+    for pid in filter(str.isdecimal, os.listdir("/proc") if inodes else ()):
+        try:
+            links = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+            if links & inodes:
+                with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+                    return f"{file.read().strip()} (pid {pid})"
+        except OSError:
+            continue
+    return ""
+
+
+def _inodes(address: str, port: int, *, udp: bool) -> Iterator[str]:
+    """proc(5), net/udp and net/tcp: the sockets bound to this address and port, or to the wildcard."""
+    packed = socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address.partition("%")[0])
+    words = [packed[i : i + 4][::-1].hex().upper() for i in range(0, len(packed), 4)]  # each word in host order
+    for table, wanted in (("", "".join(words)), ("6", "".join(words))):
+        try:
+            with open(f"/proc/net/{'udp' if udp else 'tcp'}{table}", encoding="ascii") as file:
+                rows = [line.split() for line in file.readlines()[1:]]
+        except OSError:
+            continue
+        for row in rows:
+            host, _, number = row[1].partition(":")
+            if int(number, 16) == port and (host == wanted or not host.strip("0")) and (udp or row[3] == "0A"):
+                yield f"socket:[{row[9]}]"

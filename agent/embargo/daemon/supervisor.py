@@ -1,0 +1,582 @@
+"""Starts the processes, runs the reloads in order, keeps the generations. It parses nothing that comes from the network.
+
+One reload at a time: compile aside, verify, firewall, resolvers, link. The kernel switches before the resolvers; when a
+step fails, those already taken are undone by applying the old generation again, and the reason is told to whoever asked,
+to `status` and to the event log.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import grp
+import json
+import logging
+import os
+import pwd
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import embargo
+from embargo import config
+from embargo.config import Config
+from embargo.daemon import endpoints, machine, notify, privileges, sources
+from embargo.daemon.child import Child, ChildError
+from embargo.daemon.endpoints import Endpoint, ListenError, Sockets
+from embargo.daemon.generations import Generation, Store
+from embargo.daemon.journal import Journal
+from embargo.daemon.machine import Interface
+from embargo.daemon.netlink import NEEDS
+from embargo.daemon.watch import Watch
+from embargo.daemon.workers import Settings, Workers
+from embargo.errors import ConfigError, EmbargoError, FirewallError, ImageError, Problem
+from embargo.upstream import Server
+
+log = logging.getLogger(__name__)
+
+STABLE = 0.25  # seconds without a change before a changed file is read: editors write in pieces
+PATIENCE = 0.5  # seconds after which it is read all the same
+RESCAN = 30.0  # seconds; bind and network mounts send no hints
+HEARTBEAT = 1.0  # seconds between two proofs that somebody answers, where fail = "open" hangs on them
+COMPILE = 120.0  # seconds for one compile
+APPLY = 60.0  # seconds for the firewall to take a generation
+MAX_WORKERS = 4  # of workers = "auto": more take memory and win little on a gateway
+
+
+class StartError(EmbargoError):
+    """This machine does not let the agent start; the text says what would."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a reload."""
+
+    ok: bool
+    changed: bool
+    generation: int
+    errors: tuple[Problem, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the machine says at the moment of a reload."""
+
+    interfaces: tuple[Interface, ...]
+    endpoints: tuple[Endpoint, ...]
+    upstreams: tuple[Server, ...]
+    gateways: tuple[str, ...]
+
+
+def surroundings(settings: Config) -> Surroundings:
+    interfaces = machine.interfaces()
+    wanted = endpoints.wanted(settings, interfaces)
+    upstreams = settings.dns.upstream
+    if settings.dns.upstream_system:
+        own = {(each.address.partition("%")[0], each.port) for each in wanted}
+        own |= {(i.address, each.port) for i in interfaces for each in wanted if each.address in ("0.0.0.0", "::")}
+        upstreams = tuple(dict.fromkeys((*upstreams, *machine.system_resolvers(own))))
+    return Surroundings(interfaces, wanted, upstreams, machine.gateways())
+
+
+def protected(settings: Config, around: Surroundings) -> list[tuple[str, str]]:
+    """The networks that no list may block, each with its role."""
+    servers = [*around.upstreams, *(server for _, servers in settings.dns.forward for server in servers)]
+    found = [(each.address, "this gateway's own") for each in around.interfaces]
+    found += [(each.network, "on the LAN") for each in around.interfaces if each.name in settings.firewall.lan]
+    found += [(address, "the next hop's") for address in around.gateways]
+    found += [(server.address, "the upstream resolver's") for server in servers]
+    return [(address.partition("%")[0], role) for address, role in found]
+
+
+def resolver_settings(settings: Config, around: Surroundings, hosts: dict[str, list[str]]) -> Settings:
+    return {
+        "allow_from": list(endpoints.local_networks(settings, around.interfaces)),
+        "block_mode": settings.dns.block_mode if isinstance(settings.dns.block_mode, str) else list(settings.dns.block_mode),
+        "block_ttl": settings.dns.block_ttl,
+        "upstream": list(map(str, around.upstreams)),
+        "forward": {zone: list(map(str, servers)) for zone, servers in settings.dns.forward},
+        "hosts": hosts,
+        "log_names": settings.log.names,
+    }
+
+
+class Supervisor:
+    def __init__(self, settings: Config, around: Surroundings) -> None:
+        self.settings = settings
+        self.around = around
+        self.store = Store(settings.state.dir)
+        self.journal = Journal(settings.log.events, settings.log.max_bytes, settings.log.keep)
+        self.sockets = Sockets()
+        self.workers = Workers(self._in_force, self._news)
+        self.guardian = Child("guardian", "embargo.daemon.guardian", self._news) if settings.firewall.enabled else None
+        self.generation: Generation | None = None
+        self.started = time.time()
+        self.since = self.started
+        self.last: Outcome | None = None
+        self.last_at = 0.0
+        self.guardian_restarts = 0
+        self._lock = asyncio.Lock()
+        self._stop = asyncio.Event()
+        self._hint = asyncio.Event()
+        self._watch = Watch(self._hinted)
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._unhealthy: set[str] = set()
+        self._seen: sources.Snapshot = frozenset()
+
+    # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def run(self, serve_control: Callable[["Supervisor"], Any], ready: Callable[["Supervisor"], None]) -> None:
+        """Until SIGTERM or SIGINT. StartError, ConfigError or FirewallError when the agent cannot start."""
+        held = self._prepare()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._stop.set)
+        try:
+            await self._start()
+            async with serve_control(self):
+                self._begin()
+                ready(self)
+                notify.notify("READY=1")
+                await self._stop.wait()
+        finally:
+            notify.notify("STOPPING=1")
+            await self._end()
+            os.close(held)
+
+    def _prepare(self) -> int:
+        """Directories, the lock that keeps a second agent away, the event log; everything that can refuse without harm."""
+        state = self.settings.state
+        try:
+            for directory in (state.dir, f"{state.dir}/{sources.LOCAL}", state.runtime):
+                os.makedirs(directory, mode=0o750, exist_ok=True)
+            self.store.prepare()
+        except OSError as error:
+            raise StartError(f"{error.filename}: {error.strerror}; make it, or set [state] dir and runtime elsewhere") from None
+        held = os.open(f"{state.dir}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StartError(f"another agent runs with {state.dir}; stop it, or set [state] dir elsewhere") from None
+        try:
+            self.journal.open()
+        except OSError as error:
+            raise StartError(f"{self.settings.log.events}: {error.strerror}; set [log] events elsewhere") from None
+        return held
+
+    async def _start(self) -> None:
+        self.workers.user = _user(self.settings.state.user)
+        try:
+            self.sockets.follow(self.around.endpoints, self._worker_count() or 1, self.around.interfaces)
+        except ListenError as error:
+            raise StartError(str(error)) from None
+        if self.guardian is not None:
+            await self._start_guardian(self.guardian)
+        outcome = await self.reload("start")
+        if self.generation is None:
+            await self._start_from_last(outcome)
+        try:
+            await self.workers.run(self.sockets, self._worker_count())
+        except ChildError as error:
+            raise StartError(str(error)) from None
+
+    async def _start_guardian(self, guardian: Child) -> None:
+        if privileges.CAP_NET_ADMIN not in privileges.effective():
+            raise FirewallError("firewall", NEEDS)
+        await guardian.start()
+        self._spawn(self._keep_guardian(guardian), "keeper of the guardian")
+
+    async def _start_from_last(self, outcome: Outcome) -> None:
+        """The lists cannot be used as they are: the generation that was in force when the agent last ran stays in force."""
+        number = self.store.current()
+        if not number:
+            raise ConfigError(outcome.errors)
+        try:
+            generation = self.store.load(number, self.settings)
+        except ImageError:
+            raise ConfigError(outcome.errors) from None
+        await self._guard(generation)
+        self.generation = generation
+        log.error("the lists cannot be used; generation %d, the last good one, is in force", number)
+
+    def _begin(self) -> None:
+        """Everything that goes on beside the queries."""
+        self._loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload_on_signal(), "reload"))
+        self._spawn(self._follow_files(), "follower of the files")
+        self._spawn(self._follow_machine(), "follower of the machine")
+        self._spawn(self._beat(), "heartbeat")
+        self._spawn(self._summarise(), "summary")
+        generation = self.generation
+        assert generation is not None
+        self.journal.event({
+            "event": "start", "version": embargo.__version__, "pid": os.getpid(), "generation": generation.number,
+            "names": len(generation.image), "networks": generation.image.networks,
+        })  # fmt: skip
+
+    async def _end(self) -> None:
+        for task in list(self._tasks):
+            if not task.get_name().startswith("keeper"):
+                task.cancel()
+        await asyncio.to_thread(self._watch.close)
+        await self.workers.stop()
+        if self.guardian is not None and self.guardian.running:
+            self._ending = True
+            await self.guardian.stop(rules=self._rules_that_stay())
+        self.sockets.close()
+        if self.generation is not None:
+            self.journal.event({"event": "stop", "generation": self.generation.number})
+        self.journal.close()
+
+    def _rules_that_stay(self) -> str:
+        firewall = self.settings.firewall
+        if self.generation is None:
+            return "keep"  # it never came to anything; what an earlier run left is not ours to take
+        if firewall.on_stop == "remove":
+            return "remove"
+        opened = endpoints.intercept_port(self.settings) and firewall.fail == "open"
+        return "unredirect" if opened else "keep"
+
+    def _spawn(self, work: Any, name: str) -> None:
+        task = self._loop.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.critical("the %s failed", task.get_name(), exc_info=error)
+            self._stop.set()
+
+    _ending = False
+
+    async def _keep_guardian(self, guardian: Child) -> None:
+        """The rules outlive the guardian; a new one takes them over by applying the generation in force again."""
+        while True:
+            status = await guardian.wait()
+            if self._ending or self._stop.is_set():
+                return
+            self.guardian_restarts += 1
+            log.error("the guardian ended with status %d; it is started again, the rules stayed in force", status)
+            self.journal.event({"event": "firewall", "what": "guardian restarted", "status": status})
+            await asyncio.sleep(min(0.1 * self.guardian_restarts, 10.0))
+            await guardian.start()
+            if self.generation is not None:
+                try:
+                    async with self._lock:
+                        await self._guard(self.generation)
+                except ChildError as error:
+                    log.error("%s", error)
+                    guardian.kill()
+
+    # ── what a worker starts with ────────────────────────────────────────────────────────────────────────────────────
+
+    def _worker_count(self) -> int:
+        if self.settings.dns.workers is None:
+            return min(len(os.sched_getaffinity(0)), MAX_WORKERS)
+        return self.settings.dns.workers
+
+    def _in_force(self) -> tuple[Generation, Settings]:
+        assert self.generation is not None
+        return self.generation, self._resolver_settings(self.generation)
+
+    def _resolver_settings(self, generation: Generation) -> Settings:
+        return resolver_settings(generation.settings, self.around, generation.report["hosts"])
+
+    # ── reload ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def reload(self, why: str) -> Outcome:
+        """Read everything again and put it in force, or say why not and leave what is in force there."""
+        async with self._lock:
+            outcome = await self._reload(why)
+        self.last, self.last_at = outcome, time.time()
+        self._tell(outcome, why)
+        return outcome
+
+    async def _reload(self, why: str) -> Outcome:
+        old = self.generation
+        number = old.number if old is not None else 0
+        self._seen = self._snapshot()  # before anything is read: a later change is another reload
+        try:
+            settings = self._read_settings() if why != "start" else self.settings
+            around = await asyncio.to_thread(surroundings, settings)
+            new = await self._compile(settings, around)
+        except ConfigError as error:
+            return Outcome(False, False, number, error.problems)
+        problems = tuple(Problem(*p) for p in new.report["problems"])
+        if old is not None and self._same(old, new, around):
+            self.store.discard(new.number)
+            new.close()
+            return Outcome(True, False, number, (), problems)
+        try:
+            await self._switch(old, new, around)
+        except (ChildError, ListenError) as error:
+            self.store.discard(new.number)
+            new.close()
+            return Outcome(False, False, number, (Problem("reload", 0, str(error), "the generation before stays in force"),))
+        return Outcome(True, True, new.number, (), problems)
+
+    def _read_settings(self) -> Config:
+        try:
+            with open(self.settings.file, "rb") as file:
+                settings = config.parse(file.read(), self.settings.file)
+        except OSError as error:
+            raise ConfigError([Problem(self.settings.file, 0, f"it cannot be read: {error.strerror}", "")]) from None
+        fixed = [
+            Problem(settings.file, 0, f"{name}: it cannot change while the agent runs", "restart the agent")
+            for name, was, is_ in (
+                ("state", self.settings.state, settings.state),
+                ("dns.workers", self.settings.dns.workers, settings.dns.workers),
+                ("firewall.enabled", self.settings.firewall.enabled, settings.firewall.enabled),
+            )
+            if was != is_
+        ]
+        if fixed:
+            raise ConfigError(fixed)
+        return settings
+
+    async def _compile(self, settings: Config, around: Surroundings) -> Generation:
+        """A new generation on disk and in memory, not yet in force."""
+        try:
+            workshop = self.store.workshop()
+        except OSError as error:
+            raise ConfigError([Problem(error.filename or settings.state.dir, 0, f"{error.strerror}", "")]) from None
+        answer = await run_compiler({**order(settings, around), "directory": workshop})
+        if "errors" in answer:
+            raise ConfigError([Problem(*p) for p in answer["errors"]])
+        try:
+            return self.store.load(self.store.number(workshop), settings)
+        except (ImageError, OSError) as error:
+            raise ConfigError([Problem(settings.state.dir, 0, str(error), "is the disk full?")]) from None
+
+    def _same(self, old: Generation, new: Generation, around: Surroundings) -> bool:
+        """Would nothing change but the number?"""
+        settings = resolver_settings(new.settings, around, new.report["hosts"])
+        return (
+            old.report["digest"] == new.report["digest"]
+            and old.board == new.board
+            and old.settings == new.settings
+            and settings == self._resolver_settings(old)
+            and around.endpoints == self.around.endpoints
+        )
+
+    async def _switch(self, old: Generation | None, new: Generation, around: Surroundings) -> None:
+        """The steps of a change, undone in the other order when one fails."""
+        before = self.settings, self.around
+        try:
+            await self._guard(new)
+            self.settings, self.around, self.generation = new.settings, around, new
+            if old is not None:
+                await self.workers.adopt(new, self._resolver_settings(new))
+                if self.sockets.follow(around.endpoints, self._worker_count() or 1, around.interfaces):
+                    await self.workers.renew()
+        except (ChildError, ListenError):
+            self.settings, self.around = before
+            self.generation = old
+            if old is not None:
+                await self._undo(old)
+            raise
+        self.store.make_current(new.number)
+        self.journal.configure(new.settings.log.events, new.settings.log.max_bytes, new.settings.log.keep)
+        self.since = time.time()
+        if old is not None:
+            old.close()
+
+    async def _undo(self, old: Generation) -> None:
+        try:
+            await self.workers.adopt(old, self._resolver_settings(old))
+            await self._guard(old)
+        except ChildError as error:
+            log.critical("the old generation could not be put back everywhere: %s", error)
+
+    async def _guard(self, generation: Generation) -> None:
+        """The firewall's part of a generation."""
+        if self.guardian is None:
+            return
+        firewall = generation.settings.firewall
+        await self.guardian.ask(
+            "apply", [generation.fd], APPLY, generation=generation.number, lan=list(firewall.lan),
+            switchboard=list(map(int, generation.board.actions)), intercept_port=endpoints.intercept_port(generation.settings),
+            fail=firewall.fail, log_group=firewall.log_group, **{"except": list(firewall.except_)},
+        )  # fmt: skip
+
+    def _tell(self, outcome: Outcome, why: str) -> None:
+        """A reload that changed something or failed is an event and a message."""
+        if outcome.ok and not outcome.changed:
+            return
+        event: dict[str, Any] = {"event": "reload", "ok": outcome.ok, "why": why, "generation": outcome.generation}
+        if outcome.errors:
+            event["errors"] = list(map(str, outcome.errors))
+        event["problems"] = len(outcome.problems)
+        self.journal.event(event)
+        for problem in outcome.errors:
+            log.error("%s", problem)
+        for problem in outcome.problems:
+            log.warning("%s", problem)
+        if outcome.ok and self.generation is not None:
+            image = self.generation.image
+            log.info("generation %d is in force: %d names, %d networks", outcome.generation, len(image), image.networks)
+            self._watch_lists()
+        elif self.generation is not None:
+            log.error("the reload failed; generation %d stays in force", outcome.generation)
+
+    async def _reload_on_signal(self) -> None:
+        await self.reload("SIGHUP")
+
+    # ── following ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _hinted(self) -> None:
+        self._loop.call_soon_threadsafe(self._hint.set)
+
+    def _watch_lists(self) -> None:
+        self._watch.follow((*sources.watched(self.settings), machine.RESOLV_CONF))
+
+    def _snapshot(self) -> sources.Snapshot:
+        return sources.snapshot((*sources.watched(self.settings), machine.RESOLV_CONF))
+
+    async def _follow_files(self) -> None:
+        """Reload when the content of a watched file is another than at the last look, and stays so for a moment."""
+        self._watch_lists()
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._hint.wait(), RESCAN)
+            self._hint.clear()
+            now = self._snapshot()
+            if now != self._seen:
+                await self._stable(now)
+                await self.reload("files changed")
+                self._watch_lists()
+
+    async def _stable(self, now: sources.Snapshot) -> None:
+        """Wait until whoever writes has finished, but not for ever."""
+        deadline = self._loop.time() + PATIENCE
+        while self._loop.time() < deadline:
+            await asyncio.sleep(STABLE)
+            latest = self._snapshot()
+            if latest == now:
+                return
+            now = latest
+
+    async def _follow_machine(self) -> None:
+        """Reload when an address, a resolver or the next hop is another."""
+        hints = machine.Hints()
+        self._loop.add_reader(hints.fileno(), hints.drain)
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(hints.news.wait(), RESCAN)
+            await asyncio.sleep(STABLE)  # addresses come in twos and threes
+            hints.news.clear()
+            if await asyncio.to_thread(surroundings, self.settings) != self.around:
+                await self.reload("the machine's addresses or resolvers changed")
+
+    async def _beat(self) -> None:
+        """Does somebody answer? The kernel is told where it depends on it, and upstreams are looked at."""
+        while True:
+            opened = self.guardian is not None and self.settings.firewall.fail == "open"
+            await asyncio.sleep(HEARTBEAT if opened else 5 * HEARTBEAT)
+            stats = await self.workers.stats()
+            if stats and opened and self.guardian is not None:
+                self.guardian.tell("alive")
+            self._note_upstreams(stats)
+
+    def _note_upstreams(self, stats: list[dict[str, Any]]) -> None:
+        """An event when an upstream stops or starts to be of use to every worker."""
+        rows = [row for each in stats for row in each["upstreams"]]
+        healthy = {row["server"] for row in rows if row["healthy"]}
+        reasons = {row["server"]: row["last_error"] for row in rows if not row["healthy"]}
+        down = set(reasons) - healthy
+        for server in sorted(down - self._unhealthy):
+            log.warning("upstream %s: %s", server, reasons[server])
+            self.journal.event({"event": "upstream", "server": server, "state": "down", "reason": reasons[server]})
+        for server in sorted(self._unhealthy & healthy):
+            log.info("upstream %s answers again", server)
+            self.journal.event({"event": "upstream", "server": server, "state": "up"})
+        self._unhealthy = down | (self._unhealthy - healthy)
+
+    async def _summarise(self) -> None:
+        """Once a minute, what was blocked: single attempts stand in the event log alone."""
+        before: dict[str, int] = {}
+        while True:
+            await asyncio.sleep(60.0)
+            now = await self.hits()
+            news = {name: count - before.get(name, 0) for name, count in now.items() if count > before.get(name, 0)}
+            if news:
+                parts = (f"{name} {count}" for name, count in sorted(news.items(), key=lambda item: -item[1])[:20])
+                log.info("blocked in the last minute: %s", ", ".join(parts))
+            before = now
+
+    async def hits(self) -> dict[str, int]:
+        """Attempts per class, DNS and firewall together."""
+        found: dict[str, int] = {}
+        for each in [*await self.workers.stats(), await self.firewall_stats()]:
+            for name, count in each.get("hits", {}).items():
+                found[name] = found.get(name, 0) + count
+        return found
+
+    async def firewall_stats(self) -> dict[str, Any]:
+        if self.guardian is None or not self.guardian.running:
+            return {}
+        try:
+            return await self.guardian.ask("stats", seconds=2.0)
+        except ChildError:
+            return {}
+
+    # ── news from the children ───────────────────────────────────────────────────────────────────────────────────────
+
+    def _news(self, message: dict[str, Any]) -> None:
+        match message.get("op"):
+            case "events":
+                lines = message["lines"].encode()
+                if message["lost"]:
+                    self.journal.note_lost(message["lost"])
+                self.journal.lines(lines, lines.count(b"\n"))
+            case "pass" if self.guardian is not None:
+                self.guardian.tell("pass", addresses=message["addresses"])
+
+
+def order(settings: Config, around: Surroundings) -> dict[str, Any]:
+    """What a compiler needs to know of the configuration and the machine."""
+    return {"config": settings.text, "file": settings.file, "protected": protected(settings, around)}
+
+
+async def run_compiler(order: dict[str, Any]) -> dict[str, Any]:
+    """One order to one compiler process. ConfigError when it does not answer as it should."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "embargo.daemon.compiler",
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        out, err = await asyncio.wait_for(process.communicate(json.dumps(order).encode()), COMPILE)
+        answer: dict[str, Any] = json.loads(out)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        raise ConfigError([Problem("compiler", 0, f"it did not end in {COMPILE:.0f} s", "are the lists too large?")]) from None
+    except ValueError:
+        last = err.decode(errors="replace").strip().rpartition("\n")[2]
+        raise ConfigError([Problem("compiler", 0, f"it ended with status {process.returncode}: {last}", "")]) from None
+    return answer
+
+
+def _user(name: str) -> tuple[int, int] | None:
+    """Whom the resolvers run as; None for ourselves, when we are not root."""
+    if os.geteuid() != 0:
+        return None
+    for candidate in (name, "nobody"):
+        try:
+            found = pwd.getpwnam(candidate)
+        except KeyError:
+            log.info("there is no user %s: the resolvers run as nobody", candidate)
+        else:
+            return found.pw_uid, found.pw_gid
+    raise StartError(f'state.user: there is no user "{name}"; make it, or name another')
+
+
+def group_id(name: str) -> int:
+    """The control socket's group; our own where it does not exist."""
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        return os.getegid()
