@@ -20,7 +20,7 @@ import embargo
 from embargo import lists
 from embargo.daemon import endpoints, explain, sources, supervisor
 from embargo.daemon.child import ChildError
-from embargo.daemon.supervisor import Outcome, Supervisor
+from embargo.daemon.supervisor import Outcome, StartError, Supervisor
 from embargo.errors import ConfigError, EmbargoError, Problem
 from embargo.fastpath import Acl
 from embargo.policy import Action, Network
@@ -73,11 +73,13 @@ def ask(path: str, verb: str, seconds: float = 300.0, **members: Any) -> Told:
 async def serve(agent: Supervisor) -> AsyncIterator[None]:
     """Listen at the configured path for as long as the context lasts."""
     path = agent.settings.control
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)  # the lock on the state directory says that nobody else uses it
     before = os.umask(0o117)
     try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)  # the lock on the state directory says that nobody else uses it
         server = await asyncio.start_unix_server(_Control(agent).client, path, limit=MAX_REQUEST)
+    except OSError as error:
+        raise StartError(f"{path}: {error.strerror}; set [state] runtime elsewhere") from None
     finally:
         os.umask(before)
     with contextlib.suppress(OSError):

@@ -374,7 +374,8 @@ async def serve(channel: Channel) -> None:
                     await resolver.stop()
         except Exception as error:  # reported to the supervisor, which decides; the old judgement stays in force
             answer = {"op": "error", "id": order.get("id"), "error": f"{type(error).__name__}: {error}"}
-        report(answer)
+        while not report(answer):  # events may have filled the channel; an answer is waited for
+            await asyncio.sleep(0.01)
         if order["op"] == "stop":
             return
     await resolver.stop()
@@ -397,7 +398,7 @@ async def _start(resolver: Resolver, order: dict[str, Any], fds: list[int]) -> N
     kinds = order["sockets"]
     if order.get("user"):
         privileges.become(*order["user"])
-    else:
+    elif not order.get("inside"):  # inside the supervisor it holds what the supervisor holds
         privileges.keep(())
     await resolver.listen(
         [sock for sock, kind in zip(socks, kinds, strict=True) if kind == "udp"],

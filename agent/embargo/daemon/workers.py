@@ -100,7 +100,7 @@ class Workers:
         fds = [generation.fd, *(sock.fileno() for _, sock in mine)]
         await child.ask(
             "start", fds, generation=generation.number, switchboard=list(map(int, generation.board.actions)), dns=settings,
-            sockets=[kind for kind, _ in mine], user=self.user, inside=self.inside,
+            sockets=[kind for kind, _ in mine], user=None if self.inside else self.user, inside=self.inside,
         )  # fmt: skip
         self._had[number] = settings
 

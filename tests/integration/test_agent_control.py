@@ -1,0 +1,161 @@
+"""The command line against a running agent, and what it can say without one."""
+
+import json
+import os
+import re
+import signal
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import embargo
+import pytest
+from support.agent import Agent, running, until
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    with running(tmp_path_factory.mktemp("control")) as started:
+        yield started
+
+
+def test_a_blocked_attempt_is_logged_with_client_app_list_and_line(agent: Agent) -> None:
+    assert agent.blocked("Deep.Alipay.EXAMPLE")
+    event = until(lambda: [e for e in agent.events("dns") if e["qname"] == "deep.alipay.example"], "the event is written")[0]
+    assert event["client"] == "127.0.0.1"
+    assert (event["app"], event["function"], event["list"], event["line"]) == ("alipay", "payment", "alipay/payment.list", 1)
+    assert (event["rule"], event["qtype"], event["action"], event["mode"]) == ("alipay.example", "A", "nxdomain", "block")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", event["ts"])
+    assert (event["schema"], event["count"], event["generation"]) == (1, 1, agent.told("status")["generation"])
+
+
+def test_the_log_verb_filters_by_app_client_layer_and_time(agent: Agent) -> None:
+    agent.rcode("log.test.alipay.example")
+    until(lambda: "log.test.alipay.example" in agent.cli("log").stdout, "the event is shown")
+    assert "log.test" in agent.cli("log", "--app", "alipay", "--client", "127.0.0.1", "--layer", "dns", "--since", "1h").stdout
+    for words in (("--app", "qq"), ("--client", "192.0.2.9"), ("--layer", "drop"), ("--since", "2999-01-01T00:00:00Z")):
+        assert "log.test" not in agent.cli("log", *words).stdout
+    raw = agent.cli("log", "--json", "--app", "alipay").stdout.splitlines()
+    assert all(json.loads(line)["app"] == "alipay" for line in raw)
+    assert "not a time" in agent.cli("log", "--since", "yesterday", status=2).stderr
+
+
+def test_status_tells_what_runs_and_what_is_not_covered(agent: Agent) -> None:
+    told = agent.told("status")
+    assert told["running"] is True
+    assert told["version"] == embargo.__version__
+    assert told["listen"] == [f"127.0.0.1:{agent.port}"]
+    assert told["firewall"] == {"enabled": False}
+    assert any("firewall.enabled = false" in text for text in told["uncovered"])
+    assert [app["id"] for app in told["apps"]] == ["alipay", "qq"]
+    text = agent.cli("status").stdout
+    for word in ("running", "generation", "alipay/payment.list", "NOT COVERED", "udp://127.0.0.1:9"):
+        assert word in text
+
+
+def test_why_names_the_line_and_what_it_beat(agent: Agent) -> None:
+    told = agent.told("why", "x.pay.qq.example")
+    assert (told["verdict"], told["list"], told["line"], told["rule"]) == ("blocked", "qq/payment.list", 1, "pay.qq.example")
+    assert [line["rule"] for line in told["lines"]] == ["pay.qq.example", "qq.example"]
+    text = agent.cli("why", "x.pay.qq.example").stdout
+    assert "qq/core claims it, but is off" in text
+    told = agent.told("why", "mail.alipay.example", status=1)
+    assert told["verdict"] == "passed"
+    assert [line["rule"] for line in told["lines"]] == ["!mail.alipay.example", "alipay.example"]
+    assert agent.told("why", "203.0.113.9")["rule"] == "203.0.113.0/28"
+    assert agent.told("why", "203.0.113.16", status=1)["verdict"] == "passed"
+    assert agent.told("why", "::ffff:203.0.113.9")["verdict"] == "blocked"
+    assert agent.told("why", "host.onion", status=1)["verdict"] == "special"
+    assert "its queries get no answer" in agent.cli("why", "alipay.example", "--client", "203.0.113.77").stdout
+    assert "not a domain name" in agent.cli("why", "a..b", status=2).stderr
+
+
+def test_apps_shows_the_catalogue(agent: Agent) -> None:
+    rows = agent.told("apps")
+    assert rows[0]["functions"]["payment"]["names"] == 1
+    assert rows[0]["functions"]["payment"]["on"] is True
+    assert agent.told("apps", "qq")[0]["functions"]["core"]["on"] is False
+    assert "no app" in agent.cli("apps", "nothing", status=1).stderr
+
+
+def test_block_allow_and_forget_are_in_force_when_they_return(agent: Agent) -> None:
+    assert not agent.blocked("local.test")
+    agent.cli("block", "local.test", "198.51.100.0/24")
+    assert agent.blocked("a.local.test")
+    told = agent.told("why", "198.51.100.7")
+    assert (told["list"], told["app"]) == ("local/block.list", "local")
+    agent.cli("allow", "local.test")
+    assert not agent.blocked("local.test")
+    agent.cli("forget", "local.test", "198.51.100.0/24")
+    assert "not in the agent's own lists" in agent.cli("forget", "local.test", status=1).stderr
+    event = agent.events("policy")[0]
+    assert (event["verb"], event["entries"], event["uid"]) == ("block", ["local.test", "198.51.100.0/24"], os.getuid())
+
+
+def test_an_entry_that_would_cut_the_network_is_refused_and_leaves_no_trace(agent: Agent) -> None:
+    before = agent.told("status")["generation"]
+    for entry, reason in (("com", "public suffix"), ("0.0.0.0/0", "too wide"), ("127.0.0.9", "this gateway's own|loopback")):
+        assert re.search(reason, agent.cli("block", entry, status=1).stderr)
+    assert "host bits" in agent.cli("block", "198.51.100.1/24", status=2).stderr
+    assert (agent.root / "state/local/block.list").read_text() == ""
+    assert agent.rcode("example.com") != "NXDOMAIN"
+    assert agent.told("status")["generation"] >= before
+
+
+def test_an_upstreams_address_cannot_be_blocked(agent: Agent) -> None:
+    agent.write_config(dns={"upstream": ["203.0.113.200"]})
+    agent.cli("reload")
+    assert "the upstream resolver's" in agent.cli("block", "203.0.113.200", status=1).stderr
+    agent.write_config(dns={"upstream": ["127.0.0.1:9"]})
+    agent.cli("reload")
+
+
+def test_the_control_socket_is_closed_to_others(agent: Agent) -> None:
+    path = agent.root / "runtime/control.sock"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o660
+
+
+def test_a_second_agent_with_the_same_state_is_refused(agent: Agent) -> None:
+    assert "another agent runs" in agent.cli("run", status=1).stderr
+
+
+def test_check_is_content_with_a_running_agent(agent: Agent) -> None:
+    assert agent.cli("check").stdout == "no problems\n"
+
+
+def test_sighup_reloads(agent: Agent) -> None:
+    (agent.root / "block.list").write_text("hup.test\n")
+    assert agent.process is not None
+    agent.process.send_signal(signal.SIGHUP)
+    until(lambda: agent.blocked("hup.test"), "the reload is done")
+
+
+def test_a_killed_resolver_is_started_again(agent: Agent) -> None:
+    worker = agent.told("status")["workers"][0]
+    os.kill(worker, signal.SIGKILL)
+    until(lambda: agent.told("status")["workers"] not in ([], [worker]), "another resolver runs")
+    assert agent.blocked("alipay.example")
+    assert agent.told("status")["worker_restarts"] == 1
+
+
+def test_without_an_agent_the_reading_verbs_say_what_they_can(tmp_path: Path) -> None:
+    agent = Agent(tmp_path)
+    agent.write_config()
+    assert agent.told("status", status=1) == {
+        "running": False,
+        "reason": f"no agent is running ({tmp_path}/runtime/control.sock)",
+    }
+    assert agent.told("why", "alipay.example")["list"] == "alipay/payment.list"
+    assert [row["id"] for row in agent.told("apps")] == ["alipay", "qq"]
+    assert agent.cli("check").stdout == "no problems\n"
+    for words in (("reload",), ("block", "x.test")):
+        assert "no agent is running" in agent.cli(*words, status=1).stderr
+    assert agent.cli("version").stdout == f"embargo {embargo.__version__}\n"
+
+
+def test_every_verb_and_option_has_help(agent: Agent) -> None:
+    text = agent.cli("--help", status=None).stdout or ""
+    for verb in ("run", "check", "status", "why", "apps", "log", "reload", "block", "allow", "forget", "version"):
+        help_ = agent.cli(verb, "--help").stdout
+        assert "--config" in help_, text
+        assert all(len(line.split()) > 1 for line in help_.splitlines() if line.startswith("  -"))

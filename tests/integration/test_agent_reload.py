@@ -1,0 +1,211 @@
+"""A list changes while the agent runs: in force soon, without a lost query; a broken one leaves everything as it was."""
+
+import os
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.agent import Agent, running, until
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
+    with running(tmp_path_factory.mktemp("reload")) as started:
+        yield started
+
+
+def replace(path: Path, text: str) -> None:
+    """The way editors and configuration management write: another file takes the name."""
+    temporary = path.with_name(".new")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def test_an_edited_list_is_in_force(agent: Agent) -> None:
+    path = agent.root / "apps/alipay/payment.list"
+    with path.open("a") as file:
+        file.write("edited.test\n")
+    until(lambda: agent.blocked("edited.test"), "the new line is in force")
+
+
+def test_a_list_replaced_by_rename_is_in_force(agent: Agent) -> None:
+    path = agent.root / "apps/alipay/payment.list"
+    replace(path, path.read_text() + "renamed.test\n")
+    until(lambda: agent.blocked("renamed.test"), "the replaced file is in force")
+
+
+def test_an_added_list_is_in_force_and_gone_when_it_is_deleted(agent: Agent) -> None:
+    path = agent.root / "apps/qq/telemetry.list"
+    path.write_text("added.test\n")
+    until(lambda: agent.blocked("added.test"), "the added file is in force")
+    path.unlink()
+    until(lambda: not agent.blocked("added.test"), "the deleted file is out of force")
+
+
+def test_an_added_app_directory_is_in_force_and_gone_when_it_is_deleted(agent: Agent) -> None:
+    directory = agent.write_app("vmate", {"payment": ["app.test"]})
+    until(lambda: agent.blocked("app.test"), "the added app is in force")
+    shutil.rmtree(directory)
+    until(lambda: not agent.blocked("app.test"), "the deleted app is out of force")
+
+
+def test_a_directory_swapped_by_link_is_in_force(agent: Agent) -> None:
+    agent.write_app("one", {"payment": ["one.test"]})
+    one = agent.root / "apps/one"
+    two = agent.root / "apps/.two"
+    shutil.copytree(one, two)
+    (two / "payment.list").write_text("two.test\n")
+    until(lambda: agent.blocked("one.test"), "the directory is in force")
+    one.rename(agent.root / "apps/.one")
+    one.symlink_to(".two")
+    until(lambda: agent.blocked("two.test") and not agent.blocked("one.test"), "the other directory is in force")
+    one.unlink()
+
+
+def test_an_edited_allow_list_is_in_force(agent: Agent) -> None:
+    assert agent.blocked("pay.qq.example")
+    (agent.root / "allow.list").write_text("pay.qq.example\n")
+    until(lambda: not agent.blocked("pay.qq.example"), "the allow list is in force")
+    (agent.root / "allow.list").unlink()
+    until(lambda: agent.blocked("pay.qq.example"), "the allow list is out of force")
+
+
+def test_an_edited_configuration_is_in_force(agent: Agent) -> None:
+    assert not agent.blocked("qq.example")
+    agent.write_config(policy={"functions": ["payment", "core"]})
+    until(lambda: agent.blocked("qq.example"), "the function is on")
+    agent.write_config(policy={"functions": ["payment", "telemetry"]})
+    until(lambda: not agent.blocked("qq.example"), "the function is off again")
+
+
+def test_a_changed_block_mode_is_in_force(agent: Agent) -> None:
+    agent.write_config(dns={"block_mode": "refused"})
+    until(lambda: agent.rcode("alipay.example") == "REFUSED", "the mode is in force")
+    agent.write_config(dns={"block_mode": "nxdomain"})
+    until(lambda: agent.rcode("alipay.example") == "NXDOMAIN", "the old mode is back")
+
+
+def test_another_listening_address_is_in_force(agent: Agent) -> None:
+    listen = agent.sections["dns"]["listen"]
+    agent.write_config(dns={"listen": [*listen, f"127.0.0.2:{agent.port}"]})
+    until(lambda: "NXDOMAIN" in agent.dig("@127.0.0.2", "alipay.example"), "the second address answers")
+    agent.write_config(dns={"listen": listen})
+    until(lambda: agent.told("status")["listen"] == [f"127.0.0.1:{agent.port}"], "it is gone again")
+    assert agent.blocked("alipay.example")
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        (b"alipay.example\n\xff\xfea\0l\0", "binary"),
+        (b"\xff\xfea\0l\0i\0", "UTF-16"),
+        (b"<!DOCTYPE html><html></html>", "web page"),
+        (b"good.test\nb\xfcro.test\n", "0xfc is not UTF-8"),
+    ],
+)
+def test_a_broken_list_leaves_the_old_generation_in_force(agent: Agent, broken: bytes, reason: str) -> None:
+    path = agent.root / "apps/alipay/payment.list"
+    good = path.read_bytes()
+    before = agent.told("status")["generation"]
+    path.write_bytes(broken)
+    done = agent.cli("reload", status=1)
+    assert f"{path}" in done.stderr
+    assert reason in done.stderr
+    status = agent.told("status")
+    assert (status["generation"], status["reload"]["ok"]) == (before, False)
+    assert any(reason in error and str(path) in error for error in status["reload"]["errors"])
+    assert reason in agent.events("reload")[-1]["errors"][0]
+    assert reason in agent.errors
+    assert agent.blocked("alipay.example")
+    path.write_bytes(good)
+    until(lambda: agent.told("status")["reload"]["ok"], "the mended list is in force")
+
+
+def test_a_broken_app_file_and_a_broken_configuration_are_refused(agent: Agent) -> None:
+    app = agent.root / "apps/qq/app.toml"
+    good = app.read_text()
+    app.write_text('id = "other"\nname = "QQ"\n')
+    assert 'must be the name of the directory, "qq"' in agent.cli("reload", status=1).stderr
+    app.write_text(good)
+    config = agent.config.read_text()
+    agent.config.write_text(config + "\n[dsn]\nlisten = []\n")
+    until(lambda: "did you mean" in agent.errors, "the watcher has told")
+    assert agent.blocked("alipay.example")
+    agent.config.write_text(config)
+    agent.cli("reload")
+
+
+def test_a_bad_line_costs_itself_alone(agent: Agent) -> None:
+    path = agent.root / "apps/alipay/payment.list"
+    good = path.read_text()
+    path.write_text(good + "com\nhttp://x.test/\nstill.test\n")
+    agent.cli("reload")
+    problems = agent.told("status")["problems"]
+    number = good.count("\n") + 1
+    assert any(f"{path}:{number}: " in each and "public suffix" in each for each in problems)
+    assert any(f"{path}:{number + 1}: " in each and "URL" in each for each in problems)
+    assert agent.blocked("still.test")
+    path.write_text(good)
+    agent.cli("reload")
+
+
+def test_a_list_that_others_can_write_is_refused(agent: Agent) -> None:
+    path = agent.root / "apps/alipay/payment.list"
+    path.chmod(0o666)
+    assert f"chmod go-w {path}" in agent.cli("reload", status=1).stderr
+    path.chmod(0o644)
+    agent.cli("reload")
+
+
+def test_a_link_out_of_its_directory_is_refused(agent: Agent, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.list"
+    outside.write_text("outside.test\n")
+    link = agent.root / "apps/alipay/core.list"
+    link.symlink_to(outside)
+    assert "leaves" in agent.cli("reload", status=1).stderr
+    link.unlink()
+    agent.cli("reload")
+
+
+def test_reloads_under_load_lose_no_query(agent: Agent) -> None:
+    """Twenty changes of a list while a client asks as fast as it is answered; each question waits for its own answer."""
+    question = b"\0\1\1\0\0\1\0\0\0\0\0\0\6alipay\7example\0\0\1\0\1"
+    done = threading.Event()
+    asked, lost = [], []
+
+    def client() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(2.0)
+            sock.connect(("127.0.0.1", agent.port))
+            while not done.is_set() and len(asked) < 500_000:
+                ident = (len(asked) & 0xFFFF).to_bytes(2)
+                sock.send(ident + question[2:])
+                try:
+                    reply = sock.recv(512)
+                except TimeoutError:
+                    lost.append(len(asked))
+                else:
+                    assert reply[:2] == ident
+                    assert reply[3] & 15 == 3
+                asked.append(1)
+
+    thread = threading.Thread(target=client)
+    thread.start()
+    path = agent.root / "apps/alipay/payment.list"
+    good = path.read_text()
+    before = agent.told("status")["generation"]
+    try:
+        for number in range(20):
+            path.write_text(f"{good}load{number}.test\n")
+            agent.cli("reload")
+    finally:
+        done.set()
+        thread.join()
+        path.write_text(good)
+        agent.cli("reload")
+    assert agent.told("status")["generation"] >= before + 20
+    assert not lost
+    assert len(asked) > 100

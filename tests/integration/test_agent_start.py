@@ -1,0 +1,142 @@
+"""Starting and stopping: what refuses to start says why and what to do; what stops leaves nothing behind."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from support.agent import Agent, free_port, running, until
+
+
+def refuses(agent: Agent, status: int) -> str:
+    """What an agent says that does not start."""
+    agent.start(wait=False)
+    assert agent.process is not None
+    assert agent.process.wait(30) == status, agent.errors
+    return agent.errors
+
+
+def test_it_stops_cleanly_and_hands_over_every_event(tmp_path: Path) -> None:
+    with running(tmp_path, dns={"workers": 2}) as agent:
+        for _ in range(20):
+            agent.rcode("alipay.example")
+        children = agent.children()
+        assert len(children) >= 2
+        assert agent.stop() == 0
+    assert sum(event["count"] for event in agent.events("dns")) == 20
+    assert [event["event"] for event in agent.events()][-1] == "stop"
+    assert not any(Path(f"/proc/{pid}").exists() for pid in children)
+    assert not (tmp_path / "runtime/control.sock").exists()
+
+
+def test_one_process_is_enough(tmp_path: Path) -> None:
+    with running(tmp_path, dns={"workers": 0}) as agent:
+        assert agent.blocked("alipay.example")
+        assert agent.told("status")["inside"] is True
+        agent.cli("block", "inside.test")
+        assert agent.blocked("inside.test")
+        assert agent.children() == []
+
+
+def test_a_port_in_use_names_the_port_and_its_holder(tmp_path: Path) -> None:
+    agent = Agent(tmp_path)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", agent.port))
+        said = refuses(agent, 1)
+        assert f"127.0.0.1:{agent.port} (UDP) is in use by" in said
+        assert f"pid {os.getpid()}" in said
+        assert "is in use by" in agent.cli("check", status=1).stdout
+
+
+def test_an_address_of_nobody_is_named(tmp_path: Path) -> None:
+    agent = Agent(tmp_path)
+    agent.write_config(dns={"listen": [f"192.0.2.77:{free_port()}"]})
+    assert "no interface has the address 192.0.2.77" in refuses(agent, 1)
+
+
+def test_a_bad_configuration_tells_everything_that_is_wrong(tmp_path: Path) -> None:
+    agent = Agent(tmp_path)
+    agent.write_config(dns={"lisen": [], "block_ttl": "ten"}, policy={"mode": "blok"})
+    said = refuses(agent, 2)
+    for part in ("dns.lisen: unknown key", 'did you mean "listen"', "dns.block_ttl", "policy.mode", 'did you mean "block"'):
+        assert part in said
+    assert str(agent.config) in said
+
+
+def test_a_missing_configuration_is_named(tmp_path: Path) -> None:
+    agent = Agent(tmp_path)
+    assert "cannot be read" in agent.cli("status", status=2).stderr
+
+
+def test_an_unknown_app_is_named_with_what_was_meant(tmp_path: Path) -> None:
+    agent = Agent(tmp_path)
+    agent.write_config(policy={"apps": ["alipya"]})
+    assert 'no app "alipya", did you mean "alipay"?' in refuses(agent, 2)
+
+
+def test_without_any_app_it_does_not_start(tmp_path: Path) -> None:
+    agent = Agent(tmp_path)
+    agent.write_config(lists={"apps": [str(tmp_path / "nothing")]})
+    assert "lists.apps: no app in" in refuses(agent, 2)
+
+
+def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    agent = Agent(tmp_path)
+    (tmp_path / "file").write_text("")
+    agent.write_config(state={"dir": str(tmp_path / "file/state")})
+    said = refuses(agent, 1)
+    assert "file/state" in said
+    assert "[state]" in said
+
+
+def test_no_upstream_is_said_by_check_and_answered_with_servfail(tmp_path: Path) -> None:
+    with running(tmp_path, dns={"upstream": ["127.0.0.1:9"]}) as agent:
+        assert agent.rcode("allowed.test") == "SERVFAIL"
+        assert "EDE: 23" in agent.dig("allowed2.test") or "EDE: 22" in agent.dig("allowed3.test")
+        until(lambda: [e for e in agent.events("upstream") if e["state"] == "down"], "the upstream's trouble is an event")
+        assert agent.told("status")["upstreams"][0]["healthy"] is False
+
+
+def test_a_broken_list_at_the_start_falls_back_on_the_last_generation(tmp_path: Path) -> None:
+    with running(tmp_path) as agent:
+        assert agent.blocked("alipay.example")
+    path = tmp_path / "apps/alipay/payment.list"
+    path.write_bytes(b"\0\1\2")
+    agent.start()
+    try:
+        assert agent.blocked("alipay.example")
+        status = agent.told("status")
+        assert status["reload"]["ok"] is False
+        assert "binary" in status["reload"]["errors"][0]
+    finally:
+        agent.stop()
+
+
+def test_a_damaged_generation_and_a_broken_list_are_no_start(tmp_path: Path) -> None:
+    with running(tmp_path) as agent:
+        pass
+    (tmp_path / "apps/alipay/payment.list").write_bytes(b"\0\1\2")
+    image = tmp_path / "state/generations/000001/policy.img"
+    data = bytearray(image.read_bytes())
+    data[len(data) // 2] ^= 1
+    image.write_bytes(data)
+    assert "binary" in refuses(agent, 2)
+
+
+def test_half_a_line_in_the_log_spoils_nothing(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").write_text('{"schema":1,"ts":"2026')
+    with running(tmp_path) as agent:
+        pass
+    lines = (tmp_path / "events.jsonl").read_text().splitlines()
+    assert lines[0] == '{"schema":1,"ts":"2026'
+    assert '"event":"stop"' in lines[-1]
+    assert agent.ended()
+
+
+@pytest.mark.root
+def test_without_cap_net_admin_it_refuses_to_run_half_protected(tmp_path: Path) -> None:
+    agent = Agent(tmp_path, ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"])
+    agent.write_config(firewall={"enabled": True})
+    said = refuses(agent, 1)
+    assert "CAP_NET_ADMIN" in said
+    assert "firewall" in said

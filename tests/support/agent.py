@@ -1,0 +1,166 @@
+"""A whole agent for a test: `embargo run` on loopback, in a directory of its own, asked with the real command line."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+READY = 30.0  # seconds; a busy machine starts three interpreters
+SOON = 10.0  # seconds within which something must have become true
+
+APPS = {
+    "alipay": {
+        "payment": ["alipay.example  # evidence", "!mail.alipay.example  # evidence"],
+        "telemetry": ["=log.alipay.test"],
+    },
+    "qq": {"core": ["qq.example"], "payment": ["pay.qq.example", "203.0.113.0/28"]},
+}
+
+
+def until(condition: Callable[[], object], what: str, seconds: float = SOON) -> Any:
+    """Wait for something to become true, and give it back."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"not within {seconds} s: {what}")
+
+
+def free_port() -> int:
+    """A port that is free on loopback for both protocols, at this moment."""
+    while True:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tcp:
+            udp.bind(("127.0.0.1", 0))
+            with suppress(OSError):
+                tcp.bind(("127.0.0.1", udp.getsockname()[1]))
+                return int(udp.getsockname()[1])
+
+
+class Agent:
+    """Files below `root`; `prefix` is put before every command (`ip netns exec gateway`)."""
+
+    def __init__(self, root: Path, prefix: Sequence[str] = ()) -> None:
+        self.root = root
+        self.prefix = list(prefix)
+        self.port = free_port()
+        self.sections: dict[str, dict[str, Any]] = {
+            "dns": {"listen": [f"127.0.0.1:{self.port}"], "upstream": ["127.0.0.1:9"], "workers": 1},
+            "lists": {"apps": [str(root / "apps")], "allow": str(root / "allow.list"), "block": str(root / "block.list")},
+            "firewall": {"enabled": False},
+            "log": {"events": str(root / "events.jsonl")},
+            "state": {"dir": str(root / "state"), "runtime": str(root / "runtime")},
+        }
+        self.process: subprocess.Popen[str] | None = None
+        for app, functions in APPS.items():
+            self.write_app(app, functions)
+
+    @property
+    def config(self) -> Path:
+        return self.root / "embargo.toml"
+
+    @property
+    def errors(self) -> str:
+        return (self.root / "stderr").read_text()
+
+    def write_app(self, app: str, functions: Mapping[str, Sequence[str]]) -> Path:
+        directory = self.root / "apps" / app
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "app.toml").write_text(f'id = "{app}"\nname = "{app.title()}"\ndefault = true\n')
+        for function, entries in functions.items():
+            (directory / f"{function}.list").write_text("".join(f"{entry}\n" for entry in entries))
+        return directory
+
+    def write_config(self, **sections: Mapping[str, Any]) -> None:
+        """The configuration, with these keys changed for good."""
+        for name, values in sections.items():
+            self.sections.setdefault(name, {}).update(values)
+        text = "".join(
+            f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+            for name, values in self.sections.items()
+        )
+        self.config.write_text(text)
+
+    def start(self, *, wait: bool = True) -> None:
+        if not self.config.exists():
+            self.write_config()
+        with open(self.root / "stdout", "w") as out, open(self.root / "stderr", "w") as err:
+            command = [*self.prefix, sys.executable, "-m", "embargo", "run", "-c", str(self.config)]
+            self.process = subprocess.Popen(command, stdout=out, stderr=err, text=True, stdin=subprocess.DEVNULL)
+        if wait:
+            until(lambda: "ready:" in (self.root / "stdout").read_text() or self.ended(), "the agent is ready", READY)
+            assert not self.ended(), self.errors
+
+    def ended(self) -> bool:
+        return self.process is None or self.process.poll() is not None
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Ask it to stop and wait for its exit status."""
+        assert self.process is not None
+        with suppress(ProcessLookupError):
+            self.process.send_signal(number)
+        try:
+            return self.process.wait(READY)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+
+    def cli(self, *words: str, status: int | None = 0) -> subprocess.CompletedProcess[str]:
+        command = [*self.prefix, sys.executable, "-m", "embargo", words[0], "-c", str(self.config), *words[1:]]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+        assert status is None or done.returncode == status, f"{words}: {done.returncode}\n{done.stdout}{done.stderr}"
+        return done
+
+    def told(self, *words: str, status: int | None = 0) -> Any:
+        return json.loads(self.cli(*words, "--json", status=status).stdout)
+
+    def events(self, kind: str = "") -> list[dict[str, Any]]:
+        path = self.root / "events.jsonl"
+        found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [event for event in found if kind in ("", event["event"])]
+
+    def dig(self, *words: str) -> str:
+        """What dig says, as it says it."""
+        command = [*self.prefix, "dig", "@127.0.0.1", "-p", str(self.port), "+tries=1", "+time=5", *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
+
+    def rcode(self, *words: str) -> str:
+        return next(
+            (line.split("status: ")[1].split(",")[0] for line in self.dig(*words).splitlines() if "status: " in line), ""
+        )
+
+    def blocked(self, name: str) -> bool:
+        return self.rcode(name, "A") == "NXDOMAIN"
+
+    def children(self) -> list[int]:
+        """The pids of all processes below the agent."""
+        assert self.process is not None
+        found, queue = [], [self.process.pid]
+        while queue:
+            with suppress(OSError):
+                pid = queue.pop()
+                for task in os.listdir(f"/proc/{pid}/task"):
+                    below = list(map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split()))
+                    found += below
+                    queue += below
+        return found
+
+
+@contextmanager
+def running(root: Path, *, prefix: Sequence[str] = (), **sections: Mapping[str, Any]) -> Iterator[Agent]:
+    """An agent that is ready, and is gone afterwards whatever happens."""
+    agent = Agent(root, prefix)
+    agent.write_config(**sections)
+    agent.start()
+    try:
+        yield agent
+    finally:
+        if not agent.ended():
+            agent.stop()
