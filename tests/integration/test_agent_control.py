@@ -8,8 +8,9 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-import embargo
 import pytest
+
+import embargo
 from support.agent import Agent, running, until
 
 

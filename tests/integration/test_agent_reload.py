@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from support.agent import Agent, running, until
 
 
@@ -174,7 +175,8 @@ def test_reloads_under_load_lose_no_query(agent: Agent) -> None:
     """Twenty changes of a list while a client asks as fast as it is answered; each question waits for its own answer."""
     question = b"\0\1\1\0\0\1\0\0\0\0\0\0\6alipay\7example\0\0\1\0\1"
     done = threading.Event()
-    asked, lost = [], []
+    asked: list[int] = []
+    lost: list[int] = []
 
     def client() -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:

@@ -5,6 +5,7 @@ import socket
 from pathlib import Path
 
 import pytest
+
 from support.agent import Agent, free_port, running, until
 
 

@@ -52,6 +52,8 @@ def wanted(config: Config, interfaces: Sequence[Interface]) -> tuple[Endpoint, .
             found[Endpoint(listen.address, listen.port)] = None
     if port := intercept_port(config):
         found |= dict.fromkeys(Endpoint(i.bindable, port) for i in interfaces if i.name in config.firewall.lan)
+    if not any(i.address == "::1" for i in interfaces):  # a machine without IPv6
+        found = {each: None for each in found if each.address != "::1"}
     return tuple(each for each in found if not _covered(each, found))
 
 

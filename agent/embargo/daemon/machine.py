@@ -1,6 +1,7 @@
 """What this machine is: its addresses, the networks beside it, its resolvers, who holds a port. Read, never changed."""
 
 import asyncio
+import contextlib
 import ipaddress
 import os
 import socket
@@ -108,14 +109,17 @@ def holder(address: str, port: int, *, udp: bool) -> str:
     """The process that holds a port, as `name (pid 123)`; empty when it cannot be seen."""
     inodes = set(_inodes(address, port, udp=udp))
     for pid in filter(str.isdecimal, os.listdir("/proc") if inodes else ()):
-        try:
-            links = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
-            if links & inodes:
+        with contextlib.suppress(OSError):  # it ended, or is not ours to look into
+            if inodes & set(_links(f"/proc/{pid}/fd")):
                 with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
                     return f"{file.read().strip()} (pid {pid})"
-        except OSError:
-            continue
     return ""
+
+
+def _links(directory: str) -> Iterator[str]:
+    for name in os.listdir(directory):
+        with contextlib.suppress(OSError):
+            yield os.readlink(f"{directory}/{name}")
 
 
 def _inodes(address: str, port: int, *, udp: bool) -> Iterator[str]:

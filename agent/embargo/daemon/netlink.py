@@ -215,6 +215,10 @@ def delete_set(table: str, name: str) -> Message:
     return Message(_DELSET, 0, _text(1, table) + _text(2, name), f"delete set {name}")
 
 
+def flush_set(table: str, name: str) -> Message:
+    return Message(_DELSETELEM, 0, _text(1, table) + _text(2, name), f"flush set {name}")
+
+
 _MAX_NEST = 60_000  # octets; the length of a nested attribute is 16 bits
 
 

@@ -1,0 +1,97 @@
+"""Which addresses are listened on, and real sockets that follow them."""
+
+import json
+import socket
+
+import pytest
+
+from embargo import config
+from embargo.config import Config
+from embargo.daemon import endpoints
+from embargo.daemon.endpoints import Endpoint, ListenError, Sockets
+from embargo.daemon.machine import Interface
+from support.agent import free_port
+
+LO = (Interface("lo", "127.0.0.1", 8), Interface("lo", "::1", 128))
+LAN = (*LO, Interface("lan0", "192.0.2.1", 24), Interface("lan0", "2001:db8:1::1", 64), Interface("lan0", "fe80::1", 64))
+
+
+def settings(listen: list[str], firewall: str = "") -> Config:
+    return config.parse(f"[dns]\nlisten = {json.dumps(listen)}\n[firewall]\n{firewall}\n".encode(), "test")
+
+
+def test_the_configured_addresses_are_wanted() -> None:
+    assert endpoints.wanted(settings(["127.0.0.1:53", "[::1]:53"]), LO) == (Endpoint("127.0.0.1", 53), Endpoint("::1", 53))
+
+
+def test_an_interface_means_its_addresses() -> None:
+    found = endpoints.wanted(settings(["lan0"]), LAN)
+    assert found == (Endpoint("192.0.2.1", 53), Endpoint("2001:db8:1::1", 53), Endpoint("fe80::1%lan0", 53))
+
+
+def test_intercepted_interfaces_are_always_listened_on() -> None:
+    found = endpoints.wanted(settings(["127.0.0.1:5353"], 'lan = ["lan0"]'), LAN)
+    assert [each.address for each in found] == ["127.0.0.1", "192.0.2.1", "2001:db8:1::1", "fe80::1%lan0"]
+    assert {each.port for each in found} == {5353}
+    assert len(endpoints.wanted(settings(["127.0.0.1:5353"], 'lan = ["lan0"]\nintercept_dns = false'), LAN)) == 1
+    assert len(endpoints.wanted(settings(["127.0.0.1:5353"], 'lan = ["lan0"]\nenabled = false'), LAN)) == 1
+
+
+def test_a_wildcard_covers_the_addresses_of_its_family() -> None:
+    found = endpoints.wanted(settings(["0.0.0.0:53", "127.0.0.1:53", "127.0.0.1:54"], 'lan = ["lan0"]'), LAN)
+    assert Endpoint("192.0.2.1", 53) not in found
+    assert {Endpoint("0.0.0.0", 53), Endpoint("127.0.0.1", 54), Endpoint("2001:db8:1::1", 53)} <= set(found)
+
+
+def test_a_machine_without_ipv6_listens_on_ipv4_alone() -> None:
+    assert endpoints.wanted(settings(["127.0.0.1:53", "[::1]:53"]), LO[:1]) == (Endpoint("127.0.0.1", 53),)
+
+
+def test_local_is_spelled_out_with_the_lans_own_networks() -> None:
+    found = endpoints.local_networks(settings(["127.0.0.1:53"], 'lan = ["lan0"]'), LAN)
+    assert {"127.0.0.0/8", "::1/128", "fe80::/10", "192.0.2.0/24", "2001:db8:1::/64"} <= set(found)
+    assert "192.0.2.0/24" not in endpoints.local_networks(settings(["127.0.0.1:53"]), LAN)
+
+
+def test_sockets_follow_and_what_stays_keeps_its_socket() -> None:
+    first, second = Endpoint("127.0.0.1", free_port()), Endpoint("127.0.0.1", free_port())
+    sockets = Sockets()
+    try:
+        assert sockets.follow([first], 2, LO)
+        kept = [sock.fileno() for _, sock in sockets.of(0)]
+        assert sockets.follow([first, second], 2, LO)
+        assert [sock.fileno() for _, sock in sockets.of(0)][:2] == kept
+        assert [kind for kind, _ in sockets.of(1)] == ["udp", "tcp"] * 2
+        assert not sockets.follow([first, second], 2, LO)
+        assert sockets.follow([second], 2, LO)
+        assert sockets.endpoints == (second,)
+    finally:
+        sockets.close()
+
+
+def test_one_address_that_cannot_be_had_changes_nothing() -> None:
+    first = Endpoint("127.0.0.1", free_port())
+    sockets = Sockets()
+    try:
+        sockets.follow([first], 1, LO)
+        with pytest.raises(ListenError, match=r"no interface has the address 198\.51\.100\.9"):
+            sockets.follow([first, Endpoint("198.51.100.9", first.port)], 1, LO)
+        assert sockets.endpoints == (first,)
+    finally:
+        sockets.close()
+
+
+def test_an_address_that_is_not_usable_yet_is_listened_on_all_the_same() -> None:
+    sockets = Sockets()
+    try:
+        assert sockets.follow([Endpoint("198.51.100.9", free_port())], 1, [*LO, Interface("lan0", "198.51.100.9", 24)])
+    finally:
+        sockets.close()
+
+
+def test_a_stranger_with_so_reuseport_does_not_share_the_port() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        stranger.bind(("127.0.0.1", 0))
+        with pytest.raises(ListenError, match="is in use by"):
+            Sockets().follow([Endpoint("127.0.0.1", stranger.getsockname()[1])], 1, LO)

@@ -1,0 +1,83 @@
+"""Generations on a real file system: numbered, verified, replaced as a whole."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from embargo import config, image, lists, policy
+from embargo.daemon.generations import KEEP, Store
+from embargo.errors import ImageError
+from embargo.lists import Guard
+from embargo.policy import App, Level, Selection, Source
+
+SETTINGS = config.default()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    made = Store(str(tmp_path))
+    made.prepare()
+    return made
+
+
+def compiled(store: Store, text: str = "alipay.example\n") -> int:
+    """What the compiler leaves behind, numbered."""
+    source = Source("alipay/payment.list", Level.APPS, "alipay", "payment", False)
+    list_ = lists.parse(text.encode(), file="payment.list", source=source, guard=Guard())
+    apps = [App("alipay", "Alipay", default=True, lists=(list_,))]
+    combined = policy.combine(apps, (), Selection())
+    board = policy.select(apps, combined.classes, Selection())
+    workshop = Path(store.workshop())
+    (workshop / "policy.img").write_bytes(image.encode(combined))
+    (workshop / "report.json").write_text(json.dumps({"switchboard": list(map(int, board.actions))}))
+    return store.number(str(workshop))
+
+
+def test_a_new_store_has_nothing_current(store: Store) -> None:
+    assert store.current() == 0
+
+
+def test_generations_are_numbered_and_the_current_one_is_remembered(store: Store) -> None:
+    assert [compiled(store), compiled(store)] == [1, 2]
+    store.make_current(2)
+    assert store.current() == 2
+    generation = store.load(2, SETTINGS)
+    assert len(generation.image) == 1
+    generation.close()
+
+
+def test_old_generations_go_but_never_the_current_one(store: Store, tmp_path: Path) -> None:
+    first = compiled(store)
+    store.make_current(first)
+    numbers = [compiled(store) for _ in range(KEEP + 3)]
+    store.make_current(first)
+    kept = sorted(int(path.name) for path in (tmp_path / "generations").glob("0*"))
+    assert kept == [first, *numbers[-KEEP:]]
+
+
+@pytest.mark.parametrize("place", [0, 20, -1])
+def test_a_damaged_image_is_refused(store: Store, tmp_path: Path, place: int) -> None:
+    number = compiled(store)
+    path = tmp_path / f"generations/{number:06}/policy.img"
+    data = bytearray(path.read_bytes())
+    data[place] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(ImageError):
+        store.load(number, SETTINGS)
+
+
+@pytest.mark.parametrize("report", ["", "{}", '{"switchboard": []}', '{"switchboard": [9, 9, 9]}', "[]"])
+def test_a_report_that_does_not_fit_is_refused(store: Store, tmp_path: Path, report: str) -> None:
+    number = compiled(store)
+    (tmp_path / f"generations/{number:06}/report.json").write_text(report)
+    with pytest.raises(ImageError):
+        store.load(number, SETTINGS)
+
+
+def test_what_a_crash_left_half_done_is_removed(store: Store, tmp_path: Path) -> None:
+    half = Path(store.workshop())
+    (half / "policy.img").write_bytes(b"half")
+    Store(str(tmp_path)).prepare()
+    assert not half.exists()
+    assert compiled(store) == 1
