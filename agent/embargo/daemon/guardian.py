@@ -64,7 +64,7 @@ class Guardian:
             os.close(fd)
         board = Switchboard(tuple(map(Action, order["switchboard"])))
         wanted = ruleset.spec(
-            image, board, order["generation"], lan=order["lan"], except_=order["except"],
+            image, board, self._next_mark(), lan=order["lan"], except_=order["except"],
             intercept_port=order["intercept_port"], fail=order["fail"], log_group=order["log_group"],
         )  # fmt: skip
         self._listen(order["log_group"])
@@ -74,6 +74,11 @@ class Guardian:
         if order["fail"] == "open":
             self.alive()
         return {"elements": len(wanted.ranges)}
+
+    def _next_mark(self) -> int:
+        """What tells the new sets from those in force. Not the generation: a new guardian applies the same one again."""
+        marks = [name.rpartition("_")[2] for name in self._kernel.sets(ruleset.TABLE)]
+        return 1 + max((int(mark) for mark in marks if mark.isascii() and mark.isdecimal()), default=0)
 
     def _listen(self, group: int) -> None:
         """Read the drop log before anything can be dropped."""

@@ -29,10 +29,11 @@ from embargo.daemon.endpoints import Endpoint, ListenError, Sockets
 from embargo.daemon.generations import Generation, Store
 from embargo.daemon.journal import Journal
 from embargo.daemon.machine import Interface
-from embargo.daemon.netlink import NEEDS
+from embargo.daemon.netlink import NEEDS, Nftables
 from embargo.daemon.watch import Watch
 from embargo.daemon.workers import Settings, Workers
 from embargo.errors import ConfigError, EmbargoError, FirewallError, ImageError, Problem
+from embargo.ruleset import TABLE
 from embargo.upstream import Server
 
 log = logging.getLogger(__name__)
@@ -119,6 +120,7 @@ class Supervisor:
         self.last: Outcome | None = None
         self.last_at = 0.0
         self.guardian_restarts = 0
+        self._ending = False
         self._lock = asyncio.Lock()
         self._stop = asyncio.Event()
         self._hint = asyncio.Event()
@@ -175,6 +177,8 @@ class Supervisor:
             raise StartError(str(error)) from None
         if self.guardian is not None:
             await self._start_guardian(self.guardian)
+        else:
+            _warn_of_old_rules()
         outcome = await self.reload("start")
         if self.generation is None:
             await self._start_from_last(outcome)
@@ -221,14 +225,20 @@ class Supervisor:
             if not task.get_name().startswith("keeper"):
                 task.cancel()
         await asyncio.to_thread(self._watch.close)
+        rules = self._rules_that_stay()
+        if rules != "keep":  # nothing may be led to sockets that nobody reads any longer
+            await self._stop_guardian(rules)
         await self.workers.stop()
-        if self.guardian is not None and self.guardian.running:
-            self._ending = True
-            await self.guardian.stop(rules=self._rules_that_stay())
+        await self._stop_guardian(rules)
         self.sockets.close()
         if self.generation is not None:
             self.journal.event({"event": "stop", "generation": self.generation.number})
         self.journal.close()
+
+    async def _stop_guardian(self, rules: str) -> None:
+        self._ending = True
+        if self.guardian is not None and self.guardian.running:
+            await self.guardian.stop(rules=rules)
 
     def _rules_that_stay(self) -> str:
         firewall = self.settings.firewall
@@ -249,8 +259,6 @@ class Supervisor:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.critical("the %s failed", task.get_name(), exc_info=error)
             self._stop.set()
-
-    _ending = False
 
     async def _keep_guardian(self, guardian: Child) -> None:
         """The rules outlive the guardian; a new one takes them over by applying the generation in force again."""
@@ -558,6 +566,16 @@ async def run_compiler(order: dict[str, Any]) -> dict[str, Any]:
         last = err.decode(errors="replace").strip().rpartition("\n")[2]
         raise ConfigError([Problem("compiler", 0, f"it ended with status {process.returncode}: {last}", "")]) from None
     return answer
+
+
+def _warn_of_old_rules() -> None:
+    """The firewall is off, but an earlier run may have left its rules (on_stop = "keep")."""
+    if privileges.CAP_NET_ADMIN in privileges.effective():
+        with contextlib.suppress(FirewallError):
+            kernel = Nftables()
+            if kernel.has_table(TABLE):
+                log.warning("the rules of an earlier run are still in force: nft delete table inet %s removes them", TABLE)
+            kernel.close()
 
 
 def _user(name: str) -> tuple[int, int] | None:
