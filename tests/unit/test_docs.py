@@ -1,0 +1,60 @@
+"""What the documents say is so: the map, the links, the configuration page, the commands of the README."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from embargo import config
+from embargo.cli import cli
+from tools import docs
+
+TOP = Path(__file__).parent.parent.parent
+PAGES = sorted([*TOP.glob("*.md"), *TOP.glob("docs/*.md")])
+
+
+def test_the_configuration_page_is_what_the_code_declares() -> None:
+    assert docs.PAGE.read_text() == docs.page(), "run: python -m tools.docs"
+
+
+def test_every_module_stands_on_the_map_and_everything_on_the_map_exists() -> None:
+    text = (TOP / "docs/ARCHITECTURE.md").read_text()
+    shown = {name for line in text.splitlines() for name in re.findall(r"^  ((?:daemon/)?\w+\.py)|, (\w+\.py)", line)}
+    mapped = {name for pair in shown for name in pair if name}
+    package = TOP / "agent/embargo"
+    modules = {str(path.relative_to(package)) for path in package.rglob("*.py")}
+    assert mapped == {name for name in modules if Path(name).name not in ("__init__.py", "__main__.py")}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        assert "://" in target or (page.parent / target).exists(), target
+
+
+def test_the_readmes_verbs_exist() -> None:
+    verbs = re.findall(r"^(?:\.venv/bin/)?embargo (\w+)", (TOP / "README.md").read_text(), re.MULTILINE)
+    assert len(verbs) >= 10
+    assert set(verbs) <= set(cli.commands)
+
+
+def test_the_readmes_gateway_is_a_configuration() -> None:
+    text = (TOP / "README.md").read_text()
+    example = text.partition("```toml\n")[2].partition("```")[0]
+    parsed = config.parse(example.encode(), "README.md")
+    assert parsed.firewall.lan == ("lan0",)
+
+
+def test_the_lists_pages_app_is_an_app() -> None:
+    text = (TOP / "docs/lists.md").read_text()
+    assert tomllib.loads(text.partition("```toml\n")[2].partition("```")[0])["id"] == "example"
+
+
+def test_every_dependency_has_its_line() -> None:
+    project = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
+    named = [*project["dependencies"], *project["optional-dependencies"]["test"], *project["optional-dependencies"]["bench"]]
+    table = (TOP / "docs/ARCHITECTURE.md").read_text().partition("## Dependencies")[2]
+    for requirement in named:
+        name = re.split(r"[<>=]", requirement)[0]
+        assert name in table, f"{name}: say in docs/ARCHITECTURE.md what it is for"
