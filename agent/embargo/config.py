@@ -325,7 +325,7 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "lan": Option([], _many(_interface), "interfaces of policed clients; empty: all forwarded traffic, no interception"),
         "except": Option([], _many(_network), "client addresses or networks never policed"),
         "intercept_dns": Option(True, _bool, "on lan interfaces, port 53 to any other resolver comes to us"),
-        "learn": Option(True, _bool, "block the addresses behind blocked names too (not in this version; `embargo status` says so)"),
+        "learn": Option(True, _bool, "block the addresses behind blocked names too (not in this version yet)"),
         "fail": Option("closed", _choice("closed", "open"), "clients' port 53 while nobody answers: rejected or passed on"),
         "on_stop": Option("keep", _choice("keep", "remove"), "the rules when the agent stops"),
         "log_group": Option(8137, _int(0, 65535), "the NFLOG group of the drop log"),

@@ -8,7 +8,7 @@ look-ups does not grow with apps or entries. Single addresses stand in hash maps
 hash changes in microseconds, an interval map in time that grows with it. Maps carry the generation in their name, since
 content is replaced by filling new maps aside and switching the rules in one transaction; chains and counters keep theirs.
 
-    forward, output (filter -5, before any established-accept) → police4 / police6 → class chain: count, log, reject
+    forward, output (filter -5, before any established-accept) → to4, from4, to6, from6 → class chain: count, log, reject
     prerouting (nat -110): port 53 of policed clients comes to us
 """
 
@@ -205,20 +205,28 @@ def _chains(what: Spec) -> Iterator[Chain]:
     for class_, action in what.classes:
         yield Chain(chain_name(class_), tuple(_class_rules(class_, action, what.log_group)))
     for family in (4, 6):
-        yield Chain(f"police{family}", tuple(_police(family, what.generation, family in excepted)))
-    into_police = [(f"ipv{family}", Jump(f"police{family}")) for family in (4, 6)]
+        for side, other in (("daddr", "saddr"), ("saddr", "daddr")):
+            yield Chain(f"{_SIDES[side]}{family}", tuple(_police(family, side, other, what.generation, family in excepted)))
     forward: list[Rule] = []
     if what.lan:
         forward += _ports(what, lan, excepted)
-        for side in ("iifname", "oifname"):
-            forward += [Rule((Meta(side, lan), Meta("nfproto", proto), jump)) for proto, jump in into_police]
+        for interface in ("iifname", "oifname"):
+            forward += _into(("daddr", "saddr"), (Meta(interface, lan),))
     else:
-        forward += [Rule((Meta("nfproto", proto), jump)) for proto, jump in into_police]
+        forward += _into(("daddr", "saddr"))
     yield Chain("forward", tuple(forward), Hook("filter", "forward", FILTER_PRIORITY))
-    output = tuple(Rule((Meta("nfproto", proto), jump)) for proto, jump in into_police)
-    yield Chain("output", output, Hook("filter", "output", FILTER_PRIORITY))
+    # by destination alone: a reset that we send for a forwarded packet leaves here with the listed address as its source
+    yield Chain("output", tuple(_into(("daddr",))), Hook("filter", "output", FILTER_PRIORITY))
     if what.intercept_port and what.lan:
         yield Chain("prerouting", tuple(_intercept(what, lan, excepted)), Hook("nat", "prerouting", NAT_PRIORITY))
+
+
+_SIDES = {"daddr": "to", "saddr": "from"}
+
+
+def _into(sides: Iterable[str], match: tuple[Expression, ...] = ()) -> list[Rule]:
+    """Packets to and from listed addresses, each family to its own chains."""
+    return [Rule((*match, Meta("nfproto", f"ipv{f}"), Jump(f"{_SIDES[side]}{f}"))) for f in (4, 6) for side in sides]
 
 
 def _class_rules(class_: Class, action: Action, group: int) -> Iterator[Rule]:
@@ -229,15 +237,13 @@ def _class_rules(class_: Class, action: Action, group: int) -> Iterator[Rule]:
         yield Rule((Reject("admin"),))
 
 
-def _police(family: int, generation: int, excepted: bool) -> Iterator[Rule]:
+def _police(family: int, side: str, other: str, generation: int, excepted: bool) -> Iterator[Rule]:
+    """The listed address on one side, the client on the other."""
     if excepted:
-        for side in ("saddr", "daddr"):
-            yield Rule((Address(family, side, f"except{family}_{generation}"), Return()), "clients never policed")
-    for side in ("daddr", "saddr"):
-        yield Rule((Address(family, side, f"allow{family}"), Return()), "behind names on the allow list")
-    for side in ("daddr", "saddr"):
-        yield Rule((Address(family, side, f"address{family}_{generation}", vmap=True),))
-        yield Rule((Address(family, side, f"network{family}_{generation}", vmap=True),))
+        yield Rule((Address(family, other, f"except{family}_{generation}"), Return()), "clients never policed")
+    yield Rule((Address(family, side, f"allow{family}"), Return()), "behind names on the allow list")
+    yield Rule((Address(family, side, f"address{family}_{generation}", vmap=True),))
+    yield Rule((Address(family, side, f"network{family}_{generation}", vmap=True),))
 
 
 def _ports(what: Spec, lan: str, excepted: set[int]) -> Iterator[Rule]:
