@@ -15,7 +15,8 @@ from typing import Any
 READY = 30.0  # seconds; a busy machine starts three interpreters
 SOON = 10.0  # seconds within which something must have become true
 
-APPS = {
+Apps = Mapping[str, Mapping[str, Sequence[str]]]
+APPS: Apps = {
     "alipay": {
         "payment": ["alipay.example  # evidence", "!mail.alipay.example  # evidence"],
         "telemetry": ["=log.alipay.test"],
@@ -47,7 +48,7 @@ def free_port() -> int:
 class Agent:
     """Files below `root`; `prefix` is put before every command (`ip netns exec gateway`)."""
 
-    def __init__(self, root: Path, prefix: Sequence[str] = ()) -> None:
+    def __init__(self, root: Path, prefix: Sequence[str] = (), apps: Apps = APPS) -> None:
         self.root = root
         self.prefix = list(prefix)
         self.port = free_port()
@@ -59,7 +60,7 @@ class Agent:
             "state": {"dir": str(root / "state"), "runtime": str(root / "runtime")},
         }
         self.process: subprocess.Popen[str] | None = None
-        for app, functions in APPS.items():
+        for app, functions in apps.items():
             self.write_app(app, functions)
 
     @property
@@ -154,9 +155,9 @@ class Agent:
 
 
 @contextmanager
-def running(root: Path, *, prefix: Sequence[str] = (), **sections: Mapping[str, Any]) -> Iterator[Agent]:
+def running(root: Path, *, prefix: Sequence[str] = (), apps: Apps = APPS, **sections: Mapping[str, Any]) -> Iterator[Agent]:
     """An agent that is ready, and is gone afterwards whatever happens."""
-    agent = Agent(root, prefix)
+    agent = Agent(root, prefix, apps)
     agent.write_config(**sections)
     agent.start()
     try:

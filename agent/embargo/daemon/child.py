@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 ANSWER = 10.0  # seconds for an ordinary answer
 
-News = Callable[[dict[str, Any]], None]
+News = Callable[["Child", dict[str, Any]], None]
 
 
 class ChildError(EmbargoError):
@@ -107,7 +107,7 @@ class Child:
             os.close(fd)
         answer = self._answers.pop(message.get("id") or 0, None)
         if answer is None:
-            self._news(message)
+            self._news(self, message)
         elif answer.done():
             return
         elif message.get("op") == "error":

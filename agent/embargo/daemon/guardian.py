@@ -26,6 +26,7 @@ from embargo.errors import FirewallError
 from embargo.image import Image
 from embargo.policy import Action, Class, Decision, Switchboard
 
+PASS_GRACE = 60  # seconds; clients connect a moment after an answer, also after one with TTL 0, and flows last
 PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
 
 
@@ -92,9 +93,9 @@ class Guardian:
         self._loop.add_reader(log.fileno(), self._readable)
 
     def pass_addresses(self, addresses: Sequence[tuple[str, int]]) -> None:
-        """Addresses behind names on the allow list go ahead of the block sets for so many seconds."""
+        """Addresses behind names on the allow list go ahead of the block sets for so many seconds, and a grace."""
         for name, width in (("allow4", 4), ("allow6", 16)):
-            keys = [(bytes.fromhex(a), seconds) for a, seconds in addresses if len(a) == 2 * width and seconds > 0]
+            keys = [(bytes.fromhex(a), seconds + PASS_GRACE) for a, seconds in addresses if len(a) == 2 * width]
             if keys:
                 self._kernel.transact(netlink.timed_elements(ruleset.TABLE, name, keys))
 

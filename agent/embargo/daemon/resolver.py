@@ -31,6 +31,8 @@ FLUSH = 0.1  # seconds an event may wait for others; what a killed worker can lo
 MAX_HELD = 4 << 20  # octets of events held while the supervisor does not read; beyond that they are counted as lost
 EVENTS_A_MESSAGE = 60_000  # octets
 
+PASS_PATIENCE = 0.2  # seconds a reply waits for its addresses to pass the firewall
+
 TCP_IDLE = 10.0  # seconds (RFC 7766 section 6.2.3 asks for "a few")
 TCP_TOTAL, TCP_PER_CLIENT, TCP_IN_FLIGHT = 1000, 50, 100
 TCP_UNSENT = 1 << 20  # octets a client may leave unread
@@ -55,6 +57,8 @@ class Resolver:
         self._lost = 0
         self._flush_timer: asyncio.TimerHandle | None = None
         self._log_names = "blocked"
+        self._number = 0
+        self._held_back: dict[int, Reply] = {}
         self.counters: Counter[str] = Counter()
         self.hits: Counter[str] = Counter()
 
@@ -116,12 +120,28 @@ class Resolver:
                 self.counters["joined"] += 1
 
     def _deliver(self, reply: Reply, now: float) -> None:
-        if reply.passing:
-            self._report({"op": "pass", "addresses": [[a.hex(), seconds] for a, seconds in reply.passing]})
+        if reply.passing and self._pass(reply):
+            return
         assert isinstance(reply.peer, intake.Way | _Connection)
         reply.peer.send(reply.wire)
         if reply.attempt is not None:
             self._note(reply.attempt, now)
+
+    def _pass(self, reply: Reply) -> bool:
+        """Hold a reply until its addresses pass the firewall, or the client would come too early. False: do not wait."""
+        number = self._number = self._number + 1
+        addresses = [[a.hex(), seconds] for a, seconds in reply.passing]
+        if not self._report({"op": "pass", "number": number, "addresses": addresses}):
+            return False
+        self._held_back[number] = reply._replace(passing=())
+        self._loop.call_later(PASS_PATIENCE, self.passed, number)
+        return True
+
+    def passed(self, number: int) -> None:
+        """The addresses of a reply pass, or have been waited for long enough."""
+        reply = self._held_back.pop(number, None)
+        if reply is not None:
+            self._deliver(reply, self._loop.time())
 
     def _completed(self, token: int, packet: bytes) -> None:
         now = self._loop.time()
@@ -368,6 +388,9 @@ async def serve(channel: Channel) -> None:
                     await _start(resolver, order, fds)
                 case "policy":
                     _adopt(resolver, order, fds[0])
+                case "passed":
+                    resolver.passed(order["number"])
+                    continue
                 case "stats":
                     answer |= {"op": "stats", **resolver.stats()}
                 case "stop":

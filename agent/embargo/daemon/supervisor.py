@@ -533,15 +533,22 @@ class Supervisor:
 
     # ── news from the children ───────────────────────────────────────────────────────────────────────────────────────
 
-    def _news(self, message: dict[str, Any]) -> None:
+    def _news(self, child: Child, message: dict[str, Any]) -> None:
         match message.get("op"):
             case "events":
                 lines = message["lines"].encode()
                 if message["lost"]:
                     self.journal.note_lost(message["lost"])
                 self.journal.lines(lines, lines.count(b"\n"))
-            case "pass" if self.guardian is not None:
-                self.guardian.tell("pass", addresses=message["addresses"])
+            case "pass":
+                self._spawn(self._pass(child, message["number"], message["addresses"]), "pass")
+
+    async def _pass(self, resolver: Child, number: int, addresses: list[list[Any]]) -> None:
+        """Let addresses behind an allowed name go ahead of the block sets, then tell the resolver that waits for it."""
+        if self.guardian is not None:
+            with contextlib.suppress(ChildError):
+                await self.guardian.ask("pass", addresses=addresses, seconds=1.0)
+        resolver.tell("passed", number=number)
 
 
 def order(settings: Config, around: Surroundings) -> dict[str, Any]:
