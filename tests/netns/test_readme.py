@@ -1,0 +1,159 @@
+"""Every command of the README, executed: the tour against `make run`, the gateway's against a gateway."""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.agent import until
+from tools.rig import Rig
+
+pytestmark = pytest.mark.root
+
+TOP = Path(__file__).parent.parent.parent
+README = (TOP / "README.md").read_text()
+BLOCKS = [block.strip().splitlines() for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)]
+TOUR = [line for block in BLOCKS for line in block if re.match(r"dig |\.venv/bin/embargo ", line)]
+GATEWAY = next(block for block in BLOCKS if block[0].startswith("embargo "))
+MAKE = [line for block in BLOCKS for line in block if line.startswith("make ")]
+
+
+def test_every_command_is_one_that_is_executed_here() -> None:
+    assert [line for block in BLOCKS for line in block] == [*MAKE, *TOUR, *GATEWAY]
+    assert MAKE == ["make run", "make test", "make demo"]
+    assert (TOP / ".ci/run").read_text().rstrip().endswith("exec make test"), "this is how make test is executed"
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tree as somebody would have it who has just run the set-up."""
+    tree = tmp_path_factory.mktemp("checkout") / "embargo"
+    ignored = shutil.ignore_patterns(".git", ".venv", "run", "build", "__pycache__", ".*_cache", ".hypothesis")
+
+    def ignore(directory: str, names: list[str]) -> set[str]:
+        return set(ignored(directory, names)) if Path(directory) != TOP / "tools" else {"__pycache__"}
+
+    shutil.copytree(TOP, tree, ignore=ignore, copy_function=shutil.copy2)
+    (tree / ".venv").symlink_to(TOP / ".venv")
+    return tree
+
+
+@pytest.fixture(scope="module")
+def running(checkout: Path) -> Iterator[tuple[Path, str]]:
+    """`make run` in a network namespace of its own; the tree, and the port that it took."""
+    out = checkout / "out"
+    with open(out, "wb") as file:
+        process = subprocess.Popen(
+            ["unshare", "--net", "sh", "-c", "ip link set lo up && exec make run"], cwd=checkout, stdout=file, stderr=file,
+            stdin=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+    try:
+        until(lambda: "try:" in out.read_text() or process.poll() is not None, "make run is ready", 60)
+        assert process.poll() is None, out.read_text()
+        found = re.search(r"try: +dig @127\.0\.0\.1( -p (\d+))? (\S+)", out.read_text())
+        assert found, out.read_text()
+        yield checkout, found[2] or "53"
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(30)
+
+
+def in_its_namespace(checkout: Path, command: str) -> subprocess.CompletedProcess[str]:
+    pid = (checkout / "run/state/lock").exists() and _agent(checkout)
+    return subprocess.run(
+        ["nsenter", f"--net=/proc/{pid}/ns/net", *shlex.split(command)], cwd=checkout, capture_output=True, text=True,
+        timeout=60, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def _agent(checkout: Path) -> int:
+    """The pid of the agent that runs there: whoever has its control socket's configuration on the command line."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"run" in words and f"{checkout}/run/embargo.toml".encode() in words:
+            return int(path.parent.name)
+    raise AssertionError("no agent")
+
+
+def test_the_tour_works_as_written(running: tuple[Path, str]) -> None:
+    checkout, port = running
+    outputs = []
+    for line in TOUR:
+        command = line.replace("dig @", f"dig -p {port} +tries=1 @") if line.startswith("dig") else line
+        done = in_its_namespace(checkout, command)
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+        outputs.append(done.stdout)
+    first, allowed = (out for line, out in zip(TOUR, outputs, strict=True) if line.startswith("dig"))
+    assert "status: NXDOMAIN" in first
+    assert re.search(
+        r"EDE: 15 \(Blocked\): \(app=alipay function=payment list=alipay/payment\.list:\d+ rule=alipay\.com\)", first
+    )
+    assert "status: NXDOMAIN" not in allowed
+    said = dict(zip(TOUR, outputs, strict=True))
+    assert "is blocked" in said[next(line for line in TOUR if "110.75" in line)]
+    assert "NOT COVERED" in said[next(line for line in TOUR if " status " in line)]
+    assert "mygw.alipay.com" in said[next(line for line in TOUR if " log " in line)]
+
+
+def test_an_edited_list_of_the_checkout_is_in_force(running: tuple[Path, str]) -> None:
+    checkout, port = running
+    with (checkout / "blocklists/alipay/payment.list").open("a") as file:
+        file.write("edited.example  # by hand\n")
+    until(lambda: "NXDOMAIN" in in_its_namespace(checkout, f"dig -p {port} @127.0.0.1 edited.example").stdout, "it is in force")
+
+
+def test_the_demonstration_runs_and_finds_nothing_wrong() -> None:
+    done = subprocess.run(["make", "demo"], cwd=TOP, capture_output=True, text=True, timeout=180, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "WRONG" not in done.stdout
+    for app in ("Alipay", "CamScanner", "QQ Wallet", "SHAREit", "Tencent QQ", "VMate", "WeChat Pay", "WPS Office"):
+        assert app in done.stdout
+
+
+def test_the_gateways_commands_work_on_a_gateway(tmp_path: Path) -> None:
+    """With the README's configuration in /etc, under overlays that keep this machine as it is."""
+    example = README.partition("```toml\n")[2].partition("```")[0]
+    assert GATEWAY == ["embargo check", "embargo run"]
+    overlays = "".join(
+        f"mkdir -p {tmp_path}/{n}/u {tmp_path}/{n}/w; mount -t overlay o -o "
+        f"lowerdir={d},upperdir={tmp_path}/{n}/u,workdir={tmp_path}/{n}/w {d}\n"
+        for n, d in enumerate(("/etc", "/usr/share", "/var/lib", "/var/log", "/run"))
+    )
+    script = f"""set -e
+mount -t tmpfs tmpfs {tmp_path}
+{overlays}
+mkdir -p /etc/embargo/apps.d /usr/share/embargo
+cp -r {TOP}/blocklists /usr/share/embargo/
+chmod -R go-w /usr/share/embargo
+cat > /etc/embargo/embargo.toml
+PATH={TOP}/.venv/bin:$PATH
+embargo check
+embargo run &
+agent=$!
+for i in $(seq 200); do
+    if dig +tries=1 +time=1 @127.0.0.1 www.alipay.com | grep -q 'app=alipay'; then break; fi
+    sleep 0.1
+done
+dig +tries=1 @192.0.2.1 www.alipay.com
+embargo status
+kill $agent
+wait $agent
+"""
+    with Rig() as rig:
+        done = subprocess.run(
+            [*rig.prefix("gateway"), "unshare", "--mount", "--propagation", "private", "sh", "-c", script],
+            input=example, capture_output=True, text=True, timeout=90,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("no problems\n")
+    assert "app=alipay function=payment" in done.stdout
+    assert "port 53 intercepted" in done.stdout
