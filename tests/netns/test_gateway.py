@@ -420,3 +420,25 @@ def test_audit_logs_and_lets_pass(quiet: Rig, tmp_path: Path) -> None:
         until(lambda: has_event(agent, "drop", mode="audit", action="pass", dst=LISTED4), "the flow is logged")
     finally:
         agent.stop()
+
+
+def test_a_log_group_that_is_taken_is_named(quiet: Rig, tmp_path: Path) -> None:
+    first, second = gateway_agent(quiet, tmp_path / "one", lan=[], on_stop="remove"), tmp_path / "two"
+    first.start()
+    try:
+        agent = gateway_agent(quiet, second, lan=[])
+        agent.write_config(dns={"listen": ["127.0.0.1:5353"]})
+        agent.start(wait=False)
+        assert agent.process is not None
+        assert agent.process.wait(30) == 1
+        assert "log group 8200: another process reads it" in agent.errors
+        assert quiet.reach("client", LISTED4) == "refused"
+    finally:
+        first.stop()
+
+
+def test_every_key_of_an_event_is_documented(agent: Agent) -> None:
+    page = (Path(__file__).parent.parent.parent / "docs/events.md").read_text()
+    documented = set(re.findall(r"`(\w+)`", page))
+    written = {key for event in agent.events() for key in event}
+    assert {"qname", "dst", "rule"} <= written <= documented

@@ -323,6 +323,8 @@ class Supervisor:
         except (ChildError, ListenError) as error:
             self.store.discard(new.number)
             new.close()
+            if old is None:
+                raise  # nothing is in force that could stay: the agent does not start
             return Outcome(False, False, number, (Problem("reload", 0, str(error), "the generation before stays in force"),))
         return Outcome(True, True, new.number, (), problems)
 
