@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from embargo import engine, lists, message, names, policy
-from embargo.daemon.endpoints import Endpoint
 from embargo.engine import Zones
 from embargo.fastpath import Acl
 from embargo.image import Image
@@ -115,7 +114,7 @@ def _weight(entry: policy.Entry, asked: Network | Name) -> int:
     return 2 * len(entry.name) if any(suffix == entry.name for suffix in names.suffixes(asked)) else 0
 
 
-def uncovered(settings: Any, apps: Sequence[Told], endpoints: Sequence[Endpoint]) -> list[str]:
+def uncovered(settings: Any, apps: Sequence[Told], listening: bool) -> list[str]:
     """What the configuration leaves open, in words."""
     firewall, chosen = settings.firewall, settings.policy
     on = [app for app in apps if app["on"] and app["id"] != policy.BYPASS]
@@ -145,6 +144,6 @@ def uncovered(settings: Any, apps: Sequence[Told], endpoints: Sequence[Endpoint]
     )
     if apart:
         found.append(f"{apart} entries that others share (policy.shared)")
-    if not endpoints:
+    if not listening:
         found.append("no address is listened on")
     return found
