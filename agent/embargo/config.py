@@ -6,13 +6,14 @@ Raw values are checked first; only when nothing is wrong is the typed Config bui
 
 import difflib
 import ipaddress
-import tomllib
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from embargo import names
-from embargo.errors import ConfigError, Problem
+from embargo import names, toml
+from embargo.errors import ConfigError, Problem, Refused
+from embargo.names import Name
 from embargo.policy import BYPASS_FUNCTIONS, FUNCTIONS, Action, Selection
 from embargo.upstream import Server
 
@@ -90,45 +91,55 @@ class Config:
     def control(self) -> str:
         return f"{self.state.runtime}/control.sock"
 
-
-class Refused(ValueError):
-    """What is wrong with a value, and what would be right."""
-
-    def __init__(self, message: str, hint: str) -> None:
-        self.message = message
-        self.hint = hint
-        super().__init__(f"{message}, {hint}")
+    def line(self, *path: str | int) -> int:
+        """The line of a key in the file, for what only the world around can find wrong with it; 0 when it has none."""
+        return toml.Lines(self.text).at(*path)
 
 
-def _endpoint(text: str, default_port: int) -> tuple[str, int]:
-    """`192.0.2.1`, `192.0.2.1:53`, `2001:db8::1` or `[2001:db8::1]:53` as address and port."""
-    host, port = text, str(default_port)
+class _Several(ValueError):
+    """What is wrong with the members of a list or table, each with its path below the option."""
+
+    def __init__(self, bad: list[tuple[toml.Path, Refused]]) -> None:
+        self.bad = bad
+        super().__init__()
+
+
+_INTERFACE = re.compile(r"[^\x00-\x20/:\"*\\\x7f]+")  # what the kernel takes for a name, less what nft(8) reads otherwise
+
+
+def _address(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise Refused(f'"{text}" is not an IP address', "write it as in 192.0.2.53 or 2001:db8::53") from None
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 6 and 0 < int(text) < 65536):
+        raise Refused(f'"{text}" is not a port', "a port is a number from 1 to 65535")
+    return int(text)
+
+
+def _endpoint(text: str) -> tuple[str, int]:
+    """`192.0.2.1`, `192.0.2.1:53`, `2001:db8::1` or `[2001:db8::1]:53` as address and port; 53 is the default."""
+    host, port = text, "53"
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):
-            raise Refused(f'"{text}" is not an address', "write [2001:db8::1]:53")
+            raise Refused(f'"{text}" is not an address', "write it as in [2001:db8::53]:53")
         port = rest[1:] if rest else port
     elif text.count(":") == 1:
         host, _, port = text.partition(":")
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        raise Refused(f'"{host}" is not an IP address', "write it as in 192.0.2.53 or [2001:db8::53]:53") from None
-    if not (port.isascii() and port.isdecimal() and len(port) < 6 and 0 < int(port) < 65536):
-        raise Refused(f'"{port}" is not a port', "a port is a number from 1 to 65535")
-    return host, int(port)
+    return _address(host), _port(port)
 
 
 def _listen(value: Any) -> Listen:
     if not isinstance(value, str):
         raise Refused("wrong type", 'write "address:port" or an interface name')
-    if value and ":" not in value and not value[0].isdigit() and len(value) < 16 and "/" not in value:
-        return Listen("", 53, value)
-    name, _, port = value.rpartition(":")
-    if name and ":" not in name and not name[0].isdigit() and "." not in name and len(name) < 16 and port.isdecimal():
-        return Listen("", int(port), name)
-    address, number = _endpoint(value, 53)
-    return Listen(address, number)
+    name, colon, port = value.partition(":")
+    if name and not name[0].isdecimal() and (colon + port).count(":") < 2 and name[0] != "[":
+        return Listen("", _port(port) if colon else 53, _interface(name))
+    return Listen(*_endpoint(value))
 
 
 def _server(value: Any) -> Server:
@@ -141,38 +152,53 @@ def _server(value: Any) -> Server:
         raise Refused(f'"{value}": DNS over TLS to the upstream is not in this version', "use a plain address or tcp://")
     if scheme not in ("udp", "tcp"):
         raise Refused(f'"{value}" has an unknown scheme', "write an address alone or tcp://address")
-    address, port = _endpoint(rest, 53)
+    address, port = _endpoint(rest)
     return Server(address, port, scheme == "tcp")
 
 
 def _network(value: Any) -> str:
+    hint = "write it as in 192.0.2.0/24 or 2001:db8::/32"
+    if not isinstance(value, str):
+        raise Refused("wrong type", hint)
     try:
-        if not isinstance(value, str):
-            raise ValueError
-        return str(ipaddress.ip_network(value))
+        interface = ipaddress.ip_interface(value.replace("%", "/"))  # a network has no scope
     except ValueError:
-        raise Refused(f'"{value}" is not a network', "write it as in 192.0.2.0/24 or 2001:db8::/32") from None
+        raise Refused(f'"{value}" is not a network', hint) from None
+    if interface.ip != interface.network.network_address:
+        raise Refused(f'"{value}" has host bits set', f'write "{interface.network}" or "{interface.ip}"')
+    return str(interface.network)
 
 
 def _source(value: Any) -> str:
-    return value if value == "local" else _network(value)
+    if value == "local":
+        return "local"
+    try:
+        return _network(value)
+    except Refused as refused:
+        raise Refused(refused.message, f'{refused.hint}, or "local"') from None
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str):
         raise Refused("wrong type", "it must be a string")
+    if not value:
+        raise Refused("is empty", "write a name")
     return value
 
 
 def _path(value: Any) -> str:
-    if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
+    if not isinstance(value, str):
+        raise Refused("wrong type", "it must be a string, an absolute path")
+    if not value.startswith("/") or "\0" in value:
         raise Refused(f'"{value}" is not an absolute path', "write it from / on")
     return value
 
 
 def _interface(value: Any) -> str:
-    if not isinstance(value, str) or not 0 < len(value) < 16 or "/" in value or not value.isprintable() or " " in value:
-        raise Refused(f'"{value}" is not an interface name', "see `ip link`; a name has at most 15 characters")
+    if not isinstance(value, str):
+        raise Refused("wrong type", "it must be a string, an interface name")
+    if not _INTERFACE.fullmatch(value) or len(value.encode()) > 15:  # IFNAMSIZ less its zero octet
+        raise Refused(f'"{value}" is not an interface name', "see `ip link`; a name has at most 15 octets and no wildcard")
     return value
 
 
@@ -184,8 +210,10 @@ def _bool(value: Any) -> bool:
 
 def _int(low: int, high: int) -> Callable[[Any], int]:
     def check(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise Refused(f"{value!r} is not allowed", f"it must be a number from {low} to {high}")
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise Refused("wrong type", f"it must be a number from {low} to {high}")
+        if not low <= value <= high:
+            raise Refused(f"{value} is out of range", f"it must be a number from {low} to {high}")
         return value
 
     return check
@@ -193,8 +221,10 @@ def _int(low: int, high: int) -> Callable[[Any], int]:
 
 def _choice(*words: str) -> Callable[[Any], str]:
     def check(value: Any) -> str:
-        if value not in words or not isinstance(value, str):
-            near = difflib.get_close_matches(str(value), words, 1)
+        if not isinstance(value, str):
+            raise Refused("wrong type", f"it must be one of {', '.join(words)}")
+        if value not in words:
+            near = difflib.get_close_matches(value, words, 1)
             meant = f'did you mean "{near[0]}"? ' if near else ""
             raise Refused(f'"{value}" is not allowed', f"{meant}it must be one of {', '.join(words)}")
         return value
@@ -202,37 +232,45 @@ def _choice(*words: str) -> Callable[[Any], str]:
     return check
 
 
-def _many(check: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
+def _many(check: Callable[[Any], Any], *, least: int = 0) -> Callable[[Any], tuple[Any, ...]]:
     def every(value: Any) -> tuple[Any, ...]:
         if not isinstance(value, list):
             raise Refused("wrong type", 'it must be a list, as in ["…"]')
-        checked, bad = [], []
-        for number, item in enumerate(value):
-            try:
-                checked.append(check(item))
-            except Refused as refused:
-                bad.append((number, refused))
-        if bad:
-            raise _Several(bad)
-        return tuple(checked)
+        if len(value) < least:
+            raise Refused("is empty", "name at least one")
+        return tuple(_members(((number,), item, check) for number, item in enumerate(value)))
 
     return every
 
 
-class _Several(ValueError):
-    def __init__(self, bad: list[tuple[int, Refused]]) -> None:
-        self.bad = bad
-        super().__init__()
+def _members(members: Iterable[tuple[toml.Path, Any, Callable[[Any], Any]]]) -> list[Any]:
+    """Every member checked. Raises _Several with all that is wrong."""
+    checked: list[Any] = []
+    bad: list[tuple[toml.Path, Refused]] = []
+    for path, value, check in members:
+        try:
+            checked.append(check(value))
+        except Refused as refused:
+            bad.append((path, refused))
+        except _Several as several:
+            bad += [((*path, *below), refused) for below, refused in several.bad]
+    if bad:
+        raise _Several(bad)
+    return checked
 
 
-def _either(words: Mapping[Any, Any], check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def _either(*words: str | bool, check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """One of the words, or a list."""
+    shown = ", ".join(f'"{word}"' if isinstance(word, str) else str(word).lower() for word in words)
+
     def one(value: Any) -> Any:
-        if isinstance(value, (str, bool)):
-            if value in words and type(value) in {type(w) for w in words}:
-                return words[value]
-            shown = ", ".join(f'"{w}"' if isinstance(w, str) else str(w).lower() for w in words)
-            raise Refused(f"{value!r} is not allowed".replace("'", '"'), f"it must be {shown} or a list")
-        return check(value)
+        if isinstance(value, list):
+            return check(value)
+        if any(value is word or (isinstance(word, str) and value == word) for word in words):
+            return value
+        if isinstance(value, str):
+            raise Refused(f'"{value}" is not allowed', f"it must be {shown} or a list")
+        raise Refused("wrong type", f"it must be {shown} or a list")
 
     return one
 
@@ -240,47 +278,45 @@ def _either(words: Mapping[Any, Any], check: Callable[[Any], Any]) -> Callable[[
 def _forward(value: Any) -> tuple[tuple[str, tuple[Server, ...]], ...]:
     if not isinstance(value, dict):
         raise Refused("wrong type", 'write { "corp.example" = ["192.0.2.10"] }')
-    zones = []
-    for zone, servers in value.items():
-        try:
-            names.from_text(zone)
-        except ValueError as error:
-            raise Refused(f'"{zone}" is not a domain name', str(error)) from None
-        try:
-            zones.append((zone, _many(_server)(servers)))
-        except _Several as several:
-            raise Refused(f'"{zone}": {several.bad[0][1].message}', several.bad[0][1].hint) from None
-    return tuple(zones)
+    zones: list[tuple[toml.Path, Any, Callable[[Any], Any]]] = [((zone,), zone, _zone) for zone in value]
+    checked = _members([*zones, *(((zone,), servers, _many(_server, least=1)) for zone, servers in value.items())])
+    names_, servers = checked[: len(value)], checked[len(value) :]
+    if doubled := [zone for zone, name in zip(value, names_, strict=True) if names_.count(name) > 1]:
+        raise Refused(f"{' and '.join(map(_quoted, doubled))} are one zone", "write it once, with all of its servers")
+    return tuple(zip(value, servers, strict=True))
 
 
-def _upstream(value: Any) -> tuple[Server | str, ...]:
-    found: tuple[Server | str, ...] = _many(lambda item: item if item == "system" else _server(item))(value)
-    if not found:
-        raise Refused("is empty", 'write ["system"] or the address of a resolver')
-    return found
+def _zone(zone: str) -> Name:
+    try:
+        return names.from_text(zone)
+    except ValueError as error:
+        raise Refused("is not a domain name", str(error)) from None
 
 
-def _not_empty(check: Callable[[Any], tuple[Any, ...]]) -> Callable[[Any], tuple[Any, ...]]:
-    def full(value: Any) -> tuple[Any, ...]:
-        checked = check(value)
-        if not checked:
-            raise Refused("is empty", "name at least one")
-        return checked
+def _quoted(text: str) -> str:
+    return f'"{text}"'
 
-    return full
+
+def _upstream(value: Any) -> Server | str:
+    return "system" if value == "system" else _server(value)
 
 
 def _workers(value: Any) -> int | None:
-    return None if value == "auto" else _int(0, 64)(value)
+    if value == "auto":
+        return None
+    try:
+        return _int(0, 64)(value)
+    except Refused as refused:
+        raise Refused(refused.message, f'{refused.hint}, or "auto"') from None
 
 
 def _block_mode(value: Any) -> str | tuple[str, ...]:
-    if isinstance(value, str):
+    if isinstance(value, list):
+        return _many(lambda item: _address(_text(item)), least=1)(value)
+    try:
         return _choice(*BLOCK_MODES)(value)
-    addresses = _many(lambda item: _endpoint(_text(item), 53)[0])(value)
-    if not addresses:
-        raise Refused("is empty", f"write one of {', '.join(BLOCK_MODES)} or a list of addresses")
-    return addresses
+    except Refused as refused:
+        raise Refused(refused.message, f"{refused.hint}, or a list of addresses") from None
 
 
 class Option(NamedTuple):
@@ -291,11 +327,11 @@ class Option(NamedTuple):
 
 OPTIONS: dict[str, dict[str, Option]] = {
     "dns": {
-        "listen": Option(["127.0.0.1:53", "[::1]:53"], _not_empty(_many(_listen)),
+        "listen": Option(["127.0.0.1:53", "[::1]:53"], _many(_listen, least=1),
             "addresses to answer on, UDP and TCP; an interface name means its addresses"),
         "allow_from": Option(["local"], _many(_source),
             '"local" (loopback, private, link-local and the lan interfaces\' own networks) or networks; others get no answer'),
-        "upstream": Option(["system"], _upstream,
+        "upstream": Option(["system"], _many(_upstream, least=1),
             '"system" (the machine\'s resolvers) or addresses: "192.0.2.53", "tcp://192.0.2.53", each with optional :port'),
         "forward": Option({}, _forward, 'zones that go elsewhere: { "corp.example" = ["192.0.2.10"] }, reverse zones too'),
         "hosts": Option([], _many(_path), "hosts files with local records"),
@@ -305,17 +341,17 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "block_ttl": Option(10, _int(0, 86400), "seconds a client may keep a block"),
     },
     "policy": {
-        "apps": Option("default", _either({"default": "default", "all": "all"}, _many(_text)),
+        "apps": Option("default", _either("default", "all", check=_many(_text)),
             '"default" (the eight of Executive Order 13971), "all" or a list of app ids'),
-        "functions": Option(["payment", "telemetry"], _either({"all": "all"}, _many(_choice(*FUNCTIONS))),
+        "functions": Option(["payment", "telemetry"], _either("all", check=_many(_choice(*FUNCTIONS))),
             'which functions of those apps; "all" for the whole app'),
         "bypass": Option(list(BYPASS_FUNCTIONS), _many(_choice(*BYPASS_FUNCTIONS)), "which ways round the filter are closed"),
-        "shared": Option(False, _either({True: True, False: False}, _many(_text)),
+        "shared": Option(False, _either(True, False, check=_many(_text)),
             "also the entries that break others: true, false or a list of app ids"),
         "mode": Option("block", _choice("block", "audit"), "audit: log what would be blocked and let it pass"),
     },
     "lists": {
-        "apps": Option(["/usr/share/embargo/blocklists", "/etc/embargo/apps.d"], _not_empty(_many(_path)),
+        "apps": Option(["/usr/share/embargo/blocklists", "/etc/embargo/apps.d"], _many(_path, least=1),
             "directories of apps; an app in a later one replaces the one of the same id"),
         "allow": Option("/etc/embargo/allow.list", _path, "the administrator's exceptions, consulted first"),
         "block": Option("/etc/embargo/block.list", _path, "the administrator's additions"),
@@ -347,26 +383,17 @@ OPTIONS: dict[str, dict[str, Option]] = {
 
 def parse(data: bytes, file: str) -> Config:
     """The configuration. Raises ConfigError with every problem found."""
-    try:
-        text = data.decode()
-        raw = tomllib.loads(text)
-    except UnicodeDecodeError:
-        raise ConfigError([Problem(file, 0, "it is not UTF-8", "save the file as UTF-8")]) from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError([Problem(file, _toml_line(error), f"it is not TOML: {error}", "")]) from None
-    problems: list[Problem] = []
+    raw, text = toml.parse(data, file)
+    wrong: list[Wrong] = [each for name, section in raw.items() for each in _unknown(name, section)]
     values: dict[str, dict[str, Any]] = {}
-    for name, section in raw.items():
-        if name not in OPTIONS:
-            problems.append(Problem(file, 0, f"[{name}]: unknown section", _suggest(name, OPTIONS)))
-        elif not isinstance(section, dict):
-            problems.append(Problem(file, 0, f"{name}: wrong type", f"it is a section, [{name}]"))
     for name, options in OPTIONS.items():
         section = raw.get(name, {})
         if isinstance(section, dict):
-            values[name] = _section(name, section, options, file, problems)
-    if problems:
-        raise ConfigError(problems)
+            values[name] = _section(name, section, options, wrong)
+    if wrong:
+        lines = toml.Lines(text)
+        problems = [Problem(file, lines.at(*path), f"{_place(path)}: {what.message}", what.hint) for path, what in wrong]
+        raise ConfigError(sorted(problems, key=lambda problem: problem.line))
     return _build(file, text, values)
 
 
@@ -375,10 +402,16 @@ def default(file: str = "") -> Config:
     return parse(b"", file)
 
 
-def _toml_line(error: tomllib.TOMLDecodeError) -> int:
-    _, _, rest = str(error).partition("(at line ")
-    number = rest.partition(",")[0]
-    return int(number) if number.isdecimal() else 0
+Wrong = tuple[toml.Path, Refused]
+
+
+def _place(path: toml.Path) -> str:
+    """dns.upstream[1], dns.forward."corp.example"[0]"""
+    words = [f"[{key}]" if isinstance(key, int) else f".{key if _BARE.fullmatch(key) else _quoted(key)}" for key in path]
+    return "".join(words).removeprefix(".")
+
+
+_BARE = re.compile(r"[A-Za-z0-9_-]+")  # a key that TOML wants no quotes around
 
 
 def _suggest(word: str, known: Mapping[str, Any]) -> str:
@@ -386,21 +419,34 @@ def _suggest(word: str, known: Mapping[str, Any]) -> str:
     return f'did you mean "{near[0]}"?' if near else f"known are {', '.join(known)}"
 
 
-def _section(
-    name: str, section: Mapping[str, Any], options: Mapping[str, Option], file: str, problems: list[Problem]
-) -> dict[str, Any]:
+def _unknown(name: str, section: Any) -> Iterator[Wrong]:
+    if name not in OPTIONS:
+        yield (name,), Refused("unknown section", _elsewhere(name) or _suggest(name, OPTIONS))
+    elif not isinstance(section, dict):
+        yield (name,), Refused("wrong type", f"it is a section, [{name}]")
+    else:
+        for key in section:
+            if key not in OPTIONS[name]:
+                near = difflib.get_close_matches(key, OPTIONS[name], 1)
+                hint = _elsewhere(key) if not near else ""
+                yield (name, key), Refused("unknown key", hint or _suggest(key, OPTIONS[name]))
+
+
+def _elsewhere(key: str) -> str:
+    """A key that stands in the wrong section, or in none."""
+    sections = [name for name, options in OPTIONS.items() if key in options and name != key]
+    return f"it belongs in [{sections[0]}]" if sections else ""
+
+
+def _section(name: str, section: Mapping[str, Any], options: Mapping[str, Option], wrong: list[Wrong]) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    unknown = [key for key in section if key not in options]
-    problems += [Problem(file, 0, f"{name}.{key}: unknown key", _suggest(key, options)) for key in unknown]
     for key, option in options.items():
         try:
             values[key] = option.check(section.get(key, option.default))
         except Refused as refused:
-            problems.append(Problem(file, 0, f"{name}.{key}: {refused.message}", refused.hint))
+            wrong.append(((name, key), refused))
         except _Several as several:
-            problems += [
-                Problem(file, 0, f"{name}.{key}[{number}]: {refused.message}", refused.hint) for number, refused in several.bad
-            ]
+            wrong += [((name, key, *below), refused) for below, refused in several.bad]
     return values
 
 

@@ -17,6 +17,15 @@ class Problem(NamedTuple):
         return f"{place}: {self.message}" + (f", {self.hint}" if self.hint else "")
 
 
+class Refused(ValueError):
+    """A value that cannot be used: what is wrong, and what would be right. Whoever knows the place makes it a Problem."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        self.message = message
+        self.hint = hint
+        super().__init__(f"{message}, {hint}")
+
+
 class EmbargoError(Exception):
     """The root of ours."""
 

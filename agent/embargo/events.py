@@ -22,8 +22,8 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps builds an
 
 def timestamp(seconds: float) -> str:
     """Seconds since 1970 as RFC 3339, UTC, microseconds."""
-    whole = int(seconds)
-    return f"{_second(whole)}.{int((seconds - whole) * 1e6):06d}Z"
+    whole, micro = divmod(round(seconds * 1e6), 1_000_000)  # a float tells quarters of a microsecond apart until 2255
+    return f"{_second(whole)}.{micro:06d}Z"
 
 
 @lru_cache(maxsize=16)

@@ -2,7 +2,7 @@
 
 Layout, little-endian, each section 8-aligned:
 
-    header   magic, version, counts, section offsets, SHA-256 of all that follows the header
+    header   magic, version, zero, SHA-256 of all that follows it, section offsets, counts
     strings  JSON: classes and sources
     decisions 16 octets each: uint16 class, uint16 source, uint32 line, uint32 offset and uint32 length of the rule's text
     rules    the texts of the rules, each once
@@ -126,7 +126,7 @@ class Image:
             self._slots = view[at["slots"] : at["records"]].cast("I")
             self._records = view[at["records"] : at["records"] + 12 * at["names"]].cast("I")
             self._blob = view[at["blob"] : at["v4"]]
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, LookupError) as error:
             raise ImageError(f"the image contradicts itself: {error}") from None
         self.digest = bytes(view[16:48]).hex()
         self._mask = len(self._slots) - 1
@@ -179,7 +179,17 @@ class Image:
             return self._at_place(self._ranges[4].find(packed))
         claims = self._at_place(self._ranges[6].find(packed))
         inner = embedded(packed)
-        return claims or (self._at_place(self._ranges[4].find(inner)) if inner else ())
+        return self._both(claims, self._at_place(self._ranges[4].find(inner))) if inner else claims
+
+    def _both(self, claims: Claims, more: Claims) -> Claims:
+        """The claims of two forms of one address: those of the earlier level, or each class once."""
+        if not claims or not more:
+            return claims or more
+        level, other = (self.sources[each[0].source].level for each in (claims, more))
+        if level != other:
+            return claims if level < other else more
+        have = {claim.class_ for claim in claims}
+        return claims + tuple(claim for claim in more if claim.class_ not in have)
 
     def ranges(self, family: int) -> Iterator[tuple[int, int, Claims]]:
         """The listed addresses of a family as disjoint sorted ranges (first, last, claims)."""
@@ -223,11 +233,11 @@ def embedded(packed: bytes) -> bytes | None:
 def _verify(view: memoryview) -> dict[str, int]:
     if len(view) < _HEADER.size:
         raise ImageError("the image is cut short")
-    magic, version, _, digest, *numbers = _HEADER.unpack_from(view)
+    magic, version, zero, digest, *numbers = _HEADER.unpack_from(view)
     if magic != MAGIC:
         raise ImageError("this is not a policy image")
-    if version != VERSION:
-        raise ImageError(f"the image has version {version}, this program reads version {VERSION}")
+    if version != VERSION or zero:
+        raise ImageError(f"the image has version {version}.{zero}, this program reads version {VERSION}.0")
     at = dict(zip(_FIELDS, numbers, strict=True))
     if at["end"] != len(view):
         raise ImageError(f"the image has {len(view)} octets, its header says {at['end']}")

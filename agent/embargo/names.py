@@ -26,13 +26,17 @@ _DOTS = str.maketrans({"\u3002": ".", "\uff0e": ".", "\uff61": "."})
 
 def from_text(text: str) -> Name:
     """A name from presentation format: escapes of RFC 1035 section 5.1, U-labels by UTS 46. ValueError says what is wrong."""
-    text = text.translate(_DOTS)
+    if "\\" not in text:
+        text = text.translate(_DOTS)
     if text == ".":
         return ROOT
+    found = list(_labels(text))
+    if len(found) > 1 and not found[-1]:
+        found.pop()  # the root's, behind the final dot
     wire = bytearray()
-    for label in _labels(text.removesuffix(".") if not text.endswith("\\.") else text):
+    for label in found:
         if not label:
-            raise ValueError("it has an empty label")
+            raise ValueError("it has an empty label: one dot stands between two labels, none before the first")
         if len(label) > MAX_LABEL:
             raise ValueError(f"a label has {len(label)} octets, at most {MAX_LABEL} are allowed")
         wire.append(len(label))
@@ -62,8 +66,10 @@ def _labels(text: str) -> Iterator[bytes]:
                     raise ValueError(f"\\{digits} is not an octet")
                 label.append(int(digits))
                 i += 3
-            elif i + 1 < len(text) and text[i + 1].isascii():
-                label.append(ord(text[i + 1]))
+            elif digits[:1].isascii() and digits[:1].isdecimal():
+                raise ValueError(f"\\{digits} is not an escape: an octet is written with three digits")
+            elif digits[:1].isascii() and digits:
+                label.append(ord(digits[0]))
                 i += 1
             else:
                 raise ValueError("it ends in the middle of an escape")
@@ -83,7 +89,7 @@ def _a_label(label: str) -> bytes:
 
 
 def to_text(name: bytes) -> str:
-    """Presentation format without the final dot ("." for the root). Anything unusual is escaped, so it is safe in a log."""
+    """Presentation format without the final dot ("." for the root). Anything unusual is escaped: safe in a log or a list."""
     if name == ROOT:
         return "."
     return ".".join(
@@ -94,11 +100,7 @@ def to_text(name: bytes) -> str:
 def _escape(octet: int) -> str:
     if octet in _PLAIN:
         return chr(octet)
-    if 0x21 <= octet <= 0x7E and octet in b'.\\"();@$':
-        return "\\" + chr(octet)
-    if 0x21 <= octet <= 0x7E and octet not in b"<>&'`=":
-        return chr(octet)
-    return f"\\{octet:03d}"
+    return "\\" + chr(octet) if octet in b'.\\"();@$' else f"\\{octet:03d}"
 
 
 def labels(name: bytes) -> Iterator[bytes]:

@@ -1,0 +1,133 @@
+"""TOML text → values, and the line that each of them stands on.
+
+tomllib reports no lines for what it has read, and a message without a line makes its reader search. So a text that tomllib
+accepted is walked once more here. The walk need not judge: it splits statements at the line ends that are outside of
+strings and brackets, and lets tomllib itself read each key.
+"""
+
+import re
+import tomllib
+from typing import Any
+
+from embargo.errors import ConfigError, Problem
+
+Path = tuple[str | int, ...]  # ("dns", "listen", 1): keys, and the number of an item of a list
+
+_TOKEN = re.compile(
+    r'"""(?:\\.|[^\\])*?"{3,5}'  # a string of several lines may end in up to two quotes of its own
+    r"|'''.*?'{3,5}"
+    r'|"(?:\\.|[^"\\\n])*"'
+    r"|'[^'\n]*'"
+    r"|#[^\n]*"
+    r"|[\[\]{}=,\n]"
+    r"|[^\"'#\[\]{}=,\n]+",
+    re.DOTALL,
+)
+
+
+_FORM = 'a line is [section] or key = value, with text in "quotes"'
+
+
+def parse(data: bytes, file: str) -> tuple[dict[str, Any], str]:
+    """The values and the text that they were read from. Raises ConfigError, and nothing else."""
+    try:
+        text = data.removeprefix(b"\xef\xbb\xbf").decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError([Problem(file, line, "it is not UTF-8", "save the file as UTF-8")]) from None
+    try:
+        return tomllib.loads(text), text
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([_not_toml(file, text, str(error))]) from None
+    except ValueError:  # an integer of more than 4,300 digits
+        raise ConfigError([Problem(file, 0, "a number in it is too long", "the longest has 4300 digits")]) from None
+    except RecursionError:
+        raise ConfigError(
+            [Problem(file, 0, "brackets in it are nested too deeply", "no key here needs more than two")]
+        ) from None
+
+
+def _not_toml(file: str, text: str, said: str) -> Problem:
+    what, _, place = said.rpartition(" (at ")
+    number = place.removeprefix("line ").partition(",")[0]
+    line = int(number) if number.isdecimal() else text.rstrip("\n").count("\n") + 1
+    return Problem(file, line, f"it is not TOML: {what[:1].lower()}{what[1:]}", _FORM)
+
+
+class Lines:
+    """Where the values of a text stand. The text is one that `parse` accepted."""
+
+    def __init__(self, text: str) -> None:
+        self._lines: dict[Path, int] = {}
+        _Walk(self._lines).run(text)
+
+    def at(self, *path: str | int) -> int:
+        """The line of a value, of what holds it where it has none of its own, or 0."""
+        while path and path not in self._lines:
+            path = path[:-1]
+        return self._lines.get(path, 0)
+
+
+class _Walk:
+    """One pass over the tokens: a statement is a `[table]` or a `key = value`, and may go over several lines."""
+
+    def __init__(self, lines: dict[Path, int]) -> None:
+        self._lines = lines
+        self._line = 1
+        self._table: Path = ()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._words = ""  # what stands before the "="
+        self._path: Path | None = None  # the key whose value this is
+        self._depth = 0
+        self._item = 0
+        self._waits = False  # for the first token of an item
+
+    def run(self, text: str) -> None:
+        for match in _TOKEN.finditer(text.replace("\r\n", "\n") + "\n"):
+            token = match[0]
+            if token == "\n" and not self._depth:
+                self._end_of_statement()
+            elif token[0] != "#":
+                self._header_or_key(token) if self._path is None else self._value(token)
+            self._line += token.count("\n")
+
+    def _end_of_statement(self) -> None:
+        if self._path is None and self._words.strip():
+            self._table = _keys(self._words)
+            self._lines.setdefault(self._table, self._line)
+        self._begin()
+
+    def _header_or_key(self, token: str) -> None:
+        if token != "=":
+            self._words += token
+            return
+        self._path = (*self._table, *_keys(f"{self._words} = 0"))
+        self._lines.setdefault(self._path, self._line)
+
+    def _value(self, token: str) -> None:
+        if token in ("[", "{"):
+            self._depth += 1
+            self._waits = self._waits or (token == "[" and self._depth == 1)
+            if self._depth == 1:
+                return
+        elif token in ("]", "}"):
+            self._depth -= 1
+        if self._waits and not token.isspace():
+            self._waits = False
+            assert self._path is not None
+            self._lines.setdefault((*self._path, self._item), self._line)
+        if token == "," and self._depth == 1:
+            self._item += 1
+            self._waits = True
+
+
+def _keys(statement: str) -> Path:
+    """The keys of `[a.b]`, `[[a.b]]` or `a.b = 0`, outermost first."""
+    value: Any = tomllib.loads(statement)
+    path: list[str] = []
+    while isinstance(value, dict) and value:
+        path.append(next(iter(value)))
+        value = value[path[-1]]
+    return tuple(path)
