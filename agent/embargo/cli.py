@@ -133,7 +133,8 @@ def _ready(agent: Supervisor) -> None:
 
 
 @verb(reads=True)
-def status(file: str, as_json: bool) -> None:
+@click.option("--lists", "every_list", is_flag=True, help="Show every list, not only those with problems.")
+def status(file: str, every_list: bool, as_json: bool) -> None:
     """Is it running, what is in force, what is wrong, what is not covered? Exit status 1 when it is not running."""
     try:
         told = _ask(file, "status")
@@ -142,7 +143,7 @@ def status(file: str, as_json: bool) -> None:
             show.as_json({"running": False, "reason": str(error)})
             sys.exit(NO)
         raise
-    show.as_json(told) if as_json else show.status(told)
+    show.as_json(told) if as_json else show.status(told, every_list=every_list)
 
 
 @verb(reads=True)

@@ -46,7 +46,7 @@ def seconds(count: float) -> str:
 # ── status ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def status(told: Told) -> None:
+def status(told: Told, *, every_list: bool) -> None:
     print(f"running    pid {told['pid']}, version {told['version']}, up {seconds(told['uptime'])}, {told['config']}")
     print(f"policy     generation {told['generation']} for {seconds(told['since'])}: {told['names']} names, "
           f"{told['networks']} networks, mode {told['mode']}")  # fmt: skip
@@ -64,11 +64,19 @@ def status(told: Told) -> None:
     print()
     _upstreams(told["upstreams"])
     apps(told["apps"])
-    print()
-    rows = [(e["list"], e["entries"], e["problems"], seconds(e["age"])) for e in told["lists"]]
-    table(("LIST", "ENTRIES", "PROBLEMS", "AGE"), rows)
+    _lists(told["lists"], every_list)
     _section("PROBLEMS", told["problems"])
     _section("NOT COVERED", told["uncovered"])
+
+
+def _lists(rows: list[Told], every: bool) -> None:
+    oldest = seconds(max((row["age"] for row in rows), default=0))
+    print(f"\n{len(rows)} lists, {sum(row['entries'] for row in rows)} entries, the oldest {oldest} old")
+    shown = [row for row in rows if every or row["problems"]]
+    if shown:
+        table(
+            ("LIST", "ENTRIES", "PROBLEMS", "AGE"), ((r["list"], r["entries"], r["problems"], seconds(r["age"])) for r in shown)
+        )
 
 
 def _section(title: str, rows: list[str]) -> None:

@@ -49,7 +49,8 @@ def test_status_tells_what_runs_and_what_is_not_covered(agent: Agent) -> None:
     assert told["firewall"] == {"enabled": False}
     assert any("firewall.enabled = false" in text for text in told["uncovered"])
     assert [app["id"] for app in told["apps"]] == ["alipay", "qq"]
-    text = agent.cli("status").stdout
+    assert "alipay/payment.list" not in agent.cli("status").stdout
+    text = agent.cli("status", "--lists").stdout
     for word in ("running", "generation", "alipay/payment.list", "NOT COVERED", "udp://127.0.0.1:9"):
         assert word in text
 

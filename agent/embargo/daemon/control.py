@@ -285,8 +285,12 @@ def _upstreams(stats: list[Told]) -> list[Told]:
     rows: dict[str, Told] = {}
     for each in stats:
         for row in each["upstreams"]:
-            known = rows.setdefault(row["server"], {**row, "asked": 0, "failed": 0, "healthy": False})
-            known["asked"] += row["asked"]
+            known = rows.setdefault(row["server"], {**row, "asked": 0, "failed": 0, "healthy": False, "milliseconds": 0.0})
+            together = known["asked"] + row["asked"]
+            if together:
+                weighted = known["milliseconds"] * known["asked"] + row["milliseconds"] * row["asked"]
+                known["milliseconds"] = round(weighted / together, 2)
+            known["asked"] = together
             known["failed"] += row["failed"]
             known["healthy"] = known["healthy"] or row["healthy"]
             known["last_error"] = known["last_error"] or row["last_error"]

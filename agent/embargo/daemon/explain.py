@@ -133,7 +133,7 @@ def uncovered(settings: Any, apps: Sequence[Told], listening: bool) -> list[str]
         found.append("addresses that only DNS answers show: this version does not learn them")
         nameless = [a["id"] for a in on if not any(f["on"] and f.get("networks") for f in a["functions"].values())]
         if nameless:
-            found.append(f"hard-coded addresses of {', '.join(nameless)}: the catalogue knows none")
+            found.append(f"hard-coded addresses of {', '.join(nameless)}: none are known for the functions that are on")
     closed = [function for function in policy.BYPASS_FUNCTIONS if function not in chosen.bypass]
     if closed:
         found.append(f"ways round the filter that are left open: {', '.join(closed)} (policy.bypass)")
