@@ -62,6 +62,7 @@ def report(settings: Config, loaded: sources.Loaded, built: Image, board: Switch
             for each in loaded.lists
         ],
         "problems": [list(p) for p in loaded.problems],
+        "spared": list(loaded.spared),
     }  # fmt: skip
 
 

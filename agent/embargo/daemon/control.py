@@ -169,7 +169,7 @@ class _Control:
             "upstreams": _upstreams(stats),
             "counters": dict(counters), "cache": dict(cache),
             "events": {"file": agent.journal.path, "lost": agent.journal.lost, "trouble": agent.journal.trouble},
-            "uncovered": explain.uncovered(settings, report["apps"], bool(agent.sockets.endpoints)),
+            "uncovered": explain.uncovered(settings, report, bool(agent.sockets.endpoints)),
         }  # fmt: skip
 
     async def _apps(self) -> Told:

@@ -4,7 +4,7 @@ The verdict comes from the image and the switchboard, by the same look-ups that 
 else matches comes from the lists themselves, so that an administrator sees the lines that lost.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from embargo import engine, lists, message, names, policy
@@ -114,10 +114,10 @@ def _weight(entry: policy.Entry, asked: Network | Name) -> int:
     return 2 * len(entry.name) if any(suffix == entry.name for suffix in names.suffixes(asked)) else 0
 
 
-def uncovered(settings: Any, apps: Sequence[Told], listening: bool) -> list[str]:
+def uncovered(settings: Any, report: Told, listening: bool) -> list[str]:
     """What the configuration leaves open, in words."""
     firewall, chosen = settings.firewall, settings.policy
-    on = [app for app in apps if app["on"] and app["id"] != policy.BYPASS]
+    on = [app for app in report["apps"] if app["on"] and app["id"] != policy.BYPASS]
     found = []
     if chosen.mode is Action.AUDIT:
         found.append('nothing is blocked, only logged (policy.mode = "audit")')
@@ -134,6 +134,7 @@ def uncovered(settings: Any, apps: Sequence[Told], listening: bool) -> list[str]
         nameless = [a["id"] for a in on if not any(f["on"] and f.get("networks") for f in a["functions"].values())]
         if nameless:
             found.append(f"hard-coded addresses of {', '.join(nameless)}: none are known for the functions that are on")
+    found += [f"{entry}: it is this gateway's own upstream" for entry in report["spared"]]
     closed = [function for function in policy.BYPASS_FUNCTIONS if function not in chosen.bypass]
     if closed:
         found.append(f"ways round the filter that are left open: {', '.join(closed)} (policy.bypass)")

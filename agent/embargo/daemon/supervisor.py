@@ -89,7 +89,7 @@ def protected(settings: Config, around: Surroundings) -> list[tuple[str, str]]:
     found = [(each.address, "this gateway's own") for each in around.interfaces]
     found += [(each.network, "on the LAN") for each in around.interfaces if each.name in settings.firewall.lan]
     found += [(address, "the next hop's") for address in around.gateways]
-    found += [(server.address, "the upstream resolver's") for server in servers]
+    found += [(server.address, sources.UPSTREAM) for server in servers]
     return [(address.partition("%")[0], role) for address, role in found]
 
 
