@@ -14,7 +14,12 @@ class Problem(NamedTuple):
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}" if self.line else self.file
-        return f"{place}: {self.message}" + (f", {self.hint}" if self.hint else "")
+        return printable(f"{place}: {self.message}" + (f", {self.hint}" if self.hint else ""))
+
+
+def printable(text: str) -> str:
+    """Text that people see, without what would move their cursor: files and what stands in them may hold anything."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 class Refused(ValueError):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from embargo import names, toml
+from embargo import errors, names, toml
 from embargo.errors import ConfigError, ListError, Problem, Refused
 from embargo.names import Name
 from embargo.policy import App, Entry, Kind, Level, List, Network, Source
@@ -86,8 +86,7 @@ def parse(data: bytes, *, file: str, source: Source, guard: Guard) -> List:
 
 def _shown(text: str) -> str:
     """A line as it stands in a message: never a control character, never long."""
-    cut = text if len(text) <= 80 else text[:79] + "…"
-    return '"' + "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in cut) + '"'
+    return f'"{errors.printable(text if len(text) <= 80 else text[:79] + "…")}"'
 
 
 def _lines(data: bytes, file: str) -> list[bytes]:
@@ -136,7 +135,11 @@ def parse_entry(text: str, *, line: int = 0, evidence: str = "") -> Entry:
     try:
         return _entry(text, line, evidence)
     except Refused as refused:
-        raise Refused(f"{_shown(text)} {refused.message}", refused.hint) from None
+        raise _about(text, refused) from None
+
+
+def _about(text: str, refused: Refused) -> Refused:
+    return Refused(f"{_shown(text)} {refused.message}", refused.hint)
 
 
 #: a name that nothing can be wrong with but its length: most lines of most lists. Its last label is no number
@@ -250,7 +253,7 @@ def network_from_text(text: str) -> Network:
         if network is None:
             raise Refused("is not an address or network", "write it as in 203.0.113.0/24")
     except Refused as refused:
-        raise Refused(f"{_shown(text)} {refused.message}", refused.hint) from None
+        raise _about(text, refused) from None
     return network
 
 
@@ -258,6 +261,13 @@ _SPECIAL = tuple((network_from_text(text), what) for text, what in SPECIAL)
 
 
 def _check(entry: Entry, guard: Guard) -> None:
+    try:
+        _danger(entry, guard)
+    except Refused as refused:
+        raise _about(entry.text, refused) from None
+
+
+def _danger(entry: Entry, guard: Guard) -> None:
     if entry.network is None:
         if entry.name not in guard.single_registrant and guard.public_suffix(entry.name):
             raise Refused("is a public suffix: names below it belong to others", "write the names that are meant")

@@ -67,7 +67,7 @@ def _labels(text: str) -> Iterator[bytes]:
                 label.append(int(digits))
                 i += 3
             elif digits[:1].isascii() and digits[:1].isdecimal():
-                raise ValueError(f"\\{digits} is not an escape: an octet is written with three digits")
+                raise ValueError(f"\\{digits[0]} is not an escape: an octet is written with three digits")
             elif digits[:1].isascii() and digits:
                 label.append(ord(digits[0]))
                 i += 1
