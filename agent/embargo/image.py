@@ -243,4 +243,20 @@ def _verify(view: memoryview) -> dict[str, int]:
         raise ImageError(f"the image has {len(view)} octets, its header says {at['end']}")
     if hashlib.sha256(_NUMBERS.pack(*numbers) + view[_HEADER.size :]).digest() != digest:
         raise ImageError("the image is damaged: its checksum does not match")
+    if not _fits(at):
+        raise ImageError("the image contradicts itself: its sections do not fit their counts")
     return at
+
+
+def _fits(at: dict[str, int]) -> bool:
+    places = [at[field] for field in _FIELDS[:10]]
+    slots = (at["records"] - at["slots"]) // 4
+    return (
+        places[0] == _HEADER.size
+        and places == sorted(places)
+        and not any(place % 8 for place in places)
+        and 12 * at["names"] <= at["blob"] - at["records"] < 12 * at["names"] + 8
+        and slots > at["names"]  # a full table would be searched for ever
+        and not slots & (slots - 1)
+        and at["networks"] == (at["v6"] - at["v4"]) // 12 + (at["end"] - at["v6"]) // 36
+    )
