@@ -96,7 +96,7 @@ class _Walk:
     def _end_of_statement(self) -> None:
         if self._path is None and self._words.strip():
             self._table = _keys(self._words)
-            self._lines.setdefault(self._table, self._line)
+            self._mark(self._table)
         self._begin()
 
     def _header_or_key(self, token: str) -> None:
@@ -104,7 +104,11 @@ class _Walk:
             self._words += token
             return
         self._path = (*self._table, *_keys(f"{self._words} = 0"))
-        self._lines.setdefault(self._path, self._line)
+        self._mark(self._path)
+
+    def _mark(self, path: Path) -> None:
+        for length in range(1, len(path) + 1):
+            self._lines.setdefault(path[:length], self._line)
 
     def _value(self, token: str) -> None:
         if token in ("[", "{"):
