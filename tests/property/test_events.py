@@ -1,0 +1,75 @@
+"""Folding: whatever comes when, every attempt is in exactly one record."""
+
+import json
+from collections import Counter
+from datetime import datetime
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embargo import events
+from embargo.events import Folder
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(1 << 53), 1 << 53) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+EVENTS = st.dictionaries(st.text().filter(lambda key: key not in ("schema", "ts")), JSON, min_size=1)
+
+
+@given(EVENTS, st.floats(0, 4e9))
+def test_any_event_is_one_clean_line_that_reads_back(event: dict[str, object], wall: float) -> None:
+    line = events.encode(event, wall)
+    assert all(0x20 <= octet < 0x7F for octet in line[:-1])
+    assert line[-1:] == b"\n"
+    found = json.loads(line)
+    assert abs(datetime.fromisoformat(found.pop("ts")).timestamp() - wall) <= 1e-6
+    assert found == {"schema": events.SCHEMA, **event}
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abcde"), st.floats(0, 7), st.booleans()), max_size=60),
+    st.integers(1, 3),
+)
+def test_every_attempt_is_in_exactly_one_record(attempts: list[tuple[str, float, bool]], kinds: int) -> None:
+    """Attempts of five kinds, at most `kinds` of them folded, with `due` called now and then."""
+    before, events.MAX_KINDS = events.MAX_KINDS, kinds
+    try:
+        written, wanted = run(attempts)
+    finally:
+        events.MAX_KINDS = before
+    counted: Counter[str] = Counter()
+    for record in map(json.loads, written):
+        counted[record["kind"]] += record["count"]
+        assert record.get("first", record["ts"]) <= record["ts"]
+    assert counted == wanted
+
+
+def run(attempts: list[tuple[str, float, bool]]) -> tuple[list[bytes], Counter[str]]:
+    folder = Folder()
+    written: list[bytes] = []
+    wanted: Counter[str] = Counter()
+    now = 0.0
+    for kind, pause, look in attempts:
+        now += pause
+        wanted[kind] += 1
+        line = folder.note(kind, lambda kind=kind: events.fragment({"kind": kind}), now, 1e9 + now)
+        written += [line] if line else []
+        if look:
+            written += folder.due(now)
+    return written + folder.flush(), wanted
+
+
+@given(st.lists(st.floats(0.01, 5), min_size=1, max_size=50))
+def test_a_kind_never_has_more_than_two_records_in_a_window(pauses: list[float]) -> None:
+    """One at once, one when the window ends."""
+    folder = Folder()
+    times: list[float] = []
+    now = 0.0
+    for pause in pauses:
+        now += pause
+        times += [now] * len(folder.due(now))
+        if folder.note("kind", lambda: '"a":1', now, now) is not None:
+            times.append(now)
+    for start in times:
+        assert sum(start <= time < start + events.WINDOW for time in times) <= 2
