@@ -1,10 +1,11 @@
 """Folding: whatever comes when, every attempt is in exactly one record."""
 
+import functools
 import json
 from collections import Counter
 from datetime import datetime
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embargo import events
@@ -17,6 +18,7 @@ JSON = st.recursive(
 EVENTS = st.dictionaries(st.text().filter(lambda key: key not in ("schema", "ts")), JSON, min_size=1)
 
 
+@settings(max_examples=50)
 @given(EVENTS, st.floats(0, 4e9))
 def test_any_event_is_one_clean_line_that_reads_back(event: dict[str, object], wall: float) -> None:
     line = events.encode(event, wall)
@@ -53,7 +55,7 @@ def run(attempts: list[tuple[str, float, bool]]) -> tuple[list[bytes], Counter[s
     for kind, pause, look in attempts:
         now += pause
         wanted[kind] += 1
-        line = folder.note(kind, lambda kind=kind: events.fragment({"kind": kind}), now, 1e9 + now)
+        line = folder.note(kind, functools.partial(events.fragment, {"kind": kind}), now, 1e9 + now)
         written += [line] if line else []
         if look:
             written += folder.due(now)

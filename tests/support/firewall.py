@@ -1,0 +1,131 @@
+"""A naive reading of a ruleset's values: what the kernel would do with one packet. Only what our expressions need."""
+
+import ipaddress
+from collections import Counter as Count
+from dataclasses import dataclass, field
+from typing import assert_never
+
+from embargo.ruleset import (
+    Address,
+    Chain,
+    Counter,
+    Jump,
+    Log,
+    Meta,
+    Port,
+    Redirect,
+    Reject,
+    Return,
+    Rule,
+    Ruleset,
+    Set,
+)  # fmt: skip
+
+ANY = ("nobody", 0)
+
+
+@dataclass(frozen=True)
+class Packet:
+    src: str
+    dst: str
+    proto: str = "tcp"
+    port: int = 443
+    iif: str = ""
+    oif: str = ""
+
+    @property
+    def family(self) -> int:
+        return ipaddress.ip_address(self.dst).version
+
+
+@dataclass
+class Fate:
+    """`verdict`: accept, reject KIND or redirect PORT; the counters that moved and the prefixes that were logged."""
+
+    verdict: str = "accept"
+    counted: Count[str] = field(default_factory=Count)
+    logged: list[str] = field(default_factory=list)
+
+
+class _Returned(Exception):
+    pass
+
+
+class _Decided(Exception):
+    pass
+
+
+class Firewall:
+    """The table; `alive` is whether the guardian has said lately that somebody answers."""
+
+    def __init__(self, ruleset: Ruleset, *, alive: bool = True) -> None:
+        self._chains = {chain.name: chain for chain in ruleset.chains}
+        self._sets = {each.name: each for each in ruleset.sets}
+        self._alive = alive
+
+    def pass_through(self, hook: str, packet: Packet) -> Fate:
+        fate = Fate()
+        try:
+            for chain in self._chains.values():
+                if chain.hook is not None and chain.hook.name == hook:
+                    self._walk(chain, packet, fate)
+        except _Decided:
+            pass
+        return fate
+
+    def _walk(self, chain: Chain, packet: Packet, fate: Fate) -> None:
+        try:
+            for rule in chain.rules:
+                self._rule(rule, packet, fate)
+        except _Returned:
+            pass
+
+    def _rule(self, rule: Rule, packet: Packet, fate: Fate) -> None:
+        for expression in rule.expressions:
+            match expression:
+                case Meta(key, value):
+                    if not self._meta(key, value, packet):
+                        return
+                case Address():
+                    chain = self._address(expression, packet)
+                    if chain is None:
+                        return
+                    if expression.vmap:
+                        self._walk(self._chains[chain], packet, fate)
+                case Port(proto, port):
+                    if (packet.proto, packet.port) != (proto, port):
+                        return
+                case Counter(name):
+                    fate.counted[name] += 1
+                case Log(prefix):
+                    fate.logged.append(prefix)
+                case Reject(kind):
+                    fate.verdict = f"reject {kind}"
+                    raise _Decided
+                case Redirect(port):
+                    fate.verdict = f"redirect {port}"
+                    raise _Decided
+                case Jump(name):
+                    self._walk(self._chains[name], packet, fate)
+                case Return():
+                    raise _Returned
+                case _:
+                    assert_never(expression)
+
+    def _meta(self, key: str, value: str, packet: Packet) -> bool:
+        if value == "@alive":
+            return self._alive
+        if value.startswith("@"):
+            return {"iifname": packet.iif, "oifname": packet.oif}[key] in self._sets[value[1:]].words
+        return value == {"nfproto": f"ipv{packet.family}", "l4proto": packet.proto}[key]
+
+    def _address(self, expression: Address, packet: Packet) -> str | None:
+        """The chain that an address leads to, "" from a set, None when it is not there."""
+        if expression.family != packet.family:
+            return None
+        text = packet.dst if expression.side == "daddr" else packet.src
+        return find(self._sets[expression.set_], int(ipaddress.ip_address(text)))
+
+
+def find(each: Set, key: int) -> str | None:
+    return next((chain for first, last, chain in each.elements if first <= key <= last), None)
