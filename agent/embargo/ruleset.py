@@ -195,7 +195,7 @@ def _sets(what: Spec) -> Iterator[Set]:
             yield Set(f"except{family}_{generation}", type_, excepted, interval=True)
     if what.lan:
         yield Set(f"lan_{generation}", "ifname", words=what.lan)
-    if what.intercept_port and what.fail == "open":
+    if what.fail == "open":  # also where nothing is intercepted: the guardian renews it without asking
         yield Set("alive", "inet_proto", timeout=True, keep=True)
 
 

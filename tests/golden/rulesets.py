@@ -57,6 +57,7 @@ CASES: dict[str, Callable[[], Ruleset]] = {
     "lan_not_intercepted": lambda: made(lan=("lan0",)),
     "lan_fail_closed": lambda: made(lan=("lan0", "wlan0"), port=53),
     "lan_fail_open": lambda: made(lan=("lan0",), port=5353, fail="open"),
+    "fail_open_without_lan": lambda: made(fail="open"),
     "except_with_lan": lambda: made(lan=("lan0",), except_=EXCEPT, port=53),
     "except_ipv4_alone": lambda: made(except_=EXCEPT[:1]),
     "audit": lambda: made(Selection(apps="all", mode=Action.AUDIT), lan=("lan0",), port=53),

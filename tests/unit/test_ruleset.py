@@ -90,7 +90,7 @@ def test_everything_that_is_referred_to_is_there(name: str) -> None:
     used = {e.set_ for e in expressions if isinstance(e, Address)}
     used |= {e.value[1:] for e in expressions if isinstance(e, Meta) and e.value.startswith("@")}
     assert led <= set(chains(case))
-    assert used == set(sets(case))
+    assert used | {"alive"} == set(sets(case)) | {"alive"}
     assert {e.name for e in expressions if isinstance(e, Counter)} == set(case.counters)
 
 
@@ -233,6 +233,11 @@ def test_while_nobody_answers_fail_open_passes_port_53_on_and_fail_closed_reject
         assert Firewall(CASES["lan_fail_open"](), alive=False).pass_through(hook, packet) == Fate()
         assert Firewall(CASES["lan_fail_closed"](), alive=False).pass_through(hook, packet).verdict != "accept"
     assert forward("lan_fail_open", CLIENT4, LISTED4, alive=False).verdict == "reject reset"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_guardian_finds_the_set_that_it_renews_whenever_fail_is_open(name: str) -> None:
+    assert ("alive" in sets(CASES[name]())) == ("fail_open" in name)
 
 
 def test_our_chains_stand_before_those_of_others() -> None:
