@@ -342,6 +342,12 @@ def reload(file: str) -> None:
 
 
 @verb()
+def rollback(file: str) -> None:
+    """The generation before the current one back in force, until the next change."""
+    _changed(_ask(file, "rollback"))
+
+
+@verb()
 @click.argument("entries", nargs=-1, required=True, metavar="ENTRY…")
 def block(file: str, entries: tuple[str, ...]) -> None:
     """Add names or networks to the agent's own block list; in force when the command returns."""

@@ -171,6 +171,24 @@ def test_a_link_out_of_its_directory_is_refused(agent: Agent, tmp_path: Path) ->
     agent.cli("reload")
 
 
+def test_a_rollback_holds_until_the_next_change(agent: Agent) -> None:
+    agent.cli("block", "regretted.test")
+    assert agent.blocked("regretted.test")
+    agent.cli("rollback")
+    assert not agent.blocked("regretted.test")
+    assert agent.blocked("alipay.example")
+    assert agent.events("policy")[-1]["verb"] == "rollback"
+    agent.cli("reload")
+    assert agent.blocked("regretted.test"), "the list still says so"
+    agent.cli("forget", "regretted.test")
+
+
+def test_without_an_older_generation_a_rollback_is_refused(tmp_path: Path) -> None:
+    with running(tmp_path) as fresh:
+        assert "no generation before" in fresh.cli("rollback", status=1).stderr
+        assert fresh.blocked("alipay.example")
+
+
 def test_reloads_under_load_lose_no_query(agent: Agent) -> None:
     """Twenty changes of a list while a client asks as fast as it is answered; each question waits for its own answer."""
     question = b"\0\1\1\0\0\1\0\0\0\0\0\0\6alipay\7example\0\0\1\0\1"

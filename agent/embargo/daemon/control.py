@@ -124,6 +124,8 @@ class _Control:
                 return {"ok": True, **await self._status()}
             case "reload":
                 return _outcome(await self._agent.reload("asked for"))
+            case "rollback":
+                return await self._rollback(uid)
             case "why":
                 return await self._why(request)
             case "apps":
@@ -202,6 +204,12 @@ class _Control:
                 passing = await agent.guardian.ask("passing", address=packed.hex())
                 told["passing"] = passing["passing"]
         return {"ok": True, **told, "generation": generation.number}
+
+    async def _rollback(self, uid: int) -> Told:
+        outcome = await self._agent.rollback()
+        if outcome.ok:
+            self._agent.journal.event({"event": "policy", "verb": "rollback", "uid": uid})
+        return _outcome(outcome)
 
     # ── the agent's own lists ────────────────────────────────────────────────────────────────────────────────────────
 

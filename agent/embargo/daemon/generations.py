@@ -88,6 +88,10 @@ class Store:
             raise ImageError(f"generation {number} cannot be used: {error}") from None
         return Generation(number, settings, image, board, report, fd)
 
+    def before(self, number: int) -> int:
+        """The newest generation on disk that is older; 0 without one."""
+        return max((each for each in self._numbers() if each < number), default=0)
+
     def current(self) -> int:
         """The number in force when the agent last ran; 0 without one."""
         with contextlib.suppress(OSError, ValueError):

@@ -303,6 +303,28 @@ class Supervisor:
         self._tell(outcome, why)
         return outcome
 
+    async def rollback(self) -> Outcome:
+        """The generation before the one in force back in force, until the next change."""
+        async with self._lock:
+            old = self.generation
+            assert old is not None
+            number = self.store.before(old.number)
+            try:
+                if not number:
+                    raise ImageError("there is no generation before this one")
+                new = self.store.load(number, self.settings)
+            except ImageError as error:
+                return Outcome(False, False, old.number, (Problem("rollback", 0, str(error), ""),))
+            try:
+                await self._switch(old, new, self.around)
+            except (ChildError, ListenError) as error:
+                new.close()
+                return Outcome(False, False, old.number, (Problem("rollback", 0, str(error), ""),))
+        outcome = self.last = Outcome(True, True, number)
+        self.last_at = time.time()
+        self._tell(outcome, "rollback")
+        return outcome
+
     async def _reload(self, why: str) -> Outcome:
         old = self.generation
         number = old.number if old is not None else 0
