@@ -33,6 +33,7 @@ EVENTS_A_MESSAGE = 60_000  # octets
 
 PASS_PATIENCE = 0.2  # seconds a reply waits for its addresses to pass the firewall
 
+ANSWER_TRIES = 500  # hundredths of a second that an answer waits for the supervisor to read
 TCP_IDLE = 10.0  # seconds (RFC 7766 section 6.2.3 asks for "a few")
 TCP_TOTAL, TCP_PER_CLIENT, TCP_IN_FLIGHT = 1000, 50, 100
 TCP_UNSENT = 1 << 20  # octets a client may leave unread
@@ -397,7 +398,9 @@ async def serve(channel: Channel) -> None:
                     await resolver.stop()
         except Exception as error:  # reported to the supervisor, which decides; the old judgement stays in force
             answer = {"op": "error", "id": order.get("id"), "error": f"{type(error).__name__}: {error}"}
-        while not report(answer):  # events may have filled the channel; an answer is waited for
+        for _ in range(ANSWER_TRIES):  # events may have filled the channel; an answer is waited for
+            if report(answer):
+                break
             await asyncio.sleep(0.01)
         if order["op"] == "stop":
             return
