@@ -15,7 +15,7 @@ from typing import NamedTuple
 from embargo import message, names, policy
 from embargo.cache import Cache
 from embargo.errors import MessageError
-from embargo.fastpath import Rules
+from embargo.fastpath import Attempt, Rules
 from embargo.message import Answer, Query
 from embargo.names import Name
 from embargo.policy import Action, Decision
@@ -24,17 +24,6 @@ from embargo.upstream import DEADLINE, Server, Upstreams
 MAX_PENDING = 1000  # questions on their way upstream, per worker; each holds a socket
 MAX_WAITERS = 64  # clients behind one of them
 SPECIAL_TTL = 600  # seconds
-
-
-class Attempt(NamedTuple):
-    """Somebody asked for something that a class claims: what an event is made of."""
-
-    client: str
-    qname: Name
-    qtype: int
-    decision: Decision | None  # None: nobody claims it, and everything is to be logged
-    action: str
-    audit: bool
 
 
 class Reply(NamedTuple):

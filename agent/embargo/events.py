@@ -70,9 +70,11 @@ class Folder:
     def __init__(self, window: float = WINDOW) -> None:
         self._window = window
         self._kinds: dict[Hashable, _Kind] = {}
+        self.noted = 0  # attempts, all in all
 
     def note(self, key: Hashable, make: Callable[[], str], now: float, wall: float) -> bytes | None:
         """Count one attempt; the line to write when it is the first of its kind. `make` gives the kind's members."""
+        self.noted += 1
         kind = self._kinds.get(key)
         if kind is not None:
             if not kind.count:
@@ -85,21 +87,21 @@ class Folder:
             self._kinds[key] = _Kind(members, now)
         return line(f'{members},"count":1', wall)
 
-    def due(self, now: float) -> list[bytes]:
-        """The lines of the kinds whose window has passed. A kind that stayed quiet for a window is forgotten."""
+    def due(self, now: float) -> list[tuple[bytes, int]]:
+        """The lines, each with its count, of the kinds whose window has passed. One that stayed quiet is forgotten."""
         records = []
         for key, kind in list(self._kinds.items()):
             if kind.opened + self._window > now:
                 break  # kinds stand in the order of their opening
             del self._kinds[key]
             if kind.count:
-                records.append(kind.record())
+                records.append((kind.record(), kind.count))
                 kind.count, kind.opened = 0, now
                 self._kinds[key] = kind
         return records
 
-    def flush(self) -> list[bytes]:
+    def flush(self) -> list[tuple[bytes, int]]:
         """All that is held, at the end."""
-        records = [kind.record() for kind in self._kinds.values() if kind.count]
+        records = [(kind.record(), kind.count) for kind in self._kinds.values() if kind.count]
         self._kinds.clear()
         return records

@@ -69,6 +69,7 @@ class Rules:
         self.image = image
         self.board = board
         self.mode = mode
+        self.memo = Memo()
         self._canary = frozenset(image.classes.index(c) for c in policy.CANARY if c in image.classes)
         self._prefix = [
             {s: f"app={c.app} function={c.function} list={source.path}:" for s, source in enumerate(image.sources)}
@@ -109,11 +110,57 @@ def _pieces(answer: Answer) -> tuple[int, bytes, bytes, bytes]:
     return plain[3], plain[4:12], edns[4:12], plain[17:]
 
 
-class Blocked(NamedTuple):
-    reply: bytes
+class Attempt(NamedTuple):
+    """Somebody asked for something that a class claims: what an event is made of."""
+
+    client: str
     qname: Name
     qtype: int
+    decision: Decision | None  # None: nobody claims it, and everything is to be logged
+    action: str
+    audit: bool
+
+    def what(self, generation: int) -> "What":
+        """All but the client: attempts of a client that are equal in this are folded into one record."""
+        return (self.qname, self.qtype, self.decision.class_ if self.decision else -1, self.action, self.audit, generation)
+
+
+What = tuple[Name, int, int, str, bool, int]
+
+
+class Blocked(NamedTuple):
+    """A block, the same for everybody who sends this packet."""
+
+    reply: bytes  # without the ID
     decision: Decision
+    what: What
+
+    def attempt(self, client: str) -> Attempt:
+        qname, qtype, _, action, audit, _ = self.what
+        return Attempt(client, qname, qtype, self.decision, action, audit)
+
+
+MEMO_HALF = 8192  # packets; both halves together take some 12 MiB when full
+
+
+class Memo:
+    """The blocks of packets seen before, whatever their ID. What is not asked for any more is forgotten half by half."""
+
+    def __init__(self) -> None:
+        self._young: dict[bytes, Blocked] = {}
+        self._old: dict[bytes, Blocked] = {}
+
+    def get(self, packet: bytes) -> Blocked | None:
+        key = packet[2:]
+        found = self._young.get(key)
+        if found is None and (found := self._old.get(key)) is not None:
+            self._young[key] = found
+        return found
+
+    def put(self, packet: bytes, blocked: Blocked) -> None:
+        if len(self._young) >= MEMO_HALF:
+            self._old, self._young = self._young, {}
+        self._young[packet[2:]] = blocked
 
 
 _PLAIN = b"\0\1\0\0\0\0\0\0"
@@ -122,6 +169,9 @@ _EDNS = b"\0\1\0\0\0\0\0\1"
 
 def answer(packet: bytes, client: str, rules: Rules, cache: Cache, now: float) -> bytes | Blocked | None:
     """The reply to a UDP query: octets from the cache, a Blocked with what its event needs, or None to decline."""
+    known = rules.memo.get(packet)
+    if known is not None:
+        return known if rules.acl.allows(client) else None
     size = len(packet)
     # response, opcode, AA and TC in the first flags octet, RA, Z and rcode in the second: all zero in a plain query
     if size < 17 or packet[2] & 0xFE or packet[3] & 0xCF or not rules.acl.allows(client):
@@ -185,7 +235,10 @@ def answer(packet: bytes, client: str, rules: Rules, cache: Cache, now: float) -
     if end + len(tail) > limit:
         return None
     flags = bytes((0x80 | packet[2] & 1, octet | cd))
-    return Blocked(packet[:2] + flags + plain + packet[12:end] + tail, qname, qtype, decision)
+    what = (qname, qtype, decision.class_, rules.action_name(decision), False, rules.generation)
+    blocked = Blocked(flags + plain + packet[12:end] + tail, decision, what)
+    rules.memo.put(packet, blocked)
+    return blocked
 
 
 def _whole_options(opt: bytes) -> bool:

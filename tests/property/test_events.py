@@ -58,8 +58,15 @@ def run(attempts: list[tuple[str, float, bool]]) -> tuple[list[bytes], Counter[s
         line = folder.note(kind, functools.partial(events.fragment, {"kind": kind}), now, 1e9 + now)
         written += [line] if line else []
         if look:
-            written += folder.due(now)
-    return written + folder.flush(), wanted
+            written += [_told(*each) for each in folder.due(now)]
+    written += [_told(*each) for each in folder.flush()]
+    assert folder.noted == len(attempts)
+    return written, wanted
+
+
+def _told(line: bytes, count: int) -> bytes:
+    assert json.loads(line)["count"] == count
+    return line
 
 
 @given(st.lists(st.floats(0.01, 5), min_size=1, max_size=50))

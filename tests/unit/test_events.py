@@ -77,7 +77,7 @@ def test_the_first_attempt_is_written_at_once_and_the_rest_in_one_record() -> No
     assert read(first) == {"schema": 1, "ts": events.timestamp(WALL), "qname": "a.example", "count": 1}
     assert [note(folder, "a.example", now) for now in (1.0, 2.0, 9.5)] == [None] * 3
     assert folder.due(9.9) == []
-    (rest,) = folder.due(10.0)
+    ((rest, _),) = folder.due(10.0)
     assert read(rest) == {
         "schema": 1, "ts": events.timestamp(WALL + 9.5), "qname": "a.example", "count": 3, "first": events.timestamp(WALL + 1),
     }  # fmt: skip
@@ -90,7 +90,7 @@ def test_a_kind_that_goes_on_has_a_record_a_window() -> None:
     assert len(folder.due(10.0)) == 1
     assert note(folder, "a.example", 11.0) is None
     assert folder.due(19.0) == []
-    (rest,) = folder.due(20.0)
+    ((rest, _),) = folder.due(20.0)
     assert (read(rest)["count"], read(rest)["first"]) == (1, events.timestamp(WALL + 11))
 
 
@@ -107,8 +107,8 @@ def test_kinds_are_folded_apart() -> None:
     assert note(folder, "b.example", 5.0) is not None
     note(folder, "a.example", 6.0)
     note(folder, "b.example", 6.0)
-    assert [read(line)["qname"] for line in folder.due(10.0)] == ["a.example"]
-    assert [read(line)["qname"] for line in folder.due(15.0)] == ["b.example"]
+    assert [read(line)["qname"] for line, _ in folder.due(10.0)] == ["a.example"]
+    assert [read(line)["qname"] for line, _ in folder.due(15.0)] == ["b.example"]
 
 
 def test_what_is_held_at_the_end_is_written() -> None:
@@ -116,7 +116,8 @@ def test_what_is_held_at_the_end_is_written() -> None:
     for now in (0.0, 1.0, 2.0):
         note(folder, "a.example", now)
     note(folder, "quiet.example", 2.0)
-    assert [(read(line)["qname"], read(line)["count"]) for line in folder.flush()] == [("a.example", 2)]
+    assert [(read(line)["qname"], read(line)["count"], count) for line, count in folder.flush()] == [("a.example", 2, 2)]
+    assert folder.noted == 4
     assert folder.flush() == []
     assert note(folder, "a.example", 3.0) is not None
 
@@ -134,4 +135,4 @@ def test_more_kinds_than_are_kept_are_written_one_by_one(monkeypatch: pytest.Mon
     folder = Folder()
     lines = [note(folder, kind, 0.0) for kind in ("a", "b", "c", "c", "a")]
     assert [line is not None for line in lines] == [True, True, True, True, False]
-    assert [read(line)["count"] for line in folder.flush()] == [1]
+    assert [read(line)["count"] for line, _ in folder.flush()] == [1]

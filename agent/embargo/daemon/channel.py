@@ -1,9 +1,11 @@
 """What processes say to each other: one JSON object per packet of a Unix socket pair, descriptors beside it.
 
-SOCK_SEQPACKET keeps packets whole and in order, so there is no framing to get wrong; a packet is bounded by MAX_PACKET.
+SOCK_SEQPACKET keeps packets whole and in order, so there is no framing to get wrong. A message larger than a packet (many
+hosts, many networks) travels as a sealed file in memory, whose descriptor is the last one beside the mark.
 """
 
 import array
+import fcntl
 import json
 import os
 import socket
@@ -13,13 +15,15 @@ from typing import Any
 from embargo.errors import EmbargoError
 
 MAX_PACKET = 120_000  # octets: below the default send buffer, so a packet always fits
+MAX_MESSAGE = 256 << 20  # octets of a message in memory
 MAX_FDS = 250  # SCM_MAX_FD is 253
+_IN_MEMORY = b"@"  # what stands for the message when it is in the last descriptor
 
 Message = dict[str, Any]
 
 
 class ChannelError(EmbargoError):
-    """The other side sent what is no message."""
+    """What was sent is no message, or cannot be one."""
 
 
 def pair() -> tuple["Channel", socket.socket]:
@@ -44,8 +48,18 @@ class Channel:
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
         """Send one message. BlockingIOError when the other side does not read; OSError when it is gone."""
         data = json.dumps(message, separators=(",", ":")).encode()
-        if len(data) > MAX_PACKET or len(fds) > MAX_FDS:
-            raise ChannelError(f"{message.get('op')}: a message of {len(data)} octets and {len(fds)} descriptors is too large")
+        if len(data) <= MAX_PACKET:
+            self._send(data, fds)
+            return
+        memory = _memory(data)
+        try:
+            self._send(_IN_MEMORY, [*fds, memory])
+        finally:
+            os.close(memory)
+
+    def _send(self, data: bytes, fds: Sequence[int]) -> None:
+        if len(fds) > MAX_FDS:
+            raise ChannelError(f"a message cannot carry {len(fds)} descriptors, {MAX_FDS} at most")
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         self._sock.sendmsg([data], rights)
 
@@ -64,6 +78,8 @@ class Channel:
         if not data:
             return None
         try:
+            if data == _IN_MEMORY and fds:
+                data = _content(fds.pop())
             message = json.loads(data)
             if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or not isinstance(message, dict):
                 raise ChannelError("a message was cut short")
@@ -74,6 +90,26 @@ class Channel:
             _close(fds)
             raise
         return message, fds
+
+
+def _memory(data: bytes) -> int:
+    """A file in memory with this content that nobody can change any more."""
+    if len(data) > MAX_MESSAGE:
+        raise ChannelError(f"a message of {len(data)} octets is too large")
+    fd = os.memfd_create("embargo-message", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with open(fd, "wb", closefd=False) as file:
+        file.write(data)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    return fd
+
+
+def _content(fd: int) -> bytes:
+    with open(fd, "rb") as file:
+        file.seek(0)
+        data = file.read(MAX_MESSAGE + 1)
+    if len(data) > MAX_MESSAGE:
+        raise ChannelError("a message is too large")
+    return data
 
 
 def _close(fds: Sequence[int]) -> None:

@@ -1,7 +1,8 @@
 """A process of ours at the other end of a channel: started, asked, told, and seen to end.
 
-Questions carry a number that comes back in the answer; everything else that arrives is the child's own news. What a child
-does not answer in time, or cannot because it ended, raises ChildError.
+Questions carry a number that comes back in the answer; everything else that arrives is the child's own news. A reaper sees
+to it that the end of a process is noticed whoever waits. Children are sessions of their own: Ctrl-C is for the supervisor,
+which stops them in order.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from typing import Any
 
 from embargo.daemon import channel
 from embargo.daemon.channel import Channel, ChannelError
+from embargo.daemon.outbox import Ledger
 from embargo.errors import EmbargoError
 
 log = logging.getLogger(__name__)
@@ -24,7 +26,15 @@ News = Callable[["Child", dict[str, Any]], None]
 
 
 class ChildError(EmbargoError):
-    """The child could not do what it was asked, or is gone."""
+    """The child could not do what it was asked."""
+
+
+class ChildGone(ChildError):
+    """There is no child to ask, or it ended while it was asked."""
+
+
+class ChildSilent(ChildError):
+    """The child lives and does not answer."""
 
 
 class Child:
@@ -36,6 +46,9 @@ class Child:
         self._process: asyncio.subprocess.Process | None = None
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._number = 0
+        self._ledger: Ledger | None = None
+        self._reaper: asyncio.Task[None] | None = None
+        self._status = 0
         self._ended = asyncio.Event()
         self._ended.set()
 
@@ -50,11 +63,17 @@ class Child:
     async def start(self) -> None:
         """Start the process. The answer to the first question tells whether it lives."""
         ours, theirs = channel.pair()
-        with theirs:
+        page = Ledger.make()
+        try:
+            fds = [theirs.fileno(), page]
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", self._module, str(theirs.fileno()), stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                sys.executable, "-m", self._module, *map(str, fds), stdin=asyncio.subprocess.DEVNULL, pass_fds=fds,
+                start_new_session=True,
             )  # fmt: skip
+            self._ledger = Ledger(page)
+        finally:
+            theirs.close()
+            os.close(page)
         self.adopt(ours)
 
     def adopt(self, ours: Channel) -> None:
@@ -63,25 +82,31 @@ class Child:
         self._channel = ours
         self._ended.clear()
         asyncio.get_running_loop().add_reader(ours.fileno(), self._readable)
+        self._reaper = asyncio.get_running_loop().create_task(self._reap(), name=f"keeper: reaper of {self.name}")
+
+    async def _reap(self) -> None:
+        assert self._process is not None
+        self._finish(await self._process.wait())
 
     async def wait(self) -> int:
-        """The exit status, when the process has ended and the last of its news is read."""
-        assert self._process is not None
-        status = await self._process.wait()
-        self.finish()
-        return status
+        """The exit status, when it has ended and the last of its news is read."""
+        await self._ended.wait()
+        return self._status
 
-    def finish(self) -> None:
+    def _finish(self, status: int) -> None:
         """It has ended: take what it said last, and let nobody wait for it any longer."""
+        self._status = status
         if self._channel is not None:
             self._readable()
             asyncio.get_running_loop().remove_reader(self._channel.fileno())
             self._channel.close()
             self._channel = None
+        if self._ledger is not None and (lost := self._ledger.missing()):
+            self._news(self, {"op": "events", "lines": "", "lost": lost})
         self._ended.set()
         for answer in self._answers.values():
             if not answer.done():
-                answer.set_exception(ChildError(f"{self.name} ended"))
+                answer.set_exception(ChildGone(f"{self.name} ended"))
         self._answers.clear()
 
     def _readable(self) -> None:
@@ -125,23 +150,25 @@ class Child:
             await self._send({"op": op, "id": number, **members}, fds)
             return await asyncio.wait_for(answer, seconds)
         except TimeoutError:
-            raise ChildError(f"{self.name} did not answer in {seconds:.0f} s") from None
+            raise ChildSilent(f"{self.name} did not answer in {seconds:.0f} s") from None
         finally:
             self._answers.pop(number, None)
 
     async def _send(self, message: dict[str, Any], fds: Sequence[int]) -> None:
         for _ in range(200):
             if self._channel is None:
-                raise ChildError(f"{self.name} is not running")
+                raise ChildGone(f"{self.name} is not running")
             try:
                 self._channel.send(message, fds)
             except BlockingIOError:  # it has not read the last ones yet
                 await asyncio.sleep(0.01)
             except OSError as error:
-                raise ChildError(f"{self.name} is gone: {error.strerror}") from None
+                raise ChildGone(f"{self.name} is gone: {error.strerror}") from None
+            except ChannelError as error:
+                raise ChildError(f"{self.name}: {error}") from None
             else:
                 return
-        raise ChildError(f"{self.name} does not read")
+        raise ChildSilent(f"{self.name} does not read")
 
     def tell(self, op: str, **members: Any) -> None:
         """Send something that needs no answer; lost when the child is gone or does not read."""
@@ -150,7 +177,7 @@ class Child:
                 self._channel.send({"op": op, **members})
 
     async def stop(self, seconds: float = 5.0, **members: Any) -> None:
-        """Ask it to end, and end it if it does not. Somebody must be in `wait`."""
+        """Ask it to end, and end it if it does not."""
         if not self.running:
             return
         with contextlib.suppress(ChildError):

@@ -21,7 +21,7 @@ from embargo.daemon import netlink, privileges
 from embargo.daemon.channel import Channel
 from embargo.daemon.netlink import Nftables
 from embargo.daemon.nflog import NfLog, Record
-from embargo.daemon.outbox import Outbox
+from embargo.daemon.outbox import Ledger, Outbox
 from embargo.errors import FirewallError
 from embargo.image import Image
 from embargo.policy import Action, Class, Decision, Switchboard
@@ -31,7 +31,7 @@ PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
 
 
 class Guardian:
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, ledger: Ledger) -> None:
         self._channel = channel
         self._loop = asyncio.get_running_loop()
         self._kernel = Nftables()
@@ -42,11 +42,11 @@ class Guardian:
         self._generation = 0
         self._actions: dict[str, Action] = {}
         self._folder = events.Folder()
-        self._outbox = Outbox(self._report)
+        self._outbox = Outbox(self.report, ledger)
         self.hits: Counter[str] = Counter()
         self._loop.call_later(1.0, self._tick)
 
-    def _report(self, message: dict[str, Any]) -> bool:
+    def report(self, message: dict[str, Any]) -> bool:
         try:
             self._channel.send(message)
         except BlockingIOError:
@@ -115,17 +115,17 @@ class Guardian:
             "lost": self._log.lost if self._log else 0,
         }
 
-    def stop(self, rules: str) -> None:
+    async def stop(self, rules: str) -> None:
         """`rules`: keep all of them, keep the block sets but not the redirect, or remove everything."""
         if self._log is not None:
             self._readable()
-        for line in self._folder.flush():
-            self._outbox.add(line)
-        self._outbox.flush()
         if rules == "remove":
             self._kernel.remove(ruleset.TABLE)
         elif rules == "unredirect":
             self._kernel.transact([netlink.flush_set(ruleset.TABLE, "alive")])
+        for line, count in self._folder.flush():
+            self._outbox.add(line, count)
+        await self._outbox.empty(1.0)
 
     # ── the drop log ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -134,10 +134,11 @@ class Guardian:
         now, wall = self._loop.time(), time.time()
         for record in self._log.read():
             self._note(record, now, wall)
+        self._outbox.noted(self._folder.noted)
 
     def _note(self, record: Record, now: float, wall: float) -> None:
         self.hits[record.app_class] += 1
-        key = (record.src, record.dst, record.proto, record.dport, record.app_class)
+        key = (record.src, record.dst, record.proto, record.dport, record.app_class, self._generation)
         line = self._folder.note(key, lambda: self._members(record), now, wall)
         if line is not None:
             self._outbox.add(line)
@@ -173,8 +174,8 @@ class Guardian:
         return True, None  # a rule about ports
 
     def _tick(self) -> None:
-        for line in self._folder.due(self._loop.time()):
-            self._outbox.add(line)
+        for line, count in self._folder.due(self._loop.time()):
+            self._outbox.add(line, count)
         self._loop.call_later(1.0, self._tick)
 
 
@@ -182,7 +183,7 @@ def _text(address: bytes) -> str:
     return str(ipaddress.ip_address(address))
 
 
-def obey(guardian: Guardian, order: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+async def obey(guardian: Guardian, order: dict[str, Any], fds: list[int]) -> dict[str, Any]:
     """Carry out one order; the members of the answer."""
     match order["op"]:
         case "apply":
@@ -196,11 +197,11 @@ def obey(guardian: Guardian, order: dict[str, Any], fds: list[int]) -> dict[str,
         case "stats":
             return guardian.stats()
         case "stop":
-            guardian.stop(order["rules"])
+            await guardian.stop(order["rules"])
     return {}
 
 
-async def serve(channel: Channel) -> None:
+async def serve(channel: Channel, ledger: Ledger) -> None:
     privileges.keep((privileges.CAP_NET_ADMIN,))
     loop = asyncio.get_running_loop()
     orders: asyncio.Queue[tuple[dict[str, Any], list[int]] | None] = asyncio.Queue()
@@ -216,21 +217,21 @@ async def serve(channel: Channel) -> None:
 
     channel.setblocking(False)
     loop.add_reader(channel.fileno(), readable)
-    guardian = Guardian(channel)
+    guardian = Guardian(channel, ledger)
     while received := await orders.get():
         order, fds = received
         try:
-            answer = {"op": "done", "id": order.get("id"), **obey(guardian, order, fds)}
+            answer = {"op": "done", "id": order.get("id"), **await obey(guardian, order, fds)}
         except FirewallError as error:
             answer = {"op": "error", "id": order.get("id"), "error": str(error)}
-        if order.get("id") is not None:
-            channel.send(answer)
+        while order.get("id") is not None and not guardian.report(answer):  # drops may have filled the channel
+            await asyncio.sleep(0.01)
         if order["op"] == "stop":
             return
 
 
 def main() -> None:
-    asyncio.run(serve(Channel(socket.socket(fileno=int(sys.argv[1])))))
+    asyncio.run(serve(Channel(socket.socket(fileno=int(sys.argv[1]))), Ledger(int(sys.argv[2]))))
 
 
 if __name__ == "__main__":

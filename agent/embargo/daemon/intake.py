@@ -87,7 +87,7 @@ def drain(listener: Listener, rules: Rules, cache: Cache, now: float) -> tuple[l
             elif isinstance(result, bytes):
                 send(result, address, ancillary)
             else:
-                send(result.reply, address, ancillary)
+                send(data[:2] + result.reply, address, ancillary)
                 blocked.append((client, result))
     except BlockingIOError:
         pass

@@ -1,30 +1,72 @@
-"""Event lines on their way to the supervisor: gathered for a moment, sent together, counted as lost beyond a bound."""
+"""Event lines on their way to the supervisor: gathered for a moment, sent together, counted as lost beyond a bound.
+
+The ledger is a page shared with the supervisor: how many attempts were noted, how many of them were handed over. What a
+killed process had noted and not handed over is the difference, so it is counted although nobody can tell it any more.
+"""
 
 import asyncio
+import mmap
+import os
+import struct
 from collections.abc import Callable
 from typing import Any
 
-FLUSH = 0.1  # seconds a line may wait for others; what a killed process can lose
+FLUSH = 0.1  # seconds a line may wait for others
 MAX_HELD = 4 << 20  # octets held while the supervisor does not read
 MESSAGE = 60_000  # octets of lines in one message
+
+_COUNTS = struct.Struct("<QQ")
+
+
+class Ledger:
+    """Both ends of the page: a child writes, the supervisor reads when the child has ended."""
+
+    def __init__(self, fd: int) -> None:
+        self._page = mmap.mmap(fd, mmap.PAGESIZE)
+
+    @staticmethod
+    def make() -> int:
+        """The descriptor of a new page."""
+        fd = os.memfd_create("embargo-ledger", os.MFD_CLOEXEC)
+        os.ftruncate(fd, mmap.PAGESIZE)
+        return fd
+
+    def write(self, noted: int, handed: int) -> None:
+        _COUNTS.pack_into(self._page, 0, noted, handed)
+
+    def missing(self) -> int:
+        """Attempts noted and not handed over."""
+        noted, handed = _COUNTS.unpack_from(self._page)
+        return max(int(noted - handed), 0)
 
 
 class Outbox:
     """`report` sends a message and says whether the channel took it."""
 
-    def __init__(self, report: Callable[[dict[str, Any]], bool]) -> None:
+    def __init__(self, report: Callable[[dict[str, Any]], bool], ledger: Ledger | None) -> None:
         self._report = report
+        self._ledger = ledger
         self._loop = asyncio.get_running_loop()
         self._lines: list[bytes] = []
+        self._counts: list[int] = []  # attempts that each line tells of
         self._held = 0
         self._lost = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._handed = 0
+        self._noted = 0
 
-    def add(self, line: bytes) -> None:
+    def noted(self, attempts: int) -> None:
+        """So many attempts have been noted in all."""
+        self._noted = attempts
+        if self._ledger is not None:
+            self._ledger.write(attempts, self._handed)
+
+    def add(self, line: bytes, count: int = 1) -> None:
         if self._held + len(line) > MAX_HELD:
-            self._lost += 1
+            self._lost += count
             return
         self._lines.append(line)
+        self._counts.append(count)
         self._held += len(line)
         if self._timer is None:
             self._timer = self._loop.call_later(FLUSH, self.flush)
@@ -32,7 +74,7 @@ class Outbox:
     def flush(self) -> bool:
         """Send what is held; False when some of it has to wait for the supervisor."""
         self._timer = None
-        while self._lines:
+        while self._lines or self._lost:
             taken, size = 0, 0
             while taken < len(self._lines) and (not taken or size + len(self._lines[taken]) <= MESSAGE):
                 size += len(self._lines[taken])
@@ -41,7 +83,15 @@ class Outbox:
             if not self._report({"op": "events", "lines": text, "lost": self._lost}):
                 self._timer = self._loop.call_later(FLUSH, self.flush)
                 return False
+            self._handed += sum(self._counts[:taken]) + self._lost
             self._lost = 0
             self._held -= size
-            del self._lines[:taken]
+            del self._lines[:taken], self._counts[:taken]
+        self.noted(self._noted)
         return True
+
+    async def empty(self, seconds: float) -> None:
+        """Send all that is held, for at most so long."""
+        deadline = self._loop.time() + seconds
+        while not self.flush() and self._loop.time() < deadline:
+            await asyncio.sleep(0.005)

@@ -21,15 +21,12 @@ from embargo.cache import Cache
 from embargo.daemon import intake, privileges
 from embargo.daemon.channel import Channel
 from embargo.daemon.forward import Forwarder
-from embargo.engine import Attempt, Drop, Engine, Forward, Joined, Reply, Zones
-from embargo.fastpath import Acl, BlockMode, Rules
+from embargo.daemon.outbox import Ledger, Outbox
+from embargo.engine import Drop, Engine, Forward, Joined, Reply, Zones
+from embargo.fastpath import Acl, Attempt, Blocked, BlockMode, Rules
 from embargo.image import Image
 from embargo.policy import Action, Switchboard
 from embargo.upstream import Upstreams, server
-
-FLUSH = 0.1  # seconds an event may wait for others; what a killed worker can lose
-MAX_HELD = 4 << 20  # octets of events held while the supervisor does not read; beyond that they are counted as lost
-EVENTS_A_MESSAGE = 60_000  # octets
 
 PASS_PATIENCE = 0.2  # seconds a reply waits for its addresses to pass the firewall
 
@@ -42,7 +39,7 @@ TCP_UNSENT = 1 << 20  # octets a client may leave unread
 class Resolver:
     """Answers queries by one judgement until it is given the next."""
 
-    def __init__(self, report: Callable[[dict[str, Any]], bool]) -> None:
+    def __init__(self, report: Callable[[dict[str, Any]], bool], ledger: Ledger | None) -> None:
         self._report = report  # False: not now, try again
         self._loop = asyncio.get_running_loop()
         self._cache = Cache()
@@ -53,15 +50,13 @@ class Resolver:
         self._servers: list[asyncio.Server] = []
         self._connections: Counter[str] = Counter()
         self._folder = events.Folder()
-        self._lines: list[bytes] = []
-        self._held = 0
-        self._lost = 0
-        self._flush_timer: asyncio.TimerHandle | None = None
+        self._outbox = Outbox(report, ledger)
+        self._ticker: asyncio.TimerHandle | None = None
         self._log_names = "blocked"
         self._number = 0
         self._held_back: dict[int, Reply] = {}
         self.counters: Counter[str] = Counter()
-        self.hits: Counter[str] = Counter()
+        self.hits: Counter[int] = Counter()  # by class
 
     @property
     def engine(self) -> Engine:
@@ -72,6 +67,9 @@ class Resolver:
         """Judge by this from the next packet on. `dns` is left out when the settings stay."""
         self._judged += 1
         old = self._engine.rules if self._engine else None
+        if old is not None and old.image.classes != image.classes:  # the numbers mean other classes from here on
+            known = Counter({old.image.classes[number]: count for number, count in self.hits.items()})
+            self.hits = Counter({n: known[class_] for n, class_ in enumerate(image.classes) if known[class_]})
         if dns is not None:
             acl, mode, zones = Acl(dns["allow_from"]), block_mode(dns), zones_from(dns)
             self._log_names = dns.get("log_names", "blocked")
@@ -95,16 +93,18 @@ class Resolver:
         for sock in tcp:
             sock.setblocking(False)
             self._servers.append(await asyncio.start_server(self._tcp_client, sock=sock, backlog=1024))
-        self._loop.call_later(1.0, self._tick)
+        self._tick()
 
     def _readable(self, listener: intake.Listener) -> None:
         now = self._loop.time()
         blocked, declined, taken = intake.drain(listener, self.engine.rules, self._cache, now)
         self.counters["queries_udp"] += taken
         self.counters["fast"] += taken - len(declined)
-        for client, result in blocked:
-            action = self.engine.rules.action_name(result.decision)
-            self._note(Attempt(client, result.qname, result.qtype, result.decision, action, audit=False), now)
+        if blocked:
+            wall = time.time()
+            for client, result in blocked:
+                self._note_blocked(client, result, now, wall)
+            self._outbox.noted(self._folder.noted)
         for packet in declined:
             self._dispatch(self.engine.handle(packet.data, packet.client, packet.way, now), now)
 
@@ -194,16 +194,23 @@ class Resolver:
 
     # ── events ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _note(self, attempt: Attempt, now: float) -> None:
-        decision = attempt.decision
-        if decision is not None:
-            self.hits[str(self.engine.rules.image.classes[decision.class_])] += 1
-        qname = b"" if self._log_names == "none" else attempt.qname
-        class_ = decision.class_ if decision else -1
-        key = (attempt.client, qname, attempt.qtype, class_, attempt.action, attempt.audit)
-        line = self._folder.note(key, lambda: self._members(attempt), now, time.time())
+    def _note_blocked(self, client: str, blocked: Blocked, now: float, wall: float) -> None:
+        """An attempt that the fast path answered."""
+        self.hits[blocked.decision.class_] += 1
+        what = blocked.what if self._log_names != "none" else (names.ROOT, *blocked.what[1:])
+        line = self._folder.note((client, what), lambda: self._members(blocked.attempt(client)), now, wall)
         if line is not None:
-            self._hold(line)
+            self._outbox.add(line)
+
+    def _note(self, attempt: Attempt, now: float) -> None:
+        if attempt.decision is not None:
+            self.hits[attempt.decision.class_] += 1
+        what = attempt.what(self.engine.rules.generation)
+        what = what if self._log_names != "none" else (names.ROOT, *what[1:])
+        line = self._folder.note((attempt.client, what), lambda: self._members(attempt), now, time.time())
+        if line is not None:
+            self._outbox.add(line)
+        self._outbox.noted(self._folder.noted)
 
     def _members(self, attempt: Attempt) -> str:
         """An attempt's event but for time and count. Written out: a first attempt must cost little more than a second."""
@@ -222,43 +229,20 @@ class Resolver:
             f'"generation":{rules.generation}'
         )
 
-    def _hold(self, line: bytes) -> None:
-        if self._held + len(line) > MAX_HELD:
-            self._lost += 1
-            return
-        self._lines.append(line)
-        self._held += len(line)
-        if self._flush_timer is None:
-            self._flush_timer = self._loop.call_later(FLUSH, self._flush)
-
-    def _flush(self) -> None:
-        self._flush_timer = None
-        while self._lines:
-            taken, size = 0, 0
-            while taken < len(self._lines) and size + len(self._lines[taken]) <= EVENTS_A_MESSAGE:
-                size += len(self._lines[taken])
-                taken += 1
-            text = b"".join(self._lines[:taken]).decode()
-            if not self._report({"op": "events", "lines": text, "lost": self._lost}):
-                self._flush_timer = self._loop.call_later(FLUSH, self._flush)
-                return
-            self._lost = 0
-            self._held -= size
-            del self._lines[:taken]
-
     def _tick(self) -> None:
-        for line in self._folder.due(self._loop.time()):
-            self._hold(line)
-        self._loop.call_later(1.0, self._tick)
+        for line, count in self._folder.due(self._loop.time()):
+            self._outbox.add(line, count)
+        self._ticker = self._loop.call_later(1.0, self._tick)
 
     # ── the end, and what is told about it ───────────────────────────────────────────────────────────────────────────
 
     def stats(self) -> dict[str, Any]:
         upstreams = [self.engine.zones.default, *self.engine.zones.forward.values()]
         now = self._loop.time()
+        classes = self.engine.rules.image.classes
         return {
             "counters": dict(self.counters) | {"mismatched": self._forwarder.mismatched, "pending": self.engine.pending},
-            "hits": dict(self.hits),
+            "hits": {str(classes[number]): count for number, count in self.hits.items()},
             "cache": {
                 "entries": len(self._cache), "octets": self._cache.octets,
                 "hits": self._cache.hits, "misses": self._cache.misses,
@@ -283,11 +267,13 @@ class Resolver:
         while self.engine.pending and self._loop.time() < deadline:
             await asyncio.sleep(0.02)
         self._forwarder.close()
-        for line in self._folder.flush():
-            self._hold(line)
-        while self._lines and self._loop.time() < deadline + 1.0:
-            self._flush()
-            await asyncio.sleep(0.005)
+        for line, count in self._folder.flush():
+            self._outbox.add(line, count)
+        await self._outbox.empty(1.0)
+        if self._ticker is not None:
+            self._ticker.cancel()
+        for listener in self._listeners:
+            listener.sock.close()
 
 
 class _Connection:
@@ -353,7 +339,7 @@ def _image(fd: int) -> Image:
     return Image(memoryview(mmap.mmap(fd, 0, prot=mmap.PROT_READ)))
 
 
-async def serve(channel: Channel) -> None:
+async def serve(channel: Channel, ledger: Ledger | None = None) -> None:
     """The worker's life: start, then policies and questions, until `stop` or the supervisor is gone."""
     loop = asyncio.get_running_loop()
 
@@ -366,7 +352,7 @@ async def serve(channel: Channel) -> None:
             return True  # nobody is left to tell; the end of the channel is seen by the reader
         return True
 
-    resolver = Resolver(report)
+    resolver = Resolver(report, ledger)
     inbox: asyncio.Queue[tuple[dict[str, Any], list[int]] | None] = asyncio.Queue()
 
     def readable() -> None:
@@ -434,7 +420,7 @@ async def _start(resolver: Resolver, order: dict[str, Any], fds: list[int]) -> N
 
 def main() -> None:
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
-    asyncio.run(serve(channel))
+    asyncio.run(serve(channel, Ledger(int(sys.argv[2]))))
 
 
 if __name__ == "__main__":

@@ -7,18 +7,22 @@ second code path.
 import asyncio
 import contextlib
 import logging
+import socket
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from embargo.daemon import channel, resolver
 from embargo.daemon.channel import Channel
-from embargo.daemon.child import Child, ChildError, News
+from embargo.daemon.child import Child, ChildError, ChildGone, ChildSilent, News
 from embargo.daemon.endpoints import Sockets
 from embargo.daemon.generations import Generation
 
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE, LAST_PAUSE = 0.1, 10.0  # seconds before a worker that died is started again; doubled per death in a row
+PATIENCE = 5.0  # seconds a worker has to take a new policy; one that hangs longer serves nobody and is killed
+MISSES = 3  # questions in a row that a worker may leave without an answer
 PROVEN = 30.0  # seconds after which a death counts as the first one again
 
 Settings = dict[str, Any]  # what a resolver needs of the configuration
@@ -29,6 +33,7 @@ class Inside(Child):
 
     def __init__(self, name: str, news: News) -> None:
         super().__init__(name, "", news)
+        self._theirs: socket.socket
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -37,17 +42,18 @@ class Inside(Child):
 
     async def start(self) -> None:
         ours, theirs = channel.pair()
+        self._theirs = theirs
+        self._task = asyncio.get_running_loop().create_task(resolver.serve(Channel(theirs)), name=f"keeper: {self.name}")
         self.adopt(ours)
-        self._task = asyncio.get_running_loop().create_task(resolver.serve(Channel(theirs)), name=self.name)
 
-    async def wait(self) -> int:
+    async def _reap(self) -> None:
         assert self._task is not None
         await asyncio.wait([self._task])
-        self.finish()
-        if not self._task.cancelled() and (error := self._task.exception()) is not None:
-            log.error("%s failed: %r", self.name, error)
-            return 1
-        return 0
+        self._theirs.close()
+        failure = None if self._task.cancelled() else self._task.exception()
+        if failure is not None:
+            log.error("%s failed", self.name, exc_info=failure)
+        self._finish(int(failure is not None))
 
     def kill(self) -> None:
         if self._task is not None:
@@ -66,13 +72,10 @@ class Workers:
         self._had: list[Settings] = []  # the settings that each worker has
         self._stopping: set[Child] = set()
         self._renewing: set[Child] = set()
+        self._missed: Counter[Child] = Counter()
         self.user: tuple[int, int] | None = None
         self.inside = False
         self.restarts = 0
-
-    @property
-    def sockets(self) -> Sockets:
-        return self._sockets
 
     @property
     def pids(self) -> list[int]:
@@ -146,10 +149,12 @@ class Workers:
         dns = None if settings == self._had[number] else settings
         board = list(map(int, generation.board.actions))
         try:
-            await child.ask("policy", [generation.fd], generation=generation.number, switchboard=board, dns=dns)
-        except ChildError:
-            if child.running:
-                raise
+            await child.ask("policy", [generation.fd], PATIENCE, generation=generation.number, switchboard=board, dns=dns)
+        except ChildGone:
+            return
+        except ChildSilent as error:
+            log.error("%s; it is killed", error)
+            child.kill()
             return
         self._had[number] = settings
 
@@ -166,10 +171,23 @@ class Workers:
 
     async def stats(self) -> list[dict[str, Any]]:
         """What each worker that answers has counted."""
-        answers = await asyncio.gather(
-            *(child.ask("stats", seconds=2.0) for child in self._children if child.running), return_exceptions=True
-        )
-        return [answer for answer in answers if isinstance(answer, dict)]
+        answers = await asyncio.gather(*(self._stats(child) for child in self._children if child.running))
+        return [answer for answer in answers if answer is not None]
+
+    async def _stats(self, child: Child) -> dict[str, Any] | None:
+        try:
+            answer = await child.ask("stats", seconds=2.0)
+        except ChildSilent as error:
+            self._missed[child] += 1
+            if self._missed[child] >= MISSES:
+                log.error("%s, %d times in a row; it is killed", error, MISSES)
+                del self._missed[child]
+                child.kill()
+            return None
+        except ChildError:
+            return None
+        self._missed.pop(child, None)
+        return answer
 
     async def stop(self) -> None:
         self._stopping |= set(self._children)
