@@ -1,5 +1,5 @@
 # `make run` and `make test` do all the set-up a fresh Debian 12 or 13 needs; everything else builds on them.
-PYTHON ?= /usr/bin/python3
+export PYTHON ?= /usr/bin/python3
 VENV := .venv
 BIN := $(VENV)/bin
 

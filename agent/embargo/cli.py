@@ -240,12 +240,23 @@ def _check_lists(settings: Config) -> list[Problem]:
 
 def _check_machine(settings: Config) -> Iterator[Problem]:
     around = supervisor.surroundings(settings)
+    yield from supervisor.asking_itself(settings, around)
     if not around.upstreams:
-        yield Problem(settings.file, 0, "dns.upstream: no resolver is left to ask", 'name one, as in ["192.0.2.53"]')
+        yield Problem(
+            settings.file,
+            settings.line("dns", "upstream"),
+            "dns.upstream: no resolver is left to ask",
+            'name one, as in ["192.0.2.53"]',
+        )
     names = {interface.name for interface in around.interfaces}
     for name in settings.firewall.lan:
         if name not in names:
-            yield Problem(settings.file, 0, f'firewall.lan: no interface "{name}" with an address', "see `ip address`")
+            yield Problem(
+                settings.file,
+                settings.line("firewall", "lan"),
+                f'firewall.lan: no interface "{name}" with an address',
+                "see `ip address`",
+            )
     try:
         control.ask(settings.control, "apps")
     except NotRunning:
@@ -292,10 +303,11 @@ def _since(text: str) -> str:
     """The earliest timestamp to show."""
     if found := re.fullmatch(r"(\d{1,6})([smhd])", text, re.ASCII):
         unit = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}[found[2]]
-        return (datetime.now().astimezone() - timedelta(**{unit: int(found[1])})).astimezone(_UTC).strftime(_STAMP)
+        seconds = timedelta(**{unit: int(found[1])}).total_seconds()
+        return datetime.fromtimestamp(max(time.time() - seconds, 0), _UTC).strftime(_STAMP)
     try:
         return datetime.fromisoformat(text).astimezone(_UTC).strftime(_STAMP)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise click.BadParameter(f'"{text}" is not a time; write 10m, 2h, 1d or 2026-01-31T12:00:00Z') from None
 
 
@@ -369,8 +381,11 @@ def forget(file: str, entries: tuple[str, ...]) -> None:
 
 
 def _changed(told: Told) -> None:
-    for text in (*told.get("warnings", ()), *told.get("problems", ()), *told["errors"]):
+    texts = [*told["errors"], *told.get("warnings", ()), *told.get("problems", ())]
+    for text in texts[: supervisor.TOLD]:
         print(show.clean(text), file=sys.stderr)
+    if len(texts) > supervisor.TOLD:
+        print(f"and {len(texts) - supervisor.TOLD} more; embargo check shows all", file=sys.stderr)
     if not told["ok"]:
         print(f"nothing changed; generation {told['generation']} stays in force", file=sys.stderr)
         sys.exit(NO)

@@ -64,10 +64,6 @@ class ImageError(EmbargoError):
     """A policy image that is damaged or of another version."""
 
 
-class UpstreamError(EmbargoError):
-    """No usable answer in time."""
-
-
 class FirewallError(EmbargoError):
     """The kernel refused a change, or may not be asked."""
 

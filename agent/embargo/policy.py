@@ -270,7 +270,7 @@ def _judge(chain: Sequence[Sequence[_Line]]) -> Claims:
         for step in chain:
             lines = [line for line in step if line.level is level and line.app not in closed]
             closed |= {line.app for line in lines if line.exception}
-            for line in sorted(lines, key=lambda line: (line.app, line.function, line.decision)):
+            for line in sorted(lines, key=lambda line: line.decision):  # classes are numbered by app, then function
                 if line.app not in closed and line.decision.class_ not in seen:
                     seen.add(line.decision.class_)
                     claims.append(line.decision)
@@ -299,7 +299,7 @@ def _flatten(networks: Sequence[tuple[Network, _Line]]) -> Iterator[tuple[int, i
         for network, line in active:
             steps.setdefault(network.last - network.first, []).append(line)
         claims = _judge([steps[size] for size in sorted(steps)]) if steps else ()
-        if pending and claims == pending[2] and pending[1] + 1 == first:
+        if pending and claims == pending[2]:
             pending = (pending[0], after - 1, claims)
             continue
         if pending and pending[2]:

@@ -9,12 +9,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from embargo.errors import printable
+
 Told = dict[str, Any]
 
 
 def clean(text: object) -> str:
     """Text that cannot move a terminal's cursor."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+    return printable(str(text))
 
 
 def as_json(told: object) -> None:
@@ -33,7 +35,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
         made.add_column(title, overflow="fold")
     for row in rows:
         made.add_row(*(clean(cell) for cell in row))
-    console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 1000)
+    console = Console(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else 1000)
     with console.capture() as captured:
         console.print(made)
     print("\n".join(line.rstrip() for line in captured.get().splitlines()))

@@ -442,3 +442,34 @@ def test_every_key_of_an_event_is_documented(agent: Agent) -> None:
     documented = set(re.findall(r"`(\w+)`", page))
     written = {key for event in agent.events() for key in event}
     assert {"qname", "dst", "rule"} <= written <= documented
+
+
+def test_ctrl_c_stops_in_order_and_takes_the_rules_away(quiet: Rig, tmp_path: Path) -> None:
+    """A terminal sends SIGINT to the whole group: the children must not be in it."""
+    agent = gateway_agent(quiet, tmp_path, on_stop="remove")
+    agent.start()
+    assert quiet.reach("client", LISTED4) == "refused"
+    assert agent.process is not None
+    group = {os.getpgid(pid) for pid in agent.children()}
+    assert os.getpgid(agent.process.pid) not in group
+    assert agent.stop(signal.SIGINT) == 0
+    assert quiet.reach("client", LISTED4) == "open"
+    assert "Traceback" not in agent.errors
+    assert "embargo" not in quiet.run("gateway", "nft", "list", "tables").stdout
+
+
+def test_rules_that_somebody_flushes_are_restored(rig: Rig, agent: Agent) -> None:
+    assert rig.reach("client", LISTED4) == "refused"
+    rig.run("gateway", "nft", "flush", "ruleset")
+    until(lambda: agent.told("status")["firewall"]["present"], "the table is back")
+    assert rig.reach("client", LISTED4) == "refused"
+    assert rig.dig("client", f"@{OTHER4}", "www.alipay.example").rcode == "NXDOMAIN"
+    until(lambda: has_event(agent, "firewall", what="table removed by others, restored"), "it is an event")
+
+
+def test_a_stop_while_the_guardian_is_dead_takes_the_rules_away_too(quiet: Rig, tmp_path: Path) -> None:
+    agent = gateway_agent(quiet, tmp_path, on_stop="remove")
+    agent.start()
+    os.kill(agent.told("status")["firewall"]["guardian"], signal.SIGKILL)
+    assert agent.stop() == 0
+    assert quiet.reach("client", LISTED4) == "open"

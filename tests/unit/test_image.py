@@ -180,6 +180,7 @@ def test_more_claims_than_the_memo_holds_are_found_all_the_same() -> None:
     built = Image(image.encode(one_class(*texts)))
     for _ in range(2):
         assert [lookup(built, text) for text in texts] == [[text] for text in texts]
+        assert len(built._memo) <= image.MEMO
 
 
 # ── addresses ────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -49,8 +49,6 @@ class Child:
         self._ledger: Ledger | None = None
         self._reaper: asyncio.Task[None] | None = None
         self._status = 0
-        self._ended = asyncio.Event()
-        self._ended.set()
 
     @property
     def pid(self) -> int:
@@ -58,7 +56,7 @@ class Child:
 
     @property
     def running(self) -> bool:
-        return not self._ended.is_set()
+        return self._channel is not None
 
     async def start(self) -> None:
         """Start the process. The answer to the first question tells whether it lives."""
@@ -80,7 +78,6 @@ class Child:
         """Listen to this channel from now on."""
         ours.setblocking(False)
         self._channel = ours
-        self._ended.clear()
         asyncio.get_running_loop().add_reader(ours.fileno(), self._readable)
         self._reaper = asyncio.get_running_loop().create_task(self._reap(), name=f"keeper: reaper of {self.name}")
 
@@ -90,7 +87,8 @@ class Child:
 
     async def wait(self) -> int:
         """The exit status, when it has ended and the last of its news is read."""
-        await self._ended.wait()
+        if self._reaper is not None:
+            await asyncio.wait([self._reaper])
         return self._status
 
     def _finish(self, status: int) -> None:
@@ -103,7 +101,6 @@ class Child:
             self._channel = None
         if self._ledger is not None and (lost := self._ledger.missing()):
             self._news(self, {"op": "events", "lines": "", "lost": lost})
-        self._ended.set()
         for answer in self._answers.values():
             if not answer.done():
                 answer.set_exception(ChildGone(f"{self.name} ended"))
@@ -178,16 +175,16 @@ class Child:
 
     async def stop(self, seconds: float = 5.0, **members: Any) -> None:
         """Ask it to end, and end it if it does not."""
-        if not self.running:
+        reaper = self._reaper  # of this run: a keeper may start the next one at once
+        if reaper is None or not self.running:
             return
         with contextlib.suppress(ChildError):
             await self.ask("stop", seconds=seconds, **members)
-        try:
-            await asyncio.wait_for(self._ended.wait(), seconds)
-        except TimeoutError:
+        ended, _ = await asyncio.wait([reaper], timeout=seconds)
+        if not ended:
             log.error("%s does not end; it is killed", self.name)
             self.kill()
-            await self._ended.wait()
+            await asyncio.wait([reaper])
 
     def kill(self) -> None:
         if self._process is not None and self._process.returncode is None:

@@ -3,7 +3,7 @@
 The supervisor writes an order to standard input; the answer is one JSON object on standard output. An order with `matching`
 asks only which lines speak of a name or address. What is compiled stands
 in the directory that the order names: `policy.img`, and `report.json` with all that people want to know about it. The
-process holds no capability: it parses files that others write.
+process may read and nothing else: it parses files that others write.
 """
 
 import json
@@ -108,7 +108,7 @@ def harmed(loaded: sources.Loaded) -> list[Problem]:
 
 
 def main() -> None:
-    privileges.keep(())
+    privileges.keep((privileges.CAP_DAC_READ_SEARCH,))
     order: Order = json.load(sys.stdin)
     try:
         settings = config.parse(order["config"].encode(), order["file"])

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 MAX_REQUEST = 64 << 10  # octets
 MAX_CLIENTS = 32
-PATIENCE = 10.0  # seconds for a request to be whole
+PATIENCE = 2.0  # seconds for a request to be whole, and for an answer to be taken
 
 Told = dict[str, Any]
 
@@ -104,14 +104,25 @@ class _Control:
         try:
             if self._clients <= MAX_CLIENTS:
                 request = await asyncio.wait_for(reader.readline(), PATIENCE)
-                answer = await self._answer(request, _uid(writer))
+                answer = await self._answered(request, _uid(writer))
                 writer.write(json.dumps(answer).encode() + b"\n")
                 await asyncio.wait_for(writer.drain(), PATIENCE)
-        except (TimeoutError, ValueError, ConnectionError):
-            pass  # too slow, too long, or gone
+        except ValueError:
+            writer.write(json.dumps({"ok": False, "error": f"a request has at most {MAX_REQUEST} octets"}).encode() + b"\n")
+        except (TimeoutError, ConnectionError):
+            pass  # too slow, or gone
         finally:
             self._clients -= 1
             writer.close()
+
+    async def _answered(self, line: bytes, uid: int) -> Told:
+        """An answer also where the disk is full or a file is in the way."""
+        try:
+            return await self._answer(line, uid)
+        except OSError as error:
+            return {"ok": False, "error": f"{error.filename}: {error.strerror}"}
+        except UnicodeDecodeError:
+            return {"ok": False, "error": f"{sources.local_path(self._agent.settings, 'block')} and allow.list must be UTF-8"}
 
     async def _answer(self, line: bytes, uid: int) -> Told:
         try:
@@ -217,11 +228,13 @@ class _Control:
         """Change the local lists and put them in force; back to what they were when that does not come to be."""
         if not isinstance(entries, list) or not entries or not all(isinstance(each, str) for each in entries):
             return {"ok": False, "error": "entries: name at least one"}
+        entries = list(dict.fromkeys(each.strip() for each in entries))
         try:
-            for each in entries:
-                lists.parse_entry(each)
+            parsed = [lists.parse_entry(each) for each in entries]
         except ValueError as error:
             return {"ok": False, "usage": True, "error": str(error)}
+        if any(each.exception for each in parsed):
+            return {"ok": False, "usage": True, "error": "an exception belongs to an app's list; use allow instead"}
         paths = {name: sources.local_path(self._agent.settings, name) for name in ("block", "allow")}
         before = {name: _lines(path) for name, path in paths.items()}
         after = {name: _without(lines, entries) for name, lines in before.items()}
@@ -314,8 +327,17 @@ def _lines(path: str) -> list[str]:
 
 
 def _without(lines: list[str], entries: list[str]) -> list[str]:
-    gone = {entry.strip().lower() for entry in entries}
-    return [line for line in lines if line.partition("#")[0].strip().lower() not in gone]
+    gone = {_meaning(entry) for entry in entries}
+    return [line for line in lines if _meaning(line.partition("#")[0].strip()) not in gone]
+
+
+def _meaning(entry: str) -> object:
+    """What an entry is about, however it is spelled; a line that means nothing is only itself."""
+    try:
+        parsed = lists.parse_entry(entry)
+    except ValueError:
+        return entry
+    return parsed.kind, parsed.exception, parsed.name, parsed.network
 
 
 def _write(paths: dict[str, str], contents: dict[str, list[str]]) -> None:

@@ -83,7 +83,8 @@ class Sockets:
         try:
             for each in missing:
                 if each not in self._open:
-                    _probe(each, {interface.address for interface in interfaces})
+                    ours = any(open_.port == each.port for open_ in self._open)
+                    _probe(each, {interface.address for interface in interfaces}, alone=not ours)
                 fresh[each] = [*self._open.get(each, ())[:workers]]
                 fresh[each] += [_pair(each) for _ in range(workers - len(fresh[each]))]
         except ListenError:
@@ -126,7 +127,8 @@ def _target(endpoint: Endpoint) -> tuple[int, tuple[str, int] | tuple[str, int, 
         raise ListenError(f"dns.listen: {endpoint}: there is no interface {scope}") from None
 
 
-def _socket(endpoint: Endpoint, kind: socket.SocketKind, *, share: bool) -> socket.socket:
+def _socket(endpoint: Endpoint, kind: socket.SocketKind, *, share: bool, anyway: bool) -> socket.socket:
+    """A bound socket. `share`: beside others of ours; `anyway`: also where the address does not stand on an interface."""
     family, target = _target(endpoint)
     sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
@@ -134,6 +136,7 @@ def _socket(endpoint: Endpoint, kind: socket.SocketKind, *, share: bool) -> sock
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if share:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if anyway:
             # an interface's address may not be usable yet (duplicate address detection) or go away for a moment
             level, option = (
                 (socket.IPPROTO_IPV6, _IPV6_FREEBIND) if family == socket.AF_INET6 else (socket.IPPROTO_IP, _IP_FREEBIND)
@@ -151,23 +154,26 @@ def _socket(endpoint: Endpoint, kind: socket.SocketKind, *, share: bool) -> sock
 
 
 def _pair(endpoint: Endpoint) -> tuple[socket.socket, socket.socket]:
-    udp = _socket(endpoint, socket.SOCK_DGRAM, share=True)
+    udp = _socket(endpoint, socket.SOCK_DGRAM, share=True, anyway=True)
     try:
         udp.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
     except PermissionError:
         udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
     try:
-        return udp, _socket(endpoint, socket.SOCK_STREAM, share=True)
+        return udp, _socket(endpoint, socket.SOCK_STREAM, share=True, anyway=True)
     except ListenError:
         udp.close()
         raise
 
 
-def _probe(endpoint: Endpoint, known: Collection[str]) -> None:
-    """Is the port ours alone? A known address that cannot be bound yet (duplicate address detection) is no reason to fail."""
+def _probe(endpoint: Endpoint, known: Collection[str], *, alone: bool) -> None:
+    """Can the address be had, and `alone`, by nobody else?
+
+    A known address that cannot be bound yet (duplicate address detection) is no reason to fail.
+    """
     for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
         try:
-            _socket(endpoint, kind, share=False).close()
+            _socket(endpoint, kind, share=not alone, anyway=False).close()
         except ListenError as error:
             if error.number != errno.EADDRNOTAVAIL or endpoint.address.partition("%")[0] not in known:
                 raise

@@ -26,6 +26,7 @@ from embargo.errors import FirewallError
 from embargo.image import Image
 from embargo.policy import Action, Class, Decision, Switchboard
 
+HEAL = 0.2  # seconds between two looks at the kernel's generation
 PASS_GRACE = 60  # seconds; clients connect a moment after an answer, also after one with TTL 0, and flows last
 PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
 
@@ -35,6 +36,8 @@ class Guardian:
         self._channel = channel
         self._loop = asyncio.get_running_loop()
         self._kernel = Nftables()
+        self._wanted: ruleset.Spec | None = None
+        self._seen = 0  # the kernel's generation after our own last look
         self._log: NfLog | None = None
         self._group = -1
         self._image: Image | None = None
@@ -44,7 +47,8 @@ class Guardian:
         self._folder = events.Folder()
         self._outbox = Outbox(self.report, ledger)
         self.hits: Counter[str] = Counter()
-        self._loop.call_later(1.0, self._tick)
+        self._tick()
+        self._heal()
 
     def report(self, message: dict[str, Any]) -> bool:
         try:
@@ -70,6 +74,7 @@ class Guardian:
         )  # fmt: skip
         self._listen(order["log_group"])
         self._kernel.replace(ruleset.build(wanted))
+        self._wanted, self._seen = wanted, self._kernel.generation_id()
         self._image, self._board, self._generation = image, board, order["generation"]
         self._actions = {str(class_): action for class_, action in wanted.classes}
         if order["fail"] == "open":
@@ -107,6 +112,21 @@ class Guardian:
         """Somebody answers: for the next seconds port 53 may be redirected (fail = "open")."""
         self._kernel.transact(netlink.alive(ruleset.TABLE))
 
+    def _heal(self) -> None:
+        """Somebody may have flushed the ruleset: lay ours down again. Asking for the kernel's generation costs microseconds."""
+        self._loop.call_later(HEAL, self._heal)
+        if self._wanted is None:
+            return
+        try:
+            if self._kernel.generation_id() == self._seen:
+                return
+            if not self._kernel.has_table(ruleset.TABLE):
+                self._kernel.replace(ruleset.build(self._wanted))
+                self._outbox.add(events.encode({"event": "firewall", "what": "table removed by others, restored"}, time.time()))
+            self._seen = self._kernel.generation_id()
+        except FirewallError as error:
+            self._outbox.add(events.encode({"event": "firewall", "what": f"table missing: {error}"}, time.time()))
+
     def stats(self) -> dict[str, Any]:
         return {
             "counters": {name: list(both) for name, both in self._kernel.counters(ruleset.TABLE).items()},
@@ -117,6 +137,7 @@ class Guardian:
 
     async def stop(self, rules: str) -> None:
         """`rules`: keep all of them, keep the block sets but not the redirect, or remove everything."""
+        self._wanted = None
         if self._log is not None:
             self._readable()
         if rules == "remove":

@@ -14,6 +14,8 @@ from embargo.events import Event
 
 log = logging.getLogger(__name__)
 
+LOOK = 1.0  # seconds between two looks whether the file still has its name
+
 
 class Journal:
     """Appends whole lines. `keep` rotated files stand beside it as events.jsonl.1 (the newest) and so on."""
@@ -24,22 +26,34 @@ class Journal:
         self._keep = keep
         self._fd = -1
         self._size = 0
+        self._looked = 0.0
         self.lost = 0  # events that could not be written, all in all
         self._untold = 0
         self.trouble = ""
 
     def configure(self, path: str, max_bytes: int, keep: int) -> None:
-        """Other settings from the next event on."""
-        if path != self.path:
-            self.close()
-        self.path, self._max_bytes, self._keep = path, max_bytes, keep
+        """Other settings from the next event on. OSError when that file cannot be opened; all is as before then."""
+        before = self.path, self._fd, self._size
+        self._max_bytes, self._keep = max_bytes, keep
+        if path == self.path:
+            return
+        self.path = path
+        try:
+            self.open()
+        except OSError:
+            self.path, self._fd, self._size = before
+            raise
+        if before[1] >= 0:
+            os.close(before[1])
 
     def open(self) -> None:
         """Open or make the file. OSError when it cannot be."""
         os.makedirs(os.path.dirname(self.path), mode=0o750, exist_ok=True)
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        # without waiting: a FIFO that nobody reads is refused instead of stopping the agent
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         self._fd = os.open(self.path, flags, 0o640)
         self._size = os.fstat(self._fd).st_size
+        self._looked = time.monotonic()
         if self._size and not self._ends_in_newline():
             self._write(b"\n")  # a power cut left half a line; what follows must not become part of it
 
@@ -49,8 +63,10 @@ class Journal:
             return file.read(1) == b"\n"
 
     def event(self, event: Event) -> None:
-        """Write one event with the time of now."""
-        self.lines(events.encode(event, time.time()), 1)
+        """Write one event with the time of now, and tell it to who reads the log of the service."""
+        data = events.encode(event, time.time())
+        log.info("event %s", data[data.index(b'"event"') : -2].decode())
+        self.lines(data, 1)
 
     def lines(self, data: bytes, count: int) -> None:
         """Write `count` encoded lines. The first one after a loss carries how many were lost, as `lost`."""
@@ -76,6 +92,8 @@ class Journal:
         try:
             if self._fd < 0:
                 self.open()
+            elif time.monotonic() - self._looked > LOOK:
+                self._look()
             if self._size and self._size + len(data) > self._max_bytes:
                 self._rotate()
             self._write(data)
@@ -99,11 +117,23 @@ class Journal:
             self._size += written
             data = data[written:]
 
+    def _look(self) -> None:
+        """Somebody may have moved or removed the file: go on in the one that has its name."""
+        self._looked = time.monotonic()
+        try:
+            same = os.stat(self.path).st_ino == os.fstat(self._fd).st_ino
+        except FileNotFoundError:
+            same = False
+        if not same:
+            self.close()
+            self.open()
+
     def _rotate(self) -> None:
         for number in range(self._keep - 1, 0, -1):
             with contextlib.suppress(FileNotFoundError):
                 os.replace(f"{self.path}.{number}", f"{self.path}.{number + 1}")
-        os.replace(self.path, f"{self.path}.1")
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(self.path, f"{self.path}.1")
         self.close()
         self.open()
 

@@ -389,8 +389,10 @@ async def serve(channel: Channel, ledger: Ledger | None = None) -> None:
                 break
             await asyncio.sleep(0.01)
         if order["op"] == "stop":
-            return
-    await resolver.stop()
+            break
+    else:
+        await resolver.stop()
+    loop.remove_reader(channel.fileno())
 
 
 def _adopt(resolver: Resolver, order: dict[str, Any], fd: int) -> None:

@@ -69,7 +69,7 @@ def load(config: Config, guard: Guard) -> Loaded:
         named = ", ".join(config.lists.apps)
         work.errors.append(Problem(config.file, 0, f"lists.apps: no app in {named}", "name the directory of the catalogue"))
     if work.errors:
-        raise ConfigError(work.errors)
+        raise ConfigError((*work.errors, *work.problems))
     ordered = tuple(apps[key] for key in sorted(apps))
     found = Loaded(ordered, local, hosts, (), tuple(work.spared))
     return found._replace(problems=(*work.problems, *(p for list_ in found.lists for p in list_.problems)))
@@ -149,9 +149,14 @@ def read(path: str, owners: frozenset[int], *, below: str = "") -> bytes:
 def _apps(directory: str, work: _Load) -> Iterator[App]:
     try:
         children = sorted(os.listdir(directory))
+    except FileNotFoundError:
+        work.problems.append(Problem(directory, 0, "there is no such directory", "create it or take it out of lists.apps"))
+        return
     except OSError as error:
-        hint = "create it or take it out of lists.apps"
-        work.problems.append(Problem(directory, 0, f"the directory cannot be read: {error.strerror}", hint))
+        hint = "the agent's user needs permission to read it"
+        work.errors.append(Problem(directory, 0, f"the directory cannot be read: {error.strerror}", hint))
+        return
+    if not _trusted_directory(directory, work):
         return
     for name in children:
         path = f"{directory}/{name}"
@@ -161,8 +166,24 @@ def _apps(directory: str, work: _Load) -> Iterator[App]:
                 yield app
 
 
+def _trusted_directory(path: str, work: _Load) -> bool:
+    """Whoever can write a directory can replace what stands in it."""
+    found = os.stat(path)
+    if found.st_uid not in work.owners:
+        hint = "it must belong to root or to the configuration's owner: chown it"
+        work.errors.append(Problem(path, 0, f"the directory belongs to user {found.st_uid}", hint))
+    elif found.st_mode & 0o022:
+        hint = f"take that away: chmod go-w {path}"
+        work.errors.append(Problem(path, 0, "others than its owner can write the directory", hint))
+    else:
+        return True
+    return False
+
+
 def _app(path: str, name: str, directory: str, work: _Load) -> App | None:
     file = f"{path}/app.toml"
+    if not _trusted_directory(path, work):
+        return None
     if not os.path.lexists(file):
         work.problems.append(Problem(path, 0, "the directory has no app.toml", "an app needs one with its id and name"))
         return None

@@ -44,6 +44,7 @@ RESCAN = 30.0  # seconds; bind and network mounts send no hints
 HEARTBEAT = 1.0  # seconds between two proofs that somebody answers, where fail = "open" hangs on them
 COMPILE = 120.0  # seconds for one compile
 APPLY = 60.0  # seconds for the firewall to take a generation
+TOLD = 20  # problems told one by one; a list of another kind may have as many as lines
 MAX_WORKERS = 4  # of workers = "auto": more take memory and win little on a gateway
 
 
@@ -93,6 +94,19 @@ def protected(settings: Config, around: Surroundings) -> list[tuple[str, str]]:
     return [(address.partition("%")[0], role) for address, role in found]
 
 
+def asking_itself(settings: Config, around: Surroundings) -> list[Problem]:
+    """The configured upstreams that are this agent's own addresses."""
+    own = {(each.address.partition("%")[0], each.port) for each in around.endpoints}
+    named = [("upstream", server) for server in settings.dns.upstream]
+    named += [("forward", server) for _, servers in settings.dns.forward for server in servers]
+    hint = "name the resolver that it is to ask"
+    return [
+        Problem(settings.file, settings.line("dns", key), f"dns.{key}: {server} is this agent itself", hint)
+        for key, server in named
+        if (server.address.partition("%")[0], server.port) in own
+    ]
+
+
 def resolver_settings(settings: Config, around: Surroundings, hosts: dict[str, list[str]]) -> Settings:
     return {
         "allow_from": list(endpoints.local_networks(settings, around.interfaces)),
@@ -121,6 +135,8 @@ class Supervisor:
         self.last_at = 0.0
         self.guardian_restarts = 0
         self._ending = False
+        self._rules_gone = False
+        self._failure: BaseException | None = None
         self._lock = asyncio.Lock()
         self._stop = asyncio.Event()
         self._hint = asyncio.Event()
@@ -134,35 +150,49 @@ class Supervisor:
 
     async def run(self, serve_control: Callable[["Supervisor"], Any], ready: Callable[["Supervisor"], None]) -> None:
         """Until SIGTERM or SIGINT. StartError, ConfigError or FirewallError when the agent cannot start."""
-        held = self._prepare()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stop.set)
+        self._loop.add_signal_handler(signal.SIGHUP, lambda: None)  # what is read at the start is new enough
+        held = self._prepare()
         try:
-            await self._start()
-            async with serve_control(self):
-                self._begin()
-                ready(self)
-                notify.notify("READY=1")
-                await self._stop.wait()
+            if await self._start_unless_stopped():
+                async with serve_control(self):
+                    self._begin()
+                    ready(self)
+                    notify.notify("READY=1")
+                    await self._stop.wait()
         finally:
             notify.notify("STOPPING=1")
             await self._end()
-            os.close(held)
+            for fd in held:
+                os.close(fd)
+        if self._failure is not None:
+            raise self._failure  # so that whoever looks after us sees a failure
 
-    def _prepare(self) -> int:
-        """Directories, the lock that keeps a second agent away, the event log; everything that can refuse without harm."""
+    async def _start_unless_stopped(self) -> bool:
+        """Start; False when a signal came before it was done."""
+        start = self._loop.create_task(self._start(), name="start")
+        stop = self._loop.create_task(self._stop.wait(), name="stop")
+        await asyncio.wait({start, stop}, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if start.done():
+            start.result()
+            return True
+        start.cancel()
+        with contextlib.suppress(asyncio.CancelledError, EmbargoError):
+            await start
+        return False
+
+    def _prepare(self) -> list[int]:
+        """Directories, the locks that keep a second agent away, the event log; everything that can refuse without harm."""
         state = self.settings.state
         try:
-            for directory in (state.dir, f"{state.dir}/{sources.LOCAL}", state.runtime):
-                os.makedirs(directory, mode=0o750, exist_ok=True)
+            os.makedirs(f"{state.dir}/{sources.LOCAL}", mode=0o750, exist_ok=True)
+            os.makedirs(state.runtime, mode=0o755, exist_ok=True)  # whoever may use the socket must reach it
+            held = [_lock(directory) for directory in dict.fromkeys((state.dir, state.runtime))]
             self.store.prepare()
         except OSError as error:
             raise StartError(f"{error.filename}: {error.strerror}; make it, or set [state] dir and runtime elsewhere") from None
-        held = os.open(f"{state.dir}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StartError(f"another agent runs with {state.dir}; stop it, or set [state] dir elsewhere") from None
         try:
             self.journal.open()
         except OSError as error:
@@ -236,9 +266,19 @@ class Supervisor:
         self.journal.close()
 
     async def _stop_guardian(self, rules: str) -> None:
+        """End the guardian; what is to go from the kernel goes, also when it has just died."""
         self._ending = True
-        if self.guardian is not None and self.guardian.running:
-            await self.guardian.stop(rules=rules)
+        guardian = self.guardian
+        if guardian is None:
+            return
+        try:
+            if not guardian.running and rules != "keep" and not self._rules_gone:
+                await guardian.start()
+            if guardian.running:
+                await guardian.stop(rules=rules)
+            self._rules_gone = True
+        except (ChildError, OSError) as error:
+            log.critical("the rules stay in the kernel: %s; nft delete table inet %s removes them", error, TABLE)
 
     def _rules_that_stay(self) -> str:
         firewall = self.settings.firewall
@@ -258,6 +298,7 @@ class Supervisor:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.critical("the %s failed", task.get_name(), exc_info=error)
+            self._failure = error
             self._stop.set()
 
     async def _keep_guardian(self, guardian: Child) -> None:
@@ -270,14 +311,16 @@ class Supervisor:
             log.error("the guardian ended with status %d; it is started again, the rules stayed in force", status)
             self.journal.event({"event": "firewall", "what": "guardian restarted", "status": status})
             await asyncio.sleep(min(0.1 * self.guardian_restarts, 10.0))
-            await guardian.start()
-            if self.generation is not None:
-                try:
-                    async with self._lock:
+            if self._ending:
+                return
+            try:
+                await guardian.start()
+                async with self._lock:
+                    if self.generation is not None:
                         await self._guard(self.generation)
-                except ChildError as error:
-                    log.error("%s", error)
-                    guardian.kill()
+            except (ChildError, OSError) as error:
+                log.error("%s", error)
+                guardian.kill()
 
     # ── what a worker starts with ────────────────────────────────────────────────────────────────────────────────────
 
@@ -317,9 +360,9 @@ class Supervisor:
                 return Outcome(False, False, old.number, (Problem("rollback", 0, str(error), ""),))
             try:
                 await self._switch(old, new, self.around)
-            except (ChildError, ListenError) as error:
+            except (ChildError, ListenError, OSError) as error:
                 new.close()
-                return Outcome(False, False, old.number, (Problem("rollback", 0, str(error), ""),))
+                return Outcome(False, False, old.number, (Problem("rollback", 0, _said(error), ""),))
         outcome = self.last = Outcome(True, True, number)
         self.last_at = time.time()
         self._tell(outcome, "rollback")
@@ -332,22 +375,25 @@ class Supervisor:
         try:
             settings = self._read_settings() if why != "start" else self.settings
             around = await asyncio.to_thread(surroundings, settings)
+            if loops := asking_itself(settings, around):
+                raise ConfigError(loops)
             new = await self._compile(settings, around)
         except ConfigError as error:
             return Outcome(False, False, number, error.problems)
         problems = tuple(Problem(*p) for p in new.report["problems"])
         if old is not None and self._same(old, new, around):
+            self.around = around
             self.store.discard(new.number)
             new.close()
             return Outcome(True, False, number, (), problems)
         try:
             await self._switch(old, new, around)
-        except (ChildError, ListenError) as error:
+        except (ChildError, ListenError, OSError) as error:
             self.store.discard(new.number)
             new.close()
-            if old is None:
+            if old is None and isinstance(error, EmbargoError):
                 raise  # nothing is in force that could stay: the agent does not start
-            return Outcome(False, False, number, (Problem("reload", 0, str(error), "the generation before stays in force"),))
+            return Outcome(False, False, number, (Problem("reload", 0, _said(error), "the generation before stays in force"),))
         return Outcome(True, True, new.number, (), problems)
 
     def _read_settings(self) -> Config:
@@ -397,31 +443,38 @@ class Supervisor:
     async def _switch(self, old: Generation | None, new: Generation, around: Surroundings) -> None:
         """The steps of a change, undone in the other order when one fails."""
         before = self.settings, self.around
+        logged = new.settings.log
         try:
+            self.journal.configure(logged.events, logged.max_bytes, logged.keep)
             await self._guard(new)
             self.settings, self.around, self.generation = new.settings, around, new
             if old is not None:
                 await self.workers.adopt(new, self._resolver_settings(new))
                 if self.sockets.follow(around.endpoints, self._worker_count() or 1, around.interfaces):
                     await self.workers.renew()
-        except (ChildError, ListenError):
+            self.store.make_current(new.number)
+        except (ChildError, ListenError, OSError):
             self.settings, self.around = before
             self.generation = old
             if old is not None:
                 await self._undo(old)
             raise
-        self.store.make_current(new.number)
-        self.journal.configure(new.settings.log.events, new.settings.log.max_bytes, new.settings.log.keep)
+        if not around.upstreams:
+            log.warning("there is no upstream: names that are not blocked cannot be answered; set [dns] upstream")
         self.since = time.time()
         if old is not None:
             old.close()
 
     async def _undo(self, old: Generation) -> None:
-        try:
-            await self.workers.adopt(old, self._resolver_settings(old))
-            await self._guard(old)
-        except ChildError as error:
-            log.critical("the old generation could not be put back everywhere: %s", error)
+        """Each half by itself: one that cannot be put back is no reason to leave the other."""
+        logged = old.settings.log
+        with contextlib.suppress(OSError):
+            self.journal.configure(logged.events, logged.max_bytes, logged.keep)
+        for half in (self.workers.adopt(old, self._resolver_settings(old)), self._guard(old)):
+            try:
+                await half
+            except ChildError as error:
+                log.critical("the old generation could not be put back everywhere: %s", error)
 
     async def _guard(self, generation: Generation) -> None:
         """The firewall's part of a generation."""
@@ -440,13 +493,15 @@ class Supervisor:
             return
         event: dict[str, Any] = {"event": "reload", "ok": outcome.ok, "why": why, "generation": outcome.generation}
         if outcome.errors:
-            event["errors"] = list(map(str, outcome.errors))
+            event["errors"] = list(map(str, outcome.errors[:TOLD]))
         event["problems"] = len(outcome.problems)
         self.journal.event(event)
-        for problem in outcome.errors:
+        for problem in outcome.errors[:TOLD]:
             log.error("%s", problem)
-        for problem in outcome.problems:
+        for problem in outcome.problems[:TOLD]:
             log.warning("%s", problem)
+        if (more := max(len(outcome.errors), len(outcome.problems)) - TOLD) > 0:
+            log.warning("and %d more; embargo check shows all", more)
         if outcome.ok and self.generation is not None:
             image = self.generation.image
             log.info("generation %d is in force: %d names, %d networks", outcome.generation, len(image), image.networks)
@@ -463,7 +518,8 @@ class Supervisor:
         self._loop.call_soon_threadsafe(self._hint.set)
 
     def _watch_lists(self) -> None:
-        self._watch.follow((*sources.watched(self.settings), machine.RESOLV_CONF))
+        if self._watch.follow((*sources.watched(self.settings), machine.RESOLV_CONF)):
+            self._hint.set()  # what changed there before it was watched
 
     def _snapshot(self) -> sources.Snapshot:
         return sources.snapshot((*sources.watched(self.settings), machine.RESOLV_CONF))
@@ -563,7 +619,8 @@ class Supervisor:
                 lines = message["lines"].encode()
                 if message["lost"]:
                     self.journal.note_lost(message["lost"])
-                self.journal.lines(lines, lines.count(b"\n"))
+                if lines:
+                    self.journal.lines(lines, lines.count(b"\n"))
             case "pass":
                 self._spawn(self._pass(child, message["number"], message["addresses"]), "pass")
 
@@ -580,11 +637,26 @@ def order(settings: Config, around: Surroundings) -> dict[str, Any]:
     return {"config": settings.text, "file": settings.file, "protected": protected(settings, around)}
 
 
+def _said(error: EmbargoError | OSError) -> str:
+    return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+
+
+def _lock(directory: str) -> int:
+    """Hold a directory against a second agent. StartError when one has it."""
+    held = os.open(f"{directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(held)
+        raise StartError(f"another agent runs with {directory}; stop it, or set [state] dir and runtime elsewhere") from None
+    return held
+
+
 async def run_compiler(order: dict[str, Any]) -> dict[str, Any]:
     """One order to one compiler process. ConfigError when it does not answer as it should."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "embargo.daemon.compiler",
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     try:
         out, err = await asyncio.wait_for(process.communicate(json.dumps(order).encode()), COMPILE)

@@ -25,11 +25,14 @@ class Watch(FileSystemEventHandler):
         if event.event_type in _CHANGES:
             self._hint()
 
-    def follow(self, paths: Iterable[str]) -> None:
-        """Watch these files and directories instead of others; for one that is missing, the nearest directory above it."""
+    def follow(self, paths: Iterable[str]) -> bool:
+        """Watch these files and directories instead of others; for one that is missing, the nearest directory above it.
+
+        True when others are watched than before.
+        """
         wanted = frozenset(place for path in paths for place in _places(path))
         if wanted == self._watched and self._observer is not None:
-            return
+            return False
         self.close()
         observer = Observer()
         for path, recursive in sorted(wanted):
@@ -38,8 +41,14 @@ class Watch(FileSystemEventHandler):
             except OSError as error:  # no such directory any more, or no inotify watch left
                 log.warning("%s is not watched (%s); changes there are seen at the next scan", path, error.strerror)
         observer.daemon = True
-        observer.start()
-        self._observer, self._watched = observer, wanted
+        self._watched = wanted
+        try:
+            observer.start()
+        except OSError as error:  # no inotify instance left (fs.inotify.max_user_instances)
+            log.warning("nothing is watched (%s); changes are seen at the next scan", error.strerror)
+            return False
+        self._observer = observer
+        return True
 
     def close(self) -> None:
         if self._observer is not None:

@@ -6,6 +6,7 @@ second code path.
 
 import asyncio
 import contextlib
+import gc
 import logging
 import socket
 from collections import Counter
@@ -53,6 +54,7 @@ class Inside(Child):
         failure = None if self._task.cancelled() else self._task.exception()
         if failure is not None:
             log.error("%s failed", self.name, exc_info=failure)
+        gc.collect()  # a resolver is full of cycles, and holds a mapped image; a process would be gone by now
         self._finish(int(failure is not None))
 
     def kill(self) -> None:

@@ -1,0 +1,152 @@
+"""What goes wrong around an agent: killed and hung workers, a log that is taken away, settings of any size."""
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.agent import Agent, free_port, running, until
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[Agent]:
+    with running(tmp_path, dns={"workers": 2}) as started:
+        yield started
+
+
+def test_a_hosts_file_larger_than_a_message_is_in_force(agent: Agent) -> None:
+    hosts = agent.root / "hosts"
+    hosts.write_text("".join(f"192.0.2.{n % 250} host{n}.lan.test\n" for n in range(8000)))
+    agent.write_config(dns={"hosts": [str(hosts)]})
+    agent.cli("reload")
+    assert "192.0.2.249" in agent.dig("host7999.lan.test")
+    assert agent.blocked("alipay.example")
+
+
+def test_what_a_killed_worker_had_not_handed_over_is_counted(agent: Agent) -> None:
+    agent.write_config(dns={"block_mode": "nodata"})  # a generation of its own, so that its events are known
+    agent.cli("reload")
+    for _ in range(30):
+        agent.rcode("counted.alipay.example")
+    generation = agent.told("status")["generation"]
+    for worker in agent.told("status")["workers"]:
+        os.kill(worker, signal.SIGKILL)
+    until(lambda: len(agent.told("status")["workers"]) == 2, "both workers run again")
+
+    def accounted() -> int:
+        mine = [event for event in agent.events("dns") if event["generation"] == generation]
+        return sum(event["count"] for event in mine) + sum(event.get("lost", 0) for event in agent.events())
+
+    agent.rcode("next.alipay.example")
+    until(lambda: accounted() == 31, "every attempt is counted or counted as lost")
+
+
+def test_a_hung_worker_is_killed_and_keeps_nothing_from_being_reloaded(agent: Agent) -> None:
+    hung = agent.told("status")["workers"][0]
+    os.kill(hung, signal.SIGSTOP)
+    (agent.root / "block.list").write_text("hung.test\n")
+    agent.cli("reload")
+    until(lambda: len(agent.told("status")["workers"]) == 2, "another worker runs", 20)
+    assert hung not in agent.told("status")["workers"]
+    for _ in range(8):  # both workers
+        assert agent.blocked("hung.test")
+
+
+def test_events_name_the_generation_and_line_of_now(agent: Agent) -> None:
+    agent.rcode("moved.alipay.example")
+    path = agent.root / "apps/alipay/payment.list"
+    path.write_text("# a line\n# another\n" + path.read_text())
+    agent.cli("reload")
+    generation = agent.told("status")["generation"]
+    agent.rcode("moved.alipay.example")
+    until(lambda: [e for e in agent.events("dns") if (e["generation"], e["line"]) == (generation, 3)], "the new line is named")
+
+
+@pytest.mark.parametrize("taken", ["removed", "moved"])
+def test_a_log_that_is_taken_away_is_begun_anew(agent: Agent, taken: str) -> None:
+    path = agent.root / "events.jsonl"
+    shutil.move(path, agent.root / "old") if taken == "moved" else path.unlink()
+
+    def again() -> bool:
+        agent.cli("block", "again.test")
+        agent.cli("forget", "again.test")
+        return bool(agent.events("policy"))
+
+    until(again, "events are written again")
+    assert agent.told("status")["events"]["lost"] == 0
+
+
+def test_a_log_that_cannot_be_written_refuses_the_reload(agent: Agent) -> None:
+    os.mkfifo(agent.root / "fifo")
+    agent.write_config(log={"events": str(agent.root / "fifo")})
+    assert f"{agent.root}/fifo" in agent.cli("reload", status=1).stderr
+    assert agent.blocked("alipay.example")
+
+
+def test_the_agent_cannot_be_its_own_upstream(agent: Agent) -> None:
+    agent.write_config(dns={"upstream": [f"127.0.0.1:{agent.port}"]})
+    assert "is this agent itself" in agent.cli("reload", status=1).stderr
+    assert "is this agent itself" in agent.cli("check", status=1).stdout
+
+
+def test_a_specific_address_can_become_a_wildcard(agent: Agent) -> None:
+    agent.write_config(dns={"listen": [f"0.0.0.0:{agent.port}"]})
+    agent.cli("reload")
+    assert agent.told("status")["listen"] == [f"0.0.0.0:{agent.port}"]
+    assert "NXDOMAIN" in agent.dig("@127.0.0.3", "alipay.example")
+
+
+def test_a_second_agent_cannot_take_the_control_socket(agent: Agent, tmp_path: Path) -> None:
+    second = Agent(tmp_path / "second")
+    second.write_config(state={"dir": str(tmp_path / "second/state"), "runtime": str(agent.root / "runtime")})
+    second.start(wait=False)
+    assert second.process is not None
+    assert second.process.wait(30) == 1
+    assert "another agent runs" in second.errors
+    assert agent.told("status")["running"] is True
+
+
+def test_others_can_reach_the_control_socket_of_their_group(agent: Agent) -> None:
+    assert (agent.root / "runtime").stat().st_mode & 0o777 == 0o755
+
+
+def test_entries_are_forgotten_however_they_are_spelled(agent: Agent) -> None:
+    agent.cli("block", "B\N{LATIN SMALL LETTER U WITH DIAERESIS}cher.test", "twice.test", "twice.test")
+    assert (agent.root / "state/local/block.list").read_text().count("twice.test") == 1
+    assert agent.blocked("xn--bcher-kva.test")
+    agent.cli("forget", "xn--bcher-kva.test", "TWICE.test")
+    assert (agent.root / "state/local/block.list").read_text() == ""
+    assert "an exception belongs to an app's list" in agent.cli("block", "!x.test", status=2).stderr
+
+
+def test_directories_that_others_can_write_are_refused(agent: Agent) -> None:
+    (agent.root / "apps/qq").chmod(0o777)
+    assert f"chmod go-w {agent.root}/apps/qq" in agent.cli("reload", status=1).stderr
+
+
+def test_one_process_gives_back_the_sockets_that_it_no_longer_needs(tmp_path: Path) -> None:
+    with running(tmp_path, dns={"workers": 0}) as agent:
+        assert agent.process is not None
+        fds = Path(f"/proc/{agent.process.pid}/fd")
+        ports = [agent.port, free_port()]
+        counts = []
+        for number in range(8):
+            agent.write_config(dns={"listen": [f"127.0.0.1:{ports[number % 2]}"]})
+            agent.cli("reload")
+            agent.port = ports[number % 2]
+            assert agent.blocked("alipay.example")
+            counts.append(len(list(fds.iterdir())))
+        assert counts[-1] <= counts[3] + 1, counts
+
+
+def test_a_stop_during_the_start_is_a_stop(tmp_path: Path) -> None:
+    agent = Agent(tmp_path)
+    agent.write_app("large", {"payment": [f"name{n}.test" for n in range(60_000)]})
+    agent.start(wait=False)
+    until(lambda: agent.children(), "the compiler runs")
+    assert agent.stop() == 0
+    assert "ready" not in (tmp_path / "stdout").read_text()
+    assert "Traceback" not in agent.errors
