@@ -139,7 +139,7 @@ def test_one_process_gives_back_the_sockets_that_it_no_longer_needs(tmp_path: Pa
             agent.port = ports[number % 2]
             assert agent.blocked("alipay.example")
             counts.append(len(list(fds.iterdir())))
-        assert counts[-1] <= counts[3] + 1, counts
+        assert max(counts[4:]) <= max(counts[:4]) + 2, counts
 
 
 def test_a_stop_during_the_start_is_a_stop(tmp_path: Path) -> None:

@@ -1,74 +1,120 @@
-"""dnsperf against a server, and what it cost the server: processor seconds and memory of all its processes."""
+"""dnsperf against a server, and what the server used: processor time and memory of all its processes."""
 
+import contextlib
 import os
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tools.bench.servers import ADDRESS, LOAD_CPU, Server
+from tools.bench.servers.base import ADDRESS
 
-TICKS = os.sysconf("SC_CLK_TCK")
+CLIENTS, OUTSTANDING = 8, 200  # sockets, and queries on the way: fewer than the kernel queues for one socket
+TIMEOUT = 2  # seconds after which a query counts as lost
+LEAST_CPU = 0.1  # seconds; /proc counts in hundredths
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Said(NamedTuple):
+    """What dnsperf reported."""
+
+    rcodes: dict[str, int]
+    lost: int
+    seconds: float
+    latencies: tuple[float, ...]  # in ascending order, in seconds; empty unless it was verbose
+
+    @property
+    def answered(self) -> int:
+        """Answers that say something. A SERVFAIL is cheap and helps nobody."""
+        return self.rcodes.get("NOERROR", 0) + self.rcodes.get("NXDOMAIN", 0)
+
+    @property
+    def failed(self) -> int:
+        return self.lost + sum(self.rcodes.values()) - self.answered
 
 
 class Load(NamedTuple):
-    """One run of dnsperf. Latencies in milliseconds; `per_cpu` is queries per processor second of the server."""
+    said: Said
+    cpu_seconds: float
 
-    completed: int
-    lost: int
-    seconds: float
-    per_cpu: float
-    p50: float
-    p99: float
+    @property
+    def per_cpu(self) -> float:
+        return self.said.answered / max(self.cpu_seconds, LEAST_CPU)
 
-
-def cpu_seconds(pids: Sequence[int]) -> float:
-    """Processor time that these processes used so far (proc(5), stat: utime and stime)."""
-    total = 0
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        total += int(fields[11]) + int(fields[12])
-    return total / TICKS
+    @property
+    def busy(self) -> float:
+        """How much of its processor the server used; far below 1 it waited for somebody else."""
+        return self.cpu_seconds / self.said.seconds if self.said.seconds else 0.0
 
 
-def pss(pids: Sequence[int]) -> int:
-    """Memory in octets, what is shared counted in parts (proc(5), smaps_rollup)."""
-    return sum(_pss(Path(f"/proc/{pid}/smaps_rollup").read_text()) for pid in pids)
-
-
-def _pss(text: str) -> int:
-    found = re.search(r"^Pss:\s+(\d+) kB", text, re.MULTILINE)
-    return int(found[1]) << 10 if found else 0
-
-
-def load(server: Server, queries: Path, seconds: float, rate: int = 0) -> Load:
-    """Ask as fast as it answers, or at `rate` queries a second."""
+def load(pid: int, port: int, queries: Path, options: Sequence[str], seconds: float) -> Load:
+    """Ask, and see what that cost the server. dnsperf ends after `seconds` and what is still on the way."""
     command = [
-        "taskset", "-c", str(LOAD_CPU), "dnsperf", "-s", ADDRESS, "-p", str(server.port), "-d", str(queries),
-        "-l", str(seconds), "-c", "8", "-q", "200", "-t", "2", *(["-Q", str(rate), "-v"] if rate else []),
+        "dnsperf", "-s", ADDRESS, "-p", str(port), "-d", str(queries), "-l", f"{seconds:g}", "-c", str(CLIENTS),
+        "-q", str(OUTSTANDING), "-t", str(TIMEOUT), *options,
     ]  # fmt: skip
-    pids = server.pids()
-    before = cpu_seconds(pids)
-    text = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60, check=True).stdout
-    used = cpu_seconds(pids) - before
-    return parse(text, used)
+    output = queries.with_suffix(".dnsperf")
+    before = cpu_seconds(pid)
+    with output.open("wb") as file:  # a pipe would want a reader, which would want a processor
+        subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=True, timeout=seconds + TIMEOUT + 30)
+    return Load(parse(output.read_text()), cpu_seconds(pid) - before)
 
 
-def parse(text: str, used: float) -> Load:
-    """What dnsperf printed; latencies only with its -v."""
-
-    def number(label: str) -> float:
-        found = re.search(rf"{label}:\s+([\d.]+)", text)
-        return float(found[1]) if found else 0.0
-
-    latencies = sorted(float(each) * 1000 for each in re.findall(r"^> \S+ \S+ \S+ ([\d.]+)$", text, re.MULTILINE))
-    completed = int(number("Queries completed"))
-    return Load(
-        completed, int(number("Queries lost")), number(r"Run time \(s\)"), completed / used if used else 0.0,
-        quantile(latencies, 0.5), quantile(latencies, 0.99),
-    )  # fmt: skip
+def parse(text: str) -> Said:
+    """dnsperf's output, verbose or not."""
+    rcodes = re.search(r"^  Response codes:(.*)$", text, re.MULTILINE)
+    lost = re.search(r"^  Queries lost: +(\d+)", text, re.MULTILINE)
+    seconds = re.search(r"^  Run time \(s\): +([\d.]+)", text, re.MULTILINE)
+    if not (rcodes and lost and seconds):
+        raise ValueError(f"not what dnsperf prints: {text[-500:]}")
+    latencies = sorted(map(float, re.findall(r"^> [A-Z0-9]+ \S+ \S+ ([\d.]+)$", text, re.MULTILINE)))
+    counted = {rcode: int(count) for rcode, count in re.findall(r"(\w+) (\d+) \(", rcodes[1])}
+    return Said(counted, int(lost[1]), float(seconds[1]), tuple(latencies))
 
 
 def quantile(ordered: Sequence[float], part: float) -> float:
-    return ordered[min(int(len(ordered) * part), len(ordered) - 1)] if ordered else 0.0
+    """The value that this part of them does not exceed (nearest rank)."""
+    if not ordered:
+        raise ValueError("no values")
+    return ordered[max(-int(-len(ordered) * part // 1), 1) - 1]
+
+
+# ── what the kernel knows ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def tree(pid: int) -> Iterator[int]:
+    """This process and all that descend from it."""
+    yield pid
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a child may end while we look
+        for task in os.listdir(f"/proc/{pid}/task"):
+            for child in Path(f"/proc/{pid}/task/{task}/children").read_text().split():
+                yield from tree(int(child))
+
+
+def _each(pid: int, name: str) -> Iterator[str]:
+    for one in tree(pid):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            yield Path(f"/proc/{one}/{name}").read_text()
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time that a process and its descendants, living and ended, have used."""
+    return sum(map(ticks, _each(pid, "stat"))) / _TICKS
+
+
+def ticks(stat: str) -> int:
+    """utime, stime, cutime and cstime (proc(5)): its own, and that of children that ended and were waited for."""
+    fields = stat.rpartition(")")[2].split()  # the name before it may hold anything
+    return sum(map(int, fields[11:15]))
+
+
+def memory(pid: int) -> int:
+    """Octets; a page that several processes share counts for each in its part."""
+    return sum(map(pss, _each(pid, "smaps_rollup")))
+
+
+def pss(rollup: str) -> int:
+    found = re.search(r"^Pss: +(\d+) kB$", rollup, re.MULTILINE)
+    return int(found[1]) << 10 if found else 0  # a process that ended has none
