@@ -196,7 +196,6 @@ class _Line(NamedTuple):
 
     level: Level
     app: str
-    function: str
     exception: bool
     exact: bool
     decision: Decision
@@ -236,7 +235,7 @@ def combine(apps: Sequence[App], local: Sequence[List], selection: Selection) ->
         class_ = index[source.class_]
         for entry in list_.entries:
             line = _Line(
-                source.level, source.app, source.function, entry.exception or off, entry.kind is Kind.EXACT,
+                source.level, source.app, entry.exception or off, entry.kind is Kind.EXACT,
                 Decision(class_, number, entry.line, entry.text),
             )  # fmt: skip
             if entry.network is not None:
