@@ -29,7 +29,7 @@ NAMESPACE = (
 def options(words: list[str] | None = None) -> argparse.Namespace:
     known = argparse.ArgumentParser(prog="tools.bench", description="Embargo beside Unbound and dnsmasq, in one run.")
     known.add_argument("--names", type=int, help="blocked names (100000; 10000 with --quick)")
-    known.add_argument("--seconds", type=float, help="length of one load (2.5; 1 with --quick)")
+    known.add_argument("--seconds", type=float, help="length of one load (2.5; 0.7 with --quick)")
     known.add_argument("--rounds", type=int, help="how often every server is visited (3; 1 with --quick)")
     known.add_argument("--quick", action="store_true", help="half a minute instead of three and a half: shows that it works")
     known.add_argument("--json", type=Path, default=REPORT, metavar="FILE", help="every single value (build/bench.json)")
@@ -38,7 +38,7 @@ def options(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def plan(given: argparse.Namespace) -> Plan:
-    names, seconds, often = (10_000, 1.0, 1) if given.quick else (100_000, 2.5, 3)
+    names, seconds, often = (10_000, 0.7, 1) if given.quick else (100_000, 2.5, 3)
     chosen = Plan(given.names or names, given.seconds or seconds, given.rounds or often, RATE)
     if not (0 < chosen.names <= 2_000_000 and 0 < chosen.seconds <= 60 and 0 < chosen.rounds <= 20):
         raise SystemExit("at most 2000000 names, 60 seconds and 20 rounds, and more than none of each")

@@ -8,9 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 SEED = 53
-KINDS = ("blocked", "cached", "mixed", "miss")
-BLOCKED_SHARE = {"blocked": 1.0, "cached": 0.0, "mixed": 0.3, "miss": 0.0}
-ALLOWED = 5_000  # names that are asked again and again; they fit every server's cache
+# blocked, cached: few names again and again, as clients ask. scattered: the whole list and below it, which finds the end of
+# every processor cache, and of the block log, where each name is a record of its own. miss: no name twice.
+KINDS = ("blocked", "scattered", "cached", "mixed", "miss")
+BLOCKED_SHARE = {"blocked": 1.0, "scattered": 1.0, "cached": 0.0, "mixed": 0.3, "miss": 0.0}
+ALLOWED, ASKED = 5_000, 2_000  # names that are asked again and again, allowed and listed; they fit every server's cache
 LINES = 200_000  # of a query file; dnsperf begins again at its end
 
 _SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
@@ -47,9 +49,11 @@ def _registered(draw: random.Random, number: int, mark: str = "") -> str:
 
 
 def queries(kind: str, names: Sequence[str], count: int, seed: int = SEED) -> Iterator[str]:
-    """dnsperf's lines. A blocked query is for a listed name or one below it; those of `miss` are all different."""
+    """dnsperf's lines. A blocked query is for a listed name or one below it."""
     draw = random.Random(f"{kind} {seed}")
     fine = allowed(seed=seed)
+    if names and kind != "scattered":
+        names = draw.sample(names, min(ASKED, len(names)))
     for number in range(count):
         if draw.random() < BLOCKED_SHARE[kind]:
             yield f"{draw.choice(('', 'www.', 'a1.cdn.'))}{draw.choice(names)} A\n"

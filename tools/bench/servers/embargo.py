@@ -1,0 +1,53 @@
+"""Embargo as it comes: a supervisor, one resolver, the block log on. Only the firewall is off, as nobody else has one."""
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+
+from tools.bench.servers.base import ADDRESS, UPSTREAM_PORT, Server, first_line
+
+_CONFIG = """\
+[dns]
+listen = ["{address}:{port}"]
+upstream = ["{address}:{upstream}"]
+workers = 1
+
+[lists]
+apps = ["{directory}/apps"]
+allow = "{directory}/allow.list"
+block = "{directory}/block.list"
+
+[firewall]
+enabled = false
+
+[log]
+events = "{directory}/events.jsonl"
+
+[state]
+dir = "{directory}/state"
+runtime = "{directory}/run"
+"""
+
+
+class Embargo(Server):
+    name = "embargo"
+    port = 5401
+
+    @staticmethod
+    def list_lines(names: Iterable[str]) -> Iterator[str]:
+        return (f"{name}\n" for name in names)
+
+    def prepare(self, names: Sequence[str]) -> None:
+        app = self.directory / "apps" / "listed"
+        app.mkdir(parents=True)
+        (app / "app.toml").write_text('id = "listed"\nname = "Listed"\ndefault = true\n')
+        with (app / "payment.list").open("w") as file:
+            file.writelines(self.list_lines(names))
+        places = {"address": ADDRESS, "port": self.port, "upstream": UPSTREAM_PORT, "directory": self.directory}
+        (self.directory / "embargo.toml").write_text(_CONFIG.format(**places))
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "embargo", "run", "-c", f"{self.directory}/embargo.toml"]
+
+    @classmethod
+    def version(cls) -> str:
+        return first_line(sys.executable, "-m", "embargo", "version")
