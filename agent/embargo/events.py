@@ -33,12 +33,12 @@ def _second(whole: int) -> str:
 
 def quote(text: str) -> str:
     """A JSON string in ASCII, without a raw control character."""
-    return encode_basestring_ascii(text).replace("\x7f", "\\u007f")
+    return encode_basestring_ascii(text)
 
 
 def fragment(event: Event) -> str:
     """The members of an event as JSON, without the braces: what a Folder keeps of a kind."""
-    return _encode(event)[1:-1].replace("\x7f", "\\u007f")
+    return _encode(event)[1:-1]
 
 
 def line(members: str, wall: float) -> bytes:

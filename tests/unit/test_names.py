@@ -179,8 +179,11 @@ def test_a_pointer_leads_back_and_the_offset_is_behind_the_first_one() -> None:
         (b"\1a\xc0\x10\1b\xc0\x0c", 16),  # two that lead to each other
         (b"\xc0\x0e\xc0\x0c", 14),
         (b"\0\1a\xc0\x0d", 13),
+        (b"\xc0\x0e\xc0\x0c\1a\xc0\x0c", 16),  # into a pair that lead to each other
+        (b"\1b\xc0\x0c\1a\xc0\x0c", 16),  # into one that leads to itself
+        (b"\xc0\x0e\0\0\1a\xc0\x0c", 16),  # back, then forward
     ],
-    ids=["self", "forward", "own name", "pair", "pair of bare ones", "own name again"],
+    ids=["self", "forward", "own", "pair", "bare pair", "own again", "into a pair", "into a loop", "back and forward"],
 )
 def test_a_pointer_that_does_not_lead_back_is_refused(tail: bytes, offset: int) -> None:
     refused(HEADER + tail, offset)
@@ -199,6 +202,7 @@ def test_a_name_that_ends_in_the_air_is_refused(tail: bytes) -> None:
 def test_a_name_of_255_octets_is_read_and_one_of_256_is_not() -> None:
     longest = names.from_text(LONGEST)
     assert names.read(HEADER + longest, 12) == (longest, 12 + 255)
+    refused(HEADER + longest[:192] + b"\x3e" + b"a" * 62 + b"\0", 12)
     refused(HEADER + b"\1a" + longest, 12)
 
 
