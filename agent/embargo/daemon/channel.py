@@ -18,6 +18,7 @@ MAX_PACKET = 120_000  # octets: below the default send buffer, so a packet alway
 MAX_MESSAGE = 256 << 20  # octets of a message in memory
 MAX_FDS = 250  # SCM_MAX_FD is 253
 _IN_MEMORY = b"@"  # what stands for the message when it is in the last descriptor
+_EVENTS = b"E"  # what stands before event lines; JSON begins with a brace
 
 Message = dict[str, Any]
 
@@ -57,6 +58,10 @@ class Channel:
         finally:
             os.close(memory)
 
+    def send_events(self, lines: bytes, lost: int) -> None:
+        """Event lines as they are, with the number of events lost before them: too many to wrap them in JSON."""
+        self._send(_EVENTS + lost.to_bytes(8) + lines, ())
+
     def _send(self, data: bytes, fds: Sequence[int]) -> None:
         if len(fds) > MAX_FDS:
             raise ChannelError(f"a message cannot carry {len(fds)} descriptors, {MAX_FDS} at most")
@@ -78,6 +83,9 @@ class Channel:
         if not data:
             return None
         try:
+            if data.startswith(_EVENTS):
+                _close(fds)
+                return {"op": "events", "lost": int.from_bytes(data[1:9]), "lines": data[9:]}, []
             if data == _IN_MEMORY and fds:
                 data = _content(fds.pop())
             message = json.loads(data)

@@ -100,7 +100,7 @@ class Child:
             self._channel.close()
             self._channel = None
         if self._ledger is not None and (lost := self._ledger.missing()):
-            self._news(self, {"op": "events", "lines": "", "lost": lost})
+            self._news(self, {"op": "events", "lines": b"", "lost": lost})
         for answer in self._answers.values():
             if not answer.done():
                 answer.set_exception(ChildGone(f"{self.name} ended"))

@@ -45,7 +45,7 @@ class Guardian:
         self._generation = 0
         self._actions: dict[str, Action] = {}
         self._folder = events.Folder()
-        self._outbox = Outbox(self.report, ledger)
+        self._outbox = Outbox(self._send_events, ledger)
         self.hits: Counter[str] = Counter()
         self._tick()
         self._heal()
@@ -57,6 +57,15 @@ class Guardian:
             return False
         except OSError:
             return True  # nobody is left to tell
+        return True
+
+    def _send_events(self, lines: bytes, lost: int) -> bool:
+        try:
+            self._channel.send_events(lines, lost)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
         return True
 
     # ── orders ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -9,11 +9,10 @@ import mmap
 import os
 import struct
 from collections.abc import Callable
-from typing import Any
 
 FLUSH = 0.1  # seconds a line may wait for others
 MAX_HELD = 4 << 20  # octets held while the supervisor does not read
-MESSAGE = 60_000  # octets of lines in one message
+MESSAGE = 100_000  # octets of lines in one packet
 
 _COUNTS = struct.Struct("<QQ")
 
@@ -41,10 +40,10 @@ class Ledger:
 
 
 class Outbox:
-    """`report` sends a message and says whether the channel took it."""
+    """`send` sends lines and a number of lost events, and says whether the channel took them."""
 
-    def __init__(self, report: Callable[[dict[str, Any]], bool], ledger: Ledger | None) -> None:
-        self._report = report
+    def __init__(self, send: Callable[[bytes, int], bool], ledger: Ledger | None) -> None:
+        self._send = send
         self._ledger = ledger
         self._loop = asyncio.get_running_loop()
         self._lines: list[bytes] = []
@@ -79,8 +78,7 @@ class Outbox:
             while taken < len(self._lines) and (not taken or size + len(self._lines[taken]) <= MESSAGE):
                 size += len(self._lines[taken])
                 taken += 1
-            text = b"".join(self._lines[:taken]).decode()
-            if not self._report({"op": "events", "lines": text, "lost": self._lost}):
+            if not self._send(b"".join(self._lines[:taken]), self._lost):
                 self._timer = self._loop.call_later(FLUSH, self.flush)
                 return False
             self._handed += sum(self._counts[:taken]) + self._lost

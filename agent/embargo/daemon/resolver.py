@@ -36,11 +36,15 @@ TCP_TOTAL, TCP_PER_CLIENT, TCP_IN_FLIGHT = 1000, 50, 100
 TCP_UNSENT = 1 << 20  # octets a client may leave unread
 
 
+Report = Callable[[dict[str, Any]], bool]  # False: not now, try again
+SendEvents = Callable[[bytes, int], bool]  # lines and the number of events lost before them
+
+
 class Resolver:
     """Answers queries by one judgement until it is given the next."""
 
-    def __init__(self, report: Callable[[dict[str, Any]], bool], ledger: Ledger | None) -> None:
-        self._report = report  # False: not now, try again
+    def __init__(self, report: Report, send_events: SendEvents, ledger: Ledger | None) -> None:
+        self._report = report
         self._loop = asyncio.get_running_loop()
         self._cache = Cache()
         self._judged = 0
@@ -50,7 +54,7 @@ class Resolver:
         self._servers: list[asyncio.Server] = []
         self._connections: Counter[str] = Counter()
         self._folder = events.Folder()
-        self._outbox = Outbox(report, ledger)
+        self._outbox = Outbox(send_events, ledger)
         self._ticker: asyncio.TimerHandle | None = None
         self._log_names = "blocked"
         self._number = 0
@@ -343,16 +347,22 @@ async def serve(channel: Channel, ledger: Ledger | None = None) -> None:
     """The worker's life: start, then policies and questions, until `stop` or the supervisor is gone."""
     loop = asyncio.get_running_loop()
 
-    def report(message_: dict[str, Any]) -> bool:
+    def taken(send: Callable[[], None]) -> bool:
         try:
-            channel.send(message_)
+            send()
         except BlockingIOError:
             return False
         except OSError:
             return True  # nobody is left to tell; the end of the channel is seen by the reader
         return True
 
-    resolver = Resolver(report, ledger)
+    def report(message_: dict[str, Any]) -> bool:
+        return taken(lambda: channel.send(message_))
+
+    def send_events(lines: bytes, lost: int) -> bool:
+        return taken(lambda: channel.send_events(lines, lost))
+
+    resolver = Resolver(report, send_events, ledger)
     inbox: asyncio.Queue[tuple[dict[str, Any], list[int]] | None] = asyncio.Queue()
 
     def readable() -> None:

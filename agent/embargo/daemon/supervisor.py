@@ -616,7 +616,7 @@ class Supervisor:
     def _news(self, child: Child, message: dict[str, Any]) -> None:
         match message.get("op"):
             case "events":
-                lines = message["lines"].encode()
+                lines: bytes = message["lines"]
                 if message["lost"]:
                     self.journal.note_lost(message["lost"])
                 if lines:
