@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,8 @@ from tools.bench import plot, report, rounds
 from tools.bench.rounds import Plan
 from tools.bench.servers.base import LOAD_CPU, BenchError
 
-INSIDE = "EMBARGO_BENCH"  # the directory of a run, in the environment of its inner half
+PREFIX = "embargo-bench-"  # of the directory of a run; the number of its process follows
+INSIDE = "EMBARGO_BENCH"  # the directory itself, in the environment of its inner half
 REPORT = Path(__file__).parent.parent.parent / "build" / "bench.json"
 RATE = 5_000  # queries a second at which latency is measured: below what the slowest server can do
 
@@ -34,12 +36,14 @@ def options(words: list[str] | None = None) -> argparse.Namespace:
     known.add_argument("--quick", action="store_true", help="half a minute instead of three and a half: shows that it works")
     known.add_argument("--json", type=Path, default=REPORT, metavar="FILE", help="every single value (build/bench.json)")
     known.add_argument("--write", action="store_true", help="put table and plot into docs/performance.md")
+    known.set_defaults(names=100_000, seconds=2.5, rounds=3)
+    if known.parse_args(words).quick:
+        known.set_defaults(names=10_000, seconds=0.7, rounds=1)
     return known.parse_args(words)
 
 
 def plan(given: argparse.Namespace) -> Plan:
-    names, seconds, often = (10_000, 0.7, 1) if given.quick else (100_000, 2.5, 3)
-    chosen = Plan(given.names or names, given.seconds or seconds, given.rounds or often, RATE)
+    chosen = Plan(given.names, given.seconds, given.rounds, RATE)
     if not (0 < chosen.names <= 2_000_000 and 0 < chosen.seconds <= 60 and 0 < chosen.rounds <= 20):
         raise SystemExit("at most 2000000 names, 60 seconds and 20 rounds, and more than none of each")
     return chosen
@@ -48,6 +52,8 @@ def plan(given: argparse.Namespace) -> Plan:
 def main() -> int:
     given = options()
     chosen = plan(given)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
     if INSIDE not in os.environ:
         return _outside()
     os.sched_setaffinity(0, {LOAD_CPU})  # inherited by dnsperf; the servers are put elsewhere
@@ -72,9 +78,16 @@ def _outside() -> int:
     if os.geteuid() != 0:
         print("tools.bench makes network namespaces: run it as root", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, _leave)
-    with tempfile.TemporaryDirectory(prefix="embargo-bench-") as directory:
+    _sweep()
+    with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-") as directory:
         return subprocess.call([*NAMESPACE, sys.executable, *sys.orig_argv[1:]], env={**os.environ, INSIDE: directory})
+
+
+def _sweep() -> None:
+    """Remove the directories of runs that were killed."""
+    for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*-*"):
+        if not os.path.exists(f"/proc/{path.name.removeprefix(PREFIX).partition('-')[0]}"):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

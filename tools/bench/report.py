@@ -45,7 +45,8 @@ def number(value: float) -> str:
     """Three digits that mean something."""
     if value >= 1000:
         return f"{value:,.0f}".replace(",", " ")
-    return f"{value:.0f}" if value >= 100 or value == int(value) else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+    digits = 0 if value >= 100 or value == int(value) else 1 if value >= 10 else 2 if value >= 1 else 3
+    return f"{value:.{digits}f}"
 
 
 def as_json(results: Results, plan: Plan, about: Sequence[str]) -> dict[str, Any]:
