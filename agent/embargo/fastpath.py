@@ -10,7 +10,7 @@ import ipaddress
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from embargo import message, names, policy
+from embargo import events, message, names, policy
 from embargo.cache import Cache
 from embargo.image import Image
 from embargo.message import Answer
@@ -75,6 +75,10 @@ class Rules:
             {s: f"app={c.app} function={c.function} list={source.path}:" for s, source in enumerate(image.sources)}
             for c in image.classes
         ]
+        self._told = [
+            [f'"app":"{c.app}","function":"{c.function}","list":{events.quote(s.path)},"line":' for s in image.sources]
+            for c in image.classes
+        ]
         nxdomain = message.negative(message.NXDOMAIN, mode.ttl)
         #: (is it a canary, A or AAAA or 0) → second flags octet, counts without and with EDNS, body
         self.pieces = {
@@ -86,6 +90,10 @@ class Rules:
     def explain(self, decision: Decision) -> str:
         """The EDE text, and what `why` prints."""
         return f"{self._prefix[decision.class_][decision.source]}{decision.line} rule={decision.rule}"
+
+    def told(self, decision: Decision) -> str:
+        """What decided, as members of an event."""
+        return f'{self._told[decision.class_][decision.source]}{decision.line},"rule":{events.quote(decision.rule)}'
 
     def ede(self, decision: Decision) -> bytes:
         return message.ede(message.EDE_BLOCKED, self.explain(decision))

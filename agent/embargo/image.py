@@ -162,8 +162,10 @@ class Image:
     def _at_place(self, place: int) -> Claims:
         claims = self._memo.get(place)
         if claims is None:
-            numbers = self._claims[place + 1 : place + 1 + self._claims[place]]
-            claims = tuple(map(self._decision, numbers))
+            count = self._claims[place]
+            if count == 1:  # nearly always, and a large list has as many places as names
+                return (self._decision(self._claims[place + 1]),)
+            claims = tuple(map(self._decision, self._claims[place + 1 : place + 1 + count]))
             if len(self._memo) >= MEMO:
                 self._memo = {0: ()}
             self._memo[place] = claims

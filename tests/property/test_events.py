@@ -12,10 +12,11 @@ from embargo import events
 from embargo.events import Folder
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(1 << 53), 1 << 53) | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    st.none() | st.booleans() | st.integers(-(1 << 53), 1 << 53) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
 )
-EVENTS = st.dictionaries(st.text().filter(lambda key: key not in ("schema", "ts")), JSON, min_size=1)
+EVENTS = st.dictionaries(st.text(max_size=5).filter(lambda key: key not in ("schema", "ts")), JSON, min_size=1, max_size=5)
 
 
 @settings(max_examples=50)

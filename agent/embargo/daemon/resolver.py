@@ -226,12 +226,8 @@ class Resolver:
         )
         if decision is None:
             return f'{asked}"generation":{rules.generation}'
-        class_, source = rules.image.classes[decision.class_], rules.image.sources[decision.source]
-        return (
-            f'{asked}"mode":"{"audit" if attempt.audit else "block"}","app":"{class_.app}","function":"{class_.function}",'
-            f'"list":{quote(source.path)},"line":{decision.line},"rule":{quote(decision.rule)},'
-            f'"generation":{rules.generation}'
-        )
+        mode = "audit" if attempt.audit else "block"
+        return f'{asked}"mode":"{mode}",{rules.told(decision)},"generation":{rules.generation}'
 
     def _tick(self) -> None:
         for line, count in self._folder.due(self._loop.time()):
