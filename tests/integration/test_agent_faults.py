@@ -38,7 +38,7 @@ def test_what_a_killed_worker_had_not_handed_over_is_counted(agent: Agent) -> No
 
     def accounted() -> int:
         mine = [event for event in agent.events("dns") if event["generation"] == generation]
-        return sum(event["count"] for event in mine) + sum(event.get("lost", 0) for event in agent.events())
+        return sum(int(event["count"]) for event in mine) + sum(int(event.get("lost", 0)) for event in agent.events())
 
     agent.rcode("next.alipay.example")
     until(lambda: accounted() == 31, "every attempt is counted or counted as lost")

@@ -201,6 +201,10 @@ def test_memory_is_the_proportional_set_size() -> None:
     assert measure.pss("") == 0
 
 
+def test_idle_processors_are_not_busy() -> None:
+    assert measure.busy("cpu  100 20 30 99999 8888 4 5 6 70 80\ncpu0 1 1 1 1 1 1 1 1 1 1\n") == 100 + 20 + 30 + 4 + 5 + 6
+
+
 def test_a_load_counts_answers_for_the_processor_time_they_took() -> None:
     found = measure.Load(said(NOERROR=600, NXDOMAIN=300, SERVFAIL=100), cpu_seconds=0.5)
     assert (found.per_cpu, found.busy) == (1800.0, 0.5)

@@ -1,0 +1,79 @@
+"""An upstream on loopback that does what a script says: late, wrong, truncated, silent, torn. Real sockets."""
+
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import dns.flags
+import dns.message
+import dns.rrset
+
+
+class Asked(NamedTuple):
+    """One query as it came."""
+
+    message: dns.message.Message
+    wire: bytes
+    port: int  # the asker's
+    tcp: bool
+
+
+Script = Callable[[Asked], list[bytes]]  # what is sent back, in this order
+
+
+def right(asked: Asked, address: str = "192.0.2.80") -> bytes:
+    """The answer that a good server gives."""
+    made = dns.message.make_response(asked.message)
+    made.flags |= dns.flags.RA
+    made.answer.append(dns.rrset.from_text(asked.message.question[0].name, 300, "IN", "A", address))
+    return made.to_wire()
+
+
+class Upstream:
+    """UDP and TCP on one port; `script` decides."""
+
+    def __init__(self, script: Script) -> None:
+        self.script = script
+        self.asked: list[Asked] = []
+        self._tcp = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._tcp.getsockname()[1])
+        self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._udp.bind(("127.0.0.1", self.port))
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._serve_udp, self._serve_tcp)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for sock in (self._udp, self._tcp):
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
+
+    def _note(self, wire: bytes, port: int, tcp: bool) -> list[bytes]:
+        asked = Asked(dns.message.from_wire(wire), wire, port, tcp)
+        self.asked.append(asked)
+        return self.script(asked)
+
+    def _serve_udp(self) -> None:
+        with suppress(OSError):
+            while True:
+                wire, peer = self._udp.recvfrom(4096)
+                if not wire:
+                    return
+                for reply in self._note(wire, peer[1], tcp=False):
+                    self._udp.sendto(reply, peer)
+
+    def _serve_tcp(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, peer = self._tcp.accept()
+                with connection, suppress(OSError):
+                    length = int.from_bytes(connection.recv(2, socket.MSG_WAITALL))
+                    for reply in self._note(connection.recv(length, socket.MSG_WAITALL), peer[1], tcp=True):
+                        connection.sendall(len(reply).to_bytes(2) + reply)
