@@ -67,7 +67,8 @@ def load(config: Config, guard: Guard) -> Loaded:
     work.errors += _unknown_apps(config, apps)
     if not apps and not work.errors:
         named = ", ".join(config.lists.apps)
-        work.errors.append(Problem(config.file, 0, f"lists.apps: no app in {named}", "name the directory of the catalogue"))
+        line = config.line("lists", "apps")
+        work.errors.append(Problem(config.file, line, f"lists.apps: no app in {named}", "name the catalogue's directory"))
     if work.errors:
         raise ConfigError((*work.errors, *work.problems))
     ordered = tuple(apps[key] for key in sorted(apps))
@@ -250,11 +251,11 @@ def _local_lists(config: Config, work: _Load) -> Iterator[List]:
 
 def _unknown_apps(config: Config, apps: dict[str, App]) -> Iterator[Problem]:
     for key, chosen in (("apps", config.policy.apps), ("shared", config.policy.shared)):
-        for app in chosen if isinstance(chosen, tuple) else ():
+        for number, app in enumerate(chosen if isinstance(chosen, tuple) else ()):
             if app not in apps:
                 near = difflib.get_close_matches(app, apps, 1)
                 hint = f'did you mean "{near[0]}"?' if near else f"there are {', '.join(sorted(apps)) or 'none'}"
-                yield Problem(config.file, 0, f'policy.{key}: no app "{app}"', hint)
+                yield Problem(config.file, config.line("policy", key, number), f'policy.{key}: no app "{app}"', hint)
 
 
 def _hosts(path: str, hosts: dict[str, list[str]], work: _Load) -> None:
