@@ -1,0 +1,71 @@
+"""The kernel's log records, decoded: what it sends is read, and no octets whatever are more than passed over."""
+
+import struct
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embargo.daemon import nflog
+from embargo.daemon.nflog import Record
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+def message(*attributes: bytes, kind: int = 0x400) -> bytes:
+    """One NFULNL_MSG_PACKET."""
+    payload = struct.pack("=BBH", 2, 0, 0) + b"".join(attributes)
+    data = struct.pack("=IHHII", 16 + len(payload), kind, 0, 0, 0) + payload
+    return data + bytes(-len(data) % 4)
+
+
+TCP4 = bytes.fromhex("4500003c00004000400600000a000001cb007107") + struct.pack("!HH", 40000, 443) + bytes(16)
+UDP6 = (
+    bytes.fromhex("6000000000101140")
+    + b"\x20\1"
+    + bytes(13)
+    + b"\1"
+    + b"\x20\1"
+    + bytes(13)
+    + b"\2"
+    + struct.pack("!HH", 5, 853)
+)
+PREFIX = attribute(10, b"embargo alipay/payment\0")
+
+
+def test_a_record_holds_what_an_event_needs() -> None:
+    mac = attribute(8, b"\0\6\0\0" + bytes.fromhex("0242c0000201") + b"\0\0")
+    parts = (PREFIX, attribute(4, b"\0\0\0\3"), attribute(5, b"\0\0\0\4"), mac, attribute(12, b"\0\0\0\7"), attribute(9, TCP4))
+    records, first, last = nflog.decode(message(*parts))
+    assert (first, last) == (7, 7)
+    assert records == [Record("alipay/payment", 4, b"\x0a\0\0\1", b"\xcb\0\x71\7", 6, 40000, 443, "02:42:c0:00:02:01", 3, 4)]
+
+
+def test_ipv6_and_packets_without_ports() -> None:
+    ((record,), *_) = nflog.decode(message(PREFIX, attribute(9, UDP6)))
+    assert (record.family, record.proto, record.dport) == (6, 17, 853)
+    fragment = bytearray(TCP4)
+    fragment[6:8] = b"\0\x10"
+    ((record,), *_) = nflog.decode(message(PREFIX, attribute(9, bytes(fragment))))
+    assert (record.sport, record.dport) == (0, 0)
+
+
+def test_several_in_a_datagram_and_what_is_not_ours() -> None:
+    foreign = message(attribute(10, b"other\0"), attribute(9, TCP4), attribute(12, b"\0\0\0\x08"))
+    mine = message(PREFIX, attribute(9, TCP4), attribute(12, b"\0\0\0\x09"))
+    records, first, last = nflog.decode(mine + foreign + message(kind=3) + mine)
+    assert (len(records), first, last) == (2, 9, 9)
+
+
+@given(st.binary(max_size=400))
+def test_any_octets_are_read_or_passed_over(data: bytes) -> None:
+    nflog.decode(data)
+
+
+@given(st.integers(0, 400), st.integers(0, 255), st.integers(0, 200))
+def test_a_torn_record_is_read_or_passed_over(at: int, value: int, cut: int) -> None:
+    data = bytearray(message(PREFIX, attribute(4, b"\0\0\0\3"), attribute(9, TCP4)) * 3)
+    data[at % len(data)] = value
+    for record in nflog.decode(bytes(data[: len(data) - cut]))[0]:
+        assert len(record.src) in (4, 16)
