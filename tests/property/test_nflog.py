@@ -21,16 +21,8 @@ def message(*attributes: bytes, kind: int = 0x400) -> bytes:
 
 
 TCP4 = bytes.fromhex("4500003c00004000400600000a000001cb007107") + struct.pack("!HH", 40000, 443) + bytes(16)
-UDP6 = (
-    bytes.fromhex("6000000000101140")
-    + b"\x20\1"
-    + bytes(13)
-    + b"\1"
-    + b"\x20\1"
-    + bytes(13)
-    + b"\2"
-    + struct.pack("!HH", 5, 853)
-)
+V6 = b"\x20\1" + bytes(13)
+UDP6 = bytes.fromhex("6000000000101140") + V6 + b"\1" + V6 + b"\2" + struct.pack("!HH", 5, 853)
 PREFIX = attribute(10, b"embargo alipay/payment\0")
 
 

@@ -6,10 +6,12 @@ every message that failed, with its sequence number, which leads back to the obj
 
 Replacing content. An interval set that is created, filled and used in one transaction serves an empty array for a moment,
 so `replace` never does that: tables, class chains and new maps first; their elements next, in chunks, while nothing refers
-to them; then one last transaction that switches the rules and takes the old maps away. If anything fails before it, the
-new maps go and the old rules were never touched.
+to them; then one transaction that switches the rules: that one is the change. The old maps go a moment later: deleting a map
+deactivates its elements, and a packet that is still on the old rules would find none (seen: one of 100,000 got through). If
+anything fails before the switch, the new maps go and the old rules were never touched.
 """
 
+import contextlib
 import errno
 import os
 import socket
@@ -41,6 +43,7 @@ from embargo.ruleset import (
 )  # fmt: skip
 
 CHUNK = 10_000  # elements a transaction: the commit lock is shared by the whole namespace, a learnt address must not wait
+GRACE = 0.02  # seconds after which no packet is on the old rules any more; one spends microseconds there
 _ACK_TIMEOUT = 30.0  # seconds; a million elements take six
 
 _NETLINK_NETFILTER = 12
@@ -420,10 +423,14 @@ class Nftables:
             for chunk in _fill(ruleset):
                 self.transact(chunk)
                 time.sleep(0.001)  # others wait for the same lock
-            self.transact([*_switch(ruleset, old_sets, old_chains)])
+            self.transact([*_switch(ruleset)])
         except FirewallError:
             self._undo(ruleset, old_sets, old_chains)
             raise
+        if remains := [*_remains(ruleset, old_sets, old_chains)]:
+            time.sleep(GRACE)
+            with contextlib.suppress(FirewallError):  # nothing refers to them; the next replacement takes them along
+                self.transact(remains)
 
     def _undo(self, ruleset: Ruleset, old_sets: list[str], old_chains: list[str]) -> None:
         table = ruleset.table
@@ -439,7 +446,7 @@ class Nftables:
     def check(self, ruleset: Ruleset) -> None:
         """A dry run: the kernel builds the ruleset and forgets it, in one transaction. Raises FirewallError."""
         fill = [message for chunk in _fill(ruleset) for message in chunk]
-        self.transact([*_prepare(ruleset, []), *fill, *_switch(ruleset, [], []), delete_table(ruleset.table)])
+        self.transact([*_prepare(ruleset, []), *fill, *_switch(ruleset), delete_table(ruleset.table)])
 
     def remove(self, table: str) -> None:
         if self.has_table(table):
@@ -478,20 +485,26 @@ def _fill(ruleset: Ruleset) -> Iterator[list[Message]]:
             yield list(_element_messages(ruleset.table, each.name, _NEWSETELEM, _encode_elements(each, part)))
 
 
-def _switch(ruleset: Ruleset, old_sets: Sequence[str], old_chains: Sequence[str]) -> Iterator[Message]:
-    """The change: rules, and away with what the old ones used."""
+def _switch(ruleset: Ruleset) -> Iterator[Message]:
+    """The change: the rules of every chain."""
     table = ruleset.table
-    names = {chain.name for chain in ruleset.chains}
     for chain in ruleset.chains:
         yield new_chain(table, chain)
-    for name in dict.fromkeys([*old_chains, *names]):
-        yield flush_chain(table, name)
+        yield flush_chain(table, chain.name)
     for chain in ruleset.chains:
         for rule in chain.rules:
             yield new_rule(table, chain.name, rule)
+
+
+def _remains(ruleset: Ruleset, old_sets: Sequence[str], old_chains: Sequence[str]) -> Iterator[Message]:
+    """What the old rules used and the new ones do not."""
+    table = ruleset.table
     mine = {each.name for each in ruleset.sets}
+    names = {chain.name for chain in ruleset.chains}
+    gone = [name for name in old_chains if name not in names]
+    yield from (flush_chain(table, name) for name in gone)
     yield from (delete_set(table, name) for name in old_sets if name not in mine)
-    yield from (delete_chain(table, name) for name in old_chains if name not in names)
+    yield from (delete_chain(table, name) for name in gone)
 
 
 def alive(table: str, seconds: int = ALIVE_SECONDS) -> list[Message]:
