@@ -12,6 +12,7 @@ from tools.bench.__main__ import options, plan
 from tools.bench.rounds import Measure, Plan, Results
 from tools.bench.servers import SERVERS
 from tools.bench.servers.base import BenchError, Server
+from tools.bench.servers.embargo import Embargo
 
 COUNT = 2_000
 IN_LIST = {  # where the name stands in a line of each server's list
@@ -142,12 +143,17 @@ def test_the_list_is_written_where_the_server_looks(make: type[Server], tmp_path
 
 
 def test_our_parser_takes_every_line_of_our_list() -> None:
-    embargo = SERVERS[0]
-    text = "".join(embargo.list_lines(data.blocked(COUNT)))
+    text = "".join(Embargo.list_lines(data.blocked(COUNT)))
     source = Source("listed/payment.list", Level.APPS, "listed", "payment", shared=False)
     parsed = lists.parse(text.encode(), file="payment.list", source=source, guard=lists.Guard())
     assert not parsed.problems
     assert [entry.kind for entry in parsed.entries] == [Kind.SUFFIX] * COUNT
+
+
+def test_our_log_is_added_up_over_its_files(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl.1").write_text('{"event":"start"}\n{"event":"dns","count":1}\n{"event":"dns","count":40}\n')
+    (tmp_path / "events.jsonl").write_text('{"event":"dns","count":2,"lost":7}\n{"event":"stop","lost":1}\n')
+    assert Embargo(tmp_path).remark() == "embargo logged 43 blocked queries in 3 records, and 8 only as a number of lost ones"
 
 
 def test_servers_have_names_and_ports_of_their_own() -> None:
@@ -283,7 +289,7 @@ def test_the_table_is_written_between_the_marks_and_nowhere_else(tmp_path: Path)
     assert written.endswith(f"\n{report.END}after\n")
     assert written.count("| blocked, queries per CPU-second | 50 000 |") == 1
     assert "old" not in written
-    assert "a machine.\nsome versions.\n" in written
+    assert "A machine.\nSome versions.\n" in written
 
 
 def test_a_page_without_marks_is_left_alone(tmp_path: Path) -> None:

@@ -8,11 +8,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from types import FrameType
 
 from embargo import show
-from tools.bench import plot, report, rounds
+from tools.bench import measure, plot, report, rounds
 from tools.bench.rounds import Plan
 from tools.bench.servers.base import LOAD_CPU, BenchError
 
@@ -31,12 +32,12 @@ NAMESPACE = (
 def options(words: list[str] | None = None) -> argparse.Namespace:
     known = argparse.ArgumentParser(prog="tools.bench", description="Embargo beside Unbound and dnsmasq, in one run.")
     known.add_argument("--names", type=int, help="blocked names (100000; 10000 with --quick)")
-    known.add_argument("--seconds", type=float, help="length of one load (2.5; 0.7 with --quick)")
+    known.add_argument("--seconds", type=float, help="length of one load (2; 0.7 with --quick)")
     known.add_argument("--rounds", type=int, help="how often every server is visited (3; 1 with --quick)")
-    known.add_argument("--quick", action="store_true", help="half a minute instead of three and a half: shows that it works")
+    known.add_argument("--quick", action="store_true", help="half a minute instead of three: shows that it works")
     known.add_argument("--json", type=Path, default=REPORT, metavar="FILE", help="every single value (build/bench.json)")
     known.add_argument("--write", action="store_true", help="put table and plot into docs/performance.md")
-    known.set_defaults(names=100_000, seconds=2.5, rounds=3)
+    known.set_defaults(names=100_000, seconds=2.0, rounds=3)
     if known.parse_args(words).quick:
         known.set_defaults(names=10_000, seconds=0.7, rounds=1)
     return known.parse_args(words)
@@ -57,14 +58,17 @@ def main() -> int:
     if INSIDE not in os.environ:
         return _outside()
     os.sched_setaffinity(0, {LOAD_CPU})  # inherited by dnsperf; the servers are put elsewhere
-    about = report.machine()
+    began, others = time.monotonic(), measure.others_seconds()
     try:
         results = rounds.run(chosen, Path(os.environ[INSIDE]))
     except BenchError as error:
         print(error, file=sys.stderr)
         return 1
+    share = (measure.others_seconds() - others) / (time.monotonic() - began) / (os.cpu_count() or 1)
+    about = [*report.machine(), f"others used {share:.0%} of the processors meanwhile", *results.remarks.values()]
     rows = report.table(results, every=True)
     show.table(rows[0], rows[1:])
+    show.lines(about)
     given.json.parent.mkdir(parents=True, exist_ok=True)
     given.json.write_text(json.dumps(report.as_json(results, chosen, about), indent=1) + "\n")
     if given.write:

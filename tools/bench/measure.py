@@ -99,6 +99,19 @@ def _each(pid: int, name: str) -> Iterator[str]:
             yield Path(f"/proc/{one}/{name}").read_text()
 
 
+def others_seconds() -> float:
+    """Processor time since the boot that went to none of our processes: to other programs, or other guests of the host."""
+    ours = os.times()
+    mine = ours.user + ours.system + ours.children_user + ours.children_system
+    return busy(Path("/proc/stat").read_text()) / _TICKS - mine
+
+
+def busy(stat: str) -> int:
+    """user, nice, system, irq, softirq and steal of all processors (proc(5)), in ticks; not idle, not waiting for a disk."""
+    fields = list(map(int, stat.partition("\n")[0].split()[1:]))
+    return sum(fields[:3]) + sum(fields[5:8])
+
+
 def cpu_seconds(pid: int) -> float:
     """Processor time that a process and its descendants, living and ended, have used."""
     return sum(map(ticks, _each(pid, "stat"))) / _TICKS

@@ -14,7 +14,7 @@ PICTURE = Path(__file__).parent.parent.parent / "docs" / "performance.svg"
 def draw(results: Results, picture: Path = PICTURE) -> None:
     matplotlib = importlib.import_module("matplotlib")  # comes with `bench` only; where types are checked it may be missing
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "embargo"  # the same picture from the same figures
+    matplotlib.rcParams.update({"svg.hashsalt": "embargo", "svg.fonttype": "none"})  # the same figures, the same picture
     pyplot = importlib.import_module("matplotlib.pyplot")
     figure, axes = pyplot.subplots(figsize=(7, 3), layout="constrained")
     width = 0.8 / len(SERVERS)

@@ -37,8 +37,10 @@ def ratios(measure: Measure, values: dict[str, list[float]]) -> list[float]:
 def _span(found: Sequence[float]) -> str:
     if not found:
         return "-"
-    middle = f"{statistics.median(found):.2f}"
-    return middle if len(found) == 1 else f"{middle} ({min(found):.2f} to {max(found):.2f})"
+    middle, least, most = (
+        f"{ratio:.2f}" if ratio < 10 else number(ratio) for ratio in (statistics.median(found), min(found), max(found))
+    )
+    return middle if len(found) == 1 else f"{middle} ({least} to {most})"
 
 
 def number(value: float) -> str:
@@ -69,8 +71,7 @@ def machine() -> list[str]:
     """What the figures were measured on and with."""
     model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return [
-        f"{os.cpu_count()} processors ({model[1] if model else platform.machine()}), Linux {platform.release()}, "
-        f"load average before the run {os.getloadavg()[0]:.2f}",
+        f"{os.cpu_count()} processors ({model[1] if model else platform.machine()}), Linux {platform.release()}",
         f"{', '.join(make.version() for make in SERVERS)}, Python {platform.python_version()}",
     ]
 
@@ -81,7 +82,9 @@ def markdown(rows: Sequence[Sequence[str]], plan: Plan, about: Sequence[str]) ->
     what = (
         f"{number(plan.names)} names on the list where not said otherwise, {plan.rounds} rounds, loads of {plan.seconds:g} s."
     )
-    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", what, *(f"{line}." for line in about), ""])
+    return "\n".join(
+        [*(f"| {' | '.join(line)} |" for line in lines), "", what, *(f"{line[0].upper()}{line[1:]}." for line in about), ""]
+    )
 
 
 def write(text: str, page: Path = PAGE) -> None:

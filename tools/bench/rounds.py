@@ -47,6 +47,7 @@ class Results:
 
     def __init__(self) -> None:
         self.values: dict[Measure, dict[str, list[float]]] = {}
+        self.remarks: dict[str, str] = {}  # by server, of the last round
 
     def note(self, measure: Measure, server: str, value: float) -> None:
         self.values.setdefault(measure, {}).setdefault(server, []).append(value)
@@ -89,13 +90,15 @@ def _probe(names: Sequence[str]) -> Probe:
 
 def _visit(server: Server, names: Sequence[str], queries: dict[str, Path], plan: Plan, results: Results) -> None:
     server.prepare(names)
-    probe, size = _probe(names), f"{len(names)} names"
+    probe, size = _probe(names), f"{len(names):,} names".replace(",", " ")
     with server.running(probe) as running:
         results.note(Measure("start", f"first start, {size}, s"), server.name, running.seconds)
         results.note(Measure("memory", f"memory, {size}, MiB"), server.name, measure.memory(running.pid) / 2**20)
         if queries:
             _loads(server, running, queries, plan, results)
             results.note(Measure("memory", "memory after the loads, MiB"), server.name, measure.memory(running.pid) / 2**20)
+    if queries and (remark := server.remark()):
+        results.remarks[server.name] = remark
     with server.running(probe) as running:
         results.note(Measure("start", f"next start, {size}, s"), server.name, running.seconds)
 

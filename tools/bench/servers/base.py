@@ -57,6 +57,10 @@ class Server:
     def version(cls) -> str:
         raise NotImplementedError
 
+    def remark(self) -> str:
+        """What has to be known beside its figures, once it has stopped."""
+        return ""
+
     @contextlib.contextmanager
     def running(self, probe: Probe) -> Iterator["Running"]:
         """The server from its first right answer to the end of the block."""

@@ -39,4 +39,4 @@ class Dnsmasq(Server):
 
     @classmethod
     def version(cls) -> str:
-        return first_line("dnsmasq", "--version").partition("  ")[0].replace("version ", "")
+        return first_line("dnsmasq", "--version").partition("  ")[0].replace("Dnsmasq version", "dnsmasq")

@@ -1,5 +1,6 @@
 """Embargo as it comes: a supervisor, one resolver, the block log on. Only the firewall is off, as nobody else has one."""
 
+import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -47,6 +48,17 @@ class Embargo(Server):
 
     def command(self) -> list[str]:
         return [sys.executable, "-m", "embargo", "run", "-c", f"{self.directory}/embargo.toml"]
+
+    def remark(self) -> str:
+        """Whether the log was kept up with: a record that was lost cost less than one that was written."""
+        attempts = records = lost = 0
+        for path in self.directory.glob("events.jsonl*"):
+            with path.open() as file:
+                for event in map(json.loads, file):
+                    lost += event.get("lost", 0)
+                    if event["event"] == "dns":
+                        records, attempts = records + 1, attempts + event["count"]
+        return f"{self.name} logged {attempts} blocked queries in {records} records, and {lost} only as a number of lost ones"
 
     @classmethod
     def version(cls) -> str:
