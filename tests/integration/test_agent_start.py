@@ -30,6 +30,39 @@ def test_it_stops_cleanly_and_hands_over_every_event(tmp_path: Path) -> None:
     assert not (tmp_path / "runtime/control.sock").exists()
 
 
+def test_a_start_from_unchanged_lists_takes_the_generation_that_is_there(tmp_path: Path) -> None:
+    with running(tmp_path) as agent:
+        pass
+    agent.start()
+    try:
+        assert agent.told("status")["generation"] == 1
+        assert agent.blocked("alipay.example")
+    finally:
+        agent.stop()
+    (tmp_path / "block.list").write_text("fresh.test\n")
+    agent.start()
+    try:
+        assert agent.told("status")["generation"] == 2
+        assert agent.blocked("fresh.test")
+    finally:
+        agent.stop()
+
+
+def test_a_damaged_generation_is_compiled_anew(tmp_path: Path) -> None:
+    with running(tmp_path) as agent:
+        pass
+    image = tmp_path / "state/generations/000001/policy.img"
+    data = bytearray(image.read_bytes())
+    data[len(data) // 2] ^= 1
+    image.write_bytes(data)
+    agent.start()
+    try:
+        assert agent.told("status")["generation"] == 2
+        assert agent.blocked("alipay.example")
+    finally:
+        agent.stop()
+
+
 def test_one_process_is_enough(tmp_path: Path) -> None:
     with running(tmp_path, dns={"workers": 0}) as agent:
         assert agent.blocked("alipay.example")

@@ -45,10 +45,11 @@ def build(settings: Config, loaded: sources.Loaded) -> tuple[bytes, Switchboard]
     return image.encode(combined), policy.select(loaded.apps, combined.classes, settings.policy)
 
 
-def report(settings: Config, loaded: sources.Loaded, built: Image, board: Switchboard) -> dict[str, Any]:
-    """What `status`, `apps` and the events say about a generation."""
+def report(settings: Config, loaded: sources.Loaded, built: Image, board: Switchboard, fingerprint: str = "") -> dict[str, Any]:
+    """What `status`, `apps` and the events say about a generation. `fingerprint`: of all that it was made from."""
     return {
         "digest": built.digest,
+        "fingerprint": fingerprint,
         "switchboard": list(map(int, board.actions)),
         "names": len(built),
         "networks": built.networks,
@@ -120,7 +121,7 @@ def main() -> None:
         json.dump({"matching": explain.matching(loaded.lists, explain.subject(order["matching"]))}, sys.stdout)
         return
     data, board = build(settings, loaded)
-    told = report(settings, loaded, Image(data), board)
+    told = report(settings, loaded, Image(data), board, order["fingerprint"])
     _write(f"{order['directory']}/{IMAGE}", data)
     _write(f"{order['directory']}/{REPORT}", json.dumps(told).encode())
     json.dump({"digest": told["digest"]}, sys.stdout)

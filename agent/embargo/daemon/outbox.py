@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable
 
 FLUSH = 0.1  # seconds a line may wait for others
+FULL = 0.003  # seconds until the next try when the channel is full: in a flood the supervisor empties it in less
 MAX_HELD = 4 << 20  # octets held while the supervisor does not read
 MESSAGE = 100_000  # octets of lines in one packet
 
@@ -79,7 +80,7 @@ class Outbox:
                 size += len(self._lines[taken])
                 taken += 1
             if not self._send(b"".join(self._lines[:taken]), self._lost):
-                self._timer = self._loop.call_later(FLUSH, self.flush)
+                self._timer = self._loop.call_later(FULL, self.flush)
                 return False
             self._handed += sum(self._counts[:taken]) + self._lost
             self._lost = 0

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import fcntl
 import grp
+import hashlib
 import json
 import logging
 import os
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import embargo
-from embargo import config
+from embargo import config, image
 from embargo.config import Config
 from embargo.daemon import endpoints, machine, notify, privileges, sources
 from embargo.daemon.child import Child, ChildError
@@ -377,7 +378,9 @@ class Supervisor:
             around = await asyncio.to_thread(surroundings, settings)
             if loops := asking_itself(settings, around):
                 raise ConfigError(loops)
-            new = await self._compile(settings, around)
+            made_from = fingerprint(settings, around, self._seen)
+            new = self._last_one(settings, made_from) if old is None else None
+            new = new or await self._compile(settings, around, made_from)
         except ConfigError as error:
             return Outcome(False, False, number, error.problems)
         problems = tuple(Problem(*p) for p in new.report["problems"])
@@ -415,13 +418,22 @@ class Supervisor:
             raise ConfigError(fixed)
         return settings
 
-    async def _compile(self, settings: Config, around: Surroundings) -> Generation:
+    def _last_one(self, settings: Config, made_from: str) -> Generation | None:
+        """At a start: the generation that was in force before, if it was made from the very same."""
+        with contextlib.suppress(ImageError):
+            last = self.store.load(self.store.current(), settings)
+            if last.report.get("fingerprint") == made_from:
+                return last
+            last.close()
+        return None
+
+    async def _compile(self, settings: Config, around: Surroundings, made_from: str) -> Generation:
         """A new generation on disk and in memory, not yet in force."""
         try:
             workshop = self.store.workshop()
         except OSError as error:
             raise ConfigError([Problem(error.filename or settings.state.dir, 0, f"{error.strerror}", "")]) from None
-        answer = await run_compiler({**order(settings, around), "directory": workshop})
+        answer = await run_compiler({**order(settings, around), "directory": workshop, "fingerprint": made_from})
         if "errors" in answer:
             raise ConfigError([Problem(*p) for p in answer["errors"]])
         try:
@@ -503,8 +515,8 @@ class Supervisor:
         if (more := max(len(outcome.errors), len(outcome.problems)) - TOLD) > 0:
             log.warning("and %d more; embargo check shows all", more)
         if outcome.ok and self.generation is not None:
-            image = self.generation.image
-            log.info("generation %d is in force: %d names, %d networks", outcome.generation, len(image), image.networks)
+            built = self.generation.image
+            log.info("generation %d is in force: %d names, %d networks", outcome.generation, len(built), built.networks)
             self._watch_lists()
         elif self.generation is not None:
             log.error("the reload failed; generation %d stays in force", outcome.generation)
@@ -650,6 +662,12 @@ def _lock(directory: str) -> int:
         os.close(held)
         raise StartError(f"another agent runs with {directory}; stop it, or set [state] dir and runtime elsewhere") from None
     return held
+
+
+def fingerprint(settings: Config, around: Surroundings, files: sources.Snapshot) -> str:
+    """Of everything a generation is made from: this program, the configuration, the files, the addresses to spare."""
+    made_from = [embargo.__version__, image.VERSION, order(settings, around), sorted(files)]
+    return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
 
 
 async def run_compiler(order: dict[str, Any]) -> dict[str, Any]:
