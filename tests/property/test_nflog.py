@@ -2,6 +2,7 @@
 
 import struct
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,6 +42,26 @@ def test_ipv6_and_packets_without_ports() -> None:
     fragment[6:8] = b"\0\x10"
     ((record,), *_) = nflog.decode(message(PREFIX, attribute(9, bytes(fragment))))
     assert (record.sport, record.dport) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("headers", "proto", "dport"),
+    [
+        ([(0, b"\0" * 7)], 17, 853),  # hop-by-hop options
+        ([(0, b"\0" * 7), (60, b"\0" * 7)], 17, 853),
+        ([(60, b"\1" + b"\0" * 14)], 17, 853),  # options of 16 octets
+        ([(44, b"\0\0\0" + b"\0" * 4)], 17, 853),  # the first fragment has the ports
+        ([(44, b"\0\0\x08" + b"\0" * 4)], 17, 0),  # a later one has not
+        ([(44, b"\0\0\x08" + b"\0" * 4)] * 2, 44, 0),  # what follows a later fragment's header is no header
+        ([(0, b"\xff" + b"\0" * 6)], 17, 0),  # longer than what was kept of the packet
+    ],
+)
+def test_ipv6_extension_headers_are_walked(headers: list[tuple[int, bytes]], proto: int, dport: int) -> None:
+    kinds = [kind for kind, _ in headers] + [17]
+    chain = b"".join(bytes([following]) + rest for following, (_, rest) in zip(kinds[1:], headers, strict=True))
+    packet = UDP6[:6] + bytes([kinds[0]]) + UDP6[7:40] + chain + UDP6[40:]
+    ((record,), *_) = nflog.decode(message(PREFIX, attribute(9, packet)))
+    assert (record.proto, record.dport) == (proto, dport)
 
 
 def test_several_in_a_datagram_and_what_is_not_ours() -> None:

@@ -6,9 +6,9 @@ every message that failed, with its sequence number, which leads back to the obj
 
 Replacing content. An interval set that is created, filled and used in one transaction serves an empty array for a moment,
 so `replace` never does that: tables, class chains and new maps first; their elements next, in chunks, while nothing refers
-to them; then one transaction that switches the rules: that one is the change. The old maps go a moment later: deleting a map
-deactivates its elements, and a packet that is still on the old rules would find none (seen: one of 100,000 got through). If
-anything fails before the switch, the new maps go and the old rules were never touched.
+to them; then one transaction that switches the rules of all chains: that one is the change. The old maps go a moment later:
+deleting a map deactivates its elements, and a packet that is still on the old rules would find none (seen: one of 100,000
+got through). If anything fails up to the switch, the new maps go and the old rules were never touched.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from embargo.errors import FirewallError
@@ -45,16 +45,17 @@ from embargo.ruleset import (
 CHUNK = 10_000  # elements a transaction: the commit lock is shared by the whole namespace, a learnt address must not wait
 GRACE = 0.02  # seconds after which no packet is on the old rules any more; one spends microseconds there
 _ACK_TIMEOUT = 30.0  # seconds; a million elements take six
+_DUMP_TRIES = 20  # others may commit while we list; a list of names takes 80 microseconds
 
 _NETLINK_NETFILTER = 12
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 _SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK = 270, 10, 11
-_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP, _NLM_F_CREATE, _NLM_F_APPEND = 1, 4, 0x300, 0x400, 0x800
+_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP_INTR, _NLM_F_DUMP, _NLM_F_CREATE, _NLM_F_APPEND = 1, 4, 0x10, 0x300, 0x400, 0x800
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _NFNL_BEGIN, _NFNL_END, _NFTABLES = 0x10, 0x11, 10
 _INET = 1  # NFPROTO_INET
 (_NEWTABLE, _GETTABLE, _DELTABLE, _NEWCHAIN, _GETCHAIN, _DELCHAIN, _NEWRULE, _, _DELRULE, _NEWSET, _GETSET, _DELSET,
- _NEWSETELEM, _GETSETELEM, _DELSETELEM, _, _GETGEN, _, _NEWOBJ, _GETOBJ) = range(20)  # fmt: skip
+ _NEWSETELEM, _GETSETELEM, _DELSETELEM, _, _GETGEN, _, _NEWOBJ, _GETOBJ, _DELOBJ) = range(21)  # fmt: skip
 _NESTED = 0x8000
 
 _HEADER = struct.Struct("=IHHII")  # nlmsghdr
@@ -175,6 +176,10 @@ def delete_table(table: str) -> Message:
 def new_counter(table: str, name: str) -> Message:
     payload = _text(1, table) + _text(2, name) + _u32(3, 1) + _nest(4)
     return Message(_NEWOBJ, _NLM_F_CREATE, payload, f"add counter {name}")
+
+
+def delete_counter(table: str, name: str) -> Message:
+    return Message(_DELOBJ, 0, _text(1, table) + _text(2, name) + _u32(3, 1), f"delete counter {name}")
 
 
 def new_chain(table: str, chain: Chain) -> Message:
@@ -301,21 +306,19 @@ class Nftables:
         out.append(_header(_NFNL_END, _NLM_F_REQUEST, last + 1, struct.pack("=BBH", 0, 0, socket.htons(_NFTABLES))))
         self._send(b"".join(out), messages[0].about)
         failed: list[tuple[int, int]] = []
-        while True:
-            done = False
-            for kind, sequence, payload in self._receive(messages[0].about):
-                if kind != _NLMSG_ERROR or not begin <= sequence <= last + 1:
-                    continue
-                number = -int(struct.unpack_from("=i", payload)[0])
-                if number:
-                    failed.append((sequence, number))
-                done = done or sequence in (begin, last, last + 1)
-            if done:
-                break
+        done = False
+        while not done:
+            for kind, _, sequence, payload in self._receive(messages[0].about):
+                if kind == _NLMSG_ERROR and begin <= sequence <= last + 1:
+                    if number := _error(payload):
+                        failed.append((sequence, number))
+                    done = done or sequence in (begin, last, last + 1)
         if failed:
             sequence, number = failed[0]
             about = messages[min(max(sequence - begin - 1, 0), len(messages) - 1)].about
-            raise FirewallError(about, NEEDS if number == errno.EPERM else os.strerror(number))
+            if number == errno.EPERM and sequence != begin:  # we may change the firewall, but not this table
+                raise FirewallError(about, "another process owns the table")
+            raise FirewallError(about, _reason(number))
 
     def _send(self, data: bytes, about: str) -> None:
         if len(data) + 65536 > self._buffer:
@@ -329,65 +332,76 @@ class Nftables:
         except OSError as error:
             raise FirewallError(about, error.strerror or str(error)) from None
 
-    def _receive(self, about: str) -> list[tuple[int, int, bytes]]:
-        while True:
-            try:
-                data = self._sock.recv(1 << 20)
-                break
-            except InterruptedError:
-                continue
-            except TimeoutError:
-                raise FirewallError(about, f"the kernel did not answer in {_ACK_TIMEOUT:.0f} s") from None
-            except OSError as error:
-                raise FirewallError(about, error.strerror or str(error)) from None
+    def _receive(self, about: str) -> list[tuple[int, int, int, bytes]]:
+        """The messages of one datagram: (kind, flags, sequence, payload).
+
+        ENOBUFS can only mean a flood of errors, since one message of a batch is acknowledged and dumps wait for us: the batch
+        was refused, and that is what the caller is told.
+        """
+        try:
+            data = self._sock.recv(1 << 16)  # the kernel's datagrams are of 32 KiB at most
+        except TimeoutError:
+            raise FirewallError(about, f"the kernel did not answer in {_ACK_TIMEOUT:.0f} s") from None
+        except OSError as error:
+            raise FirewallError(about, error.strerror or str(error)) from None
         found = []
         offset = 0
         while offset + 16 <= len(data):
-            length, kind, _, sequence, _ = _HEADER.unpack_from(data, offset)
-            found.append((kind, sequence, data[offset + 16 : offset + length]))
+            length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
+            found.append((kind, flags, sequence, data[offset + 16 : offset + length]))
             offset += (length + 3) & ~3
         return found
 
-    def _dump(self, kind: int, payload: bytes, about: str, *, dump: bool = True) -> list[bytes]:
-        """The answers to a request, without their nfgenmsg. Nothing when there is no such table."""
+    def _dump(self, kind: int, payload: bytes, about: str) -> list[bytes]:
+        """The answers to a request for a list, all of one moment. Nothing when there is no such table."""
+        for _ in range(_DUMP_TRIES):
+            found, torn = self._ask(kind, payload, about, _NLM_F_DUMP)
+            if not torn:
+                return found
+        raise FirewallError(about, "others change the ruleset all the time")
+
+    def _ask(self, kind: int, payload: bytes, about: str, flags: int = 0) -> tuple[list[bytes], bool]:
+        """(the answers to a request without their nfgenmsg, whether somebody changed the ruleset between two of them)."""
         self._sequence += 1
-        flags = _NLM_F_REQUEST | (_NLM_F_DUMP if dump else 0)
         body = struct.pack("=BBH", _INET, 0, 0) + payload
-        self._send(_header(_NFTABLES << 8 | kind, flags, self._sequence, body), about)
+        self._send(_header(_NFTABLES << 8 | kind, _NLM_F_REQUEST | flags, self._sequence, body), about)
         found: list[bytes] = []
+        torn = False
         while True:
-            for got, sequence, data in self._receive(about):
+            for got, marks, sequence, data in self._receive(about):
                 if sequence != self._sequence:
                     continue
+                torn = torn or bool(marks & _NLM_F_DUMP_INTR)
                 if got == _NLMSG_ERROR:
-                    number = -int(struct.unpack_from("=i", data)[0])
+                    number = _error(data)
                     if number == errno.ENOENT:
-                        return []
-                    raise FirewallError(about, NEEDS if number == errno.EPERM else os.strerror(number))
+                        return [], False
+                    raise FirewallError(about, _reason(number))
                 if got == _NLMSG_DONE:
-                    return found
+                    return found, torn
                 found.append(data[4:])
-                if not dump:
-                    return found
+                if not flags:
+                    return found, False
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def generation_id(self) -> int:
         """The number of the last committed transaction in this namespace; six microseconds to ask."""
-        return int(struct.unpack("!I", _attributes(self._dump(_GETGEN, b"", "read generation", dump=False)[0])[1])[0])
+        return int(struct.unpack("!I", _attributes(self._ask(_GETGEN, b"", "read generation")[0][0])[1])[0])
 
     def has_table(self, table: str) -> bool:
-        return bool(self._dump(_GETTABLE, _text(1, table), "read table", dump=False))
+        return bool(self._ask(_GETTABLE, _text(1, table), "read table")[0])
 
-    def _names(self, kind: int, table: str, table_attr: int, name_attr: int) -> list[str]:
-        rows = map(_attributes, self._dump(kind, _text(table_attr, table), "list"))
-        return [_string(row[name_attr]) for row in rows if _string(row[table_attr]) == table]
+    def _rows(self, kind: int, table: str, table_attr: int, about: str) -> list[dict[int, bytes]]:
+        rows = map(_attributes, self._dump(kind, _text(table_attr, table), about))
+        return [row for row in rows if _string(row[table_attr]) == table]
 
     def sets(self, table: str) -> list[str]:
-        return self._names(_GETSET, table, 1, 2)
+        return [_string(row[2]) for row in self._rows(_GETSET, table, 1, "list sets")]
 
-    def chains(self, table: str) -> list[str]:
-        return self._names(_GETCHAIN, table, 1, 3)
+    def chains(self, table: str) -> dict[str, bool]:
+        """Name → whether a hook leads there."""
+        return {_string(row[3]): 4 in row for row in self._rows(_GETCHAIN, table, 1, "list chains")}
 
     def counters(self, table: str) -> dict[str, tuple[int, int]]:
         """Counter → (packets, bytes)."""
@@ -412,41 +426,43 @@ class Nftables:
 
     def replace(self, ruleset: Ruleset) -> None:
         """Put this ruleset in force instead of whatever the table holds, without a packet let through or lost."""
-        table = ruleset.table
-        old_sets, old_chains = self.sets(table), self.chains(table)
-        mine = {each.name for each in ruleset.sets}
-        stale = [name for name in old_sets if name in mine and not _kept(ruleset, name)]
-        if stale:  # left over from an attempt of the same generation that failed, or in use by it
-            raise FirewallError("replace", f"set {stale[0]} of this generation exists already")
+        old = self._holding(ruleset.table)
+        mine = {each.name for each in ruleset.sets if not each.keep}
+        if stale := mine & set(old.sets):  # left over from an attempt of the same generation that failed, or in use by it
+            raise FirewallError("replace", f"set {min(stale)} of this generation exists already")
         try:
-            self.transact([*_prepare(ruleset, old_chains)])
+            self.transact([*_prepare(ruleset, old)])
             for chunk in _fill(ruleset):
                 self.transact(chunk)
                 time.sleep(0.001)  # others wait for the same lock
-            self.transact([*_switch(ruleset)])
+            self.transact([*_switch(ruleset, old)])
         except FirewallError:
-            self._undo(ruleset, old_sets, old_chains)
+            self._undo(ruleset.table, old)
             raise
-        if remains := [*_remains(ruleset, old_sets, old_chains)]:
+        if remains := [*_remains(ruleset, old)]:
             time.sleep(GRACE)
             with contextlib.suppress(FirewallError):  # nothing refers to them; the next replacement takes them along
                 self.transact(remains)
 
-    def _undo(self, ruleset: Ruleset, old_sets: list[str], old_chains: list[str]) -> None:
-        table = ruleset.table
-        try:
-            left = [delete_set(table, name) for name in self.sets(table) if name not in old_sets]
-            left += [flush_chain(table, name) for name in self.chains(table) if name not in old_chains]
-            left += [delete_chain(table, name) for name in self.chains(table) if name not in old_chains]
+    def _holding(self, table: str) -> "_Holding":
+        return _Holding(self.has_table(table), self.sets(table), self.chains(table), list(self.counters(table)))
+
+    def _undo(self, table: str, old: "_Holding") -> None:
+        with contextlib.suppress(FirewallError):  # what stays is used by nothing, and the first failure is the one to tell
+            if not old.table:
+                return self.remove(table)
+            now = self._holding(table)
+            chains = [name for name in now.chains if name not in old.chains]
+            left = [delete_set(table, name) for name in now.sets if name not in old.sets]
+            left += [flush_chain(table, name) for name in chains] + [delete_chain(table, name) for name in chains]
+            left += [delete_counter(table, name) for name in now.counters if name not in old.counters]
             if left:
                 self.transact(left)
-        except FirewallError:
-            pass  # what stays is referred to by nothing, and the first failure is the one to tell
 
     def check(self, ruleset: Ruleset) -> None:
         """A dry run: the kernel builds the ruleset and forgets it, in one transaction. Raises FirewallError."""
         fill = [message for chunk in _fill(ruleset) for message in chunk]
-        self.transact([*_prepare(ruleset, []), *fill, *_switch(ruleset), delete_table(ruleset.table)])
+        self.transact([*_prepare(ruleset, _NOTHING), *fill, *_switch(ruleset, _NOTHING), delete_table(ruleset.table)])
 
     def remove(self, table: str) -> None:
         if self.has_table(table):
@@ -454,13 +470,35 @@ class Nftables:
 
 
 NEEDS = "the kernel wants CAP_NET_ADMIN; run as root, or set [firewall] enabled = false"
+_REASONS = {
+    errno.EPERM: NEEDS,
+    errno.EEXIST: "exists already, or overlaps",
+    errno.ENOENT: "no such thing in the table, or the kernel lacks a module: nft_log, nft_limit, nft_reject_inet, nft_redir",
+}
 
 
-def _kept(ruleset: Ruleset, name: str) -> bool:
-    return any(each.name == name and each.keep for each in ruleset.sets)
+def _reason(number: int) -> str:
+    return _REASONS.get(number) or os.strerror(number)
 
 
-def _prepare(ruleset: Ruleset, old_chains: Sequence[str]) -> Iterator[Message]:
+def _error(payload: bytes) -> int:
+    """The errno of an NLMSG_ERROR, 0 for an acknowledgement."""
+    return -int(struct.unpack_from("=i", payload)[0])
+
+
+class _Holding(NamedTuple):
+    """What a table holds, by name."""
+
+    table: bool
+    sets: Sequence[str]
+    chains: Mapping[str, bool]  # whether a hook leads there
+    counters: Sequence[str]
+
+
+_NOTHING = _Holding(False, (), {}, ())
+
+
+def _prepare(ruleset: Ruleset, old: _Holding) -> Iterator[Message]:
     """Everything that can stand there before it is used: table, counters, new class chains, empty sets."""
     table = ruleset.table
     yield new_table(table)
@@ -470,7 +508,7 @@ def _prepare(ruleset: Ruleset, old_chains: Sequence[str]) -> Iterator[Message]:
         yield new_set(table, each, number)
     classes = {element.chain for each in ruleset.sets for element in each.elements}
     for chain in ruleset.chains:
-        if chain.name not in old_chains and (chain.name in classes):
+        if chain.name in classes and chain.name not in old.chains:
             yield new_chain(table, chain)
             for rule in chain.rules:
                 yield new_rule(table, chain.name, rule)
@@ -485,25 +523,26 @@ def _fill(ruleset: Ruleset) -> Iterator[list[Message]]:
             yield list(_element_messages(ruleset.table, each.name, _NEWSETELEM, _encode_elements(each, part)))
 
 
-def _switch(ruleset: Ruleset) -> Iterator[Message]:
-    """The change: the rules of every chain."""
+def _switch(ruleset: Ruleset, old: _Holding) -> Iterator[Message]:
+    """The change: the rules of every chain, and none any more in a hook that the new rules leave alone."""
     table = ruleset.table
     for chain in ruleset.chains:
         yield new_chain(table, chain)
-        yield flush_chain(table, chain.name)
+    hooked = [name for name, hook in old.chains.items() if hook]
+    for name in dict.fromkeys([*hooked, *(chain.name for chain in ruleset.chains)]):
+        yield flush_chain(table, name)
     for chain in ruleset.chains:
         for rule in chain.rules:
             yield new_rule(table, chain.name, rule)
 
 
-def _remains(ruleset: Ruleset, old_sets: Sequence[str], old_chains: Sequence[str]) -> Iterator[Message]:
+def _remains(ruleset: Ruleset, old: _Holding) -> Iterator[Message]:
     """What the old rules used and the new ones do not."""
     table = ruleset.table
-    mine = {each.name for each in ruleset.sets}
-    names = {chain.name for chain in ruleset.chains}
-    gone = [name for name in old_chains if name not in names]
+    sets, chains = {each.name for each in ruleset.sets}, {chain.name for chain in ruleset.chains}
+    gone = [name for name in old.chains if name not in chains]
     yield from (flush_chain(table, name) for name in gone)
-    yield from (delete_set(table, name) for name in old_sets if name not in mine)
+    yield from (delete_set(table, name) for name in old.sets if name not in sets)
     yield from (delete_chain(table, name) for name in gone)
 
 

@@ -47,6 +47,9 @@ _ATTRIBUTE = struct.Struct("=HH")
 _PORTS = struct.Struct("!HH")
 _U32 = struct.Struct("!I")
 _WITH_PORTS = frozenset({6, 17, 33, 132, 136})
+_OPTIONS = frozenset({0, 43, 60})  # hop-by-hop, routing and destination options (RFC 8200): next header, length in 8 octets
+_FRAGMENT = 44
+_MAX_OPTIONS = 4  # headers walked; SNAPLEN holds no more than three
 
 
 def decode(data: bytes) -> tuple[list[Record], int, int]:
@@ -110,7 +113,7 @@ def _flow(packet: bytes) -> tuple[int, bytes, bytes, int, int, int] | None:
         proto, fragment = packet[9], int.from_bytes(packet[6:8]) & 0x1FFF
         family, src, dst = 4, packet[12:16], packet[16:20]
     elif version == 6 and len(packet) >= 40:
-        header, proto, fragment = 40, packet[6], 0
+        header, proto, fragment = _behind_options(packet)
         family, src, dst = 6, packet[8:24], packet[24:40]
     else:
         return None
@@ -120,13 +123,29 @@ def _flow(packet: bytes) -> tuple[int, bytes, bytes, int, int, int] | None:
     return family, src, dst, proto, 0, 0
 
 
+def _behind_options(packet: bytes) -> tuple[int, int, int]:
+    """(offset, protocol, fragment offset) of what an IPv6 packet carries behind its extension headers."""
+    header, proto, fragment = 40, packet[6], 0
+    for _ in range(_MAX_OPTIONS):
+        if fragment or len(packet) < header + 8:
+            break  # a later fragment starts in the middle of something
+        if proto in _OPTIONS:
+            proto, header = packet[header], header + 8 * (packet[header + 1] + 1)
+        elif proto == _FRAGMENT:
+            fragment = int.from_bytes(packet[header + 2 : header + 4]) >> 3
+            proto, header = packet[header], header + 8
+        else:
+            break
+    return header, proto, fragment
+
+
 class NfLog:
     """One group, bound: only one process may read a group."""
 
     def __init__(self, group: int) -> None:
         self.lost = 0
         self._expected = -1
-        self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+        self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
         try:
             self._sock.bind((0, 0))
             self._sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
@@ -191,4 +210,6 @@ def _attribute(kind: int, value: bytes) -> bytes:
 def _explain(error: OSError) -> str:
     if error.errno in (errno.EBUSY, errno.EPERM):
         return "another process reads it, or CAP_NET_ADMIN is missing; set [firewall] log_group to a free number"
+    if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
+        return "the kernel has no nfnetlink_log; load that module"
     return error.strerror or errno.errorcode.get(error.errno or 0, str(error))
