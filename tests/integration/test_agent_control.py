@@ -6,6 +6,8 @@ import re
 import shutil
 import signal
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -176,3 +178,19 @@ def test_every_verb_and_option_has_help(agent: Agent) -> None:
         help_ = agent.cli(verb, "--help").stdout
         assert "--config" in help_, text
         assert all(len(line.split()) > 1 for line in help_.splitlines() if line.startswith("  -"))
+
+
+def test_the_log_is_followed_through_a_rotation(tmp_path: Path) -> None:
+    with running(tmp_path, log={"max_bytes": 4096}) as agent:
+        command = [sys.executable, "-m", "embargo", "log", "-f", "--json", "--layer", "dns", "-c", str(agent.config)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as follower:
+            try:
+                assert follower.stdout is not None
+                seen = []
+                for number in range(40):
+                    agent.rcode(f"n{number}.alipay.example")
+                    seen.append(json.loads(follower.stdout.readline())["qname"])
+                assert seen == [f"n{number}.alipay.example" for number in range(40)]
+                assert (tmp_path / "events.jsonl.1").exists()
+            finally:
+                follower.kill()

@@ -449,15 +449,8 @@ class Nftables:
 
     def _undo(self, table: str, old: "_Holding") -> None:
         with contextlib.suppress(FirewallError):  # what stays is used by nothing, and the first failure is the one to tell
-            if not old.table:
-                return self.remove(table)
-            now = self._holding(table)
-            chains = [name for name in now.chains if name not in old.chains]
-            left = [delete_set(table, name) for name in now.sets if name not in old.sets]
-            left += [flush_chain(table, name) for name in chains] + [delete_chain(table, name) for name in chains]
-            left += [delete_counter(table, name) for name in now.counters if name not in old.counters]
-            if left:
-                self.transact(left)
+            if additions := [*_additions(table, old, self._holding(table))]:
+                self.transact(additions)
 
     def check(self, ruleset: Ruleset) -> None:
         """A dry run: the kernel builds the ruleset and forgets it, in one transaction. Raises FirewallError."""
@@ -496,6 +489,19 @@ class _Holding(NamedTuple):
 
 
 _NOTHING = _Holding(False, (), {}, ())
+
+
+def _additions(table: str, old: _Holding, now: _Holding) -> Iterator[Message]:
+    """Away with what came since."""
+    if not old.table:
+        if now.table:
+            yield delete_table(table)
+        return
+    chains = [name for name in now.chains if name not in old.chains]
+    yield from (delete_set(table, name) for name in now.sets if name not in old.sets)
+    yield from (flush_chain(table, name) for name in chains)
+    yield from (delete_chain(table, name) for name in chains)
+    yield from (delete_counter(table, name) for name in now.counters if name not in old.counters)
 
 
 def _prepare(ruleset: Ruleset, old: _Holding) -> Iterator[Message]:
