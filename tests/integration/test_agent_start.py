@@ -114,6 +114,17 @@ def test_without_any_app_it_does_not_start(tmp_path: Path) -> None:
     assert "lists.apps: no app in" in refuses(agent, 2)
 
 
+def test_a_missing_directory_and_an_unreadable_list_are_named(tmp_path: Path) -> None:
+    agent = Agent(tmp_path)
+    agent.write_config(lists={"apps": [str(tmp_path / "apps"), str(tmp_path / "missing")]})
+    assert f"{tmp_path}/missing: there is no such directory, create it" in agent.cli("check", status=1).stdout
+    (tmp_path / "apps/qq/core.list").unlink()
+    (tmp_path / "apps/qq/core.list").symlink_to("nothing")
+    said = agent.cli("check", status=1).stdout
+    assert f"{tmp_path}/apps/qq/core.list: it cannot be read: No such file or directory" in said
+    assert "missing: there is no such directory" in said, "all problems at once"
+
+
 def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     agent = Agent(tmp_path)
     (tmp_path / "file").write_text("")
