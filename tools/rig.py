@@ -132,10 +132,13 @@ class Rig:
         return ["ip", "netns", "exec", self._names[role]]
 
     def run(self, role: str, *command: str, check: bool = True, seconds: float = 30) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*self.prefix(role), *command], check=check, capture_output=True, text=True, timeout=seconds,
+        done = subprocess.run(
+            [*self.prefix(role), *command], check=False, capture_output=True, text=True, timeout=seconds,
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
+        if check and done.returncode:
+            raise RuntimeError(f"{' '.join(command)}: status {done.returncode}: {done.stderr.strip()}")
+        return done
 
     def start(self, role: str, *command: str) -> subprocess.Popen[bytes]:
         """A process that dies with this one, and is killed at the end."""

@@ -45,6 +45,7 @@ from embargo.ruleset import (
 CHUNK = 10_000  # elements a transaction: the commit lock is shared by the whole namespace, a learnt address must not wait
 GRACE = 0.02  # seconds after which no packet is on the old rules any more; one spends microseconds there
 _ACK_TIMEOUT = 30.0  # seconds; a million elements take six
+_DATAGRAM = 1 << 16  # octets; the kernel's are of 32 KiB at most
 _DUMP_TRIES = 20  # others may commit while we list; a list of names takes 80 microseconds
 
 _NETLINK_NETFILTER = 12
@@ -333,17 +334,15 @@ class Nftables:
             raise FirewallError(about, error.strerror or str(error)) from None
 
     def _receive(self, about: str) -> list[tuple[int, int, int, bytes]]:
-        """The messages of one datagram: (kind, flags, sequence, payload).
-
-        ENOBUFS can only mean a flood of errors, since one message of a batch is acknowledged and dumps wait for us: the batch
-        was refused, and that is what the caller is told.
-        """
+        """The messages of one datagram: (kind, flags, sequence, payload)."""
         try:
-            data = self._sock.recv(1 << 16)  # the kernel's datagrams are of 32 KiB at most
+            data = self._sock.recv(_DATAGRAM)
         except TimeoutError:
             raise FirewallError(about, f"the kernel did not answer in {_ACK_TIMEOUT:.0f} s") from None
         except OSError as error:
-            raise FirewallError(about, error.strerror or str(error)) from None
+            if error.errno == errno.ENOBUFS:
+                self._drain()
+            raise FirewallError(about, _reason(error.errno or 0)) from None
         found = []
         offset = 0
         while offset + 16 <= len(data):
@@ -351,6 +350,14 @@ class Nftables:
             found.append((kind, flags, sequence, data[offset + 16 : offset + length]))
             offset += (length + 3) & ~3
         return found
+
+    def _drain(self) -> None:
+        """After an overrun the kernel sends nothing more until everything has been read."""
+        self._sock.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._sock.recv(_DATAGRAM)
+        self._sock.settimeout(_ACK_TIMEOUT)
 
     def _dump(self, kind: int, payload: bytes, about: str) -> list[bytes]:
         """The answers to a request for a list, all of one moment. Nothing when there is no such table."""
@@ -465,6 +472,8 @@ class Nftables:
 NEEDS = "the kernel wants CAP_NET_ADMIN; run as root, or set [firewall] enabled = false"
 _REASONS = {
     errno.EPERM: NEEDS,
+    # one message of a batch is acknowledged and lists wait for us to read: only a flood of errors fills the buffer
+    errno.ENOBUFS: "more refusals than could be read",
     errno.EEXIST: "exists already, or overlaps",
     errno.ENOENT: "no such thing in the table, or the kernel lacks a module: nft_log, nft_limit, nft_reject_inet, nft_redir",
 }
