@@ -19,7 +19,7 @@ import click
 import embargo
 from embargo import config, ruleset, show
 from embargo.config import Config
-from embargo.daemon import compiler, control, endpoints, explain, machine, privileges, sources, supervisor
+from embargo.daemon import compiler, control, endpoints, explain, machine, privileges, sources, supervisor, surroundings
 from embargo.daemon.control import ControlError, NotRunning
 from embargo.daemon.endpoints import ListenError
 from embargo.daemon.netlink import Nftables
@@ -110,7 +110,7 @@ def run(file: str) -> None:
 
 
 async def _run(settings: Config) -> None:
-    around = await asyncio.to_thread(supervisor.surroundings, settings)
+    around = await asyncio.to_thread(surroundings.look, settings)
     await Supervisor(settings, around).run(control.serve, _ready)
 
 
@@ -174,7 +174,7 @@ def _why_offline(settings: Config, subject: str, qtype: str, client: str) -> Tol
 
 
 def _compiled(settings: Config) -> tuple[sources.Loaded, Image, Any]:
-    protected = supervisor.protected(settings, supervisor.surroundings(settings))
+    protected = surroundings.protected(settings, surroundings.look(settings))
     loaded = sources.load(settings, compiler.guard(protected))
     data, board = compiler.build(settings, loaded)
     return loaded, Image(data), board
@@ -216,9 +216,9 @@ def check(file: str, as_json: bool) -> None:
 
 
 def _check_lists(settings: Config) -> list[Problem]:
-    around = supervisor.surroundings(settings)
+    around = surroundings.look(settings)
     try:
-        loaded = sources.load(settings, compiler.guard(supervisor.protected(settings, around)))
+        loaded = sources.load(settings, compiler.guard(surroundings.protected(settings, around)))
     except ConfigError as error:
         return list(error.problems)
     problems = [*loaded.problems, *compiler.harmed(loaded)]
@@ -239,8 +239,8 @@ def _check_lists(settings: Config) -> list[Problem]:
 
 
 def _check_machine(settings: Config) -> Iterator[Problem]:
-    around = supervisor.surroundings(settings)
-    yield from supervisor.asking_itself(settings, around)
+    around = surroundings.look(settings)
+    yield from surroundings.asking_itself(settings, around)
     if not around.upstreams:
         yield Problem(
             settings.file,

@@ -196,7 +196,7 @@ def _sets(what: Spec) -> Iterator[Set]:
     if what.lan:
         yield Set(f"lan_{generation}", "ifname", words=what.lan)
     if what.fail == "open":  # also where nothing is intercepted: the guardian renews it without asking
-        yield Set("alive", "inet_proto", timeout=True, keep=True)
+        yield Set("alive", "ifname", timeout=True, keep=True)
 
 
 def _chains(what: Spec) -> Iterator[Chain]:
@@ -256,11 +256,10 @@ def _ports(what: Spec, lan: str, excepted: set[int]) -> Iterator[Rule]:
         if class_ in on:
             yield from (Rule((Meta("iifname", lan), Port(*port), Jump(chain_name(class_)))) for port in ports)
     if what.intercept_port:
-        alive = (Meta("l4proto", "@alive"),) if what.fail == "open" else ()
         for proto in ("udp", "tcp"):
             reject = Reject("reset" if proto == "tcp" else "port")
             yield Rule(
-                (Meta("iifname", lan), *alive, Port(proto, 53), Counter("intercept_leak"), reject),
+                (Meta("iifname", _policed(what, lan)), Port(proto, 53), Counter("intercept_leak"), reject),
                 "only this gateway's resolver",
             )
 
@@ -268,9 +267,14 @@ def _ports(what: Spec, lan: str, excepted: set[int]) -> Iterator[Rule]:
 def _intercept(what: Spec, lan: str, excepted: set[int]) -> Iterator[Rule]:
     for family in sorted(excepted):
         yield Rule((Address(family, "saddr", f"except{family}_{what.generation}"), Return()), "clients never policed")
-    alive = (Meta("l4proto", "@alive"),) if what.fail == "open" else ()
     for proto in ("udp", "tcp"):
-        yield Rule((Meta("iifname", lan), *alive, Port(proto, 53), Redirect(what.intercept_port)), "any other resolver is us")
+        interface = Meta("iifname", _policed(what, lan))
+        yield Rule((interface, Port(proto, 53), Redirect(what.intercept_port)), "any other resolver is us")
+
+
+def _policed(what: Spec, lan: str) -> str:
+    """Where port 53 is ours: on the lan interfaces, or on those of them that the guardian says are answered just now."""
+    return "@alive" if what.fail == "open" else lan
 
 
 # ── as text ──────────────────────────────────────────────────────────────────────────────────────────────────────────────

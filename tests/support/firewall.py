@@ -113,8 +113,8 @@ class Firewall:
                     assert_never(expression)
 
     def _meta(self, key: str, value: str, packet: Packet) -> bool:
-        if value == "@alive":
-            return self._alive
+        if value == "@alive":  # the guardian puts the lan interfaces there
+            return self._alive and any(packet.iif in each.words for name, each in self._sets.items() if name.startswith("lan_"))
         if value.startswith("@"):
             return {"iifname": packet.iif, "oifname": packet.oif}[key] in self._sets[value[1:]].words
         return value == {"nfproto": f"ipv{packet.family}", "l4proto": packet.proto}[key]

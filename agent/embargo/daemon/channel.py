@@ -5,11 +5,12 @@ hosts, many networks) travels as a sealed file in memory, whose descriptor is th
 """
 
 import array
+import asyncio
 import fcntl
 import json
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from embargo.errors import EmbargoError
@@ -98,6 +99,29 @@ class Channel:
             _close(fds)
             raise
         return message, fds
+
+
+async def orders(channel: Channel) -> AsyncGenerator[tuple[Message, list[int]], None]:
+    """What comes over a channel, until the other side is gone. To be closed (`aclosing`), so that nobody reads on."""
+    loop = asyncio.get_running_loop()
+    inbox: asyncio.Queue[tuple[Message, list[int]] | None] = asyncio.Queue()
+
+    def readable() -> None:
+        try:
+            received = channel.receive()
+        except BlockingIOError:
+            return
+        if received is None:
+            loop.remove_reader(channel.fileno())
+        inbox.put_nowait(received)
+
+    channel.setblocking(False)
+    loop.add_reader(channel.fileno(), readable)
+    try:
+        while (received := await inbox.get()) is not None:
+            yield received
+    finally:
+        loop.remove_reader(channel.fileno())
 
 
 def _memory(data: bytes) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 
 import embargo
 from embargo import lists
-from embargo.daemon import endpoints, explain, sources, supervisor
+from embargo.daemon import endpoints, explain, sources, supervisor, workshop
 from embargo.daemon.child import ChildError
 from embargo.daemon.supervisor import Outcome, StartError, Supervisor
 from embargo.errors import ConfigError, EmbargoError, Problem
@@ -205,7 +205,7 @@ class _Control:
         except ValueError as error:
             return {"ok": False, "error": str(error)}
         try:
-            answer = await supervisor.run_compiler({**supervisor.order(agent.settings, agent.around), "matching": text})
+            answer = await workshop.run({**workshop.order(agent.settings, agent.around), "matching": text})
         except ConfigError:
             answer = {}  # the lists cannot be used just now; the verdict stands without them
         told["lines"] = answer.get("matching", [])

@@ -6,6 +6,7 @@ rules where they are: what the kernel does without us stands in the rules.
 """
 
 import asyncio
+import contextlib
 import ipaddress
 import mmap
 import os
@@ -18,7 +19,7 @@ from typing import Any
 
 from embargo import events, ruleset
 from embargo.daemon import netlink, privileges
-from embargo.daemon.channel import Channel
+from embargo.daemon.channel import Channel, orders
 from embargo.daemon.netlink import Nftables
 from embargo.daemon.nflog import NfLog, Record
 from embargo.daemon.outbox import Ledger, Outbox
@@ -119,7 +120,9 @@ class Guardian:
 
     def alive(self) -> None:
         """Somebody answers: for the next seconds port 53 may be redirected (fail = "open")."""
-        self._kernel.transact(netlink.alive(ruleset.TABLE))
+        messages = netlink.alive(ruleset.TABLE, self._wanted.lan) if self._wanted is not None else []
+        if messages:
+            self._kernel.transact(messages)
 
     def _heal(self) -> None:
         """Somebody may have flushed the ruleset: lay ours down again. Asking for the kernel's generation costs microseconds."""
@@ -233,31 +236,17 @@ async def obey(guardian: Guardian, order: dict[str, Any], fds: list[int]) -> dic
 
 async def serve(channel: Channel, ledger: Ledger) -> None:
     privileges.keep((privileges.CAP_NET_ADMIN,))
-    loop = asyncio.get_running_loop()
-    orders: asyncio.Queue[tuple[dict[str, Any], list[int]] | None] = asyncio.Queue()
-
-    def readable() -> None:
-        try:
-            received = channel.receive()
-        except BlockingIOError:
-            return
-        if received is None:
-            loop.remove_reader(channel.fileno())
-        orders.put_nowait(received)
-
-    channel.setblocking(False)
-    loop.add_reader(channel.fileno(), readable)
-    guardian = Guardian(channel, ledger)
-    while received := await orders.get():
-        order, fds = received
-        try:
-            answer = {"op": "done", "id": order.get("id"), **await obey(guardian, order, fds)}
-        except FirewallError as error:
-            answer = {"op": "error", "id": order.get("id"), "error": str(error)}
-        while order.get("id") is not None and not guardian.report(answer):  # drops may have filled the channel
-            await asyncio.sleep(0.01)
-        if order["op"] == "stop":
-            return
+    async with contextlib.aclosing(orders(channel)) as inbox:
+        guardian = Guardian(channel, ledger)
+        async for order, fds in inbox:
+            try:
+                answer = {"op": "done", "id": order.get("id"), **await obey(guardian, order, fds)}
+            except FirewallError as error:
+                answer = {"op": "error", "id": order.get("id"), "error": str(error)}
+            while order.get("id") is not None and not guardian.report(answer):  # drops may have filled the channel
+                await asyncio.sleep(0.01)
+            if order["op"] == "stop":
+                return
 
 
 def main() -> None:

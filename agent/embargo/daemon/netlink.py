@@ -561,8 +561,9 @@ def _remains(ruleset: Ruleset, old: _Holding) -> Iterator[Message]:
     yield from (delete_chain(table, name) for name in gone)
 
 
-def alive(table: str, seconds: int = ALIVE_SECONDS) -> list[Message]:
-    return timed_elements(table, "alive", [(b"\x06", seconds), (b"\x11", seconds)])
+def alive(table: str, lan: Iterable[str], seconds: int = ALIVE_SECONDS) -> list[Message]:
+    """The interfaces whose clients are answered, for so long."""
+    return timed_elements(table, "alive", [(name.encode().ljust(16, b"\0"), seconds) for name in lan])
 
 
 def _header(kind: int, flags: int, sequence: int, payload: bytes) -> bytes:

@@ -6,6 +6,7 @@ needs nothing from the supervisor.
 """
 
 import asyncio
+import contextlib
 import mmap
 import os
 import resource
@@ -19,7 +20,7 @@ from typing import Any
 from embargo import events, lists, message, names
 from embargo.cache import Cache
 from embargo.daemon import intake, privileges
-from embargo.daemon.channel import Channel
+from embargo.daemon.channel import Channel, orders
 from embargo.daemon.forward import Forwarder
 from embargo.daemon.outbox import Ledger, Outbox
 from embargo.engine import Drop, Engine, Forward, Joined, Reply, Zones
@@ -341,7 +342,6 @@ def _image(fd: int) -> Image:
 
 async def serve(channel: Channel, ledger: Ledger | None = None) -> None:
     """The worker's life: start, then policies and questions, until `stop` or the supervisor is gone."""
-    loop = asyncio.get_running_loop()
 
     def taken(send: Callable[[], None]) -> bool:
         try:
@@ -359,46 +359,36 @@ async def serve(channel: Channel, ledger: Ledger | None = None) -> None:
         return taken(lambda: channel.send_events(lines, lost))
 
     resolver = Resolver(report, send_events, ledger)
-    inbox: asyncio.Queue[tuple[dict[str, Any], list[int]] | None] = asyncio.Queue()
+    async with contextlib.aclosing(orders(channel)) as inbox:
+        async for order, fds in inbox:
+            answer = await _obey(resolver, order, fds)
+            for _ in range(ANSWER_TRIES if answer else 0):  # events may have filled the channel; an answer is waited for
+                if report(answer):
+                    break
+                await asyncio.sleep(0.01)
+            if order["op"] == "stop":
+                return
+    await resolver.stop()
 
-    def readable() -> None:
-        try:
-            received = channel.receive()
-        except BlockingIOError:
-            return
-        if received is None:
-            loop.remove_reader(channel.fileno())
-        inbox.put_nowait(received)
 
-    channel.setblocking(False)
-    loop.add_reader(channel.fileno(), readable)
-    while received := await inbox.get():
-        order, fds = received
-        answer: dict[str, Any] = {"op": "done", "id": order.get("id")}
-        try:
-            match order["op"]:
-                case "start":
-                    await _start(resolver, order, fds)
-                case "policy":
-                    _adopt(resolver, order, fds[0])
-                case "passed":
-                    resolver.passed(order["number"])
-                    continue
-                case "stats":
-                    answer |= {"op": "stats", **resolver.stats()}
-                case "stop":
-                    await resolver.stop()
-        except Exception as error:  # reported to the supervisor, which decides; the old judgement stays in force
-            answer = {"op": "error", "id": order.get("id"), "error": f"{type(error).__name__}: {error}"}
-        for _ in range(ANSWER_TRIES):  # events may have filled the channel; an answer is waited for
-            if report(answer):
-                break
-            await asyncio.sleep(0.01)
-        if order["op"] == "stop":
-            break
-    else:
-        await resolver.stop()
-    loop.remove_reader(channel.fileno())
+async def _obey(resolver: Resolver, order: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+    """Carry out one order; the answer, empty where none is expected."""
+    try:
+        match order["op"]:
+            case "start":
+                await _start(resolver, order, fds)
+            case "policy":
+                _adopt(resolver, order, fds[0])
+            case "passed":
+                resolver.passed(order["number"])
+                return {}
+            case "stats":
+                return {"op": "stats", "id": order.get("id"), **resolver.stats()}
+            case "stop":
+                await resolver.stop()
+    except Exception as error:  # reported to the supervisor, which decides; the old judgement stays in force
+        return {"op": "error", "id": order.get("id"), "error": f"{type(error).__name__}: {error}"}
+    return {"op": "done", "id": order.get("id")}
 
 
 def _adopt(resolver: Resolver, order: dict[str, Any], fd: int) -> None:

@@ -9,33 +9,29 @@ import asyncio
 import contextlib
 import fcntl
 import grp
-import hashlib
-import json
 import logging
 import os
 import pwd
 import signal
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import embargo
-from embargo import config, image
+from embargo import config
 from embargo.config import Config
-from embargo.daemon import endpoints, machine, notify, privileges, sources
+from embargo.daemon import endpoints, machine, notify, privileges, sources, surroundings, workshop
 from embargo.daemon.child import Child, ChildError
-from embargo.daemon.endpoints import Endpoint, ListenError, Sockets
+from embargo.daemon.endpoints import ListenError, Sockets
 from embargo.daemon.generations import Generation, Store
 from embargo.daemon.journal import Journal
-from embargo.daemon.machine import Interface
 from embargo.daemon.netlink import NEEDS, Nftables
+from embargo.daemon.surroundings import Surroundings
 from embargo.daemon.watch import Watch
 from embargo.daemon.workers import Settings, Workers
 from embargo.errors import ConfigError, EmbargoError, FirewallError, ImageError, Problem
 from embargo.ruleset import TABLE
-from embargo.upstream import Server
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +39,6 @@ STABLE = 0.25  # seconds without a change before a changed file is read: editors
 PATIENCE = 0.5  # seconds after which it is read all the same
 RESCAN = 30.0  # seconds; bind and network mounts send no hints
 HEARTBEAT = 1.0  # seconds between two proofs that somebody answers, where fail = "open" hangs on them
-COMPILE = 120.0  # seconds for one compile
 APPLY = 60.0  # seconds for the firewall to take a generation
 TOLD = 20  # problems told one by one; a list of another kind may have as many as lines
 MAX_WORKERS = 4  # of workers = "auto": more take memory and win little on a gateway
@@ -62,62 +57,6 @@ class Outcome:
     generation: int
     errors: tuple[Problem, ...] = ()
     problems: tuple[Problem, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What the machine says at the moment of a reload."""
-
-    interfaces: tuple[Interface, ...]
-    endpoints: tuple[Endpoint, ...]
-    upstreams: tuple[Server, ...]
-    gateways: tuple[str, ...]
-
-
-def surroundings(settings: Config) -> Surroundings:
-    interfaces = machine.interfaces()
-    wanted = endpoints.wanted(settings, interfaces)
-    upstreams = settings.dns.upstream
-    if settings.dns.upstream_system:
-        own = {(each.address.partition("%")[0], each.port) for each in wanted}
-        own |= {(i.address, each.port) for i in interfaces for each in wanted if each.address in ("0.0.0.0", "::")}
-        upstreams = tuple(dict.fromkeys((*upstreams, *machine.system_resolvers(own))))
-    return Surroundings(interfaces, wanted, upstreams, machine.gateways())
-
-
-def protected(settings: Config, around: Surroundings) -> list[tuple[str, str]]:
-    """The networks that no list may block, each with its role."""
-    servers = [*around.upstreams, *(server for _, servers in settings.dns.forward for server in servers)]
-    found = [(each.address, "this gateway's own") for each in around.interfaces]
-    found += [(each.network, "on the LAN") for each in around.interfaces if each.name in settings.firewall.lan]
-    found += [(address, "the next hop's") for address in around.gateways]
-    found += [(server.address, sources.UPSTREAM) for server in servers]
-    return [(address.partition("%")[0], role) for address, role in found]
-
-
-def asking_itself(settings: Config, around: Surroundings) -> list[Problem]:
-    """The configured upstreams that are this agent's own addresses."""
-    own = {(each.address.partition("%")[0], each.port) for each in around.endpoints}
-    named = [("upstream", server) for server in settings.dns.upstream]
-    named += [("forward", server) for _, servers in settings.dns.forward for server in servers]
-    hint = "name the resolver that it is to ask"
-    return [
-        Problem(settings.file, settings.line("dns", key), f"dns.{key}: {server} is this agent itself", hint)
-        for key, server in named
-        if (server.address.partition("%")[0], server.port) in own
-    ]
-
-
-def resolver_settings(settings: Config, around: Surroundings, hosts: dict[str, list[str]]) -> Settings:
-    return {
-        "allow_from": list(endpoints.local_networks(settings, around.interfaces)),
-        "block_mode": settings.dns.block_mode if isinstance(settings.dns.block_mode, str) else list(settings.dns.block_mode),
-        "block_ttl": settings.dns.block_ttl,
-        "upstream": list(map(str, around.upstreams)),
-        "forward": {zone: list(map(str, servers)) for zone, servers in settings.dns.forward},
-        "hosts": hosts,
-        "log_names": settings.log.names,
-    }
 
 
 class Supervisor:
@@ -335,7 +274,7 @@ class Supervisor:
         return self.generation, self._resolver_settings(self.generation)
 
     def _resolver_settings(self, generation: Generation) -> Settings:
-        return resolver_settings(generation.settings, self.around, generation.report["hosts"])
+        return surroundings.resolver_settings(generation.settings, self.around, generation.report["hosts"])
 
     # ── reload ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -375,10 +314,10 @@ class Supervisor:
         self._seen = self._snapshot()  # before anything is read: a later change is another reload
         try:
             settings = self._read_settings() if why != "start" else self.settings
-            around = await asyncio.to_thread(surroundings, settings)
-            if loops := asking_itself(settings, around):
+            around = await asyncio.to_thread(surroundings.look, settings)
+            if loops := surroundings.asking_itself(settings, around):
                 raise ConfigError(loops)
-            made_from = fingerprint(settings, around, self._seen)
+            made_from = workshop.fingerprint(settings, around, self._seen)
             new = self._last_one(settings, made_from) if old is None else None
             new = new or await self._compile(settings, around, made_from)
         except ConfigError as error:
@@ -430,20 +369,20 @@ class Supervisor:
     async def _compile(self, settings: Config, around: Surroundings, made_from: str) -> Generation:
         """A new generation on disk and in memory, not yet in force."""
         try:
-            workshop = self.store.workshop()
+            directory = self.store.workshop()
         except OSError as error:
             raise ConfigError([Problem(error.filename or settings.state.dir, 0, f"{error.strerror}", "")]) from None
-        answer = await run_compiler({**order(settings, around), "directory": workshop, "fingerprint": made_from})
+        answer = await workshop.run({**workshop.order(settings, around), "directory": directory, "fingerprint": made_from})
         if "errors" in answer:
             raise ConfigError([Problem(*p) for p in answer["errors"]])
         try:
-            return self.store.load(self.store.number(workshop), settings)
+            return self.store.load(self.store.number(directory), settings)
         except (ImageError, OSError) as error:
             raise ConfigError([Problem(settings.state.dir, 0, str(error), "is the disk full?")]) from None
 
     def _same(self, old: Generation, new: Generation, around: Surroundings) -> bool:
         """Would nothing change but the number?"""
-        settings = resolver_settings(new.settings, around, new.report["hosts"])
+        settings = surroundings.resolver_settings(new.settings, around, new.report["hosts"])
         return (
             old.report["digest"] == new.report["digest"]
             and old.board == new.board
@@ -568,7 +507,7 @@ class Supervisor:
                 await asyncio.wait_for(hints.news.wait(), RESCAN)
             await asyncio.sleep(STABLE)  # addresses come in twos and threes
             hints.news.clear()
-            if await asyncio.to_thread(surroundings, self.settings) != self.around:
+            if await asyncio.to_thread(surroundings.look, self.settings) != self.around:
                 await self.reload("the machine's addresses or resolvers changed")
 
     async def _beat(self) -> None:
@@ -644,11 +583,6 @@ class Supervisor:
         resolver.tell("passed", number=number)
 
 
-def order(settings: Config, around: Surroundings) -> dict[str, Any]:
-    """What a compiler needs to know of the configuration and the machine."""
-    return {"config": settings.text, "file": settings.file, "protected": protected(settings, around)}
-
-
 def _said(error: EmbargoError | OSError) -> str:
     return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
 
@@ -662,31 +596,6 @@ def _lock(directory: str) -> int:
         os.close(held)
         raise StartError(f"another agent runs with {directory}; stop it, or set [state] dir and runtime elsewhere") from None
     return held
-
-
-def fingerprint(settings: Config, around: Surroundings, files: sources.Snapshot) -> str:
-    """Of everything a generation is made from: this program, the configuration, the files, the addresses to spare."""
-    made_from = [embargo.__version__, image.VERSION, order(settings, around), sorted(files)]
-    return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
-
-
-async def run_compiler(order: dict[str, Any]) -> dict[str, Any]:
-    """One order to one compiler process. ConfigError when it does not answer as it should."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "embargo.daemon.compiler",
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
-    try:
-        out, err = await asyncio.wait_for(process.communicate(json.dumps(order).encode()), COMPILE)
-        answer: dict[str, Any] = json.loads(out)
-    except TimeoutError:
-        process.kill()
-        await process.wait()
-        raise ConfigError([Problem("compiler", 0, f"it did not end in {COMPILE:.0f} s", "are the lists too large?")]) from None
-    except ValueError:
-        last = err.decode(errors="replace").strip().rpartition("\n")[2]
-        raise ConfigError([Problem("compiler", 0, f"it ended with status {process.returncode}: {last}", "")]) from None
-    return answer
 
 
 def _warn_of_old_rules() -> None:

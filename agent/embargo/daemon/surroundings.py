@@ -1,0 +1,71 @@
+"""What the machine says at the moment of a reload, and what follows from it for the configuration.
+
+Addresses, next hops and the system's resolvers are read once per reload and compared with the last time; everything that
+depends on them (what is listened on, whom the resolvers ask and answer, what no list may block) is worked out from here.
+"""
+
+from dataclasses import dataclass
+
+from embargo.config import Config
+from embargo.daemon import endpoints, machine, sources
+from embargo.daemon.endpoints import Endpoint
+from embargo.daemon.machine import Interface
+from embargo.daemon.workers import Settings
+from embargo.errors import Problem
+from embargo.upstream import Server
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the machine says at the moment of a reload."""
+
+    interfaces: tuple[Interface, ...]
+    endpoints: tuple[Endpoint, ...]
+    upstreams: tuple[Server, ...]
+    gateways: tuple[str, ...]
+
+
+def look(settings: Config) -> Surroundings:
+    interfaces = machine.interfaces()
+    wanted = endpoints.wanted(settings, interfaces)
+    upstreams = settings.dns.upstream
+    if settings.dns.upstream_system:
+        own = {(each.address.partition("%")[0], each.port) for each in wanted}
+        own |= {(i.address, each.port) for i in interfaces for each in wanted if each.address in ("0.0.0.0", "::")}
+        upstreams = tuple(dict.fromkeys((*upstreams, *machine.system_resolvers(own))))
+    return Surroundings(interfaces, wanted, upstreams, machine.gateways())
+
+
+def protected(settings: Config, around: Surroundings) -> list[tuple[str, str]]:
+    """The networks that no list may block, each with its role."""
+    servers = [*around.upstreams, *(server for _, servers in settings.dns.forward for server in servers)]
+    found = [(each.address, "this gateway's own") for each in around.interfaces]
+    found += [(each.network, "on the LAN") for each in around.interfaces if each.name in settings.firewall.lan]
+    found += [(address, "the next hop's") for address in around.gateways]
+    found += [(server.address, sources.UPSTREAM) for server in servers]
+    return [(address.partition("%")[0], role) for address, role in found]
+
+
+def asking_itself(settings: Config, around: Surroundings) -> list[Problem]:
+    """The configured upstreams that are this agent's own addresses."""
+    own = {(each.address.partition("%")[0], each.port) for each in around.endpoints}
+    named = [("upstream", server) for server in settings.dns.upstream]
+    named += [("forward", server) for _, servers in settings.dns.forward for server in servers]
+    hint = "name the resolver that it is to ask"
+    return [
+        Problem(settings.file, settings.line("dns", key), f"dns.{key}: {server} is this agent itself", hint)
+        for key, server in named
+        if (server.address.partition("%")[0], server.port) in own
+    ]
+
+
+def resolver_settings(settings: Config, around: Surroundings, hosts: dict[str, list[str]]) -> Settings:
+    return {
+        "allow_from": list(endpoints.local_networks(settings, around.interfaces)),
+        "block_mode": settings.dns.block_mode if isinstance(settings.dns.block_mode, str) else list(settings.dns.block_mode),
+        "block_ttl": settings.dns.block_ttl,
+        "upstream": list(map(str, around.upstreams)),
+        "forward": {zone: list(map(str, servers)) for zone, servers in settings.dns.forward},
+        "hosts": hosts,
+        "log_names": settings.log.names,
+    }

@@ -1,0 +1,46 @@
+"""The compiler, seen from outside: what it is ordered to do, what its result is made from, and one run of it."""
+
+import asyncio
+import hashlib
+import json
+import sys
+from typing import Any
+
+import embargo
+from embargo import image
+from embargo.config import Config
+from embargo.daemon import sources, surroundings
+from embargo.daemon.surroundings import Surroundings
+from embargo.errors import ConfigError, Problem
+
+COMPILE = 120.0  # seconds for one compile
+
+
+def order(settings: Config, around: Surroundings) -> dict[str, Any]:
+    """What a compiler needs to know of the configuration and the machine."""
+    return {"config": settings.text, "file": settings.file, "protected": surroundings.protected(settings, around)}
+
+
+def fingerprint(settings: Config, around: Surroundings, files: sources.Snapshot) -> str:
+    """Of everything a generation is made from: this program, the configuration, the files, the addresses to spare."""
+    made_from = [embargo.__version__, image.VERSION, order(settings, around), sorted(files)]
+    return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
+
+
+async def run(order: dict[str, Any]) -> dict[str, Any]:
+    """One order to one compiler process. ConfigError when it does not answer as it should."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "embargo.daemon.compiler",
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    try:
+        out, err = await asyncio.wait_for(process.communicate(json.dumps(order).encode()), COMPILE)
+        answer: dict[str, Any] = json.loads(out)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        raise ConfigError([Problem("compiler", 0, f"it did not end in {COMPILE:.0f} s", "are the lists too large?")]) from None
+    except ValueError:
+        last = err.decode(errors="replace").strip().rpartition("\n")[2]
+        raise ConfigError([Problem("compiler", 0, f"it ended with status {process.returncode}: {last}", "")]) from None
+    return answer
