@@ -13,7 +13,7 @@ demo: $(VENV)/run.stamp
 	@$(BIN)/python -m tools.demo
 
 test: $(VENV)/test.stamp
-	@tools/apt nftables iproute2 bind9-dnsutils dnsmasq-base procps util-linux
+	@tools/apt nftables iproute2 bind9-dnsutils dnsmasq-base procps mount util-linux
 	@$(MAKE) --no-print-directory lint
 	$(BIN)/pytest
 
