@@ -102,6 +102,8 @@ class Rig:
         sysctl = "net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1"
         self.run("gateway", "sysctl", "-qw", *sysctl.split())
         self.own("203.0.113.0/24", "2001:db8:3::/48")
+        for address in (f"{OTHER4}/32", f"{OTHER6}/128"):  # dnsmasq answers on TCP and IPv6 for addresses of interfaces only
+            _ip(f"-n {internet} address add {address} dev lo")
 
     def own(self, *networks: str) -> None:
         """Let the internet have these networks too: every address in them is its own."""
@@ -178,14 +180,14 @@ class Rig:
 
     # ── servers ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def serve_dns(self, *records: str, role: str = "internet") -> None:
-        """Debian's dnsmasq on every address. `records` are its options; every other name leads to WEB4 and WEB6."""
+    def serve_dns(self, *records: str, role: str = "internet", port: int = 53, default: Sequence[str] = (WEB4, WEB6)) -> None:
+        """Debian's dnsmasq on every address. `records` are its options; every other name leads to `default`."""
         options = [
             "--no-daemon", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--user=root", "--pid-file=", "--cache-size=0",
-            f"--address=/#/{WEB4}", f"--address=/#/{WEB6}", *(f"--{record}" for record in records),
+            f"--port={port}", *(f"--address=/#/{address}" for address in default), *(f"--{record}" for record in records),
         ]  # fmt: skip
         self.start(role, "dnsmasq", *options)
-        until(lambda: self.dig(role, "@127.0.0.1", "ready.example").rcode, "the upstream answers")
+        until(lambda: self.dig(role, "@127.0.0.1", "-p", str(port), "ready.example").rcode, "the upstream answers")
 
     def serve_web(self) -> None:
         """Somebody who answers on PORTS of every address of the internet."""

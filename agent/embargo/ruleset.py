@@ -60,6 +60,12 @@ class Reject(NamedTuple):
     kind: str  # reset | admin | port
 
 
+class Refusal(NamedTuple):
+    """The packet is itself a refusal: a reset (tcp), or says that a destination is unreachable (icmp, icmpv6)."""
+
+    proto: str
+
+
 class Redirect(NamedTuple):
     port: int
 
@@ -72,7 +78,7 @@ class Return(NamedTuple):
     pass
 
 
-Expression = Meta | Address | Port | Counter | Log | Reject | Redirect | Jump | Return
+Expression = Meta | Address | Port | Counter | Log | Reject | Refusal | Redirect | Jump | Return
 
 
 class Rule(NamedTuple):
@@ -215,8 +221,10 @@ def _chains(what: Spec) -> Iterator[Chain]:
     else:
         forward += _into(("daddr", "saddr"))
     yield Chain("forward", tuple(forward), Hook("filter", "forward", FILTER_PRIORITY))
-    # by destination alone: a reset that we send for a forwarded packet leaves here with the listed address as its source
-    yield Chain("output", tuple(_into(("daddr",))), Hook("filter", "output", FILTER_PRIORITY))
+    # what we refuse a forwarded packet with leaves here: with the listed address as its source, so by destination alone; or
+    # to the listed address, and would be counted and logged as if the client had tried to reach it
+    refusals = [Rule((Refusal(proto), Return()), "sent by a reject") for proto in ("tcp", "icmp", "icmpv6")]
+    yield Chain("output", (*refusals, *_into(("daddr",))), Hook("filter", "output", FILTER_PRIORITY))
     if what.intercept_port and what.lan:
         yield Chain("prerouting", tuple(_intercept(what, lan, excepted)), Hook("nat", "prerouting", NAT_PRIORITY))
 
@@ -344,6 +352,8 @@ def _expression_text(expression: Expression) -> str:
                 "admin": "reject with icmpx admin-prohibited",
                 "port": "reject with icmpx port-unreachable",
             }[kind]
+        case Refusal(proto):
+            return "tcp flags rst" if proto == "tcp" else f"{proto} type destination-unreachable"
         case Redirect(port):
             return f"redirect to :{port}"
         case Jump(chain):

@@ -14,6 +14,7 @@ from embargo.ruleset import (
     Meta,
     Port,
     Redirect,
+    Refusal,
     Reject,
     Return,
     Rule,
@@ -32,6 +33,7 @@ class Packet:
     port: int = 443
     iif: str = ""
     oif: str = ""
+    refusal: bool = False  # a reset, or an ICMP error
 
     @property
     def family(self) -> int:
@@ -102,6 +104,9 @@ class Firewall:
                 case Reject(kind):
                     fate.verdict = f"reject {kind}"
                     raise _Decided
+                case Refusal(proto):
+                    if not packet.refusal or packet.proto != proto:
+                        return
                 case Redirect(port):
                     fate.verdict = f"redirect {port}"
                     raise _Decided

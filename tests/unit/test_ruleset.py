@@ -175,6 +175,15 @@ def test_the_other_direction_of_a_flow_is_cut_too_when_forwarded(src: str, dst: 
     assert Firewall(CASES["no_lan"]()).pass_through("output", packet).verdict == "accept"  # a reset of our own
 
 
+@pytest.mark.parametrize(
+    ("proto", "listed", "source"), [("tcp", LISTED4, CLIENT4), ("icmp", LISTED4, "198.51.100.1"), ("icmpv6", LISTED6, CLIENT6)]
+)
+def test_what_a_reject_sends_to_a_listed_address_is_nobodys_attempt(proto: str, listed: str, source: str) -> None:
+    table = Firewall(CASES["no_lan"]())
+    assert table.pass_through("output", Packet(source, listed, proto, refusal=True)) == Fate()
+    assert table.pass_through("output", Packet(source, listed, proto)).verdict != "accept"
+
+
 def test_with_lan_interfaces_only_their_packets_are_policed() -> None:
     assert forward("lan_fail_closed", CLIENT4, LISTED4).verdict == "reject reset"
     assert forward("lan_fail_closed", CLIENT4, LISTED4, lan="wlan0").verdict == "reject reset"

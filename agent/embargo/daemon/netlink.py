@@ -35,6 +35,7 @@ from embargo.ruleset import (
     Meta,
     Port,
     Redirect,
+    Refusal,
     Reject,
     Return,
     Rule,
@@ -67,7 +68,7 @@ _ELEM_INTERVAL_END = 1
 _JUMP, _RETURN = -3, -5
 _HOOKS = {"prerouting": 0, "input": 1, "forward": 2, "output": 3, "postrouting": 4}
 _META_KEYS = {"iifname": 6, "oifname": 7, "nfproto": 15, "l4proto": 16}
-_META_VALUES = {"ipv4": b"\x02", "ipv6": b"\x0a", "tcp": b"\x06", "udp": b"\x11"}
+_META_VALUES = {"ipv4": b"\x02", "ipv6": b"\x0a", "tcp": b"\x06", "udp": b"\x11", "icmp": b"\1", "icmpv6": b"\x3a"}
 _REJECTS = {"reset": (1, 0), "admin": (2, 3), "port": (2, 1)}
 
 
@@ -115,8 +116,13 @@ def _expression(name: str, *attributes: bytes) -> bytes:
     return _nest(1, _text(1, name), _nest(2, *attributes))
 
 
-def _compare(data: bytes) -> bytes:
-    return _expression("cmp", _u32(1, 1), _u32(2, 0), _nest(3, _value(data)))
+def _compare(data: bytes, *, equal: bool = True) -> bytes:
+    return _expression("cmp", _u32(1, 1), _u32(2, 0 if equal else 1), _nest(3, _value(data)))
+
+
+def _masked(mask: bytes) -> bytes:
+    zero = bytes(len(mask))
+    return _expression("bitwise", _u32(1, 1), _u32(2, 1), _u32(3, len(mask)), _nest(4, _value(mask)), _nest(5, _value(zero)))
 
 
 def _lookup(set_: str, *, vmap: bool = False) -> bytes:
@@ -154,6 +160,13 @@ def encode_expression(expression: Expression) -> bytes:
         case Reject(kind):
             type_, code = _REJECTS[kind]
             return _expression("reject", _u32(1, type_), _attr(2, bytes([code])))
+        case Refusal("tcp"):  # its flags, of which RST
+            flags = _meta("l4proto") + _compare(_META_VALUES["tcp"]) + _payload(2, 13, 1)
+            return flags + _masked(b"\x04") + _compare(b"\0", equal=False)
+        case Refusal(proto):
+            version, unreachable = ("ipv4", b"\3") if proto == "icmp" else ("ipv6", b"\1")
+            head = _meta("nfproto") + _compare(_META_VALUES[version]) + _meta("l4proto") + _compare(_META_VALUES[proto])
+            return head + _payload(2, 0, 1) + _compare(unreachable)
         case Redirect(port):
             load = _expression("immediate", _u32(1, 1), _nest(2, _value(port.to_bytes(2))))
             return load + _expression("redir", _u32(1, 1), _u32(2, 1), _u32(3, 2))  # NF_NAT_RANGE_PROTO_SPECIFIED
