@@ -108,7 +108,7 @@ class Element(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Set:
-    """A set, or a verdict map. `type`: ipv4_addr, ipv6_addr, ifname or inet_proto; ifname elements are in `words`."""
+    """A set, or a verdict map. `type`: ipv4_addr, ipv6_addr or ifname; ifname elements are in `words`."""
 
     name: str
     type: str

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from embargo import ruleset
-from embargo.daemon import netlink
+from embargo import nft, ruleset
 from embargo.daemon.netlink import Nftables
 from embargo.daemon.nflog import NfLog, Record
 from embargo.policy import Action, Class
@@ -228,7 +227,7 @@ def test_addresses_behind_allowed_names_go_first_for_their_time(
 ) -> None:
     lay((f"{address}/{32 if key == 4 else 128}", PAY))
     packed = socket.inet_pton(socket.AF_INET if key == 4 else socket.AF_INET6, address)
-    kernel.transact(netlink.timed_elements(TABLE, name, [(packed, 1)]))
+    kernel.transact(nft.timed_elements(TABLE, name, [(packed, 1)]))
     assert rig.reach("client", address) == "open"
     until(lambda: rig.reach("client", address) == "refused", "its time is over")
 
@@ -316,7 +315,7 @@ def test_port_53_is_redirected_for_as_long_as_somebody_answers(rig: Rig, kernel:
 
     lay(lan=("lan0",), intercept_port=5353, fail="open")
     assert answers() == (f"A {WEB4}",)
-    kernel.transact(netlink.alive(TABLE, ["lan0"], 1))
+    kernel.transact(nft.alive(TABLE, ["lan0"], 1))
     assert answers() == OURS
     until(lambda: answers() == (f"A {WEB4}",), "the second is over")
 

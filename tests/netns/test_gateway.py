@@ -301,6 +301,7 @@ def test_a_list_change_is_in_force_in_both_layers(rig: Rig, agent: Agent) -> Non
 
 
 def test_the_table_is_readable_and_the_only_one(rig: Rig, agent: Agent) -> None:
+    assert rig.reach("client", LISTED4) == "refused"
     text = rig.run("gateway", "nft", "list", "ruleset").stdout
     assert re.findall(r"^table (.*) \{", text, re.MULTILINE) == ["inet embargo"]
     assert 'comment "app alipay, function payment"' in text
@@ -465,6 +466,13 @@ def test_rules_that_somebody_flushes_are_restored(rig: Rig, agent: Agent) -> Non
     assert rig.reach("client", LISTED4) == "refused"
     assert rig.dig("client", f"@{OTHER4}", "www.alipay.example").rcode == "NXDOMAIN"
     until(lambda: has_event(agent, "firewall", what="table removed by others, restored"), "it is an event")
+
+
+def test_a_chain_that_somebody_flushes_is_filled_again(rig: Rig, agent: Agent) -> None:
+    rig.run("gateway", "nft", "flush table inet embargo")
+    until(lambda: has_event(agent, "firewall", what="rules changed by others, restored"), "it is an event")
+    assert rig.reach("client", LISTED4) == "refused"
+    assert rig.dig("client", f"@{OTHER4}", "www.alipay.example").rcode == "NXDOMAIN"
 
 
 def test_a_stop_while_the_guardian_is_dead_takes_the_rules_away_too(quiet: Rig, tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from embargo import ruleset
-from embargo.daemon import netlink
-from embargo.daemon.netlink import Message, Nftables
+from embargo import nft, ruleset
+from embargo.daemon.netlink import Nftables
 from embargo.errors import FirewallError
+from embargo.nft import Message
 from embargo.policy import Action, Class
 from embargo.ruleset import TABLE, Ruleset, Spec
 from support.stream import Stream, number
@@ -103,12 +103,15 @@ def test_nothing_of_a_generation_is_left_when_the_next_is_in_force(rig: Rig, ker
 def test_timed_elements_survive_a_replacement_and_are_renewed(rig: Rig, kernel: Nftables) -> None:
     kernel.replace(made(1))
     key = socket.inet_aton(BLOCKED)
-    kernel.transact(netlink.timed_elements(TABLE, "allow4", [(key, 60)]))
+    kernel.transact(nft.timed_elements(TABLE, "allow4", [(key, 60)]))
     assert rig.reach("client", BLOCKED) == "open"
-    kernel.replace(made(2))
+    kernel.replace(made(2, lan=("lan0",), fail="open"))
+    kernel.transact(nft.alive(TABLE, ["lan0"], 60))
+    kernel.replace(made(3, lan=("lan0",), fail="open"))
+    assert kernel.keys(TABLE, "alive") == [b"lan0".ljust(16, b"\0")]
     assert rig.reach("client", BLOCKED) == "open"
     assert kernel.keys(TABLE, "allow4") == [key]
-    kernel.transact([netlink.flush_set(TABLE, "allow4")])
+    kernel.transact([nft.flush_set(TABLE, "allow4")])
     assert rig.reach("client", BLOCKED) == "refused"
 
 
@@ -121,7 +124,7 @@ def remaining_ms(rig: Rig, name: str) -> int:
 
 def test_a_timed_element_given_again_lasts_from_then_on(rig: Rig, kernel: Nftables) -> None:
     kernel.replace(made(1))
-    element = netlink.timed_elements(TABLE, "allow6", [(socket.inet_pton(socket.AF_INET6, BLOCKED6), 600)])
+    element = nft.timed_elements(TABLE, "allow6", [(socket.inet_pton(socket.AF_INET6, BLOCKED6), 600)])
     kernel.transact(element)
     until(lambda: remaining_ms(rig, "allow6") < 599_900, "some of it is over")
     kernel.transact(element)
@@ -219,7 +222,7 @@ def test_a_dry_run_leaves_nothing(rig: Rig, kernel: Nftables) -> None:
 
 
 def test_without_cap_net_admin_it_says_what_is_needed() -> None:
-    code = "from embargo.daemon import netlink; netlink.Nftables().transact([netlink.new_table('x')])"
+    code = "from embargo import nft; from embargo.daemon.netlink import Nftables; Nftables().transact([nft.new_table('x')])"
     done = subprocess.run(
         ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", sys.executable, "-c", code],
         capture_output=True, text=True, check=False,
@@ -232,7 +235,7 @@ def test_a_table_that_another_process_owns_is_named_as_such(rig: Rig, kernel: Nf
     """Flag `owner` (linux/netfilter/nf_tables.h): nobody but the socket that made the table may change it."""
     other = rig.within("gateway", Nftables)
     name = TABLE.encode() + b"\0"
-    payload = netlink._attr(1, name) + netlink._u32(2, 2)
+    payload = nft.attribute(1, name) + nft.u32(2, 2)
     other.transact([Message(0, 0x400, payload, "owned table")])
     with pytest.raises(FirewallError, match="add table inet embargo: another process owns the table"):
         kernel.replace(made(1))
@@ -244,7 +247,7 @@ def test_a_flood_of_refusals_is_one_error_and_the_next_change_works(rig: Rig, ke
     """More errors than the receive buffer holds: ENOBUFS, and what did arrive must not be taken for later answers."""
     kernel.replace(made(1))
     before = listing(rig)
-    missing = [netlink.delete_set(TABLE, f"missing{n}") for n in range(20_000)]
+    missing = [nft.delete_set(TABLE, f"missing{n}") for n in range(20_000)]
     with pytest.raises(FirewallError, match="delete set missing0: more refusals than could be read"):
         kernel.transact(missing)
     assert listing(rig) == before
@@ -257,16 +260,16 @@ def test_a_flood_of_refusals_is_one_error_and_the_next_change_works(rig: Rig, ke
 
 _CHANGE = """
 import time
-from embargo import ruleset
-from embargo.daemon import netlink
-kernel = netlink.Nftables()
+from embargo import nft, ruleset
+from embargo.daemon.netlink import Nftables
+kernel = Nftables()
 chains = [ruleset.Chain(f"theirs{n}", ()) for n in range(100)]
-kernel.transact([netlink.new_table("other")])
+kernel.transact([nft.new_table("other")])
 end = time.monotonic() + 30
 while time.monotonic() < end:
-    kernel.transact([netlink.new_chain("other", chain) for chain in chains])
+    kernel.transact([nft.new_chain("other", chain) for chain in chains])
     time.sleep(0.002)
-    kernel.transact([netlink.delete_chain("other", chain.name) for chain in chains])
+    kernel.transact([nft.delete_chain("other", chain.name) for chain in chains])
     time.sleep(0.002)
 """
 
@@ -276,8 +279,8 @@ def test_lists_are_whole_although_others_change_the_ruleset_meanwhile(rig: Rig, 
     rig.start("gateway", sys.executable, "-c", _CHANGE)
     until(lambda: kernel.has_table("other"), "the others are at it")
     ours = {f"ours{n}" for n in range(1000)}
-    chains = [netlink.new_chain(TABLE, ruleset.Chain(name, ())) for name in sorted(ours)]
-    kernel.transact([netlink.new_table(TABLE), *chains])
+    chains = [nft.new_chain(TABLE, ruleset.Chain(name, ())) for name in sorted(ours)]
+    kernel.transact([nft.new_table(TABLE), *chains])
     before = kernel.generation_id()
     for _ in range(200):
         assert set(kernel.chains(TABLE)) == ours
@@ -305,7 +308,7 @@ def test_a_bulk_load_does_not_hold_up_a_single_element(rig: Rig, kernel: Nftable
     loading.start()
     changes = 0
     while loading.is_alive():
-        small.transact(netlink.timed_elements(TABLE, "allow4", [(socket.inet_aton(ALLOWED), 60)]))
+        small.transact(nft.timed_elements(TABLE, "allow4", [(socket.inet_aton(ALLOWED), 60)]))
         changes += loading.is_alive()
     small.close()
     assert changes >= 5
@@ -322,6 +325,28 @@ def test_ranges_at_the_ends_of_the_address_space(rig: Rig, kernel: Nftables) -> 
     text = rig.run("gateway", "nft", "list", "map", "inet", TABLE, "network6_1").stdout
     assert "::/126 : jump alipay_payment" in text
     assert "ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffc/126 : jump alipay_payment" in text
+
+
+@pytest.mark.parametrize(
+    "meddling",
+    [
+        f"delete table inet {TABLE}", f"flush table inet {TABLE}", f"flush chain inet {TABLE} alipay_payment",
+        f"add table inet {TABLE} {{ flags dormant; }}", f"insert rule inet {TABLE} forward accept",
+    ],
+)  # fmt: skip
+def test_rules_that_others_have_changed_are_noticed_and_laid_down_again(rig: Rig, kernel: Nftables, meddling: str) -> None:
+    table = made(1)
+    assert not kernel.intact(TABLE, table.chains)
+    kernel.replace(table)
+    rig.run("gateway", "nft", "add table inet other")
+    assert kernel.intact(TABLE, table.chains), "others may do what they like with theirs"
+    rig.run("gateway", "nft", meddling)
+    assert not kernel.intact(TABLE, table.chains)
+    assert rig.reach("client", BLOCKED) == "open"
+    table = made(2)
+    kernel.replace(table)
+    assert kernel.intact(TABLE, table.chains)
+    assert rig.reach("client", BLOCKED) == "refused"
 
 
 # ── beside others ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -17,7 +17,7 @@ TIERS = (
     ("policy",),
     ("lists", "image", "message", "upstream"),
     ("cache", "config", "ruleset"),
-    ("fastpath",),
+    ("fastpath", "nft"),
     ("engine",),
 )
 CORE = {module: height for height, tier in enumerate(TIERS) for module in tier}

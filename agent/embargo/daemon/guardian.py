@@ -7,6 +7,7 @@ rules where they are: what the kernel does without us stands in the rules.
 
 import asyncio
 import contextlib
+import dataclasses
 import ipaddress
 import mmap
 import os
@@ -17,8 +18,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from embargo import events, ruleset
-from embargo.daemon import netlink, privileges
+from embargo import events, nft, ruleset
+from embargo.daemon import privileges
 from embargo.daemon.channel import Channel, orders
 from embargo.daemon.netlink import Nftables
 from embargo.daemon.nflog import NfLog, Record
@@ -38,6 +39,7 @@ class Guardian:
         self._loop = asyncio.get_running_loop()
         self._kernel = Nftables()
         self._wanted: ruleset.Spec | None = None
+        self._chains: tuple[ruleset.Chain, ...] = ()
         self._seen = 0  # the kernel's generation after our own last look
         self._log: NfLog | None = None
         self._group = -1
@@ -83,8 +85,9 @@ class Guardian:
             intercept_port=order["intercept_port"], fail=order["fail"], log_group=order["log_group"],
         )  # fmt: skip
         self._listen(order["log_group"])
-        self._kernel.replace(ruleset.build(wanted))
-        self._wanted, self._seen = wanted, self._kernel.generation_id()
+        table = ruleset.build(wanted)
+        self._kernel.replace(table)
+        self._wanted, self._chains, self._seen = wanted, table.chains, self._kernel.generation_id()
         self._image, self._board, self._generation = image, board, order["generation"]
         self._actions = {str(class_): action for class_, action in wanted.classes}
         if order["fail"] == "open":
@@ -112,7 +115,7 @@ class Guardian:
         for name, width in (("allow4", 4), ("allow6", 16)):
             keys = [(bytes.fromhex(a), seconds + PASS_GRACE) for a, seconds in addresses if len(a) == 2 * width]
             if keys:
-                self._kernel.transact(netlink.timed_elements(ruleset.TABLE, name, keys))
+                self._kernel.transact(nft.timed_elements(ruleset.TABLE, name, keys))
 
     def passing(self, address: bytes) -> bool:
         """Does this address go ahead of the block sets just now?"""
@@ -120,7 +123,7 @@ class Guardian:
 
     def alive(self) -> None:
         """Somebody answers: for the next seconds port 53 may be redirected (fail = "open")."""
-        messages = netlink.alive(ruleset.TABLE, self._wanted.lan) if self._wanted is not None else []
+        messages = nft.alive(ruleset.TABLE, self._wanted.lan) if self._wanted is not None else []
         if messages:
             self._kernel.transact(messages)
 
@@ -132,12 +135,16 @@ class Guardian:
         try:
             if self._kernel.generation_id() == self._seen:
                 return
-            if not self._kernel.has_table(ruleset.TABLE):
-                self._kernel.replace(ruleset.build(self._wanted))
-                self._outbox.add(events.encode({"event": "firewall", "what": "table removed by others, restored"}, time.time()))
+            if not self._kernel.intact(ruleset.TABLE, self._chains):
+                self._restore(self._wanted)
             self._seen = self._kernel.generation_id()
         except FirewallError as error:
             self._outbox.add(events.encode({"event": "firewall", "what": f"table missing: {error}"}, time.time()))
+
+    def _restore(self, wanted: ruleset.Spec) -> None:
+        what = "rules changed" if self._kernel.has_table(ruleset.TABLE) else "table removed"
+        self._kernel.replace(ruleset.build(dataclasses.replace(wanted, generation=self._next_mark())))
+        self._outbox.add(events.encode({"event": "firewall", "what": f"{what} by others, restored"}, time.time()))
 
     def stats(self) -> dict[str, Any]:
         return {
@@ -155,7 +162,7 @@ class Guardian:
         if rules == "remove":
             self._kernel.remove(ruleset.TABLE)
         elif rules == "unredirect":
-            self._kernel.transact([netlink.flush_set(ruleset.TABLE, "alive")])
+            self._kernel.transact([nft.flush_set(ruleset.TABLE, "alive")])
         for line, count in self._folder.flush():
             self._outbox.add(line, count)
         await self._outbox.empty(1.0)

@@ -1,0 +1,380 @@
+"""A ruleset as the messages that the kernel takes (linux/netfilter/nf_tables.h), and the order in which it takes them.
+
+A message is attributes: length, kind, value, padded to four octets; nested ones carry a flag. Numbers in them are big-endian.
+
+Replacing content. An interval set that is created, filled and used in one transaction serves an empty array for a moment,
+so that never happens: `prepare` makes table, class chains and new maps; `fill` gives them their elements, in chunks, while
+nothing refers to them; `switch` puts the rules of all chains in force: that one is the change. `remains`, a moment later,
+are the old maps: deleting a map deactivates its elements, and a packet that is still on the old rules would find none (seen:
+one of 100,000 got through). If anything is refused up to the switch, `additions` go and the old rules were never touched.
+"""
+
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from embargo.ruleset import (
+    ALIVE_SECONDS,
+    LOG_RATE,
+    SNAPLEN,
+    Address,
+    Chain,
+    Counter,
+    Element,
+    Expression,
+    Jump,
+    Log,
+    Meta,
+    Port,
+    Redirect,
+    Refusal,
+    Reject,
+    Return,
+    Rule,
+    Ruleset,
+    Set,
+)  # fmt: skip
+
+CHUNK = 10_000  # elements a transaction: the commit lock is shared by the whole namespace, a learnt address must not wait
+
+(NEWTABLE, GETTABLE, DELTABLE, NEWCHAIN, GETCHAIN, DELCHAIN, NEWRULE, GETRULE, DELRULE, NEWSET, GETSET, DELSET,
+ NEWSETELEM, GETSETELEM, DELSETELEM, _, GETGEN, _, NEWOBJ, GETOBJ, DELOBJ) = range(21)  # fmt: skip
+CREATE, APPEND = 0x400, 0x800  # NLM_F_CREATE, NLM_F_APPEND
+INET = 1  # NFPROTO_INET
+INTERVAL_END = 1  # NFT_SET_ELEM_INTERVAL_END
+COUNTER = 1  # NFT_OBJECT_COUNTER
+DORMANT = 1  # NFT_TABLE_F_DORMANT
+_NESTED = 0x8000
+
+_KEY_TYPES = {"ipv4_addr": (7, 4), "ipv6_addr": (8, 16), "ifname": (41, 16)}
+_SET_INTERVAL, _SET_MAP, _SET_TIMEOUT = 4, 8, 16
+_DATA_VERDICT = 0xFFFFFF00
+_JUMP, _RETURN = -3, -5
+_HOOKS = {"prerouting": 0, "input": 1, "forward": 2, "output": 3, "postrouting": 4}
+_META_KEYS = {"iifname": 6, "oifname": 7, "nfproto": 15, "l4proto": 16}
+_META_VALUES = {"ipv4": b"\x02", "ipv6": b"\x0a", "tcp": b"\x06", "udp": b"\x11", "icmp": b"\1", "icmpv6": b"\x3a"}
+_REJECTS = {"reset": (1, 0), "admin": (2, 3), "port": (2, 1)}
+
+
+def attribute(kind: int, data: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(data), kind) + data + bytes(-len(data) % 4)
+
+
+def nest(kind: int, *parts: bytes) -> bytes:
+    return attribute(kind | _NESTED, b"".join(parts))
+
+
+def u32(kind: int, value: int) -> bytes:
+    return attribute(kind, struct.pack("!I", value & 0xFFFFFFFF))
+
+
+def u64(kind: int, value: int) -> bytes:
+    return attribute(kind, struct.pack("!Q", value))
+
+
+def text(kind: int, value: str) -> bytes:
+    return attribute(kind, value.encode() + b"\0")
+
+
+class Message(NamedTuple):
+    """One message of a batch and what it is about, for errors."""
+
+    kind: int
+    flags: int
+    payload: bytes
+    about: str
+
+
+def _verdict(code: int, chain: str = "") -> bytes:
+    return nest(2, u32(1, code), text(2, chain) if chain else b"")
+
+
+def _value(data: bytes) -> bytes:
+    return attribute(1, data)
+
+
+# ── expressions ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _expression(name: str, *attributes: bytes) -> bytes:
+    return nest(1, text(1, name), nest(2, *attributes))
+
+
+def _compare(data: bytes, *, equal: bool = True) -> bytes:
+    return _expression("cmp", u32(1, 1), u32(2, 0 if equal else 1), nest(3, _value(data)))
+
+
+def _masked(mask: bytes) -> bytes:
+    zero = bytes(len(mask))
+    return _expression("bitwise", u32(1, 1), u32(2, 1), u32(3, len(mask)), nest(4, _value(mask)), nest(5, _value(zero)))
+
+
+def _lookup(set_: str, *, vmap: bool = False) -> bytes:
+    return _expression("lookup", text(1, set_), u32(2, 1), u32(3, 0) if vmap else b"")
+
+
+def _payload(base: int, offset: int, length: int) -> bytes:
+    return _expression("payload", u32(1, 1), u32(2, base), u32(3, offset), u32(4, length))
+
+
+def _meta(key: str) -> bytes:
+    return _expression("meta", u32(2, _META_KEYS[key]), u32(1, 1))
+
+
+def encode_expression(expression: Expression) -> bytes:
+    """An expression of a rule as the kernel's list elements (linux/netfilter/nf_tables.h)."""
+    match expression:
+        case Meta(key, value):
+            test = _lookup(value[1:]) if value.startswith("@") else _compare(_META_VALUES[value])
+            return _meta(key) + test
+        case Address(family, side, set_, vmap):
+            width = 4 if family == 4 else 16
+            offset = {(4, "saddr"): 12, (4, "daddr"): 16, (6, "saddr"): 8, (6, "daddr"): 24}[family, side]
+            family_test = _meta("nfproto") + _compare(_META_VALUES[f"ipv{family}"])
+            return family_test + _payload(1, offset, width) + _lookup(set_, vmap=vmap)
+        case Port(proto, port):
+            return _meta("l4proto") + _compare(_META_VALUES[proto]) + _payload(2, 2, 2) + _compare(port.to_bytes(2))
+        case Counter(name):
+            return _expression("objref", u32(1, 1), text(2, name))
+        case Log(prefix, group):
+            limit = _expression("limit", u64(1, LOG_RATE), u64(2, 1), u32(3, LOG_RATE), u32(4, 0))
+            number, threshold = struct.pack("!H", group), struct.pack("!H", 32)
+            return limit + _expression("log", attribute(1, number), text(2, prefix), u32(3, SNAPLEN), attribute(4, threshold))
+        case Reject(kind):
+            type_, code = _REJECTS[kind]
+            return _expression("reject", u32(1, type_), attribute(2, bytes([code])))
+        case Refusal("tcp"):  # its flags, of which RST
+            flags = _meta("l4proto") + _compare(_META_VALUES["tcp"]) + _payload(2, 13, 1)
+            return flags + _masked(b"\x04") + _compare(b"\0", equal=False)
+        case Refusal(proto):
+            version, unreachable = ("ipv4", b"\3") if proto == "icmp" else ("ipv6", b"\1")
+            head = _meta("nfproto") + _compare(_META_VALUES[version]) + _meta("l4proto") + _compare(_META_VALUES[proto])
+            return head + _payload(2, 0, 1) + _compare(unreachable)
+        case Redirect(port):
+            load = _expression("immediate", u32(1, 1), nest(2, _value(port.to_bytes(2))))
+            return load + _expression("redir", u32(1, 1), u32(2, 1), u32(3, 2))  # NF_NAT_RANGE_PROTO_SPECIFIED
+        case Jump(chain):
+            return _expression("immediate", u32(1, 0), nest(2, _verdict(_JUMP, chain)))
+        case Return():
+            return _expression("immediate", u32(1, 0), nest(2, _verdict(_RETURN)))
+
+
+# ── messages ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def new_table(table: str) -> Message:
+    """Without flags: one that somebody put to sleep wakes up."""
+    return Message(NEWTABLE, CREATE, text(1, table) + u32(2, 0), f"add table inet {table}")
+
+
+def delete_table(table: str) -> Message:
+    return Message(DELTABLE, 0, text(1, table), f"delete table inet {table}")
+
+
+def new_counter(table: str, name: str) -> Message:
+    payload = text(1, table) + text(2, name) + u32(3, COUNTER) + nest(4)
+    return Message(NEWOBJ, CREATE, payload, f"add counter {name}")
+
+
+def delete_counter(table: str, name: str) -> Message:
+    return Message(DELOBJ, 0, text(1, table) + text(2, name) + u32(3, COUNTER), f"delete counter {name}")
+
+
+def new_chain(table: str, chain: Chain) -> Message:
+    payload = text(1, table) + text(3, chain.name)
+    if chain.hook:
+        payload += nest(4, u32(1, _HOOKS[chain.hook.name]), u32(2, chain.hook.priority))
+        payload += u32(5, 1) + text(7, chain.hook.kind)
+    return Message(NEWCHAIN, CREATE, payload, f"add chain {chain.name}")
+
+
+def delete_chain(table: str, name: str) -> Message:
+    return Message(DELCHAIN, 0, text(1, table) + text(3, name), f"delete chain {name}")
+
+
+def flush_chain(table: str, name: str) -> Message:
+    return Message(DELRULE, 0, text(1, table) + text(2, name), f"flush chain {name}")
+
+
+def new_rule(table: str, chain: str, rule: Rule) -> Message:
+    payload = text(1, table) + text(2, chain) + nest(4, *map(encode_expression, rule.expressions))
+    if rule.comment:
+        comment = rule.comment.encode()[:120] + b"\0"
+        payload += attribute(7, bytes([0, len(comment)]) + comment)  # NFTNL_UDATA_RULE_COMMENT
+    return Message(NEWRULE, CREATE | APPEND, payload, f"add rule {chain}")
+
+
+def new_set(table: str, each: Set, number: int) -> Message:
+    type_, length = _KEY_TYPES[each.type]
+    flags = _SET_INTERVAL * each.interval | _SET_MAP * each.vmap | _SET_TIMEOUT * each.timeout
+    payload = text(1, table) + text(2, each.name) + u32(3, flags) + u32(4, type_) + u32(5, length) + u32(10, number)
+    if each.vmap:
+        payload += u32(6, _DATA_VERDICT) + u32(7, 16)
+    if not each.interval and not each.timeout:
+        payload += nest(9, u32(1, max(len(each.elements) + len(each.words), 1)))  # sized: a quarter of the load time
+    if each.type == "ifname":
+        payload += attribute(13, struct.pack("=BBI", 0, 4, 1))  # NFTNL_UDATA_SET_KEYBYTEORDER: host, so that nft lists names
+    return Message(NEWSET, CREATE, payload, f"add set {each.name}")
+
+
+def delete_set(table: str, name: str) -> Message:
+    return Message(DELSET, 0, text(1, table) + text(2, name), f"delete set {name}")
+
+
+def flush_set(table: str, name: str) -> Message:
+    return Message(DELSETELEM, 0, text(1, table) + text(2, name), f"flush set {name}")
+
+
+_MAX_NEST = 60_000  # octets; the length of a nested attribute is 16 bits
+
+
+def _element_messages(table: str, name: str, kind: int, elements: Iterable[bytes]) -> Iterator[Message]:
+    head = text(1, table) + text(2, name)
+    parts: list[bytes] = []
+    size = 0
+    for element in elements:
+        if size + len(element) > _MAX_NEST:
+            yield Message(kind, CREATE, head + nest(3, *parts), f"elements of {name}")
+            parts, size = [], 0
+        parts.append(element)
+        size += len(element)
+    if parts:
+        yield Message(kind, CREATE, head + nest(3, *parts), f"elements of {name}")
+
+
+def _encode_elements(each: Set, elements: Sequence[Element]) -> Iterator[bytes]:
+    """List elements. A range is two: its first key, and the key behind its last with a flag; at the top of the space, one."""
+    if each.type == "ifname":
+        for word in each.words:
+            yield nest(1, nest(1, _value(word.encode().ljust(16, b"\0"))))
+        return
+    width = _KEY_TYPES[each.type][1]
+    top = (1 << 8 * width) - 1
+    verdicts: dict[str, bytes] = {"": b""}
+    for first, last, chain in elements:
+        if chain not in verdicts:
+            verdicts[chain] = nest(2, _verdict(_JUMP, chain))
+        start = nest(1, nest(1, _value(first.to_bytes(width))), verdicts[chain])
+        if each.interval and last < top:
+            yield start + nest(1, nest(1, _value((last + 1).to_bytes(width))), u32(3, INTERVAL_END))
+        else:
+            yield start
+
+
+def timed_elements(table: str, name: str, keys: Iterable[tuple[bytes, int]]) -> list[Message]:
+    """Elements of a timeout set: (key, seconds). Both times are given, since equal timeouts alone renew nothing."""
+    encoded = (nest(1, nest(1, _value(key)), u64(4, seconds * 1000), u64(5, seconds * 1000)) for key, seconds in keys)
+    return list(_element_messages(table, name, NEWSETELEM, encoded))
+
+
+def alive(table: str, lan: Iterable[str], seconds: int = ALIVE_SECONDS) -> list[Message]:
+    """The interfaces whose clients are answered, for so long."""
+    return timed_elements(table, "alive", [(name.encode().ljust(16, b"\0"), seconds) for name in lan])
+
+
+# ── the way of a change ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Holding(NamedTuple):
+    """What a table holds, by name."""
+
+    table: bool
+    sets: Sequence[str]
+    chains: Mapping[str, bool]  # whether a hook leads there
+    counters: Sequence[str]
+
+
+NOTHING = Holding(False, (), {}, ())
+
+
+def additions(table: str, old: Holding, now: Holding) -> Iterator[Message]:
+    """Away with what came since."""
+    if not old.table:
+        if now.table:
+            yield delete_table(table)
+        return
+    chains = [name for name in now.chains if name not in old.chains]
+    yield from (delete_set(table, name) for name in now.sets if name not in old.sets)
+    yield from (flush_chain(table, name) for name in chains)
+    yield from (delete_chain(table, name) for name in chains)
+    yield from (delete_counter(table, name) for name in now.counters if name not in old.counters)
+
+
+def prepare(ruleset: Ruleset, old: Holding) -> Iterator[Message]:
+    """Everything that can stand there before it is used: table, counters, new class chains, empty sets."""
+    table = ruleset.table
+    yield new_table(table)
+    for name in ruleset.counters:
+        yield new_counter(table, name)
+    for number, each in enumerate(ruleset.sets, start=1):
+        yield new_set(table, each, number)
+    classes = {element.chain for each in ruleset.sets for element in each.elements}
+    for chain in ruleset.chains:
+        if chain.name in classes and chain.name not in old.chains:
+            yield new_chain(table, chain)
+            for rule in chain.rules:
+                yield new_rule(table, chain.name, rule)
+
+
+def fill(ruleset: Ruleset) -> Iterator[list[Message]]:
+    """The elements, so many a transaction."""
+    for each in ruleset.sets:
+        if each.words:
+            yield list(_element_messages(ruleset.table, each.name, NEWSETELEM, _encode_elements(each, ())))
+        for start in range(0, len(each.elements), CHUNK):
+            part = each.elements[start : start + CHUNK]
+            yield list(_element_messages(ruleset.table, each.name, NEWSETELEM, _encode_elements(each, part)))
+
+
+def switch(ruleset: Ruleset, old: Holding) -> Iterator[Message]:
+    """The change: the rules of every chain, and none any more in a hook that the new rules leave alone."""
+    table = ruleset.table
+    for chain in ruleset.chains:
+        yield new_chain(table, chain)
+    hooked = [name for name, hook in old.chains.items() if hook]
+    for name in dict.fromkeys([*hooked, *(chain.name for chain in ruleset.chains)]):
+        yield flush_chain(table, name)
+    for chain in ruleset.chains:
+        for rule in chain.rules:
+            yield new_rule(table, chain.name, rule)
+
+
+def remains(ruleset: Ruleset, old: Holding) -> Iterator[Message]:
+    """What the old rules used and the new ones do not."""
+    table = ruleset.table
+    sets, chains = {each.name for each in ruleset.sets}, {chain.name for chain in ruleset.chains}
+    gone = [name for name in old.chains if name not in chains]
+    yield from (flush_chain(table, name) for name in gone)
+    yield from (delete_set(table, name) for name in old.sets if name not in sets)
+    yield from (delete_chain(table, name) for name in gone)
+
+
+# ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def items(data: bytes) -> Iterator[bytes]:
+    """The values of a list, whose attributes are all of one kind."""
+    offset = 0
+    while offset + 4 <= len(data):
+        length = struct.unpack_from("=H", data, offset)[0]
+        if length < 4:
+            return
+        yield data[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+
+
+def attributes(data: bytes) -> dict[int, bytes]:
+    """Kind → value."""
+    found = {}
+    offset = 0
+    while offset + 4 <= len(data):
+        length, kind = struct.unpack_from("=HH", data, offset)
+        if length < 4:
+            break
+        found[kind & 0x3FFF] = data[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+    return found
+
+
+def string(data: bytes) -> str:
+    return data.rstrip(b"\0").decode()
