@@ -2,33 +2,34 @@
 
 `handle` takes a packet and gives what is to be done about it: a Reply, a Forward (ask this server), Joined (somebody
 asked the same just now), or a Drop. `complete` takes an upstream's response, `expire` the news that none came; both give
-the Replies it settles, or the next Forward. The order of a query's way stands in `handle` and `_settle` and nowhere else:
+the Replies it settles, or the next Forward. The order of a query's way stands in `handle` and `_judge` and nowhere else:
 
     client ACL → malformed, opcode, class → special names → allow → block → local records → cache → upstream → answer
 """
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from embargo import message, names, policy
-from embargo.cache import Cache
+from embargo import message, names, policy, response
+from embargo.cache import NOBODY, Cache
 from embargo.errors import MessageError
 from embargo.fastpath import Attempt, Rules
-from embargo.message import Answer, Query
+from embargo.message import Answer, Lead, Query
 from embargo.names import Name
 from embargo.policy import Action, Decision
-from embargo.upstream import DEADLINE, Server, Upstreams
+from embargo.upstream import DEADLINE, PLAIN_FOR, Server, Upstreams
 
 MAX_PENDING = 1000  # questions on their way upstream, per worker; each holds a socket
-MAX_WAITERS = 64  # clients behind one of them
+MAX_WAITING = 10_000  # clients behind all of them
 SPECIAL_TTL = 600  # seconds
 
 
 class Reply(NamedTuple):
     wire: bytes
     peer: object
+    client: str = ""
     attempt: Attempt | None = None
     #: addresses an allow-listed name led to although a class claims them, and seconds they are to pass
     passing: tuple[tuple[bytes, int], ...] = ()
@@ -46,7 +47,7 @@ class Forward(NamedTuple):
 
 
 class Joined(NamedTuple):
-    pass
+    """Somebody asked the same just now; the reply comes with theirs."""
 
 
 class Drop(NamedTuple):
@@ -60,6 +61,16 @@ class _Waiter(NamedTuple):
     udp: bool
 
 
+class _Judged(NamedTuple):
+    """What the policy says about an answer."""
+
+    action: Action
+    decision: Decision | None
+    answer: Answer  # without what leads to something blocked and was not asked for
+    passing: tuple[tuple[bytes, int], ...] = ()
+    everyday: bool = False  # nothing is to be done about it: the fast path may give the answer out as it is
+
+
 @dataclass(slots=True)
 class _Pending:
     key: bytes
@@ -70,6 +81,8 @@ class _Pending:
     bad: set[Server] = field(default_factory=set)
     asked: float = 0.0
     tcp: bool = False
+    edns: bool = True
+    malformed: bool = False
     trouble: str = "no upstream is configured"
     network: bool = False  # the last trouble was the network's, not silence
 
@@ -108,8 +121,13 @@ class Engine:
         self.cache = cache
         self._pending: dict[int, _Pending] = {}
         self._by_key: dict[bytes, int] = {}
+        self._waiting = 0
         self._token = 0
         self.log_all = False  # every query is an attempt, claimed or not
+
+    @property
+    def pending(self) -> int:
+        return len(self._pending)
 
     def adopt(self, rules: Rules, zones: Zones | None = None) -> None:
         """Judge by other rules from the next packet on. Cached answers stay and are judged again when asked for."""
@@ -131,99 +149,100 @@ class Engine:
         try:
             query = message.parse_query(packet)
         except message.Refused as refused:
-            return Reply(message.reply(refused.query, Answer(refused.rcode, (0, 0, 0), b""), udp=udp), peer)
+            return Reply(message.reply(refused.query, Answer(refused.rcode), udp=udp), peer, client)
         waiter = _Waiter(query, client, peer, udp)
         answer = special(query, self.zones)
         if answer is not None:
-            return Reply(message.reply(query, answer, udp=udp), peer)
-        action, decision = self._verdict(query.qname)
+            return Reply(message.reply(query, answer, udp=udp), peer, client)
+        action, decision = self.rules.board.choose(self.rules.image.lookup(query.qname))
         if action is Action.BLOCK and decision is not None:
             return self._block(waiter, decision)
         answer = self.zones.local(query.qname, query.qtype, SPECIAL_TTL)
         if answer is not None:
-            return self._settle(waiter, answer, now)
+            return self._reply(waiter, self._judge(query.qname, answer))
         entry = self.cache.get(query.key, now)
         if entry is not None:
-            reply = self._settle(waiter, entry.answer._replace(body=entry.body(now)), now)
-            if reply.attempt is None and not self._watched(query.qname):
-                entry.judged = self.rules.judged
-            return reply
+            self.cache.hits += 1
+            judged = self._judge(query.qname, entry.answer._replace(body=entry.body(now)))
+            entry.judged = self.rules.judged if judged.everyday else NOBODY
+            return self._reply(waiter, judged)
+        self.cache.misses += 1
         return self._ask(waiter, now)
-
-    def _verdict(self, name: Name) -> tuple[Action, Decision | None]:
-        return self.rules.board.choose(self.rules.image.lookup(name))
-
-    def _watched(self, qname: Name) -> bool:
-        """Allow-listed and audited names go the whole way every time: each has something to be done about it."""
-        claims = self.rules.image.lookup(qname)
-        return policy.allows(self.rules.image.classes, claims) or self.rules.board.choose(claims)[0] is not Action.PASS
 
     def _block(self, waiter: _Waiter, decision: Decision) -> Reply:
         query, rules = waiter.query, self.rules
         wire = message.reply(query, rules.block_answer(decision, query.qtype), ede=rules.ede(decision), udp=waiter.udp)
-        attempt = Attempt(waiter.client, query.qname, query.qtype, decision, rules.action_name(decision), audit=False)
-        return Reply(wire, waiter.peer, attempt)
+        attempt = Attempt(rules, query.qname, query.qtype, decision, rules.action_name(decision))
+        return Reply(wire, waiter.peer, waiter.client, attempt)
 
-    def _settle(self, waiter: _Waiter, answer: Answer, now: float) -> Reply:
-        """The last judgement: question and answer, whether it comes from a hosts file, the cache or the upstream."""
-        query = waiter.query
-        claims = self.rules.image.lookup(query.qname)
-        action, decision = self.rules.board.choose(claims)
-        if action is Action.BLOCK and decision is not None:  # the rules changed while the upstream was asked
+    def _reply(self, waiter: _Waiter, judged: _Judged) -> Reply:
+        """The answer of a hosts file, the cache or an upstream, or the block that it deserves."""
+        query, decision = waiter.query, judged.decision
+        if judged.action is Action.BLOCK and decision is not None:
             return self._block(waiter, decision)
-        passing: tuple[tuple[bytes, int], ...] = ()
-        if policy.allows(self.rules.image.classes, claims):
-            passing = self._passing(answer)
-        else:
-            found, led, answer = self._judge(answer)
-            if found is Action.BLOCK and led is not None:
-                return self._block(waiter, led)
-            decision = decision or led
-        wire = message.reply(query, answer, udp=waiter.udp)
+        wire = message.reply(query, judged.answer, udp=waiter.udp)
         if decision is None and not self.log_all:
-            return Reply(wire, waiter.peer, None, passing)
-        attempt = Attempt(waiter.client, query.qname, query.qtype, decision, "pass", audit=decision is not None)
-        return Reply(wire, waiter.peer, attempt, passing)
+            return Reply(wire, waiter.peer, waiter.client, None, judged.passing)
+        attempt = Attempt(self.rules, query.qname, query.qtype, decision, "pass", audit=decision is not None)
+        return Reply(wire, waiter.peer, waiter.client, attempt, judged.passing)
 
-    def _judge(self, answer: Answer) -> tuple[Action, Decision | None, Answer]:
-        """What an upstream's answer leads to: every owner, target, address and hint. The first block decides.
+    def _judge(self, qname: Name, answer: Answer) -> _Judged:
+        """What the question and every owner, target, address and hint of its answer lead to. The first block decides.
 
-        The other sections hold what nobody asked for: where they lead to something blocked, they are left out.
+        The question is judged again: the rules may have changed while the upstream was asked. The other sections hold
+        what nobody asked for: where they lead to something blocked, they are left out.
         """
-        action, decision = self._judge_leads(answer.leads)
-        if answer.extra_leads and self._judge_leads(answer.extra_leads)[0] is Action.BLOCK:
-            answer = message.answer_only(answer)
-        return action, decision, answer
+        claims = self.rules.image.lookup(qname)
+        action, decision = self.rules.board.choose(claims)
+        if action is Action.BLOCK:
+            return _Judged(action, decision, answer)
+        if policy.allows(self.rules.image.classes, claims):
+            addresses = [address for lead in answer.leads for address in lead.addresses]
+            return _Judged(Action.PASS, None, answer, self._passing(answer, addresses))
+        led, found, addresses = self._judge_leads(answer.leads)
+        if led is Action.BLOCK:
+            return _Judged(led, found, answer)
+        whole = not answer.extra_leads or self._judge_leads(answer.extra_leads)[0] is not Action.BLOCK
+        return _Judged(
+            max(action, led),
+            decision or found,
+            answer if whole else message.answer_only(answer),
+            self._passing(answer, addresses),
+            everyday=whole and not addresses and not (decision or found) and not self.log_all,
+        )
 
-    def _judge_leads(self, leads: tuple[message.Lead, ...]) -> tuple[Action, Decision | None]:
+    def _judge_leads(self, leads: Iterable[Lead]) -> tuple[Action, Decision | None, list[bytes]]:
+        """(action, decision, the addresses that allowed names lead to): such a name passes with all that it leads to."""
         image, choose = self.rules.image, self.rules.board.choose
         audited: Decision | None = None
-        for owners, addresses in leads:
-            if policy.allows(image.classes, image.lookup(owners[0])):
+        passed: set[Name] = set()
+        addresses: list[bytes] = []
+        for owner, targets, packed in leads:
+            claims = image.lookup(owner)
+            if owner in passed or policy.allows(image.classes, claims):
+                passed.update(targets)
+                addresses += packed
                 continue
-            claims = [image.lookup(name) for name in owners] + [image.lookup_address(a) for a in addresses]
-            for action, decision in map(choose, claims):
+            for action, decision in map(choose, (claims, *map(image.lookup, targets), *map(image.lookup_address, packed))):
                 if action is Action.BLOCK:
-                    return action, decision
+                    return action, decision, []
                 audited = audited or decision
-        return (Action.AUDIT if audited else Action.PASS), audited
+        return Action.AUDIT if audited else Action.PASS, audited, addresses
 
-    def _passing(self, answer: Answer) -> tuple[tuple[bytes, int], ...]:
+    def _passing(self, answer: Answer, addresses: Iterable[bytes]) -> tuple[tuple[bytes, int], ...]:
         image, choose = self.rules.image, self.rules.board.choose
-        found = [a for _, addresses in answer.leads for a in addresses]
         seconds = max((seconds for _, seconds in answer.ttls), default=0)
-        return tuple((a, seconds) for a in found if choose(image.lookup_address(a))[0] is Action.BLOCK)
+        return tuple((a, seconds) for a in addresses if choose(image.lookup_address(a))[0] is Action.BLOCK)
 
-    def _ask(self, waiter: _Waiter, now: float) -> Reply | Forward | Joined | Drop:
+    def _ask(self, waiter: _Waiter, now: float) -> Reply | Forward | Joined:
         key = waiter.query.key
-        if (token := self._by_key.get(key)) is not None:
-            waiters = self._pending[token].waiters
-            if len(waiters) >= MAX_WAITERS:
-                return Drop("waiters")
-            waiters.append(waiter)
-            return Joined()
-        if len(self._pending) >= MAX_PENDING:
+        token = self._by_key.get(key)
+        if self._waiting >= MAX_WAITING or (token is None and len(self._pending) >= MAX_PENDING):
             return self._trouble(waiter, "too many questions are on their way", network=False)
+        self._waiting += 1
+        if token is not None:
+            self._pending[token].waiters.append(waiter)
+            return Joined()
         self._token = token = self._token + 1
         self._pending[token] = _Pending(key, self.zones.upstreams(waiter.query.qname), now, [waiter])
         self._by_key[key] = token
@@ -233,79 +252,93 @@ class Engine:
     def _next(self, token: int, now: float) -> Forward | list[Reply]:
         """The next attempt of a question, or the end of it."""
         pending = self._pending[token]
-        upstreams = pending.upstreams
-        server = upstreams.choose(pending.attempts, pending.bad, now)
+        server = pending.upstreams.choose(pending.attempts, pending.bad, now)
         if server is None or now >= pending.started + DEADLINE:
-            return [self._trouble(w, pending.trouble, network=pending.network) for w in self._close(token).waiters]
-        timeout = upstreams.timeout(len(pending.attempts), pending.started, now)
+            self._close(token)
+            return [self._trouble(waiter, pending.trouble, network=pending.network) for waiter in pending.waiters]
         pending.attempts.append(server)
         pending.asked = now
         pending.tcp = server.tcp
-        return self._forward(token, server, timeout)
+        pending.edns = pending.upstreams.health[server].plain_until <= now
+        pending.malformed = False
+        pending.upstreams.asked(server, now)
+        return self._forward(token, now)
 
-    def _forward(self, token: int, server: Server, timeout: float) -> Forward:
+    def _forward(self, token: int, now: float) -> Forward:
         pending = self._pending[token]
-        edns = not pending.upstreams.health[server].no_edns
-        return Forward(token, server, pending.waiters[0].query, edns, pending.tcp, timeout)
+        timeout = pending.upstreams.timeout(len(pending.attempts) - 1, pending.started, now)
+        return Forward(token, pending.attempts[-1], pending.waiters[0].query, pending.edns, pending.tcp, timeout)
 
-    def _close(self, token: int) -> _Pending:
+    def _close(self, token: int) -> None:
         pending = self._pending.pop(token)
         del self._by_key[pending.key]
-        return pending
+        self._waiting -= len(pending.waiters)
 
     def _trouble(self, waiter: _Waiter, text: str, *, network: bool) -> Reply:
         option = message.ede(message.EDE_NETWORK if network else message.EDE_NO_REACHABLE, text)
-        servfail = Answer(message.SERVFAIL, (0, 0, 0), b"")
-        return Reply(message.reply(waiter.query, servfail, ede=option, udp=waiter.udp), waiter.peer)
+        wire = message.reply(waiter.query, Answer(message.SERVFAIL), ede=option, udp=waiter.udp)
+        return Reply(wire, waiter.peer, waiter.client)
 
-    def complete(self, token: int, packet: bytes, now: float) -> list[Reply] | Forward:
-        """A response that `message.matches` what was asked. Closes the question, or goes on to the next attempt."""
+    def complete(self, token: int, packet: bytes, now: float) -> list[Reply] | Forward | None:
+        """A response that `response.matches` what was asked: the replies it settles, the next attempt, or None: wait on.
+
+        What is malformed over UDP may be forged; the true answer can still come (CVE-2023-28452, CVE-2023-29483).
+        """
         pending = self._pending[token]
         server = pending.attempts[-1]
-        health = pending.upstreams.health[server]
-        query = pending.waiters[0].query
         try:
-            answer = message.parse_response(packet, message.asked(query))
+            answer = response.parse(packet, message.asked(pending.waiters[0].query))
         except MessageError:
-            return self._bad(token, f"{server} sent a malformed response", now)
+            pending.malformed = True
+            return self._unhelpful(token, "sent a malformed response over TCP", now) if pending.tcp else None
         if answer.truncated:
             if pending.tcp:
-                return self._bad(token, f"{server} sent a truncated response over TCP", now)
+                return self._unhelpful(token, "sent a truncated response over TCP", now)
             pending.tcp = True
-            return self._forward(token, server, pending.upstreams.timeout(len(pending.attempts), pending.started, now))
-        if answer.rcode in (message.FORMERR, message.NOTIMP) and not health.no_edns:
-            health.no_edns = True  # RFC 6891 section 7: a server that does not know EDNS
-            return self._forward(token, server, pending.upstreams.timeout(len(pending.attempts), pending.started, now))
-        if answer.rcode not in (message.NOERROR, message.NXDOMAIN):
-            return self._bad(token, f"{server} answered {_RCODES.get(answer.rcode, answer.rcode)}", now)
+            return self._forward(token, now)
+        if answer.rcode in (message.FORMERR, message.NOTIMP) and pending.edns:
+            pending.edns = False  # RFC 6891 section 7: perhaps a server that does not know EDNS
+            return self._forward(token, now)
+        if answer.rcode not in _USABLE:
+            return self._unhelpful(token, f"answered {_RCODES.get(answer.rcode, answer.rcode)}", now)
+        if answer.referral:
+            return self._unhelpful(token, "answered with a referral: it does not resolve for us", now)
+        if not pending.edns and pending.upstreams.health[server].plain_until <= now:
+            pending.upstreams.health[server].plain_until = now + PLAIN_FOR
         pending.upstreams.succeeded(server, now - pending.asked)
-        self._close(token)
-        replies = [self._settle(waiter, answer, now) for waiter in pending.waiters]
-        plain = not any(reply.attempt for reply in replies) and not self._watched(query.qname)
-        self.cache.put(pending.key, answer, now, self.rules.judged if plain else -1)
-        return replies
+        for each in pending.bad:
+            pending.upstreams.set_aside(each, pending.started, now)
+        return self._answered(token, answer, now)
 
-    def _bad(self, token: int, reason: str, now: float) -> list[Reply] | Forward:
-        """The server answered and could not help: it is not asked again for this question."""
-        self._pending[token].bad.add(self._pending[token].attempts[-1])
-        return self._failed(token, reason, now, network=True)
+    def _answered(self, token: int, answer: Answer, now: float) -> list[Reply]:
+        pending = self._pending[token]
+        self._close(token)
+        judged = self._judge(pending.waiters[0].query.qname, answer)
+        self.cache.put(pending.key, answer, now, self.rules.judged if judged.everyday else NOBODY)
+        return [self._reply(waiter, judged) for waiter in pending.waiters]
 
     def expire(self, token: int, reason: str, now: float, *, network: bool = False) -> list[Reply] | Forward:
         """No usable response came. `network`: because of an error of the network, not of silence."""
-        server = self._pending[token].attempts[-1]
-        return self._failed(token, f"{server} {reason}", now, network=network)
-
-    def _failed(self, token: int, reason: str, now: float, *, network: bool) -> list[Reply] | Forward:
         pending = self._pending[token]
-        pending.upstreams.failed(pending.attempts[-1], reason, now)
-        pending.trouble, pending.network = reason, network
+        server = pending.attempts[-1]
+        if pending.malformed:
+            return self._unhelpful(token, "sent a malformed response", now)
+        pending.trouble, pending.network = f"{server} {reason}", network
+        pending.upstreams.failed(server, pending.trouble, pending.asked, now)
         return self._next(token, now)
 
-    @property
-    def pending(self) -> int:
-        return len(self._pending)
+    def _unhelpful(self, token: int, reason: str, now: float) -> list[Reply] | Forward:
+        """The server answered and could not help: it is not asked again for this question."""
+        pending = self._pending[token]
+        server = pending.attempts[-1]
+        pending.bad.add(server)
+        pending.trouble, pending.network = f"{server} {reason}", True
+        pending.upstreams.unhelpful(server, pending.trouble, pending.asked, now)
+        return self._next(token, now)
 
 
+#: YXDOMAIN: a DNAME made the name too long (RFC 6672 section 2.2), which is an answer
+_USABLE = frozenset({message.NOERROR, message.NXDOMAIN, message.YXDOMAIN})
 _RCODES = {message.FORMERR: "FORMERR", message.SERVFAIL: "SERVFAIL", message.NOTIMP: "NOTIMP", message.REFUSED: "REFUSED"}
 
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Hashable
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import islice, takewhile
 from json.encoder import encode_basestring_ascii
 from typing import Any
 
@@ -20,6 +21,7 @@ Event = dict[str, Any]
 _encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps builds an encoder per call
 
 
+@lru_cache(maxsize=16)  # the attempts of a batch have one time
 def timestamp(seconds: float) -> str:
     """Seconds since 1970 as RFC 3339, UTC, microseconds."""
     whole, micro = divmod(round(seconds * 1e6), 1_000_000)  # a float tells quarters of a microsecond apart until 2255
@@ -74,25 +76,32 @@ class Folder:
 
     def note(self, key: Hashable, make: Callable[[], str], now: float, wall: float) -> bytes | None:
         """Count one attempt; the line to write when it is the first of its kind. `make` gives the kind's members."""
-        self.noted += 1
+        return None if self.again(key, wall) else self.open(key, make(), now, wall)
+
+    def again(self, key: Hashable, wall: float) -> bool:
+        """Count one attempt, unless it is the first of its kind."""
         kind = self._kinds.get(key)
-        if kind is not None:
-            if not kind.count:
-                kind.first = wall
-            kind.count += 1
-            kind.last = wall
-            return None
-        members = make()
+        if kind is None:
+            return False
+        self.noted += 1
+        if not kind.count:
+            kind.first = wall
+        kind.count += 1
+        kind.last = wall
+        return True
+
+    def open(self, key: Hashable, members: str, now: float, wall: float) -> bytes:
+        """Count the first attempt of a kind: its line."""
+        self.noted += 1
         if len(self._kinds) < MAX_KINDS:
             self._kinds[key] = _Kind(members, now)
         return line(f'{members},"count":1', wall)
 
-    def due(self, now: float) -> list[tuple[bytes, int]]:
-        """The lines, each with its count, of the kinds whose window has passed. One that stayed quiet is forgotten."""
+    def due(self, now: float, limit: int = MAX_KINDS) -> list[tuple[bytes, int]]:
+        """The lines, each with its count, of the kinds whose window has passed, `limit` at most. A quiet one is forgotten."""
         records = []
-        for key, kind in list(self._kinds.items()):
-            if kind.opened + self._window > now:
-                break  # kinds stand in the order of their opening
+        last = now - self._window  # kinds stand in the order of their opening
+        for key, kind in list(islice(takewhile(lambda item: item[1].opened <= last, self._kinds.items()), limit)):
             del self._kinds[key]
             if kind.count:
                 records.append((kind.record(), kind.count))

@@ -3,10 +3,11 @@
 This is a shortcut of the engine's decision, not a second one: it answers a packet only where the engine would give the
 same octets, and declines (None) whatever is unusual: another opcode, a second question, odd EDNS, a special name, an
 audited or allow-listed name. A cached answer that this judgement has passed needs no look-up; otherwise the policy is
-asked first.
+asked first. Blocks are remembered by the octets of the query, for as long as the judgement holds.
 """
 
 import ipaddress
+import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -54,7 +55,7 @@ class BlockMode(NamedTuple):
         if self.kind == "nxdomain":
             return message.negative(message.NXDOMAIN, self.ttl)
         if self.kind == "refused":
-            return Answer(message.REFUSED, (0, 0, 0), b"")
+            return Answer(message.REFUSED)
         found = {message.A: self.addresses4, message.AAAA: self.addresses6}.get(qtype, ())
         return message.addresses(found, self.ttl) if found else message.negative(message.NOERROR, self.ttl)
 
@@ -71,29 +72,19 @@ class Rules:
         self.mode = mode
         self.memo = Memo()
         self._canary = frozenset(image.classes.index(c) for c in policy.CANARY if c in image.classes)
-        self._prefix = [
-            {s: f"app={c.app} function={c.function} list={source.path}:" for s, source in enumerate(image.sources)}
-            for c in image.classes
-        ]
-        self._told = [
-            [f'"app":"{c.app}","function":"{c.function}","list":{events.quote(s.path)},"line":' for s in image.sources]
-            for c in image.classes
-        ]
-        nxdomain = message.negative(message.NXDOMAIN, mode.ttl)
-        #: (is it a canary, A or AAAA or 0) → second flags octet, counts without and with EDNS, body
-        self.pieces = {
-            (canary, qtype): _pieces(nxdomain if canary else mode.answer(qtype))
-            for canary in (False, True)
-            for qtype in (0, message.A, message.AAAA)
-        }
+        self._prefix = [f"app={s.app} function={s.function} list={s.path}:" for s in image.sources]
+        self._told = [f'"app":"{s.app}","function":"{s.function}","list":{events.quote(s.path)},"line":' for s in image.sources]
+        self._nxdomain = _pieces(message.negative(message.NXDOMAIN, mode.ttl))
+        self._other = _pieces(mode.answer(0))
+        self._pieces = {qtype: _pieces(mode.answer(qtype)) for qtype in (message.A, message.AAAA)}
 
     def explain(self, decision: Decision) -> str:
         """The EDE text, and what `why` prints."""
-        return f"{self._prefix[decision.class_][decision.source]}{decision.line} rule={decision.rule}"
+        return f"{self._prefix[decision.source]}{decision.line} rule={decision.rule}"
 
     def told(self, decision: Decision) -> str:
         """What decided, as members of an event."""
-        return f'{self._told[decision.class_][decision.source]}{decision.line},"rule":{events.quote(decision.rule)}'
+        return f'{self._told[decision.source]}{decision.line},"rule":{events.quote(decision.rule)}'
 
     def ede(self, decision: Decision) -> bytes:
         return message.ede(message.EDE_BLOCKED, self.explain(decision))
@@ -105,11 +96,19 @@ class Rules:
     def block_answer(self, decision: Decision, qtype: int) -> Answer:
         return message.negative(message.NXDOMAIN, self.mode.ttl) if self.canary(decision) else self.mode.answer(qtype)
 
+    def pieces(self, decision: Decision, qtype: int) -> "Pieces":
+        """The same, taken apart."""
+        return self._nxdomain if decision.class_ in self._canary else self._pieces.get(qtype, self._other)
+
     def action_name(self, decision: Decision) -> str:
         return "nxdomain" if self.canary(decision) else self.mode.kind
 
 
-def _pieces(answer: Answer) -> tuple[int, bytes, bytes, bytes]:
+#: second flags octet, counts without and with EDNS, body
+Pieces = tuple[int, bytes, bytes, bytes]
+
+
+def _pieces(answer: Answer) -> Pieces:
     """Cut from replies to a query for the root, so that `message.reply` alone shapes them."""
     plain, edns = (
         message.reply(message.Query(0, 0, b"\0\0\1\0\1", names.ROOT, message.A, e, False, 512), answer, udp=False)
@@ -118,71 +117,72 @@ def _pieces(answer: Answer) -> tuple[int, bytes, bytes, bytes]:
     return plain[3], plain[4:12], edns[4:12], plain[17:]
 
 
-class Attempt(NamedTuple):
-    """Somebody asked for something that a class claims: what an event is made of."""
+class Attempt:
+    """Somebody asked for something that a class claims: what an event is made of, but for the client and the time."""
 
-    client: str
-    qname: Name
-    qtype: int
-    decision: Decision | None  # None: nobody claims it, and everything is to be logged
-    action: str
-    audit: bool
+    __slots__ = ("action", "audit", "decision", "kind", "members", "qname", "qtype", "rest", "rules")
 
-    def what(self, generation: int) -> "What":
-        """All but the client: attempts of a client that are equal in this are folded into one record."""
-        return (self.qname, self.qtype, self.decision.class_ if self.decision else -1, self.action, self.audit, generation)
-
-
-What = tuple[Name, int, int, str, bool, int]
-
-
-class Blocked(NamedTuple):
-    """A block, the same for everybody who sends this packet."""
-
-    reply: bytes  # without the ID
-    decision: Decision
-    what: What
-
-    def attempt(self, client: str) -> Attempt:
-        qname, qtype, _, action, audit, _ = self.what
-        return Attempt(client, qname, qtype, self.decision, action, audit)
+    def __init__(
+        self,
+        rules: Rules,
+        qname: Name,
+        qtype: int,
+        decision: Decision | None,
+        action: str,
+        audit: bool = False,
+        rest: bytes = b"",
+    ) -> None:
+        self.rules = rules
+        self.qname = qname
+        self.qtype = qtype
+        self.decision = decision  # None: nobody claims it, and everything is to be logged
+        self.action = action
+        self.audit = audit
+        self.rest = rest  # the reply but for its ID, the same for everybody who sends this packet; of the fast path's alone
+        #: equal for equal attempts; the qname stands first, so that it can be left out
+        self.kind = qname + _KIND.pack(qtype, -1 if decision is None else decision.class_, action == "pass", rules.judged)
+        self.members = ""  # its event as JSON, written when first needed
 
 
-MEMO_HALF = 8192  # packets; both halves together take some 12 MiB when full
+_KIND = struct.Struct("!Hh?I")
+
+
+MEMO_HALF = 8192  # packets; both halves together take some 16 MiB when full
 
 
 class Memo:
     """The blocks of packets seen before, whatever their ID. What is not asked for any more is forgotten half by half."""
 
     def __init__(self) -> None:
-        self._young: dict[bytes, Blocked] = {}
-        self._old: dict[bytes, Blocked] = {}
+        self._young: dict[bytes, Attempt] = {}
+        self._old: dict[bytes, Attempt] = {}
 
-    def get(self, packet: bytes) -> Blocked | None:
-        key = packet[2:]
+    def get(self, key: bytes) -> Attempt | None:
         found = self._young.get(key)
         if found is None and (found := self._old.get(key)) is not None:
             self._young[key] = found
         return found
 
-    def put(self, packet: bytes, blocked: Blocked) -> None:
+    def put(self, key: bytes, blocked: Attempt) -> None:
         if len(self._young) >= MEMO_HALF:
             self._old, self._young = self._young, {}
-        self._young[packet[2:]] = blocked
+        self._young[key] = blocked
 
 
 _PLAIN = b"\0\1\0\0\0\0\0\0"
 _EDNS = b"\0\1\0\0\0\0\0\1"
 
 
-def answer(packet: bytes, client: str, rules: Rules, cache: Cache, now: float) -> bytes | Blocked | None:
-    """The reply to a UDP query: octets from the cache, a Blocked with what its event needs, or None to decline."""
-    known = rules.memo.get(packet)
+def answer(packet: bytes, client: str, rules: Rules, cache: Cache, now: float) -> bytes | Attempt | None:
+    """The reply to a UDP query: octets from the cache, an Attempt that was blocked, or None to decline."""
+    if not rules.acl.allows(client):
+        return None
+    known = rules.memo.get(packet[2:])
     if known is not None:
-        return known if rules.acl.allows(client) else None
+        return known
     size = len(packet)
     # response, opcode, AA and TC in the first flags octet, RA, Z and rcode in the second: all zero in a plain query
-    if size < 17 or packet[2] & 0xFE or packet[3] & 0xCF or not rules.acl.allows(client):
+    if size < 17 or packet[2] & 0xFE or packet[3] & 0xCF:
         return None
     at = 12
     try:
@@ -202,7 +202,7 @@ def answer(packet: bytes, client: str, rules: Rules, cache: Cache, now: float) -
         if end != size:
             return None
     elif counts == _EDNS:
-        # one OPT: root owner, type 41, size, extended rcode 0, version 0, DO and no other flag, whole options
+        # one OPT: root owner, type 41, size, extended rcode 0, version 0, flags, whole options
         opt = packet[end:]
         if len(opt) < 11 or opt[:3] != b"\0\0\x29" or opt[5:7] != b"\0\0" or not _whole_options(opt):
             return None
@@ -210,21 +210,20 @@ def answer(packet: bytes, client: str, rules: Rules, cache: Cache, now: float) -
         variant = 6 if opt[7] & 0x80 else 3
     else:
         return None
-    qname = Name(packet[12 : at + 1].lower())
+    qname: Name = packet[12 : at + 1].lower()  # type: ignore[assignment] # NewType is a call, and this is the hot path
     cd = packet[3] & 0x10
-    entry = cache.get(qname + packet[at + 1 : at + 3] + _DOCD[variant // 3, cd], now)
+    entry = cache.get(qname + packet[at + 1 : at + 3] + _DOCD[variant | cd], now)
     if entry is not None and entry.judged == rules.judged:
         stored = entry.answer
         tail = entry.body(now)
         an, ns, ar = stored.counts
-        flags = ((0x80 | packet[2] & 1 | stored.flags >> 8) << 8 | 0x80 | cd | stored.rcode & 15).to_bytes(2)
         if variant:
             tail += _OPTS[variant]
             ar += 1
-            if stored.rcode > 15:
-                return None
-        if end + len(tail) > limit:
+        if end + len(tail) > limit or stored.rcode > 15:
             return None
+        flags = (0x8080 | (packet[2] & 1) << 8 | stored.flags | cd | stored.rcode).to_bytes(2)
+        cache.hits += 1
         return packet[:2] + flags + b"\0\1" + _PACK[an] + _PACK[ns] + _PACK[ar] + packet[12:end] + tail
     claims: Claims = rules.image.lookup(qname)
     if not claims or qname.endswith(SPECIAL):
@@ -235,17 +234,17 @@ def answer(packet: bytes, client: str, rules: Rules, cache: Cache, now: float) -
     qtype = packet[at + 1] << 8 | packet[at + 2]
     if qtype in _META or not qtype:
         return None
-    octet, plain, edns, tail = rules.pieces[rules.canary(decision), qtype if qtype in (message.A, message.AAAA) else 0]
+    octet, plain, edns, tail = rules.pieces(decision, qtype)
     if variant:
         plain = edns
         ede = rules.ede(decision)
         tail += _OPTS[variant][:9] + _PACK[len(ede)] + ede
     if end + len(tail) > limit:
         return None
-    flags = bytes((0x80 | packet[2] & 1, octet | cd))
-    what = (qname, qtype, decision.class_, rules.action_name(decision), False, rules.generation)
-    blocked = Blocked(flags + plain + packet[12:end] + tail, decision, what)
-    rules.memo.put(packet, blocked)
+    rest = bytes((0x80 | packet[2] & 1, octet | cd)) + plain + packet[12:end] + tail
+    blocked = Attempt(rules, qname, qtype, decision, rules.action_name(decision), False, rest)
+    if not variant or size == end + 11:  # options may differ every time (RFC 7873)
+        rules.memo.put(packet[2:], blocked)
     return blocked
 
 
@@ -263,5 +262,5 @@ def _whole_options(opt: bytes) -> bool:
 
 _META = message.META_QTYPES
 _PACK = [n.to_bytes(2) for n in range(message.MAX_RECORDS + 2)]
-_DOCD = {(v, cd): bytes([(v == 2) << 1 | bool(cd)]) for v in range(3) for cd in (0, 0x10)}
+_DOCD = {variant | cd: bytes([(variant == 6) << 1 | bool(cd)]) for variant in (0, 3, 6) for cd in (0, 0x10)}
 _OPTS = {3: b"\0\0\x29\x04\xd0\0\0\0\0\0\0", 6: b"\0\0\x29\x04\xd0\0\0\x80\0\0\0"}

@@ -1,9 +1,8 @@
 """DNS messages: raw bytes where every packet passes.
 
-Three things are done to a message here. A client's query is taken apart (`parse_query`), and everything sent on is built
-anew from the parts, so nothing a client hides in a message reaches the upstream. An upstream's response is matched
-against what was asked (`matches`) and read into an `Answer` (`parse_response`). Every reply is shaped in one place,
-`reply`: header bits, EDNS only if the query had it, EDE, size limit and TC. dnslib builds what is built rarely.
+A client's query is taken apart (`parse_query`), and everything sent on is built anew from the parts (`ask`), so nothing a
+client hides in a message reaches the upstream. Every reply is shaped in one place, `reply`: header bits, EDNS only if the
+query had it, EDE, size limit and TC. What an upstream sends is read in `response`.
 """
 
 import struct
@@ -14,18 +13,19 @@ from embargo import names
 from embargo.errors import MessageError
 from embargo.names import Name
 
-NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED, BADVERS = 0, 1, 2, 3, 4, 5, 16
+NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED, YXDOMAIN, BADVERS = 0, 1, 2, 3, 4, 5, 6, 16
 A, NS, CNAME, SOA, PTR, MX, AAAA, SRV, NAPTR, DNAME, OPT, SVCB, HTTPS = 1, 2, 5, 6, 12, 15, 28, 33, 35, 39, 41, 64, 65
+RRSIG, NSEC, NSEC3, ANY = 46, 47, 50, 255
 IN = 1
 EDE_BLOCKED, EDE_NO_REACHABLE, EDE_NETWORK = 15, 22, 23  # RFC 8914 section 4
 MAX_UDP = 1232  # the DNS flag day value: fits the IPv6 minimum MTU without fragments
-MAX_RECORDS = 512  # in one response; a gateway's clients need a few dozen, an attacker's pointers cost time per record
-MAX_TTL = 3600  # seconds; what a client may keep of an answer, so that a new block bites within the hour
+MAX_RECORDS = 512  # in one message; a gateway's clients need a few dozen
+MAX_EDE = 400  # octets of text: the rest of a reply needs room too
 META_QTYPES = frozenset({OPT, 249, 250, 251, 252, 253, 254})  # TKEY, TSIG, IXFR, AXFR, MAILB, MAILA
 
 QR, AA, TC, RD, RA, AD, CD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080, 0x0020, 0x0010
-_HEADER = struct.Struct("!HHHHHH")
-_RECORD = struct.Struct("!HHIH")  # type, class, TTL, rdlength
+HEADER = struct.Struct("!HHHHHH")
+RECORD = struct.Struct("!HHIH")  # type, class, TTL, rdlength
 _TYPES = {
     1: "A", 2: "NS", 5: "CNAME", 6: "SOA", 12: "PTR", 13: "HINFO", 15: "MX", 16: "TXT", 28: "AAAA", 33: "SRV",
     35: "NAPTR", 39: "DNAME", 43: "DS", 44: "SSHFP", 46: "RRSIG", 47: "NSEC", 48: "DNSKEY", 50: "NSEC3", 52: "TLSA",
@@ -67,7 +67,7 @@ class Refused(MessageError):
 
 def parse_query(packet: bytes) -> Query:
     """A client's query, gates in order, each with its fate. A packet shorter than a header, or a response, is not for here."""
-    ident, flags, questions, answers, authorities, additionals = _HEADER.unpack_from(packet)
+    ident, flags, questions, answers, authorities, additionals = HEADER.unpack_from(packet)
     if flags & 0x7800:  # an opcode other than QUERY
         raise Refused(NOTIMP, _nothing(ident, flags))
     if questions != 1 or answers or authorities:  # RFC 9619
@@ -110,15 +110,16 @@ def _question_name(packet: bytes) -> tuple[Name, int]:
 def _client_edns(packet: bytes, offset: int, count: int) -> tuple[int, int, bool] | None:
     """(size, version, DO) of the one OPT record a query may have (RFC 6891 section 6.1.1). Others are read over."""
     found: tuple[int, int, bool] | None = None
+    known: dict[int, Name] = {}
     for _ in range(min(count, MAX_RECORDS + 1)):
-        owner, rtype, _, ttl, start, offset = _record(packet, offset)
+        owner, rtype, size, ttl, start, offset = record(packet, offset, known)
         if rtype != OPT:
             continue
         if found is not None or owner != names.ROOT:
             raise MessageError(FORMERR, start)
         for _ in options(packet, start, offset):
             pass
-        found = (struct.unpack_from("!H", packet, start - 8)[0], ttl >> 16 & 0xFF, bool(ttl & 0x8000))
+        found = (size, ttl >> 16 & 0xFF, bool(ttl & 0x8000))
     if offset != len(packet) or count > MAX_RECORDS:
         raise MessageError(FORMERR, offset)
     return found
@@ -137,42 +138,53 @@ def options(packet: bytes, start: int, end: int) -> Iterator[tuple[int, bytes]]:
         start += length
 
 
-def _record(packet: bytes, offset: int) -> tuple[Name, int, int, int, int, int]:
-    """(owner, type, class, TTL, start of rdata, end of rdata) of the record at `offset`."""
-    owner, at = names.read(packet, offset)
+def record(packet: bytes, offset: int, known: dict[int, Name]) -> tuple[Name, int, int, int, int, int]:
+    """(owner, type, class, TTL, start of rdata, end of rdata) of the record at `offset`. For `known` see `names.read`."""
+    owner, at = names.read(packet, offset, known)
     try:
-        rtype, rclass, ttl, length = _RECORD.unpack_from(packet, at)
+        rtype, rclass, ttl, length = RECORD.unpack_from(packet, at)
     except struct.error:
         raise MessageError(FORMERR, at) from None
-    start = at + 10
+    start = at + RECORD.size
     if start + length > len(packet):
         raise MessageError(FORMERR, start)
     return owner, rtype, rclass, ttl, start, start + length
 
 
-#: (a record's owner and target names, its addresses and hints)
-Lead = tuple[tuple[Name, ...], tuple[bytes, ...]]
+class Lead(NamedTuple):
+    """Where the records of one owner lead: the names they point to, their addresses and address hints."""
+
+    owner: Name
+    targets: tuple[Name, ...]
+    addresses: tuple[bytes, ...]
 
 
 class Answer(NamedTuple):
     """The part of a message behind the question. Compression pointers in it count from the message's start."""
 
     rcode: int
-    counts: tuple[int, int, int]  # answer, authority, additional
-    body: bytes
+    counts: tuple[int, int, int] = (0, 0, 0)  # answer, authority, additional
+    body: bytes = b""
     ttls: tuple[tuple[int, int], ...] = ()  # (offset in body, seconds), each capped
     flags: int = 0  # AA as the upstream said; AD is never passed on over plain transport
     lifetime: int = 0  # seconds it may be cached
     truncated: bool = False
-    #: where the records of the answer section lead, in their order
-    leads: tuple[Lead, ...] = ()
-    #: the same for the other sections, which may be left out
-    extra_leads: tuple[Lead, ...] = ()
+    referral: bool = False  # it names other servers in place of an answer
+    leads: tuple[Lead, ...] = ()  # of the answer section
+    extra_leads: tuple[Lead, ...] = ()  # of the other sections, which may be left out
+    answer_end: int = 0  # where in `body` the other sections begin
+
+
+def answer_only(answer: Answer) -> Answer:
+    """The same answer without authority and additional records. What is left moves nowhere, so its pointers hold."""
+    count = answer.counts[0]
+    body = answer.body[: answer.answer_end]
+    return answer._replace(counts=(count, 0, 0), body=body, ttls=answer.ttls[:count], extra_leads=())
 
 
 def ask(query: Query, ident: int, *, edns: bool = True) -> bytes:
     """Our own query for the upstream: RD set, CD as asked, our own EDNS with DO as asked, no options."""
-    head = _HEADER.pack(ident, RD | query.flags & CD, 1, 0, 0, int(edns))
+    head = HEADER.pack(ident, RD | query.flags & CD, 1, 0, 0, int(edns))
     return head + asked(query) + (_opt(0, query.do) if edns else b"")
 
 
@@ -181,144 +193,17 @@ def asked(query: Query) -> bytes:
     return query.qname + query.question[-4:]
 
 
-def matches(packet: bytes, ident: int, question: bytes) -> bool:
-    """Is this the response to what we asked? ID, QR, opcode and the question octet by octet (RFC 5452 section 9)."""
-    return (
-        len(packet) >= 12 + len(question)
-        and packet[:2] == ident.to_bytes(2)
-        and packet[2] & 0xF8 == 0x80
-        and packet[4:6] == b"\0\1"
-        and packet[12 : 12 + len(question)] == question
-    )
-
-
-def parse_response(packet: bytes, question: bytes) -> Answer:
-    """A response that `matches`, as an Answer without its OPT record. Raises MessageError when it is malformed."""
-    _, flags, _, *counts = _HEADER.unpack_from(packet)
-    if sum(counts) > MAX_RECORDS:
-        raise MessageError(FORMERR, 6)
-    begin = offset = 12 + len(question)
-    if flags & TC:
-        return Answer(flags & 15, (0, 0, 0), b"", flags=flags & AA, truncated=True)
-    rcode = flags & 15
-    ttls: list[tuple[int, int]] = []
-    wire = bytearray(packet)
-    leads: tuple[list[Lead], list[Lead]] = ([], [])
-    negative: int | None = None
-    opt: tuple[int, int] | None = None
-    for section in range(3):
-        for _ in range(counts[section]):
-            at = offset
-            owner, rtype, _, ttl, start, offset = _record(packet, offset)
-            if rtype == OPT:
-                if section != 2 or opt:
-                    raise MessageError(FORMERR, at)
-                opt = (at, offset)
-                rcode |= ttl >> 24 << 4
-                continue
-            ttl = 0 if ttl & 0x80000000 else min(ttl, MAX_TTL)  # RFC 2181 section 8
-            wire[start - 6 : start - 2] = ttl.to_bytes(4)
-            ttls.append((start - 6 - begin, ttl))
-            if rtype == SOA and section == 1 and offset - start >= 20:
-                negative = min(ttl, int.from_bytes(packet[offset - 4 : offset]))  # RFC 2308 section 5
-            leads[section > 0].append(_leads(packet, owner, rtype, start, offset))
-    if offset != len(packet):
-        raise MessageError(FORMERR, offset)
-    body, counts_out = bytes(wire[begin:]), (counts[0], counts[1], counts[2])
-    if opt and opt[1] == len(packet):
-        body, counts_out = body[: opt[0] - begin], (counts[0], counts[1], counts[2] - 1)
-    elif opt:  # records behind it may be pointed at; leaving the section out moves nothing
-        return answer_only(_answer(rcode, (counts[0], counts[1], 0), body, ttls, flags, negative, leads))
-    return _answer(rcode, counts_out, body, ttls, flags, negative, leads)
-
-
-def _answer(
-    rcode: int,
-    counts: tuple[int, int, int],
-    body: bytes,
-    ttls: list[tuple[int, int]],
-    flags: int,
-    negative: int | None,
-    leads: tuple[list[Lead], list[Lead]],
-) -> Answer:
-    lifetime = min((seconds for _, seconds in ttls), default=0)
-    if rcode == NXDOMAIN or not counts[0]:
-        lifetime = negative if negative is not None and rcode in (NOERROR, NXDOMAIN) else 0
-    return Answer(rcode, counts, body, tuple(ttls), flags & AA, lifetime, False, tuple(leads[0]), tuple(leads[1]))
-
-
-def answer_only(answer: Answer) -> Answer:
-    """The same answer without authority and additional records."""
-    offset, packet = 12, bytes(12) + answer.body  # pointers are not followed here, only skipped
-    for _ in range(answer.counts[0]):
-        offset = _skip_record(packet, offset)
-    return answer._replace(
-        counts=(answer.counts[0], 0, 0), body=answer.body[: offset - 12], ttls=answer.ttls[: answer.counts[0]],
-        extra_leads=(),
-    )  # fmt: skip
-
-
-def _skip_record(packet: bytes, offset: int) -> int:
-    while (length := packet[offset]) and length < 64:
-        offset += 1 + length
-    offset += 2 if length else 1
-    return offset + 10 + int.from_bytes(packet[offset + 8 : offset + 10])
-
-
-#: type → octets of rdata before the target name
-_TARGET_AT = {NS: 0, CNAME: 0, DNAME: 0, MX: 2, SRV: 6, SVCB: 2, HTTPS: 2}
-
-
-def _leads(packet: bytes, owner: Name, rtype: int, start: int, end: int) -> Lead:
-    """Where a record leads: (its owner and target names, its addresses and hints)."""
-    if rtype in (A, AAAA):
-        if end - start != (4 if rtype == A else 16):
-            raise MessageError(FORMERR, start)
-        return (owner,), (packet[start:end],)
-    if rtype == NAPTR:
-        return (owner, _naptr_replacement(packet, start, end)), ()
-    if rtype not in _TARGET_AT:
-        return (owner,), ()
-    target, at = names.read(packet, start + _TARGET_AT[rtype])
-    if rtype not in (SVCB, HTTPS):
-        if at != end:
-            raise MessageError(FORMERR, start)
-        return (owner, target), ()
-    if at > end:
-        raise MessageError(FORMERR, start)
-    hints: list[bytes] = []
-    for key, value in options(packet, at, end):
-        width = {4: 4, 6: 16}.get(key)  # ipv4hint, ipv6hint (RFC 9460 section 7.3)
-        if width:
-            hints += [value[i : i + width] for i in range(0, len(value) - len(value) % width, width)]
-    return (owner, target), tuple(hints)
-
-
-def _naptr_replacement(packet: bytes, start: int, end: int) -> Name:
-    at = start + 4
-    for _ in range(3):  # flags, services, regexp
-        if at >= end:
-            raise MessageError(FORMERR, start)
-        at += 1 + packet[at]
-    target, at = names.read(packet, at)
-    if at != end:
-        raise MessageError(FORMERR, start)
-    return target
-
-
 def reply(query: Query, answer: Answer, *, ede: bytes = b"", udp: bool = True) -> bytes:
     """The one place where a reply is shaped. `ede` is an encoded option (see `ede`), left out without EDNS."""
     flags = QR | RA | query.flags | answer.flags | answer.rcode & 15
-    question = query.question
+    question, body, counts = query.question, answer.body, answer.counts
     extra = _opt(answer.rcode, query.do, ede) if query.edns else b""
-    limit = query.size if udp else 0xFFFF
-    body, counts = answer.body, answer.counts
-    if 12 + len(question) + len(body) + len(extra) > limit:
-        # what remains is the question: half an answer is worse than a retry over TCP
+    room = (query.size if udp else 0xFFFF) - 12 - len(question)
+    if ede and len(body) + len(extra) > room:  # an explanation goes before an answer does (RFC 8914 section 3)
+        extra = _opt(answer.rcode, query.do) if query.edns else b""
+    if len(body) + len(extra) > room:  # half an answer is worse than a retry over TCP
         flags, body, counts = flags | TC, b"", (0, 0, 0)
-        if 12 + len(question) + len(extra) > limit:
-            extra = _opt(answer.rcode, query.do)
-    head = _HEADER.pack(query.id, flags, bool(question), counts[0], counts[1], counts[2] + query.edns)
+    head = HEADER.pack(query.id, flags, bool(question), counts[0], counts[1], counts[2] + query.edns)
     return head + question + body + extra
 
 
@@ -328,7 +213,7 @@ def _opt(rcode: int, do: bool, data: bytes = b"") -> bytes:
 
 def ede(code: int, text: str) -> bytes:
     """An Extended DNS Error option (RFC 8914 section 2)."""
-    data = code.to_bytes(2) + text.encode()[:400]
+    data = code.to_bytes(2) + text.encode()[:MAX_EDE].decode(errors="ignore").encode()
     return struct.pack("!HH", 15, len(data)) + data
 
 
@@ -339,11 +224,10 @@ _SOA_NAMES = names.from_text("blocked.invalid") + names.from_text("hostmaster.in
 def negative(rcode: int, ttl: int) -> Answer:
     """NXDOMAIN or NODATA with the SOA that lets it be cached for `ttl` seconds (RFC 2308 section 3). Its owner is the qname."""
     rdata = _SOA_NAMES + struct.pack("!IIIII", 1, 3600, 600, 86400, ttl)
-    body = b"\xc0\x0c" + _RECORD.pack(SOA, IN, ttl, len(rdata)) + rdata
-    return Answer(rcode, (0, 1, 0), body, ((6, ttl),))
+    return Answer(rcode, (0, 1, 0), b"\xc0\x0c" + RECORD.pack(SOA, IN, ttl, len(rdata)) + rdata)
 
 
 def addresses(packed: tuple[bytes, ...], ttl: int) -> Answer:
     """A or AAAA records for the qname."""
-    body = b"".join(b"\xc0\x0c" + _RECORD.pack(A if len(p) == 4 else AAAA, IN, ttl, len(p)) + p for p in packed)
+    body = b"".join(b"\xc0\x0c" + RECORD.pack(A if len(p) == 4 else AAAA, IN, ttl, len(p)) + p for p in packed)
     return Answer(NOERROR, (len(packed), 0, 0), body)

@@ -1,10 +1,14 @@
 """Which upstream next, and how long to wait for it.
 
 Servers are asked in the order of health, then of configuration. A server that failed is set aside for a time that doubles
-with each failure in a row; when all are set aside the one whose time ends first is asked anyway, so an outage ends by
-itself. Time comes in as `now`.
+with each failure; then one question tries it again while the others still go elsewhere. When all are set aside the one
+whose time ends first is asked anyway, so an outage ends by itself.
+
+Silence is the server's fault. An answer that does not help (SERVFAIL, REFUSED) may be the name's: it sets a server aside
+only when another one could answer the same question, or when it has said nothing else for long. Time comes in as `now`.
 """
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -14,6 +18,8 @@ LAST_PENALTY = 30.0  # a healed server is back within this
 TIMEOUT = 1.0  # seconds for one server while others are left
 RETRIES = 2  # attempts beyond one for each server: a lost datagram is not an outage
 DEADLINE = 4.5  # seconds for one query in all: the usual stub gives up after 5
+FORGIVEN = 10  # unhelpful answers in a row that may be the names' fault
+PLAIN_FOR = 900.0  # seconds a server that answers only without EDNS is spared it
 
 
 class Server(NamedTuple):
@@ -39,17 +45,24 @@ def server(text: str) -> Server:
 class Health:
     asked: int = 0
     failed: int = 0
-    in_a_row: int = 0
-    until: float = 0.0
+    in_a_row: int = 0  # times it was set aside without an answer of use between them
+    useless: int = 0  # answers of no use in a row
+    blamed: float = -math.inf  # when it was set aside
+    until: float = 0.0  # and for how long; 0 when it answered last
     srtt: float = 0.0  # seconds, smoothed as in RFC 6298
-    no_edns: bool = False
+    plain_until: float = 0.0  # asked without EDNS until then
     last_error: str = ""
+
+    @property
+    def healthy(self) -> bool:
+        """What it did last was of use, or it was not asked yet."""
+        return not self.until
 
 
 @dataclass(slots=True)
 class Upstreams:
     servers: tuple[Server, ...]
-    health: dict[Server, Health] = field(default_factory=dict)
+    health: dict[Server, Health] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         for each in self.servers:
@@ -74,16 +87,37 @@ class Upstreams:
         left = max(started + DEADLINE - now, 0.05)
         return left if attempts >= len(self.servers) + RETRIES - 1 else min(TIMEOUT, left)
 
+    def asked(self, chosen: Server, now: float) -> None:
+        """A question goes there. If the server failed last, this one tries it and others wait for what comes of it."""
+        health = self.health[chosen]
+        health.asked += 1
+        if health.until:
+            health.until = max(health.until, now + TIMEOUT)
+
     def succeeded(self, chosen: Server, seconds: float) -> None:
         health = self.health[chosen]
-        health.asked += 1
-        health.in_a_row, health.until = 0, 0.0
+        health.in_a_row, health.useless, health.until = 0, 0, 0.0
         health.srtt = seconds if not health.srtt else health.srtt * 0.875 + seconds * 0.125
 
-    def failed(self, chosen: Server, reason: str, now: float) -> None:
+    def failed(self, chosen: Server, reason: str, asked: float, now: float) -> None:
+        """No answer came to what was asked then."""
         health = self.health[chosen]
-        health.asked += 1
         health.failed += 1
-        health.in_a_row += 1
         health.last_error = reason
-        health.until = now + min(FIRST_PENALTY * 2 ** (health.in_a_row - 1), LAST_PENALTY)
+        self.set_aside(chosen, asked, now)
+
+    def unhelpful(self, chosen: Server, reason: str, asked: float, now: float) -> None:
+        """An answer came and is of no use."""
+        health = self.health[chosen]
+        health.failed += 1
+        health.useless += 1
+        health.last_error = reason
+        if health.useless >= FORGIVEN:
+            self.set_aside(chosen, asked, now)
+
+    def set_aside(self, chosen: Server, asked: float, now: float) -> None:
+        health = self.health[chosen]
+        if asked >= health.blamed:  # what was on its way when it failed does not count again
+            health.in_a_row += 1
+            health.blamed = now
+        health.until = now + min(FIRST_PENALTY * 2.0 ** min(health.in_a_row - 1, 10), LAST_PENALTY)

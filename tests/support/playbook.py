@@ -16,10 +16,10 @@ import dns.rdataclass
 import dns.rdatatype
 import dns.rrset
 
-from embargo import image, lists, policy
+from embargo import fastpath, image, lists, policy
 from embargo.cache import Cache
 from embargo.engine import Drop, Engine, Forward, Joined, Reply, Zones
-from embargo.fastpath import Acl, BlockMode, Rules
+from embargo.fastpath import Acl, Attempt, BlockMode, Rules
 from embargo.lists import Guard
 from embargo.policy import Action, App, Level, List, Selection, Source
 from embargo.upstream import Server, Upstreams
@@ -83,6 +83,7 @@ class Play:
         self.settled: list[Reply] = []
         self.forward: Forward | None = None
         self.asked = b""
+        self.was_fast = False  # the fast path answered too
 
     # ── what happens ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -90,8 +91,22 @@ class Play:
         return self.packet(query(name, qtype, **options), client=client, udp=udp)
 
     def packet(self, packet: bytes, *, client: str = CLIENT, udp: bool = True) -> Self:
+        """A query, to the engine and to its shortcut: where that one answers, both say the same."""
         self.asked = packet
+        fast = fastpath.answer(packet, client, self.engine.rules, self.engine.cache, self.now) if udp else None
         self._take(self.engine.handle(packet, client, "peer", self.now, udp=udp))
+        self.was_fast = fast is not None
+        if fast is not None:
+            (reply,) = self.settled
+            assert (packet[:2] + fast.rest if isinstance(fast, Attempt) else fast) == reply.wire
+            assert (fast.kind if isinstance(fast, Attempt) else None) == (reply.attempt.kind if reply.attempt else None)
+        return self
+
+    def garbage(self, message: dns.message.Message | bytes) -> Self:
+        """The asked server, or somebody else, sends what is of no use; the true answer is still waited for."""
+        assert self.forward is not None, "nothing was sent on"
+        wire = message if isinstance(message, bytes) else message.to_wire(max_size=65535)
+        assert self.engine.complete(self.forward.token, wire, self.now) is None
         return self
 
     def upstream(self, message: dns.message.Message | bytes) -> Self:
@@ -120,7 +135,8 @@ class Play:
         self.forward = outcome if isinstance(outcome, Forward) else self.forward
         self.settled = [outcome] if isinstance(outcome, Reply) else []
 
-    def _settle(self, outcome: list[Reply] | Forward) -> None:
+    def _settle(self, outcome: list[Reply] | Forward | None) -> None:
+        assert outcome is not None, "it waits on"
         if isinstance(outcome, Forward):
             self._take(outcome)
         else:

@@ -16,7 +16,7 @@ TIERS = (
     ("names", "toml", "events"),
     ("policy",),
     ("lists", "image", "message", "upstream"),
-    ("cache", "config", "ruleset"),
+    ("cache", "config", "response", "ruleset"),
     ("fastpath", "nft"),
     ("engine",),
 )

@@ -1,7 +1,7 @@
 """Carrying out a Forward: a socket with a random port and a random ID per attempt, a deadline, and patience with forgeries.
 
 The socket is connected, so the kernel accepts datagrams from the asked address and port alone; what arrives must match in
-ID and question too, and whatever does not is ignored until the deadline (RFC 5452 section 9).
+ID and question too, and whatever does not, or cannot be read, is ignored until the deadline (RFC 5452 section 9).
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from embargo import message
+from embargo import message, response
 from embargo.engine import Forward
 from embargo.upstream import Server
 
@@ -18,9 +18,11 @@ MAX_DATAGRAM = 65_535
 
 
 class Forwarder:
-    """Asks upstreams; `complete(token, packet)` or `expire(token, reason, network)` is called once per Forward."""
+    """Asks upstreams. Each Forward ends once: when `complete(token, packet)` has use for a response, or by
+    `expire(token, reason, network)`.
+    """
 
-    def __init__(self, complete: Callable[[int, bytes], None], expire: Callable[[int, str, bool], None]) -> None:
+    def __init__(self, complete: Callable[[int, bytes], bool], expire: Callable[[int, str, bool], None]) -> None:
         self._complete = complete
         self._expire = expire
         self._loop = asyncio.get_running_loop()
@@ -65,7 +67,7 @@ class Forwarder:
                 writer.write(len(query).to_bytes(2) + query)
                 while True:
                     packet = await reader.readexactly(int.from_bytes(await reader.readexactly(2)))
-                    if message.matches(packet, ident, message.asked(forward.query)):
+                    if response.matches(packet, ident, message.asked(forward.query)):
                         break
                     self.mismatched += 1
         except TimeoutError:
@@ -112,8 +114,8 @@ class _Datagram:
         except OSError as error:  # ECONNREFUSED: nobody listens there
             self.end(self.forwarder._expire, self.forward.token, _reason(error), True)
             return
-        if message.matches(packet, self.ident, self.question):
-            self.end(self.forwarder._complete, self.forward.token, packet)
+        if response.matches(packet, self.ident, self.question) and self.forwarder._complete(self.forward.token, packet):
+            self.end(lambda: None)
         else:
             self.forwarder.mismatched += 1
 

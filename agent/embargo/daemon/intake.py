@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 from embargo import fastpath
 from embargo.cache import Cache
-from embargo.fastpath import Blocked, Rules
+from embargo.fastpath import Attempt, Rules
 
 BATCH = 64  # packets per wake-up, so that a flood on one socket does not starve the others
 MAX_QUERY = 4096  # octets; no query needs more
-_IP_PKTINFO = 8
+_IP_PKTINFO, _IP_MTU_DISCOVER, _PMTUDISC_OMIT = 8, 10, 5
+_IPV6_MTU_DISCOVER = 23
 
 
 class Packet(NamedTuple):
@@ -22,44 +23,48 @@ class Packet(NamedTuple):
 
 
 class Way(NamedTuple):
-    """Back to a UDP client, from the address that was asked."""
+    """Back to a UDP client."""
 
     listener: "Listener"
-    address: Any
-    ancillary: tuple[tuple[int, int, bytes], ...] = ()
+    sender: Any
 
     def send(self, wire: bytes) -> None:
-        self.listener.send(wire, self.address, self.ancillary)
+        self.listener.send(wire, self.sender)
 
 
 class Listener:
-    """One UDP socket. Bound to a wildcard address it asks the kernel which address each query was sent to."""
+    """One UDP socket. Whoever sends to it is a sender: a tuple that begins with the address, for `sendto` to send back to.
+
+    Bound to a wildcard address, it asks the kernel which address each query was sent to, and answers from there.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         sock.setblocking(False)
-        self._wildcard = sock.getsockname()[0] in ("0.0.0.0", "::")
-        if self._wildcard and sock.family == socket.AF_INET:
-            sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-        elif self._wildcard:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        self.receive: Any = sock.recvfrom
+        self.sendto: Any = sock.sendto
         self.unsent = 0
+        six = sock.family == socket.AF_INET6
+        level = socket.IPPROTO_IPV6 if six else socket.IPPROTO_IP
+        # a forged "fragmentation needed" must not make us send fragments (RFC 9715)
+        sock.setsockopt(level, _IPV6_MTU_DISCOVER if six else _IP_MTU_DISCOVER, _PMTUDISC_OMIT)
+        if sock.getsockname()[0] in ("0.0.0.0", "::"):
+            sock.setsockopt(level, socket.IPV6_RECVPKTINFO if six else _IP_PKTINFO, 1)
+            self.receive, self.sendto = self._receive, self._sendto
 
-    def send(self, wire: bytes, address: Any, ancillary: tuple[tuple[int, int, bytes], ...] = ()) -> None:
+    def send(self, wire: bytes, sender: Any) -> None:
         try:
-            if ancillary:
-                self.sock.sendmsg([wire], ancillary, 0, address)
-            else:
-                self.sock.sendto(wire, address)
+            self.sendto(wire, sender)
         except OSError:  # the client is gone, the buffer is full: UDP may lose it, the client asks again
             self.unsent += 1
 
-    def receive(self) -> tuple[bytes, Any, tuple[tuple[int, int, bytes], ...]]:
-        if not self._wildcard:
-            data, address = self.sock.recvfrom(MAX_QUERY)
-            return data, address, ()
-        data, ancillary, _, address = self.sock.recvmsg(MAX_QUERY, 64)
-        return data, address, tuple(_answer_from(*item) for item in ancillary)
+    def _receive(self, size: int) -> tuple[bytes, tuple[str, Any, list[tuple[int, int, bytes]]]]:
+        data, ancillary, _, address = self.sock.recvmsg(size, 64)
+        return data, (address[0], address, [_answer_from(*item) for item in ancillary])
+
+    def _sendto(self, wire: bytes, sender: tuple[str, Any, list[tuple[int, int, bytes]]]) -> None:
+        _, address, ancillary = sender
+        self.sock.sendmsg([wire], ancillary, 0, address)
 
 
 def _answer_from(level: int, kind: int, data: bytes) -> tuple[int, int, bytes]:
@@ -70,27 +75,28 @@ def _answer_from(level: int, kind: int, data: bytes) -> tuple[int, int, bytes]:
     return level, kind, data
 
 
-def drain(listener: Listener, rules: Rules, cache: Cache, now: float) -> tuple[list[tuple[str, Blocked]], list[Packet], int]:
-    """One batch: (blocked attempts, packets the fast path declined, packets taken)."""
-    blocked: list[tuple[str, Blocked]] = []
+def drain(listener: Listener, rules: Rules, cache: Cache, now: float) -> tuple[list[tuple[str, Attempt]], list[Packet], int]:
+    """One batch: (blocked attempts and who made them, packets the fast path declined, packets taken)."""
+    blocked: list[tuple[str, Attempt]] = []
     declined: list[Packet] = []
-    receive, send, answer = listener.receive, listener.send, fastpath.answer
+    receive, sendto, answer = listener.receive, listener.sendto, fastpath.answer
     taken = 0
-    try:
-        while taken < BATCH:
-            data, address, ancillary = receive()
-            taken += 1
-            client = address[0]
-            result = answer(data, client, rules, cache, now)
-            if result is None:
-                declined.append(Packet(data, client, Way(listener, address, ancillary)))
-            elif isinstance(result, bytes):
-                send(result, address, ancillary)
-            else:
-                send(data[:2] + result.reply, address, ancillary)
-                blocked.append((client, result))
-    except BlockingIOError:
-        pass
-    except OSError:  # an ICMP error of an earlier reply surfaces here; the socket is fine
-        pass
+    while taken < BATCH:
+        try:
+            data, sender = receive(MAX_QUERY)
+        except OSError:  # nothing more, or an ICMP error that an earlier reply met; the socket is fine
+            break
+        taken += 1
+        client = sender[0]
+        result = answer(data, client, rules, cache, now)
+        if result is None:
+            declined.append(Packet(data, client, Way(listener, sender)))
+            continue
+        if not isinstance(result, bytes):
+            blocked.append((client, result))
+            result = data[:2] + result.rest
+        try:
+            sendto(result, sender)
+        except OSError:
+            listener.unsent += 1
     return blocked, declined, taken

@@ -7,35 +7,35 @@ needs nothing from the supervisor.
 
 import asyncio
 import contextlib
+import gc
 import mmap
 import os
 import resource
 import socket
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from embargo import events, lists, message, names
+from embargo import lists, names
 from embargo.cache import Cache
 from embargo.daemon import intake, privileges
+from embargo.daemon.attempts import Attempts
 from embargo.daemon.channel import Channel, orders
 from embargo.daemon.forward import Forwarder
 from embargo.daemon.outbox import Ledger, Outbox
+from embargo.daemon.stream import Connection, Streams
 from embargo.engine import Drop, Engine, Forward, Joined, Reply, Zones
-from embargo.fastpath import Acl, Attempt, Blocked, BlockMode, Rules
+from embargo.fastpath import Acl, BlockMode, Rules
 from embargo.image import Image
 from embargo.policy import Action, Switchboard
 from embargo.upstream import Upstreams, server
 
+RUBBISH = 20_000, 20, 50  # containers between collections: we make few cycles and hold many containers
 PASS_PATIENCE = 0.2  # seconds a reply waits for its addresses to pass the firewall
-
 ANSWER_TRIES = 500  # hundredths of a second that an answer waits for the supervisor to read
-TCP_IDLE = 10.0  # seconds (RFC 7766 section 6.2.3 asks for "a few")
-TCP_TOTAL, TCP_PER_CLIENT, TCP_IN_FLIGHT = 1000, 50, 100
-TCP_UNSENT = 1 << 20  # octets a client may leave unread
-
+LAST_BATCHES = 64  # of queries that wait in a socket when the worker stops; in a flood the rest is the next worker's
+LAST_WORDS = 1.0  # seconds for what is on its way when the worker stops, and again for its events
 
 Report = Callable[[dict[str, Any]], bool]  # False: not now, try again
 SendEvents = Callable[[bytes, int], bool]  # lines and the number of events lost before them
@@ -52,16 +52,12 @@ class Resolver:
         self._engine: Engine | None = None
         self._forwarder = Forwarder(self._completed, self._expired)
         self._listeners: list[intake.Listener] = []
-        self._servers: list[asyncio.Server] = []
-        self._connections: Counter[str] = Counter()
-        self._folder = events.Folder()
-        self._outbox = Outbox(send_events, ledger)
-        self._ticker: asyncio.TimerHandle | None = None
+        self._streams = Streams(lambda client: self.engine.rules.acl.allows(client), self._stream_query)
+        self._attempts = Attempts(Outbox(send_events, ledger))
         self._log_names = "blocked"
         self._number = 0
         self._held_back: dict[int, Reply] = {}
         self.counters: Counter[str] = Counter()
-        self.hits: Counter[int] = Counter()  # by class
 
     @property
     def engine(self) -> Engine:
@@ -70,11 +66,7 @@ class Resolver:
 
     def adopt(self, image: Image, generation: int, board: Switchboard, dns: dict[str, Any] | None) -> None:
         """Judge by this from the next packet on. `dns` is left out when the settings stay."""
-        self._judged += 1
         old = self._engine.rules if self._engine else None
-        if old is not None and old.image.classes != image.classes:  # the numbers mean other classes from here on
-            known = Counter({old.image.classes[number]: count for number, count in self.hits.items()})
-            self.hits = Counter({n: known[class_] for n, class_ in enumerate(image.classes) if known[class_]})
         if dns is not None:
             acl, mode, zones = Acl(dns["allow_from"]), block_mode(dns), zones_from(dns)
             self._log_names = dns.get("log_names", "blocked")
@@ -82,6 +74,7 @@ class Resolver:
             acl, mode, zones = old.acl, old.mode, None
         else:
             raise ValueError("the first policy needs the dns settings")
+        self._judged += 1
         rules = Rules(generation, self._judged, acl, image, board, mode)
         if self._engine is None:
             assert zones is not None
@@ -89,6 +82,7 @@ class Resolver:
         else:
             self._engine.adopt(rules, zones)
         self._engine.log_all = self._log_names == "all"
+        self._attempts.adopt(rules, names=self._log_names != "none")
 
     async def listen(self, udp: list[socket.socket], tcp: list[socket.socket]) -> None:
         for sock in udp:
@@ -96,22 +90,26 @@ class Resolver:
             self._listeners.append(listener)
             self._loop.add_reader(sock, self._readable, listener)
         for sock in tcp:
-            sock.setblocking(False)
-            self._servers.append(await asyncio.start_server(self._tcp_client, sock=sock, backlog=1024))
-        self._tick()
+            await self._streams.listen(sock)
 
-    def _readable(self, listener: intake.Listener) -> None:
+    def _readable(self, listener: intake.Listener) -> int:
+        """Take a batch; how many were there."""
         now = self._loop.time()
         blocked, declined, taken = intake.drain(listener, self.engine.rules, self._cache, now)
         self.counters["queries_udp"] += taken
         self.counters["fast"] += taken - len(declined)
         if blocked:
-            wall = time.time()
-            for client, result in blocked:
-                self._note_blocked(client, result, now, wall)
-            self._outbox.noted(self._folder.noted)
+            self._attempts.note(blocked, now)
         for packet in declined:
             self._dispatch(self.engine.handle(packet.data, packet.client, packet.way, now), now)
+        return taken
+
+    def _stream_query(self, packet: bytes, client: str, connection: Connection) -> bool:
+        now = self._loop.time()
+        self.counters["queries_tcp"] += 1
+        outcome = self.engine.handle(packet, client, connection, now, udp=False)
+        self._dispatch(outcome, now)
+        return not isinstance(outcome, Drop)
 
     def _dispatch(self, outcome: Reply | Forward | Joined | Drop, now: float) -> None:
         match outcome:
@@ -128,10 +126,10 @@ class Resolver:
     def _deliver(self, reply: Reply, now: float) -> None:
         if reply.passing and self._pass(reply):
             return
-        assert isinstance(reply.peer, intake.Way | _Connection)
+        assert isinstance(reply.peer, intake.Way | Connection)
         reply.peer.send(reply.wire)
         if reply.attempt is not None:
-            self._note(reply.attempt, now)
+            self._attempts.note(((reply.client, reply.attempt),), now)
 
     def _pass(self, reply: Reply) -> bool:
         """Hold a reply until its addresses pass the firewall, or the client would come too early. False: do not wait."""
@@ -149,9 +147,12 @@ class Resolver:
         if reply is not None:
             self._deliver(reply, self._loop.time())
 
-    def _completed(self, token: int, packet: bytes) -> None:
+    def _completed(self, token: int, packet: bytes) -> bool:
         now = self._loop.time()
-        self._settled(self.engine.complete(token, packet, now), now)
+        outcome = self.engine.complete(token, packet, now)
+        if outcome is not None:
+            self._settled(outcome, now)
+        return outcome is not None
 
     def _expired(self, token: int, reason: str, network: bool) -> None:
         now = self._loop.time()
@@ -164,93 +165,23 @@ class Resolver:
         for reply in outcome:
             self._deliver(reply, now)
 
-    # ── TCP ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    async def _tcp_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        peer = writer.get_extra_info("peername")
-        client = peer[0] if peer else ""
-        if not client or self._connections.total() >= TCP_TOTAL or self._connections[client] >= TCP_PER_CLIENT:
-            self.counters["dropped_tcp_limit"] += 1
-            writer.transport.abort()
-            return
-        connection = _Connection(writer)
-        self._connections[client] += 1
-        try:
-            while connection.open:
-                async with asyncio.timeout(TCP_IDLE):
-                    packet = await reader.readexactly(int.from_bytes(await reader.readexactly(2)))
-                self.counters["queries_tcp"] += 1
-                if connection.in_flight >= TCP_IN_FLIGHT:
-                    self.counters["dropped_tcp_in_flight"] += 1
-                    break
-                connection.in_flight += 1
-                now = self._loop.time()
-                outcome = self.engine.handle(packet, client, connection, now, udp=False)
-                self._dispatch(outcome, now)
-                if isinstance(outcome, Drop):
-                    break
-        except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            self._connections[client] -= 1
-            if not self._connections[client]:
-                del self._connections[client]
-            connection.finish()
-
-    # ── events ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _note_blocked(self, client: str, blocked: Blocked, now: float, wall: float) -> None:
-        """An attempt that the fast path answered."""
-        self.hits[blocked.decision.class_] += 1
-        what = blocked.what if self._log_names != "none" else (names.ROOT, *blocked.what[1:])
-        line = self._folder.note((client, what), lambda: self._members(blocked.attempt(client)), now, wall)
-        if line is not None:
-            self._outbox.add(line)
-
-    def _note(self, attempt: Attempt, now: float) -> None:
-        if attempt.decision is not None:
-            self.hits[attempt.decision.class_] += 1
-        what = attempt.what(self.engine.rules.generation)
-        what = what if self._log_names != "none" else (names.ROOT, *what[1:])
-        line = self._folder.note((attempt.client, what), lambda: self._members(attempt), now, time.time())
-        if line is not None:
-            self._outbox.add(line)
-        self._outbox.noted(self._folder.noted)
-
-    def _members(self, attempt: Attempt) -> str:
-        """An attempt's event but for time and count. Written out: a first attempt must cost little more than a second."""
-        rules, decision, quote = self.engine.rules, attempt.decision, events.quote
-        qname = "" if self._log_names == "none" else f'"qname":{quote(names.to_text(attempt.qname))},'
-        asked = (
-            f'"event":"dns","client":{quote(attempt.client)},{qname}"qtype":"{message.type_name(attempt.qtype)}",'
-            f'"action":"{attempt.action}",'
-        )
-        if decision is None:
-            return f'{asked}"generation":{rules.generation}'
-        mode = "audit" if attempt.audit else "block"
-        return f'{asked}"mode":"{mode}",{rules.told(decision)},"generation":{rules.generation}'
-
-    def _tick(self) -> None:
-        for line, count in self._folder.due(self._loop.time()):
-            self._outbox.add(line, count)
-        self._ticker = self._loop.call_later(1.0, self._tick)
-
-    # ── the end, and what is told about it ───────────────────────────────────────────────────────────────────────────
-
     def stats(self) -> dict[str, Any]:
+        """What was done so far, and the health of the upstreams."""
         upstreams = [self.engine.zones.default, *self.engine.zones.forward.values()]
-        now = self._loop.time()
-        classes = self.engine.rules.image.classes
+        counters = self.counters | Counter(
+            mismatched=self._forwarder.mismatched, pending=self.engine.pending,
+            dropped_tcp_limit=self._streams.turned_away, unsent=sum(listener.unsent for listener in self._listeners),
+        )  # fmt: skip
         return {
-            "counters": dict(self.counters) | {"mismatched": self._forwarder.mismatched, "pending": self.engine.pending},
-            "hits": {str(classes[number]): count for number, count in self.hits.items()},
+            "counters": dict(counters),
+            "hits": self._attempts.hits,
             "cache": {
                 "entries": len(self._cache), "octets": self._cache.octets,
                 "hits": self._cache.hits, "misses": self._cache.misses,
             },
             "upstreams": [
                 {
-                    "server": str(each), "asked": health.asked, "failed": health.failed, "healthy": health.until <= now,
+                    "server": str(each), "asked": health.asked, "failed": health.failed, "healthy": health.healthy,
                     "milliseconds": round(health.srtt * 1000, 2), "last_error": health.last_error,
                 }
                 for group in upstreams for each, health in group.health.items()
@@ -260,49 +191,19 @@ class Resolver:
     async def stop(self) -> None:
         """Take no more, answer what is held (for at most a second), hand over the events."""
         for listener in self._listeners:
-            self._readable(listener)
             self._loop.remove_reader(listener.sock)
-        for tcp in self._servers:
-            tcp.close()
-        deadline = self._loop.time() + 1.0
-        while self.engine.pending and self._loop.time() < deadline:
+            for _ in range(LAST_BATCHES):
+                if self._readable(listener) < intake.BATCH:
+                    break
+        self._streams.stop_listening()
+        deadline = self._loop.time() + LAST_WORDS
+        while (self.engine.pending or self._held_back) and self._loop.time() < deadline:
             await asyncio.sleep(0.02)
         self._forwarder.close()
-        for line, count in self._folder.flush():
-            self._outbox.add(line, count)
-        await self._outbox.empty(1.0)
-        if self._ticker is not None:
-            self._ticker.cancel()
+        await self._streams.close()
         for listener in self._listeners:
             listener.sock.close()
-
-
-class _Connection:
-    """Back to a TCP client: replies in the order they are ready (RFC 7766 section 6.2.1.1)."""
-
-    def __init__(self, writer: asyncio.StreamWriter) -> None:
-        self._writer = writer
-        self.in_flight = 0
-        self.open = True
-        self._finishing = False
-
-    def send(self, wire: bytes) -> None:
-        self.in_flight -= 1
-        transport = self._writer.transport
-        if not self.open or transport.is_closing():
-            return
-        self._writer.write(len(wire).to_bytes(2) + wire)
-        if transport.get_write_buffer_size() > TCP_UNSENT:
-            self.open = False
-            transport.abort()
-        elif self._finishing and not self.in_flight:
-            self._writer.close()
-
-    def finish(self) -> None:
-        """The client sends no more: close when the last answer is out."""
-        self._finishing = True
-        if self.in_flight <= 0 or not self.open:
-            self._writer.close()
+        await self._attempts.stop(LAST_WORDS)
 
 
 def block_mode(dns: dict[str, Any]) -> BlockMode:
@@ -417,6 +318,8 @@ async def _start(resolver: Resolver, order: dict[str, Any], fds: list[int]) -> N
 
 
 def main() -> None:
+    gc.freeze()
+    gc.set_threshold(*RUBBISH)
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
     asyncio.run(serve(channel, Ledger(int(sys.argv[2]))))
 

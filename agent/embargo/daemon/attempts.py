@@ -1,0 +1,86 @@
+"""A worker's attempts: counted by class, folded, written as event lines and handed to the outbox."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterable
+
+from embargo import events, message, names
+from embargo.daemon.outbox import Outbox
+from embargo.fastpath import Attempt, Rules
+
+TICK = 0.25  # seconds between two looks for kinds whose window has passed
+KINDS_A_TICK = 1000  # written down at once, some 3 ms; all that a folder holds is through well within its window
+
+
+class Attempts:
+    def __init__(self, outbox: Outbox) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._outbox = outbox
+        self._folder = events.Folder()
+        self._hits: Counter[str] = Counter()
+        self._rules: Rules | None = None
+        self._tally: list[int] = []  # hits of the classes of `_rules`
+        self._names = True
+        self._timer = self._loop.call_later(TICK, self._tick)
+
+    def adopt(self, rules: Rules, *, names: bool) -> None:
+        """Attempts will mostly be those of these rules. Without `names` the qname stays out of the log."""
+        self._hits = self._counted()
+        self._rules, self._tally = rules, [0] * len(rules.image.classes)
+        self._names = names
+
+    @property
+    def hits(self) -> dict[str, int]:
+        """Attempts by class since the start."""
+        return dict(self._counted())
+
+    def _counted(self) -> Counter[str]:
+        if self._rules is None:
+            return self._hits
+        found = {str(class_): count for class_, count in zip(self._rules.image.classes, self._tally, strict=True) if count}
+        return self._hits + Counter(found)
+
+    def note(self, pairs: Iterable[tuple[str, Attempt]], now: float) -> None:
+        """Count and log what these clients tried."""
+        wall = time.time()
+        folder, rules, tally, lines = self._folder, self._rules, self._tally, []
+        for client, attempt in pairs:
+            if attempt.rules is not rules:  # a reply that waited while the rules changed
+                self._note_late(attempt)
+            elif attempt.decision is not None:
+                tally[attempt.decision.class_] += 1
+            kind = client, attempt.kind if self._names else attempt.kind[len(attempt.qname) :]
+            if not folder.again(kind, wall):
+                if not attempt.members:
+                    attempt.members = self._about(attempt)
+                members = f'"event":"dns","client":{events.quote(client)},{attempt.members}'
+                lines.append(folder.open(kind, members, now, wall))
+        if lines:
+            self._outbox.add(b"".join(lines), len(lines))
+        self._outbox.noted(folder.noted)
+
+    def _note_late(self, attempt: Attempt) -> None:
+        if attempt.decision is not None:
+            self._hits[str(attempt.rules.image.classes[attempt.decision.class_])] += 1
+
+    def _about(self, attempt: Attempt) -> str:
+        """An event but for client, time and count. Written out: a first attempt must cost little more than a second."""
+        rules, decision = attempt.rules, attempt.decision
+        qname = f'"qname":{events.quote(names.to_text(attempt.qname))},' if self._names else ""
+        asked = f'{qname}"qtype":"{message.type_name(attempt.qtype)}","action":"{attempt.action}",'
+        if decision is None:
+            return f'{asked}"generation":{rules.generation}'
+        return f'{asked}"mode":"{"audit" if attempt.audit else "block"}",{rules.told(decision)},"generation":{rules.generation}'
+
+    def _tick(self) -> None:
+        for line, count in self._folder.due(self._loop.time(), KINDS_A_TICK):
+            self._outbox.add(line, count)
+        self._timer = self._loop.call_later(TICK, self._tick)
+
+    async def stop(self, seconds: float) -> None:
+        """Fold no longer, and hand over what is held, for at most so long."""
+        self._timer.cancel()
+        for line, count in self._folder.flush():
+            self._outbox.add(line, count)
+        await self._outbox.empty(seconds)

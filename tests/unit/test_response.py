@@ -1,0 +1,408 @@
+"""What an upstream sends: matched, taken apart, and rid of what nobody asked for. dnspython builds and judges."""
+
+import itertools
+import struct
+
+import dns.flags
+import dns.message
+import dns.rdatatype
+import dns.rrset
+import pytest
+
+from embargo import message, names, response
+from embargo.errors import MessageError
+from embargo.message import Answer, Lead
+from support.playbook import answer, query
+
+SOA = "ns.test. mail.test. 1 2 3 4 30"
+
+
+def add(made: dns.message.Message, section: str, *records: str, ttl: int = 300) -> dns.message.Message:
+    """Records written `owner TYPE text`, each in an RRset of its own so that they stay in this order."""
+    for record in records:
+        owner, rtype, text = record.split(None, 2)
+        getattr(made, section).append(dns.rrset.from_text(owner + ".", ttl, "IN", rtype, text))
+    return made
+
+
+def question_of(wire: bytes) -> bytes:
+    _, end = names.read(wire, 12)
+    return wire[12 : end + 4]
+
+
+def parse(made: dns.message.Message) -> Answer:
+    wire = made.to_wire(max_size=65535)
+    return response.parse(wire, question_of(wire))
+
+
+def passed_on(made: dns.message.Message) -> dns.message.Message:
+    """What a client gets to see of it, as dnspython reads it."""
+    qname, qtype = made.question[0].name, made.question[0].rdtype
+    asked = message.parse_query(query(str(qname), qtype))
+    return dns.message.from_wire(message.reply(asked, parse(made), udp=False))
+
+
+def texts(section: list[dns.rrset.RRset]) -> list[str]:
+    return [f"{rrset.name} {dns.rdatatype.to_text(rrset.rdtype)} {rdata}" for rrset in section for rdata in rrset]
+
+
+# ── matching ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 4, 5, 12, 13, 20, 22, 24])
+def test_a_response_matches_in_every_octet_that_counts(place: int) -> None:
+    asked = message.asked(message.parse_query(query("free.test")))
+    wire = bytearray(answer("free.test", "A", "192.0.2.1").to_wire())
+    ident = int.from_bytes(wire[:2])
+    assert response.matches(bytes(wire), ident, asked)
+    wire[place] ^= 0x80 if place == 2 else 1
+    assert not response.matches(bytes(wire), ident, asked)
+
+
+@pytest.mark.parametrize("bit", [0x08, 0x10, 0x20, 0x40])
+def test_another_opcode_does_not_match(bit: int) -> None:
+    asked = message.asked(message.parse_query(query("free.test")))
+    wire = bytearray(answer("free.test", "A", "192.0.2.1").to_wire())
+    wire[2] |= bit
+    assert not response.matches(bytes(wire), int.from_bytes(wire[:2]), asked)
+
+
+@pytest.mark.parametrize("rcode", range(16))
+def test_an_error_may_come_without_the_question_and_nothing_else(rcode: int) -> None:
+    wire = b"\x12\x34\x80" + bytes([rcode]) + bytes(8)
+    matches = response.matches(wire, 0x1234, b"\4free\4test\0\0\1\0\1")
+    assert matches == (rcode in (1, 2, 4, 5))
+    if matches:
+        assert response.parse(wire, b"\4free\4test\0\0\1\0\1") == Answer(rcode)
+
+
+def test_an_error_without_the_question_brings_no_records() -> None:
+    record = b"\0\0\1\0\1\0\0\0\1\0\4\1\2\3\4"
+    assert not response.matches(b"\x12\x34\x80\2\0\0\0\1\0\0\0\0" + record, 0x1234, b"\4free\4test\0\0\1\0\1")
+    assert not response.matches(b"\x12\x34\x80\2\0\0", 0x1234, b"\4free\4test\0\0\1\0\1")
+
+
+# ── time ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_ttls_are_capped_and_the_lifetime_is_the_shortest() -> None:
+    found = parse(answer("a.test", "A", "192.0.2.1", ttl=86400))
+    assert (found.lifetime, found.ttls[0][1]) == (response.MAX_TTL, response.MAX_TTL)
+    made = add(answer("a.test", "A", "a.test CNAME b.test.", ttl=20), "answer", "b.test A 192.0.2.2")
+    assert parse(made).lifetime == 20
+
+
+def test_a_ttl_with_its_highest_bit_set_is_zero() -> None:
+    wire = bytearray(answer("a.test", "A", "192.0.2.1").to_wire())
+    at = wire.index(b"\xc0\0\2\1") - 6
+    wire[at] = 0x80
+    found = response.parse(bytes(wire), bytes(wire[12:24]))
+    assert (found.lifetime, found.ttls) == (0, ((6, 0),))
+    assert found.body[6:10] == bytes(4)
+
+
+@pytest.mark.parametrize(("ttl", "minimum", "lifetime"), [(900, 30, 30), (20, 30, 20), (90000, 80000, 3600)])
+@pytest.mark.parametrize("rcode", [0, 3])
+def test_what_does_not_exist_is_remembered_for_the_lesser_of_ttl_and_minimum(
+    ttl: int, minimum: int, lifetime: int, rcode: int
+) -> None:
+    made = add(answer("a.test", "A", rcode=rcode), "authority", f"test SOA ns.test. mail.test. 1 2 3 4 {minimum}", ttl=ttl)
+    found = parse(made)
+    assert (found.rcode, found.lifetime) == (rcode, lifetime)
+    assert passed_on(made).authority[0].ttl == lifetime, "nobody behind us may keep it for longer"
+
+
+def test_what_does_not_exist_is_not_remembered_without_a_soa() -> None:
+    assert parse(answer("a.test", "A", rcode=3)).lifetime == 0
+    assert parse(answer("a.test", "A")).lifetime == 0
+
+
+@pytest.mark.parametrize("rcode", [0, 3])
+def test_an_alias_to_what_does_not_exist_lives_for_the_shortest_of_all(rcode: int) -> None:
+    def made(ttl: int) -> dns.message.Message:
+        alias = answer("a.test", "A", "a.test CNAME b.test.", ttl=ttl, rcode=rcode)
+        return add(alias, "authority", f"test SOA {SOA}", ttl=900)
+
+    assert parse(made(5)).lifetime == 5
+    assert parse(made(500)).lifetime == 30
+    assert parse(answer("a.test", "A", "a.test CNAME b.test.", rcode=rcode)).lifetime == 0
+
+
+def test_errors_are_not_remembered() -> None:
+    made = add(answer("a.test", "A", "192.0.2.1", rcode=2), "authority", f"test SOA {SOA}")
+    assert parse(made).lifetime == 0
+
+
+def test_a_soa_that_is_the_answer_keeps_its_ttl() -> None:
+    assert parse(answer("test", "SOA", SOA, ttl=600)).lifetime == 600
+
+
+# ── what belongs ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_ordinary_response_passes_octet_by_octet() -> None:
+    made = answer("www.a.test", "A", "www.a.test CNAME b.test.", "b.test A 192.0.2.1", "b.test A 192.0.2.2")
+    add(made, "authority", "b.test NS ns.b.test.")
+    add(made, "additional", "ns.b.test A 192.0.2.53", "ns.b.test AAAA 2001:db8::53")
+    wire = made.to_wire()
+    found = parse(made)
+    assert found.counts == (3, 1, 2)
+    assert found.body == wire[12 + len(question_of(wire)) : -11], "all but the OPT record"
+    assert texts(passed_on(made).additional) == ["ns.b.test. A 192.0.2.53", "ns.b.test. AAAA 2001:db8::53"]
+
+
+FOREIGN = (
+    "bank.test A 203.0.113.66", "b.test TXT hello", "test NS ns.evil.test.", "a.test MX 10 mx.evil.test.",
+    "b.test NS ns.evil.test.", "evil.test CNAME a.test.", "x.b.test A 203.0.113.66",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("record", FOREIGN)
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_records_in_the_answer_that_nobody_asked_for_are_left_out(record: str, place: int) -> None:
+    records = ["a.test CNAME b.test.", "b.test A 192.0.2.1"]
+    clean = passed_on(answer("a.test", "A", *records))
+    records.insert(place, record)
+    made = answer("a.test", "A", *records)
+    assert texts(passed_on(made).answer) == texts(clean.answer)
+    assert parse(made).leads == parse(answer("a.test", "A", "a.test CNAME b.test.", "b.test A 192.0.2.1")).leads
+
+
+@pytest.mark.parametrize(
+    ("qtype", "record"),
+    [
+        ("MX", "10 mx.b.test."), ("SRV", "1 2 3 srv.b.test."), ("SOA", "ns.b.test. mail.b.test. 1 2 3 4 5"),
+        ("PTR", "p.b.test."), ("NS", "ns.b.test."), ("RP", "mail.b.test. text.b.test."), ("AFSDB", "1 afs.b.test."),
+        ("TXT", '"free text"'),
+        ("NAPTR", '1 2 "s" "SIP+D2U" "" naptr.b.test.'), ("HTTPS", "1 svc.b.test. alpn=h2 ipv4hint=192.0.2.1"),
+        ("CAA", '0 issue "ca.b.test"'), ("PX", "1 one.b.test. two.b.test."), ("TYPE65399", r"\# 3 c00c00"),
+    ],
+)  # fmt: skip
+def test_what_is_written_anew_says_the_same(qtype: str, record: str) -> None:
+    """A foreign record before it moves everything, so names that were compressed are written out."""
+    clean = answer("a.b.test", qtype, record)
+    dirty = answer("a.b.test", qtype)
+    add(dirty, "answer", "bank.b.test A 203.0.113.66")
+    dirty.answer += clean.answer
+    assert passed_on(dirty).answer == passed_on(clean).answer
+    assert parse(dirty).lifetime == 300
+
+
+def test_ttls_of_what_is_written_anew_stand_where_they_are_said_to() -> None:
+    found = parse(add(answer("a.test", "A"), "answer", "bank.test A 203.0.113.66", "a.test A 192.0.2.1", "a.test A 192.0.2.2"))
+    assert found.counts == (2, 0, 0)
+    for offset, ttl in found.ttls:
+        assert int.from_bytes(found.body[offset : offset + 4]) == ttl == 300
+
+
+def test_a_response_that_speaks_of_something_else_alone_is_malformed() -> None:
+    with pytest.raises(MessageError):
+        parse(answer("a.test", "A", "bank.test A 203.0.113.66"))
+
+
+def test_an_answer_of_another_class_does_not_belong() -> None:
+    made = answer("a.test", "A", "192.0.2.1")
+    made.answer.append(dns.rrset.from_text("a.test.", 300, "CH", "TXT", "version"))
+    assert parse(made).counts == (1, 0, 0)
+
+
+def test_order_does_not_matter_to_what_belongs() -> None:
+    made = answer("a.test", "A", "c.test A 192.0.2.1", "b.test CNAME c.test.", "a.test CNAME b.test.")
+    assert parse(made).counts == (3, 0, 0)
+
+
+def test_a_dname_and_its_alias_belong() -> None:
+    made = answer("x.old.test", "A", "old.test DNAME new.test.", "x.old.test CNAME x.new.test.", "x.new.test A 192.0.2.1")
+    assert parse(made).counts == (3, 0, 0)
+    made = answer("x.old.test", "A", "old.test DNAME new.test.", "x.new.test A 192.0.2.1")
+    assert parse(made).counts == (2, 0, 0), "also when the server leaves its alias out"
+
+
+def test_signatures_belong_to_what_they_sign() -> None:
+    signature = "RRSIG A 8 2 300 20300101000000 20200101000000 1 test. AAAA"
+    made = answer("a.test", "A", "192.0.2.1", f"a.test {signature}", f"bank.test {signature}")
+    assert parse(made).counts == (2, 0, 0)
+
+
+def test_a_query_for_anything_gets_everything_at_the_name() -> None:
+    made = answer("a.test", "ANY", "a.test A 192.0.2.1", "a.test TXT hello", "b.test A 192.0.2.2")
+    assert parse(made).counts == (2, 0, 0)
+
+
+def test_a_query_for_an_alias_follows_none() -> None:
+    assert parse(answer("a.test", "CNAME", "b.test.", "b.test CNAME c.test.")).counts == (1, 0, 0)
+
+
+@pytest.mark.parametrize("zone", ["a.b.test", "b.test", "test"])
+def test_the_authority_section_may_speak_of_the_zones_above(zone: str) -> None:
+    made = add(answer("a.b.test", "A", rcode=3), "authority", f"{zone} SOA {SOA}")
+    assert parse(made).counts == (0, 1, 0)
+    made = answer("a.b.test", "A", rcode=3)
+    made.authority.append(dns.rrset.from_text(".", 300, "IN", "SOA", SOA))
+    assert parse(made).counts == (0, 1, 0)
+
+
+@pytest.mark.parametrize("record", [f"bank.test SOA {SOA}", "bank.test NS ns.evil.test.", "a.test A 192.0.2.66", "test TXT x"])
+def test_the_authority_section_may_speak_of_nothing_else(record: str) -> None:
+    made = add(answer("a.test", "A", rcode=3), "authority", record, f"test SOA {SOA}")
+    assert texts(passed_on(made).authority) == [f"test. SOA {SOA}"]
+    assert parse(made).lifetime == 30
+
+
+def test_proofs_that_something_does_not_exist_pass() -> None:
+    made = add(answer("m.test", "A", rcode=3), "authority", f"test SOA {SOA}", "b.test NSEC z.test. A RRSIG NSEC")
+    assert parse(made).counts == (0, 2, 0)
+
+
+def test_the_additional_section_may_speak_of_what_the_others_point_to() -> None:
+    made = answer("a.test", "MX", "10 mx.test.")
+    add(
+        made,
+        "additional",
+        "mx.test A 192.0.2.25",
+        "mx.test AAAA 2001:db8::25",
+        "bank.test A 203.0.113.66",
+        "a.test A 192.0.2.1",
+    )
+    assert texts(passed_on(made).additional) == ["mx.test. A 192.0.2.25", "mx.test. AAAA 2001:db8::25"]
+
+
+def test_a_service_that_points_to_itself_may_bring_its_own_addresses() -> None:
+    made = add(answer("a.test", "HTTPS", "1 . alpn=h2"), "additional", "a.test A 192.0.2.1")
+    assert parse(made).counts == (1, 0, 1)
+
+
+def test_an_opt_record_may_stand_anywhere_among_the_additional_ones_but_only_once() -> None:
+    made = add(answer("a.test", "MX", "10 mx.test."), "additional", "mx.test A 192.0.2.25")
+    wire = made.to_wire()
+    opt, additional = wire[-11:], wire[wire.index(b"\2mx\xc0", 40) if b"\2mx\xc0" in wire[40:] else -11 - 16 : -11]
+    moved = wire[: -11 - len(additional)] + opt + additional
+    found = response.parse(moved, question_of(wire))
+    assert found.counts == (1, 0, 1)
+    twice = bytearray(wire + opt)
+    twice[11] += 1
+    with pytest.raises(MessageError):
+        response.parse(bytes(twice), question_of(wire))
+
+
+@pytest.mark.parametrize("section", [0, 1])
+def test_an_opt_record_elsewhere_is_malformed(section: int) -> None:
+    wire = bytearray(answer("a.test", "A").to_wire())
+    wire[6 + 2 * section + 1], wire[11] = 1, 0
+    with pytest.raises(MessageError):
+        response.parse(bytes(wire), question_of(bytes(wire)))
+
+
+def test_the_extended_rcode_counts() -> None:
+    made = answer("a.test", "A", rcode=16)
+    assert parse(made).rcode == 16
+
+
+def test_other_servers_in_place_of_an_answer_are_a_referral() -> None:
+    made = add(answer("a.b.test", "A"), "authority", "b.test NS ns.b.test.")
+    assert parse(made).referral
+    made.flags |= dns.flags.AA
+    assert not parse(made).referral
+    assert not parse(add(answer("a.b.test", "A"), "authority", f"b.test SOA {SOA}", "b.test NS ns.b.test.")).referral
+    assert not parse(add(answer("a.b.test", "A", "192.0.2.1"), "authority", "b.test NS ns.b.test.")).referral
+
+
+def test_answer_only_leaves_the_other_sections_out() -> None:
+    made = answer("a.test", "A", "a.test CNAME b.test.", "b.test A 192.0.2.1")
+    add(made, "authority", "b.test NS ns.b.test.")
+    add(made, "additional", "ns.b.test A 192.0.2.53")
+    short = message.answer_only(parse(made))
+    asked = message.parse_query(query("a.test"))
+    found = dns.message.from_wire(message.reply(asked, short))
+    assert texts(found.answer) == ["a.test. CNAME b.test.", "b.test. A 192.0.2.1"]
+    assert not found.authority
+    assert not found.additional
+    assert len(short.ttls) == 2
+    nothing = message.answer_only(parse(add(answer("a.test", "A", rcode=3), "authority", f"test SOA {SOA}")))
+    assert (nothing.counts, nothing.body, nothing.ttls) == ((0, 0, 0), b"", ())
+
+
+# ── where it leads ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_where_records_lead() -> None:
+    made = answer("a.test", "HTTPS", "1 d.test. ipv4hint=192.0.2.2 ipv6hint=2001:db8::2", "a.test HTTPS 2 e.test.")
+    add(made, "additional", "d.test A 192.0.2.3")
+    found = parse(made)
+    a, d, e = (names.from_text(f"{each}.test") for each in "ade")
+    assert found.leads == (Lead(a, (d, e), (b"\xc0\0\2\2", b"\x20\1\r\xb8" + bytes(11) + b"\2")),)
+    assert found.extra_leads == (Lead(d, (), (b"\xc0\0\2\3",)),)
+
+
+@pytest.mark.parametrize("length", [1, 7, 16])
+def test_a_chain_of_aliases_is_followed(length: int) -> None:
+    hops = [f"hop{n}.test" for n in range(length + 1)]
+    chain = [f"{owner} CNAME {target}." for owner, target in itertools.pairwise(hops)]
+    made = answer(hops[0], "A", *reversed(chain), f"{hops[-1]} A 192.0.2.1")
+    assert parse(made).counts == (length + 1, 0, 0)
+
+
+def test_a_chain_of_seventeen_aliases_and_one_in_circles_are_malformed() -> None:
+    hops = [f"hop{n}.test" for n in range(18)]
+    chain = [f"{owner} CNAME {target}." for owner, target in itertools.pairwise(hops)]
+    for records in (chain, ["hop0.test CNAME hop1.test.", "hop1.test CNAME hop0.test."], ["hop0.test CNAME hop0.test."]):
+        with pytest.raises(MessageError):
+            parse(answer("hop0.test", "A", *records))
+
+
+# ── malformed ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("cut", range(1, 16))
+def test_a_response_that_is_cut_short_is_malformed(cut: int) -> None:
+    wire = answer("a.test", "A", "192.0.2.1").to_wire()
+    records = wire[: wire.index(b"\xc0\0\2\1") + 4]
+    with pytest.raises(MessageError):
+        response.parse(records[:-cut], wire[12:24])
+
+
+def test_octets_behind_the_last_record_are_malformed() -> None:
+    wire = answer("a.test", "A", "192.0.2.1").to_wire()
+    with pytest.raises(MessageError):
+        response.parse(wire + b"\0", wire[12:24])
+
+
+def test_pointers_that_run_forward_or_in_circles_are_malformed() -> None:
+    wire = bytearray(answer("a.test", "A", "b.test CNAME c.test.").to_wire())
+    at = wire.index(b"\1b")
+    for target in (at, at + 40):
+        broken = bytes(wire[:at]) + (0xC000 | target).to_bytes(2) + bytes(wire[at + 2 :])
+        with pytest.raises(MessageError):
+            response.parse(broken, bytes(wire[12:24]))
+
+
+def raw(rtype: int, rdata: bytes) -> bytes:
+    return b"\0\1\x81\x80\0\1\0\1\0\0\0\0" + b"\1a\0" + struct.pack("!HH", rtype, 1) + (
+        b"\xc0\x0c" + struct.pack("!HHIH", rtype, 1, 60, len(rdata)) + rdata
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rtype", "rdata"),
+    [
+        (1, b"\1\2\3"), (1, b"\1\2\3\4\5"), (28, bytes(15)), (5, b""), (5, b"\1b\0x"), (5, b"\1b"), (15, b"\0"),
+        (33, b"\0\1\0\1\0"), (35, b"\0\1\0\1\1s"), (35, b"\0\1\0\1\x0fs\0\0\0"), (64, b"\0\1\0\0\4\0\4\1"),
+        (65, b"\0\1\0\0\4\0"),
+    ],
+)  # fmt: skip
+def test_rdata_that_is_not_what_its_type_says_is_malformed(rtype: int, rdata: bytes) -> None:
+    packet = raw(rtype, rdata)
+    with pytest.raises(MessageError):
+        response.parse(packet, question_of(packet))
+
+
+def test_more_records_than_anybody_needs_are_malformed() -> None:
+    records = b"\xc0\x0c\0\1\0\1\0\0\0\x3c\0\4\1\2\3\4"
+    for count in (message.MAX_RECORDS, message.MAX_RECORDS + 1):
+        packet = bytearray(raw(1, b"\1\2\3\4") + records * (count - 1))
+        packet[6:8] = count.to_bytes(2)
+        if count == message.MAX_RECORDS:
+            assert len(response.parse(bytes(packet), question_of(bytes(packet))).ttls) == count
+        else:
+            with pytest.raises(MessageError):
+                response.parse(bytes(packet), question_of(bytes(packet)))
