@@ -11,6 +11,7 @@ import ctypes
 import itertools
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -56,7 +57,7 @@ class Rig:
         number = next(_numbers)
         self._names = {role: f"{PREFIX}-{os.getpid()}-{number}-{role}" for role in ROLES}
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._files = tempfile.TemporaryDirectory(prefix="embargo-rig-")
+        self._files = tempfile.TemporaryDirectory(prefix=f"{PREFIX}-{os.getpid()}-{number}-rig-")
 
     def __enter__(self) -> Self:
         _sweep()
@@ -285,13 +286,15 @@ def _die_with_parent() -> None:
 
 
 def _sweep() -> None:
-    """Remove the namespaces of runs that were killed."""
+    """Remove the namespaces and directories of runs that were killed."""
     for name in _leftovers(os.listdir("/run/netns") if os.path.isdir("/run/netns") else ()):
         subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+    for name in _leftovers(os.listdir(tempfile.gettempdir())):
+        shutil.rmtree(Path(tempfile.gettempdir(), name), ignore_errors=True)
 
 
 def _leftovers(names: Sequence[str]) -> Iterator[str]:
     for name in names:
-        found = re.fullmatch(rf"{PREFIX}-(\d+)-\d+-({'|'.join(ROLES)})", name)
+        found = re.fullmatch(rf"{PREFIX}-(\d+)-\d+-(?:{'|'.join(ROLES)}|rig-\w+)", name)
         if found and not os.path.exists(f"/proc/{found[1]}"):
             yield name

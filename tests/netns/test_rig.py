@@ -18,7 +18,7 @@ from tools.rig import Rig
 rig = Rig()
 rig.__enter__()
 rig.serve_web()
-print(rig.start("client", "sleep", "1000").pid, *(rig.prefix(role)[3] for role in ("client", "gateway", "internet")))
+print(rig.start("client", "sleep", "1000").pid, rig.directory, *(rig.prefix(role)[3] for role in ("client", "gateway", "internet")))
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -41,13 +41,15 @@ def test_nothing_is_left_of_a_rig() -> None:
 
 def test_a_rig_whose_maker_was_killed_goes_with_the_next_one() -> None:
     run = subprocess.run([sys.executable, "-c", _KILLED], cwd=TOP, capture_output=True, text=True, timeout=60, check=False)
-    pid, *names = run.stdout.split()
+    pid, directory, *names = run.stdout.split()
     assert len(names) == 3
     until(lambda: not Path(f"/proc/{pid}").exists(), "its processes die with it")
     assert set(names) <= namespaces()
+    assert Path(directory).exists()
     with Rig() as other:
         assert other.prefix("client")[3] in namespaces()
         assert not set(names) & namespaces()
+        assert not Path(directory).exists()
 
 
 def test_two_rigs_stand_side_by_side() -> None:
