@@ -18,7 +18,8 @@ from tools.rig import Rig
 rig = Rig()
 rig.__enter__()
 rig.serve_web()
-print(rig.start("client", "sleep", "1000").pid, rig.directory, *(rig.prefix(role)[3] for role in ("client", "gateway", "internet")))
+names = [rig.prefix(role)[3] for role in ("client", "gateway", "internet")]
+print(rig.start("client", "sleep", "1000").pid, rig.directory, *names)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
