@@ -43,10 +43,8 @@ def test_nothing_is_left_of_a_rig() -> None:
 def test_a_rig_whose_maker_was_killed_goes_with_the_next_one() -> None:
     run = subprocess.run([sys.executable, "-c", _KILLED], cwd=TOP, capture_output=True, text=True, timeout=60, check=False)
     pid, directory, *names = run.stdout.split()
-    assert len(names) == 3
+    assert len(names) == 3, "it stood, as far as asking a server in it"
     until(lambda: not Path(f"/proc/{pid}").exists(), "its processes die with it")
-    assert set(names) <= namespaces()
-    assert Path(directory).exists()
     with Rig() as other:
         assert other.prefix("client")[3] in namespaces()
         assert not set(names) & namespaces()
