@@ -1,145 +1,336 @@
-"""An agent and upstreams that misbehave: the client gets the right answer or SERVFAIL, and nothing forged."""
+"""A resolver and upstreams that misbehave: the client gets the right answer or SERVFAIL in time, and nothing forged."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import dns.edns
 import dns.flags
 import dns.message
 import dns.rcode
+import dns.rrset
 import pytest
 
-from support.agent import Agent, running
-from support.upstream import Asked, Script, Upstream, right
+from embargo import message
+from support.playbook import query
+from support.upstream import Asked, Elsewhere, Late, Script, Upstream, right
+from support.worker import Worker
+
+FORGED = "203.0.113.66"
 
 
 @pytest.fixture(scope="module")
-def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
-    with running(tmp_path_factory.mktemp("forward")) as started:
-        yield started
+def shared() -> Iterator[Worker]:
+    with Worker() as started:
+        yield started.start("alipay.example")
 
 
-def asking(agent: Agent, *upstreams: Upstream, scheme: str = "") -> None:
-    """From now on the agent asks these, and knows nothing."""
-    agent.write_config(dns={"upstream": [f"{scheme}127.0.0.1:{each.port}" for each in upstreams]})
-    agent.cli("reload")
+@pytest.fixture
+def worker(shared: Worker) -> Worker:
+    return shared
+
+
+def asking(worker: Worker, *upstreams: Upstream, scheme: str = "udp") -> None:
+    """From now on the worker asks these, and knows nothing."""
+    settings = {
+        "allow_from": ["127.0.0.0/8", "::1/128"],
+        "block_mode": "nxdomain",
+        "block_ttl": 10,
+        "upstream": ["udp://127.0.0.1:1"],
+    }
+    worker.policy("alipay.example", dns=settings)
+    servers = [f"{scheme}://127.0.0.1:{each.port}" for each in upstreams]
+    worker.policy("alipay.example", dns=settings | {"upstream": servers})
+
+
+def addresses(found: dns.message.Message) -> list[str]:
+    return [str(rdata) for rrset in found.answer for rdata in rrset]
+
+
+def extended(found: dns.message.Message) -> tuple[int, str]:
+    (option,) = [each for each in found.options if isinstance(each, dns.edns.EDEOption)]
+    return int(option.code), str(option.text)
+
+
+def answered(worker: Worker, name: str = "free.test") -> list[str]:
+    found = worker.asked(query(name))
+    assert found.rcode() == dns.rcode.NOERROR, found
+    return addresses(found)
+
+
+# ── forgeries ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def other_id(asked: Asked) -> bytes:
-    wire = right(asked, "203.0.113.66")
+    wire = right(asked, FORGED)
     return (int.from_bytes(wire[:2]) ^ 0x5555).to_bytes(2) + wire[2:]
 
 
 def other_question(asked: Asked) -> bytes:
-    return right(asked, "203.0.113.66").replace(b"\4free", b"\4fref")
+    return right(asked, FORGED).replace(b"\4free", b"\4fref")
 
 
 def other_case(asked: Asked) -> bytes:
-    return right(asked, "203.0.113.66").replace(b"\4free", b"\4FREE")
+    return right(asked, FORGED).replace(b"\4free", b"\4FREE")
+
+
+def other_type(asked: Asked) -> bytes:
+    return right(asked, FORGED).replace(b"\4test\0\0\1", b"\4test\0\0\x1c", 1)
+
+
+def other_class(asked: Asked) -> bytes:
+    return right(asked, FORGED).replace(b"\4test\0\0\1\0\1", b"\4test\0\0\1\0\3", 1)
 
 
 def no_response(asked: Asked) -> bytes:
-    wire = bytearray(right(asked, "203.0.113.66"))
+    wire = bytearray(right(asked, FORGED))
     wire[2] &= 0x7F
     return bytes(wire)
 
 
 def torn(asked: Asked) -> bytes:
-    return right(asked, "203.0.113.66")[:-2]
+    return right(asked, FORGED)[:-2]
 
 
-FORGED = (other_id, other_question, other_case, no_response, torn, lambda _: b"\0", lambda asked: asked.wire[:11])
+def looping(asked: Asked) -> bytes:
+    wire = right(asked, FORGED)
+    at = wire.index(b"\xc0\x0c", 12)
+    return wire[:at] + (0xC000 | at).to_bytes(2) + wire[at + 2 :]
 
 
-@pytest.mark.parametrize("forged", FORGED)
-def test_what_does_not_match_is_passed_over_until_the_right_answer_comes(agent: Agent, forged: object) -> None:
-    assert callable(forged)
-    with Upstream(lambda asked: [forged(asked)] * 50 + [right(asked)]) as upstream:
-        asking(agent, upstream)
-        assert agent.dig("+short", "free.test").split() == ["192.0.2.80"]
+def of_another_name(asked: Asked) -> bytes:
+    made = dns.message.make_response(asked.message)
+    made.answer.append(dns.rrset.from_text("bank.test.", 300, "IN", "A", FORGED))
+    return made.to_wire()
+
+
+FORGERS: tuple[Callable[[Asked], bytes], ...] = (
+    other_id, other_question, other_case, other_type, other_class, no_response, torn, looping, of_another_name,
+    lambda _: b"\0", lambda asked: asked.wire[:11], lambda asked: right(asked, FORGED) + b"\0", lambda asked: b"\xff" * 2000,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("forged", FORGERS)
+def test_what_does_not_match_is_passed_over_until_the_right_answer_comes(
+    worker: Worker, forged: Callable[[Asked], bytes]
+) -> None:
+    before = worker.stats()["counters"]["mismatched"]
+    with Upstream(lambda asked: [forged(asked)] * 20 + [Late(0.05, right(asked))]) as upstream:
+        asking(worker, upstream)
+        assert answered(worker) == ["192.0.2.80"]
         assert len(upstream.asked) == 1
-    assert agent.told("status")["counters"]["mismatched"] >= 50
+    assert worker.stats()["counters"]["mismatched"] == before + 20
 
 
-def test_ports_and_ids_are_random_and_questions_are_ours(agent: Agent) -> None:
+def test_what_comes_from_another_port_is_never_read(worker: Worker) -> None:
+    before = worker.stats()["counters"]["mismatched"]
+    with Upstream(lambda asked: [Elsewhere(right(asked, FORGED))] * 20 + [Late(0.05, right(asked))]) as upstream:
+        asking(worker, upstream)
+        assert answered(worker) == ["192.0.2.80"]
+    assert worker.stats()["counters"]["mismatched"] == before
+
+
+def test_records_that_nobody_asked_for_are_neither_passed_on_nor_remembered(worker: Worker) -> None:
+    def poisoned(asked: Asked) -> list[bytes]:
+        made = dns.message.make_response(asked.message)
+        name = str(asked.message.question[0].name)
+        made.answer.append(dns.rrset.from_text(name, 300, "IN", "A", "192.0.2.80"))
+        if name == "free.test.":
+            made.answer.append(dns.rrset.from_text("bank.test.", 300, "IN", "A", FORGED))
+            made.authority.append(dns.rrset.from_text("bank.test.", 300, "IN", "NS", "ns.evil.test."))
+            made.authority.append(dns.rrset.from_text("test.", 300, "IN", "NS", "ns.bank.test."))
+            made.additional.append(dns.rrset.from_text("bank.test.", 300, "IN", "A", FORGED))
+        return [made.to_wire()]
+
+    with Upstream(poisoned) as upstream:
+        asking(worker, upstream)
+        for _ in range(2):
+            found = worker.asked(query("free.test"))
+            assert addresses(found) == ["192.0.2.80"]
+            assert "bank.test. " not in found.to_text()
+        assert answered(worker, "bank.test") == ["192.0.2.80"]
+        assert len(upstream.asked) == 2
+
+
+def test_ports_and_ids_are_random_and_questions_are_ours(worker: Worker) -> None:
     with Upstream(lambda asked: [right(asked)]) as upstream:
-        asking(agent, upstream)
-        for number in range(40):
-            agent.dig(f"Name{number}.Test", "+subnet=198.51.100.0/24", "+cookie", "+bufsize=4096")
+        asking(worker, upstream)
+        for number in range(300):
+            worker.asked(query(f"Name{number}.Test", payload=4096, options=[dns.edns.ECSOption("198.51.100.0", 24)]))
         ports, idents = {each.port for each in upstream.asked}, {each.message.id for each in upstream.asked}
-        assert len(upstream.asked) == 40
-        assert len(ports) > 35
-        assert len(idents) > 35
+        assert len(upstream.asked) == 300
+        assert len(ports) > 280
+        assert len(idents) > 280
+        assert len({(each.port, each.message.id) for each in upstream.asked}) == 300
+        assert {ident & 1 << bit for bit in range(16) for ident in idents} == {0, *(1 << bit for bit in range(16))}
         for each in upstream.asked:
             assert each.message.options == ()
-            assert each.message.payload == 1232
+            assert each.message.payload == message.MAX_UDP
             assert each.message.question[0].name.to_text() == each.message.question[0].name.to_text().lower()
 
 
-def test_a_truncated_response_is_fetched_over_tcp(agent: Agent) -> None:
-    def script(asked: Asked) -> list[bytes]:
-        if asked.tcp:
-            return [right(asked)]
-        made = dns.message.make_response(asked.message)
-        made.flags |= dns.flags.TC
-        return [made.to_wire()]
+# ── over TCP ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    with Upstream(script) as upstream:
-        asking(agent, upstream)
-        assert agent.dig("+short", "free.test").split() == ["192.0.2.80"]
+
+def truncated(asked: Asked) -> bytes:
+    made = dns.message.make_response(asked.message)
+    made.flags |= dns.flags.TC
+    return made.to_wire()
+
+
+def test_a_truncated_response_is_fetched_over_tcp(worker: Worker) -> None:
+    with Upstream(lambda asked: [right(asked) if asked.tcp else truncated(asked)]) as upstream:
+        asking(worker, upstream)
+        assert answered(worker) == ["192.0.2.80"]
         assert [each.tcp for each in upstream.asked] == [False, True]
 
 
-def test_an_upstream_over_tcp_is_asked_over_tcp_alone(agent: Agent) -> None:
+def test_an_upstream_over_tcp_is_asked_over_tcp_alone(worker: Worker) -> None:
     with Upstream(lambda asked: [other_id(asked), right(asked)]) as upstream:
-        asking(agent, upstream, scheme="tcp://")
-        assert agent.dig("+short", "free.test").split() == ["192.0.2.80"]
+        asking(worker, upstream, scheme="tcp")
+        assert answered(worker) == ["192.0.2.80"]
         assert [each.tcp for each in upstream.asked] == [True]
 
 
-@pytest.mark.parametrize("rcode", [dns.rcode.SERVFAIL, dns.rcode.REFUSED])
-def test_the_next_server_is_asked_when_one_cannot_help(agent: Agent, rcode: dns.rcode.Rcode) -> None:
-    def refuse(asked: Asked) -> list[bytes]:
+OVER_TCP: tuple[Callable[[Asked], list[bytes]], ...] = (
+    lambda _: [], lambda asked: [truncated(asked)], lambda asked: [torn(asked)], lambda asked: [other_id(asked)],
+    lambda _: [b""],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("script", OVER_TCP)
+def test_the_next_server_is_asked_when_one_fails_over_tcp(worker: Worker, script: Callable[[Asked], list[bytes]]) -> None:
+    """It closes the connection without a word, or after one of no use."""
+    with Upstream(lambda asked: script(asked) if asked.tcp else [truncated(asked)]) as bad, Upstream(good) as second:
+        asking(worker, bad, second)
+        assert answered(worker) == ["192.0.2.80"]
+        assert [each.tcp for each in bad.asked] == [False, True]
+
+
+def good(asked: Asked) -> list[bytes]:
+    return [right(asked)]
+
+
+# ── trouble ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def failing(rcode: int) -> Script:
+    def script(asked: Asked) -> list[bytes]:
         made = dns.message.make_response(asked.message)
-        made.set_rcode(rcode)
+        made.set_rcode(dns.rcode.Rcode(rcode))
         return [made.to_wire()]
 
-    with Upstream(refuse) as first, Upstream(lambda asked: [right(asked)]) as second:
-        asking(agent, first, second)
-        assert agent.dig("+short", "free.test").split() == ["192.0.2.80"]
+    return script
+
+
+@pytest.mark.parametrize("rcode", [dns.rcode.SERVFAIL, dns.rcode.REFUSED])
+def test_the_next_server_is_asked_when_one_cannot_help(worker: Worker, rcode: dns.rcode.Rcode) -> None:
+    with Upstream(failing(rcode)) as first, Upstream(good) as second:
+        asking(worker, first, second)
+        assert answered(worker) == ["192.0.2.80"]
         assert (len(first.asked), len(second.asked)) == (1, 1)
 
 
-def test_the_next_server_is_asked_when_one_is_silent_or_torn(agent: Agent) -> None:
-    scripts: tuple[Script, ...] = (lambda asked: [torn(asked)], lambda _: [], lambda asked: [right(asked)])
+def test_the_next_server_is_asked_when_one_is_silent_or_torn(worker: Worker) -> None:
+    scripts: tuple[Script, ...] = (lambda asked: [torn(asked)], lambda _: [], good)
     with contextlib.ExitStack() as stack:
-        cut, silent, good = (stack.enter_context(Upstream(script)) for script in scripts)
-        asking(agent, cut, silent, good)
-        assert agent.dig("+short", "free.test").split() == ["192.0.2.80"]
-        assert agent.dig("+short", "other.test").split() == ["192.0.2.80"]
+        cut, silent, third = (stack.enter_context(Upstream(script)) for script in scripts)
+        asking(worker, cut, silent, third)
+        assert answered(worker) == ["192.0.2.80"]
+        assert answered(worker, "other.test") == ["192.0.2.80"]
         assert (len(cut.asked), len(silent.asked)) == (1, 1), "they are set aside"
+        rows = {row["server"]: row for row in worker.stats()["upstreams"]}
+        assert [rows[f"udp://127.0.0.1:{each.port}"]["healthy"] for each in (cut, silent, third)] == [False, False, True]
+        assert "malformed" in rows[f"udp://127.0.0.1:{cut.port}"]["last_error"]
 
 
-def test_when_nobody_answers_the_client_is_told_in_time(agent: Agent) -> None:
+def test_a_server_that_is_always_late_is_waited_for_in_the_end(worker: Worker) -> None:
+    with Upstream(lambda asked: [Late(1.4, right(asked))]) as slow:
+        asking(worker, slow)
+        assert answered(worker) == ["192.0.2.80"]
+        assert len(slow.asked) == 3
+
+
+def test_when_nobody_answers_the_client_is_told_in_time(worker: Worker) -> None:
     with Upstream(lambda _: []) as silent:
-        asking(agent, silent)
-        said = agent.dig("free.test")
-        assert "status: SERVFAIL" in said
-        assert "EDE: 22" in said
+        asking(worker, silent)
+        with worker.udp() as sock:
+            sock.settimeout(5.0)  # the usual stub's patience
+            sock.send(query("free.test"))
+            found = dns.message.from_wire(sock.recv(4096))
+        assert found.rcode() == dns.rcode.SERVFAIL
+        assert extended(found)[0] == 22
+        assert "did not answer" in extended(found)[1]
+        assert len(silent.asked) == 3
 
 
-def test_a_closed_port_is_an_error_of_the_network(agent: Agent) -> None:
+def test_a_closed_port_is_an_error_of_the_network(worker: Worker) -> None:
     with Upstream(lambda _: []) as gone:
-        asking(agent, gone)
-    said = agent.dig("free.test")
-    assert "status: SERVFAIL" in said
-    assert "EDE: 23" in said or "EDE: 22" in said
+        asking(worker, gone)
+    found = worker.asked(query("free.test"))
+    assert found.rcode() == dns.rcode.SERVFAIL
+    assert extended(found) == (23, f"udp://127.0.0.1:{gone.port} connection refused")
 
 
-def test_many_clients_of_one_question_are_one_query(agent: Agent) -> None:
-    with Upstream(lambda asked: [right(asked)]) as upstream:
-        asking(agent, upstream)
-        for _ in range(5):
-            assert agent.dig("+short", "FREE.test").split() == ["192.0.2.80"]
+def test_without_edns_trouble_has_no_words(worker: Worker) -> None:
+    with Upstream(failing(dns.rcode.SERVFAIL)) as upstream:
+        asking(worker, upstream)
+        found = worker.asked(query("free.test", edns=False))
+        assert (found.rcode(), found.edns) == (dns.rcode.SERVFAIL, -1)
+
+
+@pytest.mark.parametrize("rcode", [dns.rcode.FORMERR, dns.rcode.NOTIMP])
+@pytest.mark.parametrize("bare", [True, False])
+def test_a_server_that_does_not_know_edns_is_asked_without(worker: Worker, rcode: dns.rcode.Rcode, bare: bool) -> None:
+    def old(asked: Asked) -> list[bytes]:
+        if asked.message.edns < 0:
+            return [right(asked)]
+        made = dns.message.make_response(asked.message)
+        made.use_edns(False)
+        made.set_rcode(rcode)
+        return [made.to_wire()[:4] + bytes(8) if bare else made.to_wire()]
+
+    with Upstream(old) as upstream:
+        asking(worker, upstream)
+        for name in ("free.test", "other.test"):
+            assert answered(worker, name) == ["192.0.2.80"]
+        assert [each.message.edns for each in upstream.asked] == [0, -1, -1]
+
+
+# ── few queries ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_many_clients_of_one_question_are_one_query(worker: Worker) -> None:
+    with Upstream(lambda asked: [Late(0.3, right(asked))]) as upstream, contextlib.ExitStack() as stack:
+        asking(worker, upstream)
+        clients = [stack.enter_context(worker.udp("::1" if number % 2 else "127.0.0.1")) for number in range(200)]
+        for number, client in enumerate(clients):
+            client.send(query("Free.Test" if number % 3 else "free.test", ident=number, edns=number % 5 > 0))
+        for number, client in enumerate(clients):
+            found = dns.message.from_wire(client.recv(4096))
+            assert (found.id, addresses(found), found.edns) == (number, ["192.0.2.80"], 0 if number % 5 else -1)
+            assert str(found.question[0].name) == ("Free.Test." if number % 3 else "free.test.")
         assert len(upstream.asked) == 1
-        assert agent.dig("+short", "+dnssec", "free.test").split() == ["192.0.2.80"]
+        assert answered(worker) == ["192.0.2.80"]
+        assert len(upstream.asked) == 1
+        assert addresses(worker.asked(query("free.test", do=True))) == ["192.0.2.80"]
         assert len(upstream.asked) == 2
+
+
+def test_conditional_zones_go_where_they_belong(worker: Worker) -> None:
+    with Upstream(good) as everyday, Upstream(lambda asked: [right(asked, "192.0.2.81")]) as inside:
+        worker.policy(
+            "alipay.example",
+            dns={
+                "allow_from": ["127.0.0.0/8"], "block_mode": "nxdomain", "block_ttl": 10,
+                "upstream": [f"udp://127.0.0.1:{everyday.port}"],
+                "forward": {"corp.test": [f"udp://127.0.0.1:{inside.port}"], "10.in-addr.arpa": [f"udp://127.0.0.1:{inside.port}"]},
+                "hosts": {"nas.lan": ["192.0.2.7", "2001:db8::7"]},
+            },
+        )  # fmt: skip
+        assert answered(worker, "free.test") == ["192.0.2.80"]
+        assert answered(worker, "host.corp.test") == ["192.0.2.81"]
+        assert answered(worker, "1.0.0.10.in-addr.arpa") == ["192.0.2.81"]
+        assert answered(worker, "nas.lan") == ["192.0.2.7"]
+        assert addresses(worker.asked(query("nas.lan", "AAAA"))) == ["2001:db8::7"]
+        assert addresses(worker.asked(query("7.2.0.192.in-addr.arpa", "PTR"))) == ["nas.lan."]
+        assert (len(everyday.asked), len(inside.asked)) == (1, 2)

@@ -21,7 +21,7 @@ from embargo.cache import Cache
 from embargo.engine import Drop, Engine, Forward, Joined, Reply, Zones
 from embargo.fastpath import Acl, Attempt, BlockMode, Rules
 from embargo.lists import Guard
-from embargo.policy import Action, App, Level, List, Selection, Source
+from embargo.policy import Action, App, Level, List, Selection, Source, Switchboard
 from embargo.upstream import Server, Upstreams
 
 CLIENT = "192.0.2.10"
@@ -39,10 +39,8 @@ def listed(text: str, function: str = "payment", app: str = "alipay", level: Lev
     return found
 
 
-def rules(
-    *entries: str, allow: str = "", mode: BlockMode = NXDOMAIN, audit: bool = False, acl: str = "192.0.2.0/24", number: int = 1
-) -> Rules:
-    """A judgement: these entries belong to alipay/payment; canary and relay names are there too."""
+def compiled(*entries: str, allow: str = "", audit: bool = False) -> tuple[bytes, Switchboard]:
+    """An image and its switchboard: these entries belong to alipay/payment; canary and relay names are there too."""
     apps = [
         App("alipay", "Alipay", default=True, lists=(listed("\n".join(entries)),)),
         App("bypass", "", lists=tuple(listed(name, function, "bypass") for name, function in WAYS_ROUND)),
@@ -50,8 +48,15 @@ def rules(
     local = [listed(allow, "allow", "local", Level.ALLOW)] if allow else []
     chosen = Selection(mode=Action.AUDIT if audit else Action.BLOCK)
     combined = policy.combine(apps, local, chosen)
-    board = policy.select(apps, combined.classes, chosen)
-    return Rules(number, number, Acl([acl, "2001:db8::/32"]), image.Image(image.encode(combined)), board, mode)
+    return image.encode(combined), policy.select(apps, combined.classes, chosen)
+
+
+def rules(
+    *entries: str, allow: str = "", mode: BlockMode = NXDOMAIN, audit: bool = False, acl: str = "192.0.2.0/24", number: int = 1
+) -> Rules:
+    """A judgement by `compiled` entries."""
+    octets, board = compiled(*entries, allow=allow, audit=audit)
+    return Rules(number, number, Acl([acl, "2001:db8::/32"]), image.Image(octets), board, mode)
 
 
 def query(

@@ -2,7 +2,7 @@
 
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -21,7 +21,20 @@ class Asked(NamedTuple):
     tcp: bool
 
 
-Script = Callable[[Asked], list[bytes]]  # what is sent back, in this order
+class Late(NamedTuple):
+    """Sent after so many seconds, over UDP."""
+
+    seconds: float
+    wire: bytes
+
+
+class Elsewhere(NamedTuple):
+    """Sent from another port than the asked one."""
+
+    wire: bytes
+
+
+Script = Callable[[Asked], "Sequence[bytes | Late | Elsewhere]"]  # what is sent back, in this order
 
 
 def right(asked: Asked, address: str = "192.0.2.80") -> bytes:
@@ -55,7 +68,7 @@ class Upstream:
                 sock.shutdown(socket.SHUT_RDWR)
             sock.close()
 
-    def _note(self, wire: bytes, port: int, tcp: bool) -> list[bytes]:
+    def _note(self, wire: bytes, port: int, tcp: bool) -> Sequence[bytes | Late | Elsewhere]:
         asked = Asked(dns.message.from_wire(wire), wire, port, tcp)
         self.asked.append(asked)
         return self.script(asked)
@@ -67,6 +80,19 @@ class Upstream:
                 if not wire:
                     return
                 for reply in self._note(wire, peer[1], tcp=False):
+                    self._send(reply, peer)
+
+    def _send(self, reply: bytes | Late | Elsewhere, peer: tuple[str, int]) -> None:
+        match reply:
+            case Late(seconds, wire):
+                timer = threading.Timer(seconds, self._send, (wire, peer))
+                timer.daemon = True
+                timer.start()
+            case Elsewhere(wire):
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                    sock.sendto(wire, peer)
+            case bytes():
+                with suppress(OSError):  # it may be closed by now
                     self._udp.sendto(reply, peer)
 
     def _serve_tcp(self) -> None:
@@ -76,4 +102,5 @@ class Upstream:
                 with connection, suppress(OSError):
                     length = int.from_bytes(connection.recv(2, socket.MSG_WAITALL))
                     for reply in self._note(connection.recv(length, socket.MSG_WAITALL), peer[1], tcp=True):
+                        assert isinstance(reply, bytes)
                         connection.sendall(len(reply).to_bytes(2) + reply)

@@ -168,12 +168,12 @@ class Resolver:
     def stats(self) -> dict[str, Any]:
         """What was done so far, and the health of the upstreams."""
         upstreams = [self.engine.zones.default, *self.engine.zones.forward.values()]
-        counters = self.counters | Counter(
-            mismatched=self._forwarder.mismatched, pending=self.engine.pending,
-            dropped_tcp_limit=self._streams.turned_away, unsent=sum(listener.unsent for listener in self._listeners),
-        )  # fmt: skip
+        counters = {
+            "mismatched": self._forwarder.mismatched, "pending": self.engine.pending,
+            "dropped_tcp_limit": self._streams.turned_away, "unsent": sum(listener.unsent for listener in self._listeners),
+        }  # fmt: skip
         return {
-            "counters": dict(counters),
+            "counters": dict(self.counters) | counters,
             "hits": self._attempts.hits,
             "cache": {
                 "entries": len(self._cache), "octets": self._cache.octets,

@@ -1,0 +1,193 @@
+"""Clients over TCP: slow, hurried, torn, greedy, gone. Each gets its answers or is given up, and costs nobody else anything."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import dns.flags
+import dns.message
+import dns.rcode
+import dns.rrset
+import pytest
+
+from embargo.daemon import stream
+from support.agent import until
+from support.playbook import query
+from support.upstream import Asked, Late, Upstream, right
+from support.worker import LOOPBACK, Worker, framed, is_closed, read
+
+BLOCKED = "alipay.example"
+
+
+@pytest.fixture
+def worker() -> Iterator[Worker]:
+    with Upstream(lambda asked: [Late(0.3, right(asked))]) as upstream, Worker() as started:
+        yield started.start(BLOCKED, dns={"upstream": [f"udp://127.0.0.1:{upstream.port}"]})
+
+
+def rcode(wire: bytes) -> int:
+    return dns.message.from_wire(wire).rcode()
+
+
+@pytest.mark.parametrize("address", LOOPBACK)
+def test_a_query_may_come_octet_by_octet(worker: Worker, address: str) -> None:
+    with worker.tcp(address) as sock:
+        for octet in framed(query(BLOCKED)):
+            sock.sendall(bytes([octet]))
+        assert rcode(read(sock)) == dns.rcode.NXDOMAIN
+
+
+def test_many_queries_may_come_at_once_and_are_all_answered(worker: Worker) -> None:
+    with worker.tcp() as sock:
+        sock.sendall(b"".join(framed(query(f"n{ident}.{BLOCKED}", ident=ident)) for ident in range(300)))
+        answers = [dns.message.from_wire(read(sock)) for _ in range(300)]
+        assert {answer.id for answer in answers} == set(range(300))
+        assert {answer.rcode() for answer in answers} == {dns.rcode.NXDOMAIN}
+
+
+def test_an_answer_that_is_ready_does_not_wait_for_one_that_is_not(worker: Worker) -> None:
+    with worker.tcp() as sock:
+        sock.sendall(framed(query("free.test", ident=1)) + framed(query(BLOCKED, ident=2)))
+        assert [dns.message.from_wire(read(sock)).id for _ in range(2)] == [2, 1]
+
+
+def test_who_has_asked_and_sends_no_more_gets_the_answers_and_then_the_end(worker: Worker) -> None:
+    with worker.tcp() as sock:
+        sock.sendall(framed(query("free.test")) + framed(query(BLOCKED)))
+        sock.shutdown(socket.SHUT_WR)
+        assert sorted(rcode(read(sock)) for _ in range(2)) == [dns.rcode.NOERROR, dns.rcode.NXDOMAIN]
+        assert read(sock) == b""
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"", b"\0", b"\0\x20half a query", b"\0\0", b"\0\5short", framed(query(BLOCKED)[:2] + b"\x81" + query(BLOCKED)[3:]),
+    ],
+)  # fmt: skip
+def test_who_sends_what_is_no_query_is_closed(worker: Worker, sent: bytes) -> None:
+    with worker.tcp() as sock:
+        sock.sendall(sent)
+        if sent in (b"", b"\0", b"\0\x20half a query"):  # there might be more
+            sock.shutdown(socket.SHUT_WR)
+        assert is_closed(sock)
+
+
+def test_a_query_that_gets_no_answer_ends_its_connection_and_leaves_nothing(worker: Worker) -> None:
+    """It used to count as one on its way, so that the connection was never closed."""
+    response = framed(query(BLOCKED)[:2] + b"\x81" + query(BLOCKED)[3:])
+    for _ in range(3 * stream.PER_CLIENT):
+        with worker.tcp() as sock:
+            sock.sendall(response)
+            assert is_closed(sock)
+    with worker.tcp() as sock:
+        sock.sendall(framed(query(BLOCKED)))
+        assert rcode(read(sock)) == dns.rcode.NXDOMAIN
+
+
+def test_a_large_answer_comes_whole() -> None:
+    def large(asked: Asked) -> list[bytes]:
+        made = dns.message.make_response(asked.message)
+        if asked.tcp:
+            made.answer.append(dns.rrset.from_text("free.test.", 300, "IN", "TXT", *(f'"{n:>250}"' for n in range(200))))
+        else:
+            made.flags |= dns.flags.TC
+        return [made.to_wire(max_size=65535)]
+
+    with Upstream(large) as upstream, Worker() as worker:
+        worker.start(BLOCKED, dns={"upstream": [f"udp://127.0.0.1:{upstream.port}"]})
+        assert worker.asked(query("free.test", "TXT")).flags & dns.flags.TC
+        with worker.tcp() as sock:
+            sock.sendall(framed(query("free.test", "TXT")))
+            wire = read(sock)
+            assert len(wire) > 50_000
+            assert len(dns.message.from_wire(wire).answer[0]) == 200
+        assert [asked.tcp for asked in upstream.asked] == [False, True]
+
+
+def test_one_client_has_so_many_connections_and_others_have_theirs(worker: Worker) -> None:
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(worker.tcp()) for _ in range(stream.PER_CLIENT)]
+        for sock in held:
+            sock.sendall(framed(query(BLOCKED)))
+            assert rcode(read(sock)) == dns.rcode.NXDOMAIN
+        assert is_closed(stack.enter_context(worker.tcp()))
+        other = stack.enter_context(worker.tcp("::1"))
+        other.sendall(framed(query(BLOCKED)))
+        assert rcode(read(other)) == dns.rcode.NXDOMAIN
+        held[0].close()
+
+        def again() -> bool:
+            with worker.tcp() as sock:
+                with contextlib.suppress(OSError):
+                    sock.sendall(framed(query(BLOCKED)))
+                    return bool(read(sock))
+                return False
+
+        until(again, "a place that became free is given to the next")
+
+
+def test_who_asks_more_than_can_be_on_its_way_is_given_no_more() -> None:
+    with Upstream(lambda _: []) as silent, Worker() as worker:
+        worker.start(BLOCKED, dns={"upstream": [f"udp://127.0.0.1:{silent.port}"]})
+        with worker.tcp() as sock:
+            sock.sendall(b"".join(framed(query(f"n{ident}.test", ident=ident)) for ident in range(2 * stream.IN_FLIGHT)))
+            answers = []
+            while wire := read(sock):
+                answers.append(dns.message.from_wire(wire))
+        assert {answer.id for answer in answers} == set(range(stream.IN_FLIGHT))
+        assert {answer.rcode() for answer in answers} == {dns.rcode.SERVFAIL}
+
+
+def test_who_reads_nothing_is_given_up_and_nobody_else_waits(worker: Worker) -> None:
+    with worker.tcp() as greedy, worker.tcp("::1") as other:
+        greedy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        greedy.settimeout(0.2)
+        queries = b"".join(framed(query(f"n{ident}.{BLOCKED}", ident=ident)) for ident in range(1000))
+        at = 0
+
+        def given_up() -> bool:
+            nonlocal at
+            try:
+                for _ in range(1000):
+                    at = (at + greedy.send(queries[at:])) % len(queries)
+            except TimeoutError:
+                return False
+            except ConnectionError:
+                return True
+            return False
+
+        until(given_up, "a client that reads nothing is cut off", 30)
+        other.sendall(framed(query(BLOCKED)))
+        assert rcode(read(other)) == dns.rcode.NXDOMAIN
+
+
+def test_connections_that_are_open_do_not_hold_up_the_end(worker: Worker) -> None:
+    with worker.tcp() as idle, worker.tcp() as asking:
+        asking.sendall(framed(query("free.test")))
+        until(lambda: worker.stats()["counters"].get("upstream_queries"), "it is on its way")
+        worker.stop()
+        assert rcode(read(asking)) == dns.rcode.NOERROR, "what was asked is answered first"
+        assert is_closed(idle)
+
+
+@pytest.mark.parametrize("sent", [b"", b"\0", b"\0\x20half"])
+def test_who_says_nothing_more_is_closed_in_time(monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+    monkeypatch.setattr(stream, "IDLE", 0.2)
+
+    async def visit() -> bytes:
+        streams = stream.Streams(lambda _: True, lambda *_: True)
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            await streams.listen(listening)
+            reader, writer = await asyncio.open_connection(*listening.getsockname())
+            writer.write(sent)
+            async with asyncio.timeout(20):
+                found = await reader.read()
+            writer.close()
+            await writer.wait_closed()
+            streams.stop_listening()
+            await streams.close()
+        return found
+
+    assert asyncio.run(visit()) == b""

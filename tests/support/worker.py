@@ -1,0 +1,176 @@
+"""One resolver process as the supervisor starts it, with sockets on loopback; and a client that asks it packet by packet."""
+
+import contextlib
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import dns.message
+
+from embargo.daemon import channel
+from embargo.daemon.channel import Message
+from embargo.daemon.outbox import Ledger
+from support.playbook import compiled
+
+PATIENCE = 20.0  # seconds until something has gone wrong
+LOOPBACK = ("127.0.0.1", "::1")
+
+
+class Worker:
+    """`start` and `policy` take entries and options of `playbook.compiled`, and keys of [dns] under `dns`."""
+
+    def __init__(self, addresses: Sequence[str] = LOOPBACK, sockets: Sequence[socket.socket] = ()) -> None:
+        self.port = 0
+        self.sockets = [("udp" if sock.type == socket.SOCK_DGRAM else "tcp", sock) for sock in sockets]
+        for address in addresses if not sockets else ():
+            self._listen(address)
+        self._channel, theirs = channel.pair()
+        self._ledger = Ledger.make()
+        command = [sys.executable, "-m", "embargo.daemon.resolver", str(theirs.fileno()), str(self._ledger)]
+        with theirs:
+            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno(), self._ledger])
+        self._number = 0
+        self._generation = 0
+        self.news: list[Message] = []
+
+    def _listen(self, address: str) -> None:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        for _ in range(100):
+            udp, tcp = socket.socket(family, socket.SOCK_DGRAM), socket.socket(family, socket.SOCK_STREAM)
+            for sock in (udp, tcp):
+                if family == socket.AF_INET6:
+                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            udp.bind((address, self.port))
+            try:
+                tcp.bind((address, udp.getsockname()[1]))
+            except OSError:  # somebody has that port over TCP
+                udp.close()
+                tcp.close()
+                continue
+            tcp.listen(1024)
+            self.port = udp.getsockname()[1]
+            self.sockets += [("udp", udp), ("tcp", tcp)]
+            return
+        raise AssertionError("no port is free over UDP and TCP")
+
+    # ── orders ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def start(self, *entries: str, dns: dict[str, Any] | None = None, **options: Any) -> Self:
+        kinds, socks = [kind for kind, _ in self.sockets], [sock.fileno() for _, sock in self.sockets]
+        settings = {"allow_from": ["127.0.0.0/8", "::1/128"], "block_mode": "nxdomain", "block_ttl": 10, "upstream": []}
+        self._order("start", entries, options, socks, dns=settings | (dns or {}), sockets=kinds, user=None)
+        for _, sock in self.sockets:
+            sock.close()
+        return self
+
+    def policy(self, *entries: str, dns: dict[str, Any] | None = None, **options: Any) -> Message:
+        return self._order("policy", entries, options, [], dns=dns)
+
+    def _order(self, op: str, entries: Sequence[str], options: dict[str, Any], fds: Sequence[int], **members: Any) -> Message:
+        octets, board = compiled(*entries, **options)
+        self._generation += 1
+        with tempfile.TemporaryFile(buffering=0) as file:
+            file.write(octets)
+            numbers = list(map(int, board.actions))
+            return self.ask(op, [file.fileno(), *fds], generation=self._generation, switchboard=numbers, **members)
+
+    def ask(self, op: str, fds: Sequence[int] = (), **members: Any) -> Message:
+        """Give an order and wait for the answer; what comes meanwhile is news."""
+        self._number += 1
+        self._channel.send({"op": op, "id": self._number, **members}, fds)
+        return self.take(lambda message: message.get("id") == self._number, f"an answer to {op}")
+
+    def tell(self, op: str, **members: Any) -> None:
+        self._channel.send({"op": op, **members})
+
+    def take(self, wanted: Any, what: str) -> Message:
+        """The next message that is wanted."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            if select.select([self._channel.fileno()], [], [], 0.1)[0]:
+                received = self._channel.receive()
+                assert received is not None, "the worker is gone"
+                if wanted(received[0]):
+                    return received[0]
+                self.news.append(received[0])
+        raise AssertionError(f"not within {PATIENCE} s: {what}")
+
+    def stats(self) -> Message:
+        return self.ask("stats")
+
+    def stop(self) -> list[dict[str, Any]]:
+        """End it; all events that it handed over."""
+        self.ask("stop")
+        assert self.process.wait(PATIENCE) == 0
+        return self.events()
+
+    def events(self) -> list[dict[str, Any]]:
+        lines = b"".join(message["lines"] for message in self.news if message["op"] == "events")
+        return [json.loads(line) for line in lines.splitlines()]
+
+    def hang_up(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+        self.process.wait()
+        self._channel.close()
+        os.close(self._ledger)
+        for _, sock in self.sockets:
+            sock.close()
+
+    # ── clients ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def udp(self, address: str = "127.0.0.1", source: str = "") -> socket.socket:
+        """A client's socket: what it receives comes from the asked address or not at all."""
+        sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
+        sock.settimeout(PATIENCE)
+        if source:
+            sock.bind((source, 0))
+        sock.connect((address, self.port))
+        return sock
+
+    def tcp(self, address: str = "127.0.0.1") -> socket.socket:
+        sock = socket.create_connection((address, self.port), PATIENCE)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return sock
+
+    def asked(self, packet: bytes, address: str = "127.0.0.1") -> dns.message.Message:
+        with self.udp(address) as sock:
+            sock.send(packet)
+            return dns.message.from_wire(sock.recv(4096))
+
+    def dig(self, *words: str, address: str = "127.0.0.1") -> str:
+        command = ["dig", f"@{address}", "-p", str(self.port), "+tries=1", "+time=8", *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
+
+
+def framed(packet: bytes) -> bytes:
+    return len(packet).to_bytes(2) + packet
+
+
+def read(sock: socket.socket) -> bytes:
+    """One message of a TCP stream; empty at its end."""
+    head = sock.recv(2, socket.MSG_WAITALL)
+    return sock.recv(int.from_bytes(head), socket.MSG_WAITALL) if head else b""
+
+
+def is_closed(sock: socket.socket) -> bool:
+    """The other side has closed the connection, and sent nothing before that."""
+    try:
+        return sock.recv(1) == b""
+    except ConnectionError:
+        return True
