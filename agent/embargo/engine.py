@@ -18,7 +18,7 @@ from embargo.errors import MessageError
 from embargo.fastpath import Attempt, Rules
 from embargo.message import Answer, Lead, Query
 from embargo.names import Name
-from embargo.policy import Action, Decision
+from embargo.policy import Action, Claims, Decision
 from embargo.upstream import DEADLINE, PLAIN_FOR, Server, Upstreams
 
 MAX_PENDING = 1000  # questions on their way upstream, per worker; each holds a socket
@@ -199,10 +199,11 @@ class Engine:
         if policy.allows(self.rules.image.classes, claims):
             addresses = [address for lead in answer.leads for address in lead.addresses]
             return _Judged(Action.PASS, None, answer, self._passing(answer, addresses))
-        led, found, addresses = self._judge_leads(answer.leads)
+        known = {qname: claims}
+        led, found, addresses = self._judge_leads(answer.leads, known)
         if led is Action.BLOCK:
             return _Judged(led, found, answer)
-        whole = not answer.extra_leads or self._judge_leads(answer.extra_leads)[0] is not Action.BLOCK
+        whole = not answer.extra_leads or self._judge_leads(answer.extra_leads, known)[0] is not Action.BLOCK
         return _Judged(
             max(action, led),
             decision or found,
@@ -211,19 +212,22 @@ class Engine:
             everyday=whole and not addresses and not (decision or found) and not self.log_all,
         )
 
-    def _judge_leads(self, leads: Iterable[Lead]) -> tuple[Action, Decision | None, list[bytes]]:
+    def _judge_leads(self, leads: Iterable[Lead], known: dict[Name, Claims]) -> tuple[Action, Decision | None, list[bytes]]:
         """(action, decision, the addresses that allowed names lead to): such a name passes with all that it leads to."""
         image, choose = self.rules.image, self.rules.board.choose
         audited: Decision | None = None
         passed: set[Name] = set()
         addresses: list[bytes] = []
         for owner, targets, packed in leads:
-            claims = image.lookup(owner)
-            if owner in passed or policy.allows(image.classes, claims):
+            for name in (owner, *targets):
+                if name not in known:
+                    known[name] = image.lookup(name)
+            if owner in passed or policy.allows(image.classes, known[owner]):
                 passed.update(targets)
                 addresses += packed
                 continue
-            for action, decision in map(choose, (claims, *map(image.lookup, targets), *map(image.lookup_address, packed))):
+            led = [known[owner], *(known[target] for target in targets), *map(image.lookup_address, packed)]
+            for action, decision in map(choose, led):
                 if action is Action.BLOCK:
                     return action, decision, []
                 audited = audited or decision

@@ -31,6 +31,10 @@ class Acl:
         self._networks = [ipaddress.ip_network(network) for network in networks]
         self._memo: dict[str, bool] = {}
 
+    def __len__(self) -> int:
+        """Clients remembered."""
+        return len(self._memo)
+
     def allows(self, client: str) -> bool:
         known = self._memo.get(client)
         if known is None:
@@ -163,6 +167,9 @@ class Memo:
             self._young[key] = found
         return found
 
+    def __len__(self) -> int:
+        return len(self._young) + len(self._old)
+
     def put(self, key: bytes, blocked: Attempt) -> None:
         if len(self._young) >= MEMO_HALF:
             self._old, self._young = self._young, {}
@@ -220,7 +227,7 @@ def answer(packet: bytes, client: str, rules: Rules, cache: Cache, now: float) -
         if variant:
             tail += _OPTS[variant]
             ar += 1
-        if end + len(tail) > limit or stored.rcode > 15:
+        if end + len(tail) > limit:
             return None
         flags = (0x8080 | (packet[2] & 1) << 8 | stored.flags | cd | stored.rcode).to_bytes(2)
         cache.hits += 1

@@ -94,6 +94,20 @@ def test_a_kind_that_goes_on_has_a_record_a_window() -> None:
     assert (read(rest)["count"], read(rest)["first"]) == (1, events.timestamp(WALL + 11))
 
 
+def test_many_kinds_that_are_due_are_written_a_bounded_number_at_a_time() -> None:
+    """All at once would keep queries waiting."""
+    folder = Folder()
+    for number in range(25):
+        for _ in range(2):
+            note(folder, f"n{number}.example", 0.0)
+    names = []
+    for expected in (10, 10, 5, 0):
+        lines = folder.due(10.0, limit=10)
+        assert len(lines) == expected
+        names += [read(line)["qname"] for line, _ in lines]
+    assert names == [f"n{number}.example" for number in range(25)]
+
+
 def test_a_kind_that_stayed_quiet_for_a_window_begins_anew() -> None:
     folder = Folder()
     note(folder, "a.example", 0.0)

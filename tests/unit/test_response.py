@@ -396,6 +396,18 @@ def test_rdata_that_is_not_what_its_type_says_is_malformed(rtype: int, rdata: by
         response.parse(packet, question_of(packet))
 
 
+@pytest.mark.parametrize(("octets", "fits"), [(56, True), (57, False)])
+def test_a_name_is_not_made_too_long_by_the_one_it_points_to(octets: int, fits: bool) -> None:
+    question = (b"\x3f" + b"a" * 63) * 3 + b"\x04test\0" + b"\0\2\0\1"
+    target = bytes([octets]) + b"b" * octets + b"\xc0\x0c"
+    packet = b"\0\1\x81\x80\0\1\0\1\0\0\0\0" + question + b"\xc0\x0c\0\2\0\1\0\0\0\x3c" + len(target).to_bytes(2) + target
+    if fits:
+        assert len(response.parse(packet, question).leads[0].targets[0]) == 255
+    else:
+        with pytest.raises(MessageError):
+            response.parse(packet, question)
+
+
 def test_more_records_than_anybody_needs_are_malformed() -> None:
     records = b"\xc0\x0c\0\1\0\1\0\0\0\x3c\0\4\1\2\3\4"
     for count in (message.MAX_RECORDS, message.MAX_RECORDS + 1):

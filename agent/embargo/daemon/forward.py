@@ -52,7 +52,9 @@ class Forwarder:
         except OSError as error:
             self._loop.call_soon(flight.end, self._expire, forward.token, _reason(error), True)
             return
-        self._loop.add_reader(sock, flight.readable)
+        self._loop.add_reader(
+            sock.fileno(), flight.readable
+        )  # by number: a selector that misses a socket describes it at length
         flight.timer = self._loop.call_later(
             forward.timeout, flight.end, self._expire, forward.token, f"did not answer in {forward.timeout:.1f} s", False
         )
@@ -83,8 +85,9 @@ class Forwarder:
                 writer.close()
 
     def forget(self, flight: "_Datagram") -> None:
-        self._flights.pop(flight.sock.fileno(), None)
-        self._loop.remove_reader(flight.sock)
+        number = flight.sock.fileno()
+        self._flights.pop(number, None)
+        self._loop.remove_reader(number)
 
     def close(self) -> None:
         for flight in list(self._flights.values()):

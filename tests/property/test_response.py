@@ -1,0 +1,92 @@
+"""Any octets from an upstream: read or refused, and what is passed on says nothing that was not said."""
+
+import contextlib
+
+import dns.exception
+import dns.message
+import dns.name
+import dns.rcode
+import dns.rrset
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embargo import message, names, response
+from embargo.errors import MessageError
+from embargo.message import Answer
+from support.playbook import query
+
+QUESTION = names.from_text("a.test") + b"\0\1\0\1"
+OWNERS = ("a.test", "b.test", "c.b.test", "test", "other", "d.a.test", "A.TEST")
+DATA = (
+    ("A", "192.0.2.1"), ("A", "192.0.2.2"), ("CNAME", "b.test."), ("CNAME", "c.b.test."), ("DNAME", "b.test."),
+    ("NS", "ns.b.test."), ("MX", "10 mx.b.test."), ("TXT", '"b.test"'), ("SOA", "ns.test. mail.test. 1 2 3 4 30"),
+    ("HTTPS", "1 c.b.test. ipv4hint=192.0.2.9"),
+    ("SRV", "1 2 3 srv.test."), ("NAPTR", '1 2 "s" "x" "" n.test.'), ("RP", "m.test. t.test."), ("NSEC", "z.test. A"),
+)  # fmt: skip
+RECORDS = st.builds(
+    lambda owner, data, ttl: dns.rrset.from_text(owner + ".", ttl, "IN", *data), st.sampled_from(OWNERS),
+    st.sampled_from(DATA), st.sampled_from((0, 1, 300, 86400, 0x7FFFFFFF)),
+)  # fmt: skip
+SECTIONS = st.tuples(*(st.lists(RECORDS, max_size=5) for _ in range(3)))
+
+
+def build(sections: tuple[list[dns.rrset.RRset], ...], rcode: int, edns: bool) -> bytes:
+    made = dns.message.make_response(dns.message.make_query("a.test", "A", use_edns=0 if edns else False))
+    made.answer, made.authority, made.additional = sections
+    made.set_rcode(dns.rcode.Rcode(rcode))
+    return made.to_wire(max_size=65535)
+
+
+def spoken(made: dns.message.Message) -> list[set[tuple[dns.name.Name, int, object]]]:
+    """What the sections say, whatever the order and the TTLs."""
+    sections = (made.answer, made.authority, made.additional)
+    return [{(rrset.name, rrset.rdtype, rdata) for rrset in section for rdata in rrset} for section in sections]
+
+
+def passed_on(answer: Answer) -> bytes:
+    return message.reply(message.parse_query(query("a.test")), answer, udp=False)
+
+
+@given(SECTIONS, st.sampled_from((0, 3, 2)), st.booleans())
+def test_what_is_passed_on_was_said_and_whole_when_read_again(
+    sections: tuple[list[dns.rrset.RRset], ...], rcode: int, edns: bool
+) -> None:
+    wire = build(sections, rcode, edns)
+    try:
+        found = response.parse(wire, QUESTION)
+    except MessageError:  # a chain in circles, or nothing that belongs to the question
+        return
+    reply = dns.message.from_wire(passed_on(found))
+    for now, before in zip(spoken(reply), spoken(dns.message.from_wire(wire)), strict=True):
+        assert now <= before
+    for rrset in (*reply.answer, *reply.authority, *reply.additional):
+        assert rrset.ttl <= response.MAX_TTL
+    assert response.parse(passed_on(found), QUESTION) == found, "what belongs still belongs"
+    assert found.lifetime <= min((ttl for _, ttl in found.ttls), default=0)
+    for offset, ttl in found.ttls:
+        assert int.from_bytes(found.body[offset : offset + 4]) == ttl
+    short = message.answer_only(found)
+    assert spoken(dns.message.from_wire(passed_on(short))) == [spoken(reply)[0], set(), set()]
+
+
+@given(SECTIONS, st.data())
+def test_whatever_becomes_of_a_response_it_is_read_or_refused(
+    sections: tuple[list[dns.rrset.RRset], ...], data: st.DataObject
+) -> None:
+    wire = bytearray(build(sections, 0, edns=True))
+    for _ in range(data.draw(st.integers(0, 6))):
+        wire[data.draw(st.integers(2, len(wire) - 1))] = data.draw(st.integers(0, 255))
+    packet = bytes(wire[: data.draw(st.integers(12, len(wire)))])
+    if response.matches(packet, int.from_bytes(packet[:2]), QUESTION):
+        with contextlib.suppress(MessageError):
+            found = response.parse(packet, QUESTION)
+            message.answer_only(found)
+            with contextlib.suppress(dns.exception.DNSException):  # what is wrong inside a record is the upstream's
+                dns.message.from_wire(passed_on(found))
+
+
+@given(st.binary(max_size=300))
+def test_any_octets_are_read_or_refused(octets: bytes) -> None:
+    packet = b"\0\1\x81\x80\0\1" + octets[:6].ljust(6, b"\0") + QUESTION + octets[6:]
+    with contextlib.suppress(MessageError):
+        response.parse(packet, QUESTION)

@@ -1,0 +1,240 @@
+"""The short way: what it answers, what it leaves to the engine, what it remembers. That both agree is a property test's."""
+
+import dns.flags
+import dns.message
+import pytest
+
+from embargo import events, fastpath, message, names
+from embargo.cache import NOBODY, Cache
+from embargo.fastpath import ACL_MEMO, MEMO_HALF, Acl, Attempt, BlockMode, Memo, Rules
+from support.playbook import CLIENT, NULL, NXDOMAIN, compiled, query, rules
+
+BLOCKED = "alipay.example"
+NOW = 1000.0
+
+
+def blocked(packet: bytes, judgement: Rules, client: str = CLIENT) -> Attempt:
+    found = fastpath.answer(packet, client, judgement, Cache(), NOW)
+    assert isinstance(found, Attempt)
+    return found
+
+
+def declines(packet: bytes, judgement: Rules | None = None, client: str = CLIENT) -> bool:
+    return fastpath.answer(packet, client, judgement or rules(BLOCKED), Cache(), NOW) is None
+
+
+def changed(packet: bytes, at: int, octets: bytes) -> bytes:
+    return packet[:at] + octets + packet[at + len(octets) :]
+
+
+# ── what it answers ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("edns", [True, False])
+@pytest.mark.parametrize("do", [True, False])
+@pytest.mark.parametrize("flags", [0, dns.flags.RD, dns.flags.RD | dns.flags.CD, dns.flags.AD])
+@pytest.mark.parametrize("name", [BLOCKED, "a.b.ALIPAY.example", "a" * 63 + "." + BLOCKED])
+def test_a_blocked_name_is_answered(edns: bool, do: bool, flags: int, name: str) -> None:
+    packet = query(name, edns=edns, do=edns and do, flags=flags)
+    found = blocked(packet, rules(BLOCKED))
+    reply = dns.message.from_wire(packet[:2] + found.rest)
+    assert reply.rcode() == 3
+    assert dns.message.from_wire(packet).is_response(reply)
+    assert (found.qname, found.qtype, found.action, found.audit) == (names.from_text(name), message.A, "nxdomain", False)
+
+
+def test_options_of_a_client_are_no_hindrance() -> None:
+    packet = query(BLOCKED)
+    packet = packet[:-2] + b"\0\x0c\0\x0a\0\x08" + bytes(8)
+    assert blocked(packet, rules(BLOCKED)).decision is not None
+
+
+# ── what it declines ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+PACKET = query(BLOCKED)
+OPT = len(PACKET) - 11
+DECLINED = {
+    "a response": changed(PACKET, 2, b"\x81"),
+    "another opcode": changed(PACKET, 2, b"\x09"),
+    "AA": changed(PACKET, 2, b"\x05"),
+    "TC": changed(PACKET, 2, b"\x03"),
+    "Z": changed(PACKET, 3, b"\x40"),
+    "RA": changed(PACKET, 3, b"\x80"),
+    "an rcode": changed(PACKET, 3, b"\x01"),
+    "two questions": changed(PACKET, 4, b"\0\2"),
+    "an answer": changed(PACKET, 6, b"\0\1"),
+    "an authority": changed(PACKET, 8, b"\0\1"),
+    "two additional records": changed(PACKET, 10, b"\0\2"),
+    "an OPT that is not announced": changed(PACKET, 10, b"\0\0"),
+    "an OPT that is not there": changed(query(BLOCKED, edns=False), 10, b"\0\1"),
+    "a pointer": changed(PACKET, 12, b"\xc0\x0c"),
+    "a label type of the past": changed(PACKET, 12, b"\x40"),
+    "a name that does not end": PACKET[:14],
+    "class CH": changed(PACKET, OPT - 2, b"\0\3"),
+    "an OPT with a name": PACKET[:OPT] + b"\1x" + PACKET[OPT:],
+    "another record than OPT": changed(PACKET, OPT + 1, b"\0\1"),
+    "an extended rcode": changed(PACKET, OPT + 5, b"\1"),
+    "EDNS version 1": changed(PACKET, OPT + 6, b"\1"),
+    "an option cut short": changed(PACKET, OPT + 9, b"\0\5") + b"\0\x0a\0\4x",
+    "octets behind the OPT": PACKET + b"\0",
+    "type 0": changed(PACKET, OPT - 4, b"\0\0"),
+    "AXFR": query(BLOCKED, "AXFR"),
+    "nobody's name": query("free.test"),
+}
+
+
+@pytest.mark.parametrize("what", DECLINED)
+def test_the_unusual_is_left_to_the_engine(what: str) -> None:
+    assert declines(DECLINED[what])
+
+
+@pytest.mark.parametrize("size", range(17))
+def test_stumps_are_left_to_the_engine(size: int) -> None:
+    assert declines(PACKET[:size])
+
+
+def test_names_longer_than_a_name_can_be_are_left_to_the_engine() -> None:
+    head, tail = b"\0\1\1\0\0\1\0\0\0\0\0\0", names.from_text(BLOCKED)
+    labels = (b"\x3f" + b"a" * 63) * 3
+    for fill, fits in ((255 - len(labels) - len(tail) - 1, True), (255 - len(labels) - len(tail), False)):
+        packet = head + labels + bytes([fill]) + b"b" * fill + tail + b"\0\1\0\1"
+        assert declines(packet) != fits
+
+
+def test_strangers_are_left_to_the_engine_whatever_is_remembered() -> None:
+    judgement = rules(BLOCKED)
+    blocked(PACKET, judgement)
+    assert declines(PACKET, judgement, "203.0.113.9")
+
+
+@pytest.mark.parametrize("listed", ["localhost", "local", "invalid", "onion", "resolver.arpa"])
+def test_special_names_are_left_to_the_engine(listed: str) -> None:
+    assert declines(query(f"x.{listed}"), rules(listed))
+
+
+def test_audited_and_allowed_names_are_left_to_the_engine() -> None:
+    assert declines(PACKET, rules(BLOCKED, audit=True))
+    assert declines(PACKET, rules(BLOCKED, allow=BLOCKED))
+
+
+def test_a_block_that_does_not_fit_is_left_to_the_engine() -> None:
+    long = ".".join(["a" * 63, "b" * 63, "c" * 63, BLOCKED])
+    assert declines(query(BLOCKED, edns=False), rules(BLOCKED, mode=BlockMode("address", 10, (b"\1\2\3\4",) * 60)))
+    assert declines(query(long, payload=512), rules(long))
+    assert not declines(query(long, payload=1232), rules(long))
+
+
+# ── what it remembers ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_same_question_is_answered_from_memory_whoever_asks_and_whatever_the_id() -> None:
+    judgement = rules(BLOCKED)
+    first = blocked(query(BLOCKED, ident=1), judgement)
+    assert blocked(query(BLOCKED, ident=2), judgement, "192.0.2.99") is first
+    other = blocked(query("Alipay.example", ident=1), judgement)
+    assert other is not first
+    assert other.kind == first.kind, "one kind of attempt all the same"
+
+
+def test_questions_with_options_are_not_remembered() -> None:
+    """A cookie differs every time (RFC 7873): it would only push out the others."""
+    judgement = rules(BLOCKED)
+    packet = changed(PACKET, OPT + 9, b"\0\x0c") + b"\0\x0a\0\x08" + bytes(8)
+    assert blocked(packet, judgement) is not blocked(packet, judgement)
+
+
+def test_memory_is_bounded_and_keeps_what_is_asked_for() -> None:
+    judgement, memo = rules(BLOCKED), Memo()
+    attempt = blocked(PACKET, judgement)
+    for number in range(5 * MEMO_HALF):
+        memo.put(number.to_bytes(4), attempt)
+        if number % 1000 == 0:
+            memo.put(b"hot", attempt) if number == 0 else None
+            assert memo.get(b"hot") is attempt
+        assert len(memo) <= 2 * MEMO_HALF
+    assert memo.get((0).to_bytes(4)) is None
+
+
+def test_clients_are_remembered_and_bounded() -> None:
+    acl = Acl(["192.0.2.0/24", "2001:db8::/32"])
+    for number in range(2 * ACL_MEMO):
+        assert not acl.allows(f"198.51.{number >> 8 & 255}.{number & 255}")
+        assert acl.allows("192.0.2.1")
+    assert acl.allows("2001:db8::1%lan0")
+    assert acl.allows("::ffff:192.0.2.1")
+    assert not acl.allows("::ffff:198.51.100.1")
+    assert len(acl) <= ACL_MEMO
+
+
+# ── a judgement ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_judgement_explains_itself() -> None:
+    judgement = rules("free.test", BLOCKED)
+    (decision,) = judgement.image.lookup(names.from_text("www.alipay.example"))
+    assert judgement.explain(decision) == "app=alipay function=payment list=alipay/payment.list:2 rule=alipay.example"
+    assert judgement.told(decision) == (
+        '"app":"alipay","function":"payment","list":"alipay/payment.list","line":2,"rule":"alipay.example"'
+    )
+
+
+@pytest.mark.parametrize(("mode", "action"), [(NXDOMAIN, "nxdomain"), (NULL, "null"), (BlockMode("refused", 1), "refused")])
+def test_an_action_is_the_block_mode_but_for_canary_and_relay_names(mode: BlockMode, action: str) -> None:
+    judgement = rules(BLOCKED, mode=mode)
+    assert blocked(PACKET, judgement).action == action
+    assert blocked(query("mask.icloud.com"), judgement).action == "nxdomain"
+
+
+def test_attempts_are_equal_in_what_an_event_tells() -> None:
+    octets, _ = compiled(BLOCKED)
+    assert octets
+    first, second = rules(BLOCKED, number=1), rules(BLOCKED, number=2)
+    kinds = {
+        blocked(query(name, qtype), judgement).kind
+        for name in (BLOCKED, "www.alipay.example")
+        for qtype in ("A", "AAAA")
+        for judgement in (first, second)
+    }
+    assert len(kinds) == 8
+    (decision,) = first.image.lookup(names.from_text(BLOCKED))
+    told = Attempt(first, names.from_text(BLOCKED), 1, decision, "pass", True)
+    assert told.kind != blocked(PACKET, first).kind
+    assert Attempt(first, names.from_text(BLOCKED), 1, None, "pass").kind != told.kind
+
+
+# ── what it has of the cache ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def cached(judged: int, rcode: int = 0) -> Cache:
+    cache = Cache()
+    record = b"\xc0\x0c\0\1\0\1\0\0\0\x64\0\4\xc0\0\2\1"
+    found = message.Answer(rcode, (1, 0, 0), record, ((6, 100),), message.AA, 100)
+    cache.put(message.parse_query(query("free.test", edns=False)).key, found, NOW, judged)
+    return cache
+
+
+def test_what_this_judgement_has_passed_is_given_out_again() -> None:
+    judgement, cache = rules(BLOCKED), cached(judged=1)
+    packet = query("FREE.test", flags=dns.flags.RD)
+    found = fastpath.answer(packet, CLIENT, judgement, cache, NOW + 30)
+    assert isinstance(found, bytes)
+    reply = dns.message.from_wire(found)
+    assert (reply.id, reply.answer[0].ttl, str(reply.question[0].name)) == (4711, 70, "FREE.test.")
+    assert reply.flags == dns.flags.QR | dns.flags.AA | dns.flags.RD | dns.flags.RA
+    assert cache.hits == 1
+
+
+@pytest.mark.parametrize("judged", [2, NOBODY])
+def test_what_this_judgement_has_not_passed_is_left_to_the_engine(judged: int) -> None:
+    assert fastpath.answer(query("free.test"), CLIENT, rules(BLOCKED), cached(judged), NOW) is None
+
+
+def test_an_answer_that_is_over_is_left_to_the_engine() -> None:
+    assert fastpath.answer(query("free.test"), CLIENT, rules(BLOCKED), cached(1), NOW + 100) is None
+
+
+def test_an_events_words_are_json() -> None:
+    odd = r"a\"b.example"
+    judgement = rules(odd)
+    (decision,) = judgement.image.lookup(names.from_text(odd))
+    assert events.quote(decision.rule) in judgement.told(decision)
