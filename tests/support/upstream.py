@@ -9,6 +9,7 @@ from typing import NamedTuple, Self
 
 import dns.flags
 import dns.message
+import dns.rdatatype
 import dns.rrset
 
 
@@ -38,10 +39,11 @@ Script = Callable[[Asked], "Sequence[bytes | Late | Elsewhere]"]  # what is sent
 
 
 def right(asked: Asked, address: str = "192.0.2.80") -> bytes:
-    """The answer that a good server gives."""
+    """The answer that a good server gives: every name has one address, and nothing else."""
     made = dns.message.make_response(asked.message)
     made.flags |= dns.flags.RA
-    made.answer.append(dns.rrset.from_text(asked.message.question[0].name, 300, "IN", "A", address))
+    if asked.message.question[0].rdtype == dns.rdatatype.A:
+        made.answer.append(dns.rrset.from_text(asked.message.question[0].name, 300, "IN", "A", address))
     return made.to_wire()
 
 
