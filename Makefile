@@ -3,6 +3,8 @@ export PYTHON ?= /usr/bin/python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+NATIVE := $(wildcard agent/embargo/*.pyx agent/embargo/*.h)
+
 .PHONY: run demo test lint unit bench lock clean
 
 run: $(VENV)/run.stamp
@@ -34,16 +36,16 @@ lock:
 	tools/lock
 
 clean:
-	rm -rf $(VENV) build dist run agent/*.egg-info
+	rm -rf $(VENV) build dist run agent/*.egg-info agent/embargo/*.so agent/embargo/_*.c
 
-$(VENV)/run.stamp: requirements.lock pyproject.toml
+$(VENV)/run.stamp: requirements.lock pyproject.toml $(NATIVE)
 	@tools/venv requirements.lock
 	@touch $@
 
-$(VENV)/test.stamp: requirements-test.lock pyproject.toml
+$(VENV)/test.stamp: requirements-test.lock pyproject.toml $(NATIVE)
 	@tools/venv requirements-test.lock
 	@touch $@ $(VENV)/run.stamp
 
-$(VENV)/bench.stamp: requirements-bench.lock pyproject.toml
+$(VENV)/bench.stamp: requirements-bench.lock pyproject.toml $(NATIVE)
 	@tools/venv requirements-bench.lock
 	@touch $@ $(VENV)/test.stamp $(VENV)/run.stamp

@@ -7,14 +7,16 @@ Layout, little-endian, each section 8-aligned:
     decisions 16 octets each: uint16 class, uint16 source, uint32 line, uint32 offset and uint32 length of the rule's text
     rules    the texts of the rules, each once
     claims   uint32 words: per claim list its length and then its decisions' numbers; word 0 is the empty list
-    slots    power-of-two table of uint32: 0 = free, else 1 + index of a record; open addressing, linear probing
-    records  per name: uint32 offset of its blob, uint32 claims on itself, uint32 claims on names below (places in claims)
+    pairs    uint32 words, two for each name that is not plain: the places of the claims on itself and on names below
+    slots    16 octets each: uint32 hash, uint32 1 + offset of the name in blob (0: free), uint32 line, uint16 source,
+             uint16 kind; where the kind is ELABORATE, the line is the number of a pair
     blob     the names in wire form, end to end
     v4, v6   disjoint sorted ranges: firsts, then lasts (uint32 each; for IPv6 16 octets big-endian each), then claims
 
-A hash hit is verified against the name in the blob, so the table is exact. Lookup hashes the suffixes of a name from the
-longest; claims were worked out at compile time (see `policy`), so the first suffix found decides. The table is at most
-half full: probes stay short whatever names are asked, because they depend on the listed names alone.
+The slots stand in the order of their hashes (CRC-32 of the name), each at its home, hash * homes >> 32, or as soon behind it
+as there is room: a search begins at the home and ends at the first larger hash. A hash hit is verified against the name in
+the blob, so the table is exact. Lookup hashes the suffixes of a name from the longest; claims were worked out at compile time
+(see `policy`), so the first suffix found decides. A plain name's decision stands in its slot; its rule is the name itself.
 """
 
 import hashlib
@@ -26,56 +28,94 @@ from collections.abc import Iterator
 from typing import Any
 from zlib import crc32
 
+from embargo import accelerator, names
 from embargo.errors import ImageError
 from embargo.names import Name
-from embargo.policy import Claims, Class, Decision, Level, Policy, Source
+from embargo.policy import SIGNS, Claims, Class, Decision, Level, Policy, Source
 
 MAGIC = b"EMBARGO\n"
-VERSION = 1
-_HEADER = struct.Struct("<8sII32s12Q")
-_NUMBERS = struct.Struct("<12Q")
+VERSION = 2
+_HEADER = struct.Struct("<8sII32s14Q")
+_NUMBERS = struct.Struct("<14Q")
 _FIELDS = (
-    "strings", "decisions", "rules", "claims", "slots", "records", "blob", "v4", "v6", "end", "names", "networks",
+    "strings", "decisions", "rules", "claims", "pairs", "slots", "blob", "v4", "v6", "end",
+    "names", "networks", "homes", "elaborate",
 )  # fmt: skip
+_SECTIONS = 10
 _DECISION = struct.Struct("<HHIII")
 MEMO = 4096  # claim lists kept as objects; a flood of different names must not fill memory
+SUFFIX, EXACT, ELABORATE = 1, 2, 3  # kinds of slot
 
 
 def encode(policy: Policy) -> bytes:
     """The image of a policy. The same policy gives the same bytes."""
     writer = _Writer()
-    count = 1 << max(3, (2 * len(policy.names)).bit_length())
-    mask = count - 1
-    slots = array("I", bytes(4 * count))
-    records = array("I")
-    blob = bytearray()
-    for number, name in enumerate(sorted(policy.names), start=1):
+    plain, others = policy.plain, sorted(policy.names)
+    blob = plain.names + b"".join(others)
+    if len(blob) >= 0xFFFFFFFF or len(policy.sources) > 0xFFFF:
+        raise ImageError("the lists are too large: all names together have at most 4 GiB, and there are at most 65535 lists")
+    starts, lines, sources = plain.starts[:], plain.lines[:], plain.sources + array("H", bytes(2 * len(others)))
+    kinds = plain.exact.translate(_KINDS) + bytes([ELABORATE]) * len(others)
+    pairs = array("I")
+    at = len(plain.names)
+    for number, name in enumerate(others):
         claimed = policy.names[name]
-        records.extend((len(blob), writer.place(claimed.itself), writer.place(claimed.below)))
-        blob += name
-        slot = crc32(name) & mask
-        while slots[slot]:
-            slot = (slot + 1) & mask
-        slots[slot] = number
+        pairs.extend((writer.place(claimed.itself), writer.place(claimed.below)))
+        starts.append(at)
+        lines.append(number)
+        at += len(name)
+    homes = _homes(len(policy))
     v4 = policy.networks.get(4, ())
     v6 = policy.networks.get(6, ())
     ranges4 = array("I", [*(r[0] for r in v4), *(r[1] for r in v4), *(writer.place(r[2]) for r in v4)])
     ranges6 = b"".join([*(r[0].to_bytes(16) for r in v6), *(r[1].to_bytes(16) for r in v6)])
     claims6 = array("I", [writer.place(r[2]) for r in v6])
     strings = json.dumps({"classes": policy.classes, "sources": policy.sources}, separators=(",", ":")).encode()
-    sections: list[bytes | bytearray] = [
-        strings, writer.decisions, writer.rules, writer.claims.tobytes(), slots.tobytes(), records.tobytes(), blob,
-        ranges4.tobytes(), ranges6 + claims6.tobytes(),
+    sections: list[bytes | bytearray | memoryview] = [
+        strings, writer.decisions, writer.rules, writer.claims.tobytes(), pairs.tobytes(),
+        table(blob, starts, lines, sources, kinds, homes), blob, ranges4.tobytes(), ranges6 + claims6.tobytes(),
     ]  # fmt: skip
     offsets: list[int] = []
-    body = bytearray()
+    body: list[bytes | bytearray | memoryview] = []
+    at = _HEADER.size
     for section in sections:
-        offsets.append(_HEADER.size + len(body))
-        body += section
-        body += bytes(-len(section) % 8)
-    numbers = (*offsets, _HEADER.size + len(body), len(policy.names), len(v4) + len(v6))
-    digest = hashlib.sha256(_NUMBERS.pack(*numbers) + body).digest()
-    return _HEADER.pack(MAGIC, VERSION, 0, digest, *numbers) + bytes(body)
+        offsets.append(at)
+        body += (section, bytes(-len(section) % 8))
+        at += len(section) + -len(section) % 8
+    numbers = _NUMBERS.pack(*offsets, at, len(policy), len(v4) + len(v6), homes, len(others))
+    digest = hashlib.sha256(numbers)
+    for section in body:
+        digest.update(section)
+    return b"".join((_HEADER.pack(MAGIC, VERSION, 0, digest.digest(), *_NUMBERS.unpack(numbers)), *body))
+
+
+def _homes(count: int) -> int:
+    """Three quarters of the table are taken: a name that is not listed is given up after two or three slots."""
+    return max(8, 4 * count // 3)
+
+
+_KINDS = bytes.maketrans(b"\0\1", bytes((SUFFIX, EXACT)))
+
+
+def table(blob: bytes, starts: "array[int]", lines: "array[int]", sources: "array[int]", kinds: bytes, homes: int) -> bytes:
+    """The slots of these names. The last one is free."""
+    if accelerator.bulk:
+        slots: bytes = accelerator.bulk.table(blob, starts, lines, sources, kinds, homes)
+        return slots
+    hashes = [crc32(blob[start : names.end(blob, start)]) for start in starts]
+    order = sorted(range(len(starts)), key=hashes.__getitem__)
+    words = array("I", bytes(16 * homes))
+    slot = -1
+    for number in order:
+        slot = max(hashes[number] * homes >> 32, slot + 1)
+        if 4 * slot + 4 > len(words):
+            words.extend(bytes(4))
+        words[4 * slot : 4 * slot + 4] = array(
+            "I", (hashes[number], starts[number] + 1, lines[number], sources[number] | kinds[number] << 16)
+        )
+    if words[-3]:
+        words.extend(bytes(4))
+    return words.tobytes()
 
 
 class _Writer:
@@ -122,14 +162,17 @@ class Image:
             self.sources = tuple(Source(s[0], Level(s[1]), *s[2:]) for s in strings["sources"])
             self._decisions = view[at["decisions"] : at["rules"]]
             self._rules = view[at["rules"] : at["claims"]]
-            self._claims = view[at["claims"] : at["slots"]].cast("I")
-            self._slots = view[at["slots"] : at["records"]].cast("I")
-            self._records = view[at["records"] : at["records"] + 12 * at["names"]].cast("I")
+            self._claims = view[at["claims"] : at["pairs"]].cast("I")
+            self._pairs = view[at["pairs"] : at["slots"]].cast("I")
+            self._slots = view[at["slots"] : at["blob"]].cast("I")
             self._blob = view[at["blob"] : at["v4"]]
+            self._class_of = [self.classes.index(source.class_) for source in self.sources]
+            if self._slots[-3]:  # a search would not end
+                raise ValueError("its last slot is taken")
         except (ValueError, TypeError, LookupError) as error:
             raise ImageError(f"the image contradicts itself: {error}") from None
         self.digest = bytes(view[16:48]).hex()
-        self._mask = len(self._slots) - 1
+        self._homes = at["homes"]
         self._memo: dict[int, Claims] = {0: ()}
         self._ranges = {4: _Ranges(view, at["v4"], at["v6"], 4), 6: _Ranges(view, at["v6"], at["end"], 16)}
 
@@ -142,22 +185,32 @@ class Image:
 
     def lookup(self, name: Name) -> Claims:
         """Who claims this name, in deciding order; () when nobody does."""
-        slots, mask = self._slots, self._mask
+        slots, blob, homes = self._slots, self._blob, self._homes
         key: bytes = name
         start = 0
         while True:
-            slot = crc32(key) & mask
-            while number := slots[slot]:
-                record = 3 * number - 3
-                begin = self._records[record]
-                if self._blob[begin : begin + len(key)] == key:  # it ends in its zero octet, so the names are equal
-                    return self._at_place(self._records[record + (2 if start else 1)])
-                slot = (slot + 1) & mask
+            hash_ = crc32(key)
+            at = 4 * (hash_ * homes >> 32)
+            while (begin := slots[at + 1]) and (there := slots[at]) <= hash_:
+                # a name ends in its zero octet, so what begins equal is equal
+                if there == hash_ and blob[begin - 1 : begin - 1 + len(key)] == key:
+                    return self._claims_in(at, key, start > 0)
+                at += 4
             step = name[start]
             if not step:
                 return ()
             start += 1 + step
             key = name[start:]
+
+    def _claims_in(self, at: int, listed: bytes, below: bool) -> Claims:
+        """What the slot at this word says of its name, or of a name below."""
+        line, kind = self._slots[at + 2], self._slots[at + 3] >> 16
+        if kind == ELABORATE:
+            return self._at_place(self._pairs[2 * line + below])
+        if kind == EXACT and below:
+            return ()
+        source = self._slots[at + 3] & 0xFFFF
+        return (Decision(self._class_of[source], source, line, SIGNS[kind == EXACT] + names.to_text(listed)),)
 
     def _at_place(self, place: int) -> Claims:
         claims = self._memo.get(place)
@@ -251,14 +304,15 @@ def _verify(view: memoryview) -> dict[str, int]:
 
 
 def _fits(at: dict[str, int]) -> bool:
-    places = [at[field] for field in _FIELDS[:10]]
-    slots = (at["records"] - at["slots"]) // 4
+    places = [at[field] for field in _FIELDS[:_SECTIONS]]
+    slots = (at["blob"] - at["slots"]) // 16
     return (
         places[0] == _HEADER.size
         and places == sorted(places)
         and not any(place % 8 for place in places)
-        and 12 * at["names"] <= at["blob"] - at["records"] < 12 * at["names"] + 8
-        and slots > at["names"]  # a full table would be searched for ever
-        and not slots & (slots - 1)
+        and (at["blob"] - at["slots"]) % 16 == 0
+        and at["names"] < slots
+        and _homes(at["names"]) == at["homes"] <= slots
+        and 8 * at["elaborate"] == at["slots"] - at["pairs"]
         and at["networks"] == (at["v6"] - at["v4"]) // 12 + (at["end"] - at["v6"]) // 36
     )

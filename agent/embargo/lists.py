@@ -7,14 +7,15 @@ a web page) raises `ListError`, because its last good copy must stay in force.
 import difflib
 import ipaddress
 import re
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from embargo import errors, names, toml
+from embargo import accelerator, errors, names, policy, toml
 from embargo.errors import ConfigError, ListError, Problem, Refused
 from embargo.names import Name
-from embargo.policy import App, Entry, Kind, Level, List, Network, Source
+from embargo.policy import SIGNS, App, Entry, Kind, Level, List, Network, Source, Usual
 
 MAX_FILE = 256 << 20  # octets; forty times the largest public list of today
 MAX_LINE = 4096  # octets; the longest name in escapes is 1 004
@@ -45,15 +46,20 @@ SPECIAL = (
 )
 
 
-def _no_public_suffix(_: Name) -> bool:
-    return False
+class Everything:
+    """Contains whatever is asked for."""
+
+    def __contains__(self, item: object) -> bool:
+        return True
 
 
 @dataclass(frozen=True, slots=True)
 class Guard:
     """What a block list must not contain. An allow list is bound by syntax only."""
 
-    public_suffix: Callable[[Name], bool] = _no_public_suffix
+    public_suffix: Callable[[Name], bool] | None = None
+    #: the names worth asking that for, besides top-level domains; `*.name` stands for all children of a name
+    suspects: Container[Name] = Everything()
     single_registrant: frozenset[Name] = frozenset()
     protected: tuple[tuple[Network, str], ...] = ()  # the gateway's own, LAN and upstream addresses, each with its role
     prefixes: dict[int, int] = field(default_factory=lambda: MIN_PREFIX)
@@ -61,16 +67,19 @@ class Guard:
 
 def parse(data: bytes, *, file: str, source: Source, guard: Guard) -> List:
     """The entries of one native list file. Raises ListError when the file as a whole cannot be one."""
+    data, end = _text(data, file)
+    guarded = source.level is not Level.ALLOW
+    usual, unusual = scan(data, end, guard.suspects if guarded and guard.public_suffix else None)
     entries: list[Entry] = []
     problems: list[Problem] = []
     bad = 0
-    for number, raw in enumerate(_lines(data, file), start=1):
+    for number, start, stop in unusual:
         try:
-            text, evidence = _split(raw)
+            text, evidence = _split(data[start:stop])
             if not text:
                 continue
             entry = parse_entry(text, line=number, evidence=evidence)
-            if not entry.exception and source.level is not Level.ALLOW:
+            if not entry.exception and guarded:
                 _check(entry, guard)
         except Refused as refused:
             bad += 1
@@ -81,7 +90,46 @@ def parse(data: bytes, *, file: str, source: Source, guard: Guard) -> List:
     if bad > MAX_PROBLEMS:
         message = f"{bad - MAX_PROBLEMS} more lines cannot be used"
         problems.append(Problem(file, 0, message, "is this a list of another format? An entry is one name, address or network"))
-    return List(source, tuple(entries), tuple(problems), file)
+    return List(source, tuple(entries), tuple(problems), file, usual, data)
+
+
+#: a line that nothing can be wrong with: a lower-case name whose last label is no number, and a comment that stands apart
+_USUAL = re.compile(rb"[ \t]*([=!]?)((?:[a-z0-9_-]+\.)*[a-z][a-z0-9_-]*)(?:[ \t]*|[ \t]+#[^\r]*)\r?")
+_NOTHING = re.compile(rb"[ \t]*(?:#[^\r]*)?\r?")
+
+
+def scan(data: bytes, end: bytes, suspects: Container[Name] | None) -> tuple[Usual, list[tuple[int, int, int]]]:
+    """(the usual lines, the others as number and place). Names that may be public suffixes are not usual where it matters."""
+    if accelerator.bulk:
+        *columns, others = accelerator.bulk.scan(data, ord(end), suspects)
+        return Usual(*columns), others
+    blob, signs, at = bytearray(), bytearray(), 0
+    starts, lines, others = array("I"), array("I"), []
+    for number, line in enumerate(data.split(end), start=1):
+        begin, at = at, at + len(line) + 1
+        usual = _USUAL.fullmatch(line) if len(line) <= MAX_LINE else None
+        if usual is None:
+            if len(line) > MAX_LINE or not _NOTHING.fullmatch(line):
+                others.append((number, begin, begin + len(line)))
+            continue
+        sign = SIGNS.index(usual[1].decode())
+        try:
+            name = names.from_text(usual[2].decode())
+        except ValueError:
+            name = None
+        if name is None or (suspects is not None and sign != policy.EXCEPTION and _suspect(name, suspects)):
+            others.append((number, begin, begin + len(line)))
+            continue
+        starts.append(len(blob))
+        lines.append(number)
+        signs.append(sign)
+        blob += name
+    return Usual(bytes(blob), starts, lines, bytes(signs)), others
+
+
+def _suspect(name: Name, suspects: Container[Name]) -> bool:
+    above = name[1 + name[0] :]
+    return above == names.ROOT or name in suspects or Name(b"\1*" + above) in suspects
 
 
 def _shown(text: str) -> str:
@@ -89,8 +137,8 @@ def _shown(text: str) -> str:
     return f'"{errors.printable(text if len(text) <= 80 else text[:79] + "…")}"'
 
 
-def _lines(data: bytes, file: str) -> list[bytes]:
-    """The lines as `grep -n`, git and editors count them: ended by LF or CRLF; by CR alone in a file that has no LF."""
+def _text(data: bytes, file: str) -> tuple[bytes, bytes]:
+    """(the file without its byte order mark, what ends its lines: LF, or CR in a file that has no LF, as editors do)."""
     end = b"\n" if b"\n" in data else b"\r"
 
     def refuse(offset: int, message: str, hint: str) -> ListError:
@@ -110,7 +158,7 @@ def _lines(data: bytes, file: str) -> list[bytes]:
     except UnicodeDecodeError as error:
         octet = data[error.start]
         raise refuse(error.start, f"octet 0x{octet:02x} is not UTF-8", "save the file as UTF-8") from None
-    return data.split(end)
+    return data, end
 
 
 def _split(raw: bytes) -> tuple[str, str]:
@@ -123,8 +171,7 @@ def _split(raw: bytes) -> tuple[str, str]:
         raise Refused(f"{_shown(line)} has a carriage return in its middle", "end every line with LF or CRLF")
     if text and not text[-1].isspace() and evidence.startswith(_COSMETIC):
         raise Refused(f"{_shown(line)} is an adblock rule", "write the name alone")
-    evidence = evidence.strip()
-    return text.strip(), evidence if evidence.isprintable() else "".join(c for c in evidence if c.isprintable())
+    return text.strip(), policy.comment(line)
 
 
 _COSMETIC = ("#", "@#", "?#", "$#", "%#")  # behind the first "#" of adblock's rules about parts of pages
@@ -142,14 +189,7 @@ def _about(text: str, refused: Refused) -> Refused:
     return Refused(f"{_shown(text)} {refused.message}", refused.hint)
 
 
-#: a name that nothing can be wrong with but its length: most lines of most lists. Its last label is no number
-_USUAL = re.compile(r"([!=]?)((?:[a-z0-9_-]+\.)*[a-z][a-z0-9_-]*)", re.ASCII | re.IGNORECASE)
-
-
 def _entry(text: str, line: int, evidence: str) -> Entry:
-    if usual := _USUAL.fullmatch(text):
-        sign, body = usual.groups()
-        return Entry(Kind.EXACT if sign == "=" else Kind.SUFFIX, sign == "!", _wire(body), None, line, text, evidence)
     sign = text[:1] if text[:1] in ("!", "=") else ""
     body = text[len(sign) :].strip(" \t")
     _look(sign, body)
@@ -269,7 +309,7 @@ def _check(entry: Entry, guard: Guard) -> None:
 
 def _danger(entry: Entry, guard: Guard) -> None:
     if entry.network is None:
-        if entry.name not in guard.single_registrant and guard.public_suffix(entry.name):
+        if guard.public_suffix and entry.name not in guard.single_registrant and guard.public_suffix(entry.name):
             raise Refused("is a public suffix: names below it belong to others", "write the names that are meant")
         return
     family, first, last = entry.network

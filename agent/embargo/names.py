@@ -111,6 +111,13 @@ def _escape(octet: int) -> str:
     return "\\" + chr(octet) if octet in b'.\\"();@$' else f"\\{octet:03d}"
 
 
+def end(names: bytes, start: int) -> int:
+    """Where the name that begins at `start` of names in wire form ends."""
+    while length := names[start]:
+        start += 1 + length
+    return start + 1
+
+
 def labels(name: bytes) -> Iterator[bytes]:
     """The labels of a name, leftmost first, the root's not counted."""
     i = 0

@@ -20,10 +20,10 @@ def test_the_configuration_page_is_what_the_code_declares() -> None:
 
 def test_every_module_stands_on_the_map_and_everything_on_the_map_exists() -> None:
     text = (TOP / "docs/ARCHITECTURE.md").read_text()
-    shown = {name for line in text.splitlines() for name in re.findall(r"^  ((?:daemon/)?\w+\.py)|, (\w+\.py)", line)}
+    shown = {name for line in text.splitlines() for name in re.findall(r"^  ((?:daemon/)?\w+\.pyx?)|, (\w+\.py)", line)}
     mapped = {name for pair in shown for name in pair if name}
     package = TOP / "agent/embargo"
-    modules = {str(path.relative_to(package)) for path in package.rglob("*.py")}
+    modules = {str(path.relative_to(package)) for path in (*package.rglob("*.py"), *package.rglob("*.pyx"))}
     assert mapped == {name for name in modules if Path(name).name not in ("__init__.py", "__main__.py")}
 
 

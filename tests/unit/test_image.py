@@ -63,8 +63,11 @@ def test_an_image_holds_what_the_policy_says() -> None:
     combined = policy.combine(catalogue.apps(FILES), (), EVERYTHING)
     built = Image(image.encode(combined))
     assert (built.classes, built.sources) == (combined.classes, combined.sources)
-    assert (len(built), built.networks) == (len(combined.names), sum(map(len, combined.networks.values())))
-    for name, claimed in combined.names.items():
+    assert (len(built), built.networks) == (len(combined), sum(map(len, combined.networks.values())))
+    everything = combined.claimed()
+    assert set(combined.names) == set(map(names.from_text, ("mail.alipay.com", "alipay.com", "mygw.alipay.com")))
+    assert len(everything) == len(combined) == 5
+    for name, claimed in everything.items():
         assert built.lookup(name) == claimed.itself
         assert built.lookup(Name(b"\1x" + name)) == claimed.below
     for family in (4, 6):
@@ -131,20 +134,22 @@ def test_an_image_is_read_from_a_read_only_map(tmp_path: Path) -> None:
 # ── the table ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def colliding(number: int, mask: int) -> list[str]:
+def wanting(home: int, homes: int, number: int) -> list[str]:
     """Names that all want the same slot of a table."""
     found: list[str] = []
     i = 0
     while len(found) < number:
         text = f"n{i}.example"
-        if crc32(names.from_text(text)) & mask == 0:
+        if crc32(names.from_text(text)) * homes >> 32 == home:
             found.append(text)
         i += 1
     return found
 
 
-def test_names_that_want_one_slot_are_told_apart() -> None:
-    texts = colliding(60, 127)
+@pytest.mark.parametrize("home", [0, 7, 65])
+def test_names_that_want_one_slot_are_told_apart(home: int) -> None:
+    """Those that want the last one have the slots behind it."""
+    texts = wanting(home, 66, 60)
     built = Image(image.encode(one_class(*texts[:50])))
     for text in texts[:50]:
         assert lookup(built, text) == lookup(built, f"www.{text}") == [text]
@@ -152,10 +157,31 @@ def test_names_that_want_one_slot_are_told_apart() -> None:
         assert lookup(built, text) == []
 
 
-def test_names_that_want_the_last_slot_go_on_at_the_first() -> None:
-    texts = [text for i in range(2000) if crc32(names.from_text(text := f"n{i}.example")) & 15 == 15][:6]
-    built = Image(image.encode(one_class(*texts)))
-    assert [lookup(built, text) for text in texts] == [[text] for text in texts]
+def test_names_with_equal_hashes_are_told_apart() -> None:
+    seen: dict[int, str] = {}
+    pairs = []
+    for i in range(400_000):
+        text = f"{hashlib.md5(b'%d' % i).hexdigest()[:12]}.example"
+        other = seen.setdefault(crc32(names.from_text(text)), text)
+        if other != text:
+            pairs.append((other, text))
+    assert len(pairs) > 5
+    for one, two in pairs:
+        built = Image(image.encode(one_class(one)))
+        assert (lookup(built, one), lookup(built, two)) == ([one], [])
+        built = Image(image.encode(one_class(one, two)))
+        assert (lookup(built, one), lookup(built, two)) == ([one], [two])
+
+
+def test_a_table_without_a_free_slot_at_its_end_is_refused() -> None:
+    """A search would not end."""
+    start, end = (image._HEADER.unpack_from(DATA)[4 + image._FIELDS.index(field)] for field in ("slots", "blob"))
+    body = bytearray(DATA)
+    body[end - 12] = 1
+    assert start < end
+    digest = hashlib.sha256(body[48:]).digest()
+    with pytest.raises(ImageError, match="last slot"):
+        Image(bytes(body[:16] + digest + body[48:]))
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 7, 8, 9, 1000])
@@ -276,8 +302,8 @@ def test_an_image_with_something_behind_it_is_refused() -> None:
     [
         (b"", "cut short"),
         (b"\x7fELF" + bytes(500), "not a policy image"),
-        (b"EMBARGO\n\2\0\0\0" + DATA[12:], "version 2.0, this program reads version 1.0"),
-        (b"EMBARGO\n\1\0\0\0\7\0\0\0" + DATA[16:], "version 1.7, this program reads version 1.0"),
+        (b"EMBARGO\n\1\0\0\0" + DATA[12:], "version 1.0, this program reads version 2.0"),
+        (b"EMBARGO\n\2\0\0\0\7\0\0\0" + DATA[16:], "version 2.7, this program reads version 2.0"),
     ],
 )
 def test_something_else_is_refused_with_the_reason(data: bytes, said: str) -> None:

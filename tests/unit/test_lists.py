@@ -1,5 +1,7 @@
 """Lists: what an administrator may write, and what he is told when he wrote something else."""
 
+from dataclasses import replace
+
 import pytest
 
 from embargo import lists, names
@@ -324,7 +326,7 @@ def test_the_local_block_list_is_guarded_like_an_apps() -> None:
 
 
 def test_a_public_suffix_that_one_registrant_has_alone_may_be_an_entry() -> None:
-    guard = Guard(GUARD.public_suffix, frozenset({names.from_text("alipay")}), GUARD.protected)
+    guard = replace(GUARD, single_registrant=frozenset({names.from_text("alipay")}))
     assert [e.text for e in parse("alipay\n", guard=guard).entries] == ["alipay"]
     assert told("weixin\n", guard=guard) == [
         'payment.list:1: "weixin" is a public suffix: names below it belong to others, write the names that are meant'

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from typing import Any
 
-from publicsuffixlist import PublicSuffixList
+from publicsuffixlist import PSLFILE, PublicSuffixList
 
 from embargo import config, image, lists, names, policy
 from embargo.config import Config
@@ -36,7 +36,21 @@ def guard(protected: list[tuple[str, str]]) -> Guard:
     def public(name: Name) -> bool:
         return bool(suffixes.is_public(names.to_text(name)))
 
-    return Guard(public_suffix=public, protected=tuple((lists.network_from_text(n), role) for n, role in protected))
+    return Guard(
+        public_suffix=public, suspects=_suspects(), protected=tuple((lists.network_from_text(n), role) for n, role in protected)
+    )
+
+
+def _suspects() -> frozenset[Name]:
+    """Every name that a rule of the public suffix list speaks of."""
+    found: set[Name] = set()
+    with open(PSLFILE, encoding="utf-8") as file:
+        for line in file:
+            rule = line.split(maxsplit=1)[0].lstrip("!") if line.strip() else ""
+            if rule and not rule.startswith("//"):
+                found.add(names.from_text(rule))
+                found.add(names.from_text(rule.removeprefix("*.")))
+    return frozenset(found)
 
 
 def build(settings: Config, loaded: sources.Loaded) -> tuple[bytes, Switchboard]:
@@ -57,7 +71,7 @@ def report(settings: Config, loaded: sources.Loaded, built: Image, board: Switch
         "apps": [_app(app, settings.policy) for app in loaded.apps],
         "lists": [
             {
-                "list": each.source.path, "file": each.file, "entries": len(each.entries),
+                "list": each.source.path, "file": each.file, "entries": each.size,
                 "problems": len(each.problems), "modified": _modified(each.file),
             }
             for each in loaded.lists
@@ -71,8 +85,9 @@ def _app(app: App, selection: Selection) -> dict[str, Any]:
     functions: dict[str, Counter[str]] = {}
     for each in app.lists:
         counted = functions.setdefault(each.source.function, Counter())
-        kinds = Counter("networks" if entry.network else "names" for entry in each.entries if not entry.exception)
-        counted.update({f"shared_{kind}" if each.source.shared else kind: n for kind, n in kinds.items()})
+        kinds = Counter("networks" if entry.network else "names" for entry in each.odd if not entry.exception)
+        kinds["names"] += len(each.usual.signs) - each.usual.signs.count(policy.EXCEPTION)
+        counted.update({f"shared_{kind}" if each.source.shared else kind: n for kind, n in kinds.items() if n})
     if app.id == policy.BYPASS:
         functions |= {f: functions.get(f, Counter()) for f in policy.PORT_FUNCTIONS}
     return {

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import embargo
-from embargo import lists
+from embargo import accelerator, lists
 from embargo.daemon import endpoints, explain, sources, supervisor, workshop
 from embargo.daemon.child import ChildError
 from embargo.daemon.supervisor import Outcome, StartError, Supervisor
@@ -168,7 +168,7 @@ class _Control:
             "config": settings.file, "generation": generation.number, "since": round(now - agent.since, 1),
             "names": len(generation.image), "networks": generation.image.networks,
             "mode": "audit" if settings.policy.mode is Action.AUDIT else "block",
-            "accelerator": "none (pure Python)",
+            "accelerator": accelerator.NAME,
             "workers": agent.workers.pids, "inside": agent.workers.inside, "worker_restarts": agent.workers.restarts,
             "listen": list(map(str, agent.sockets.endpoints)),
             "lists": [{**row, "age": round(now - row["modified"])} for row in report["lists"]],

@@ -85,7 +85,8 @@ def matching(found: Iterable[List], asked: Network | Name) -> list[Told]:
     """Every line of every list that speaks of a name or address, the more specific first."""
     rows: list[tuple[int, Told]] = []
     for list_ in found:
-        for entry in list_.entries:
+        usual = () if isinstance(asked, Network) else map(list_.usual.entry, list_.usual.rows(names.suffixes(asked)))
+        for entry in (*list_.odd, *usual):
             weight = _weight(entry, asked)
             if weight:
                 source = list_.source

@@ -225,9 +225,9 @@ def _app_list(path: str, child: str, app: App, directory: str, guard: Guard, wor
 def _spare_upstreams(list_: List, work: _Load) -> List:
     """The list without the resolvers that this gateway asks itself."""
     upstreams = [network for network, role in work.guard.protected if role == UPSTREAM]
-    spared = [e for e in list_.entries if e.network is not None and any(_overlap(e.network, u) for u in upstreams)]
+    spared = [e for e in list_.odd if e.network is not None and any(_overlap(e.network, u) for u in upstreams)]
     work.spared += [f"{list_.source.path}:{entry.line} {entry.text}" for entry in spared]
-    return list_._replace(entries=tuple(entry for entry in list_.entries if entry not in spared)) if spared else list_
+    return list_._replace(odd=tuple(entry for entry in list_.odd if entry not in spared)) if spared else list_
 
 
 def _overlap(a: Network, b: Network) -> bool:

@@ -1,0 +1,26 @@
+/* CRC-32 as zlib computes it (ISO 3309), for names of some twenty octets: a table, an octet a step. */
+#ifndef EMBARGO_NATIVE_H
+#define EMBARGO_NATIVE_H
+#include <stddef.h>
+#include <stdint.h>
+
+static uint32_t embargo_crc_table[256];
+
+static void embargo_crc_init(void)
+{
+    for (uint32_t octet = 0; octet < 256; octet++) {
+        uint32_t crc = octet;
+        for (int bit = 0; bit < 8; bit++)
+            crc = crc & 1 ? crc >> 1 ^ 0xEDB88320u : crc >> 1;
+        embargo_crc_table[octet] = crc;
+    }
+}
+
+static inline uint32_t embargo_crc(const unsigned char *data, size_t length)
+{
+    uint32_t crc = 0xFFFFFFFFu;
+    while (length--)
+        crc = crc >> 8 ^ embargo_crc_table[(crc ^ *data++) & 0xFF];
+    return ~crc;
+}
+#endif
