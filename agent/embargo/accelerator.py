@@ -26,5 +26,6 @@ def _load(name: str) -> ModuleType | None:
 
 
 bulk = _load("_bulk")
+fast = _load("_fastpath")
 
-NAME = "native (Cython)" if bulk else "none (pure Python)"
+NAME = "native (Cython)" if bulk and fast else "none (pure Python)"

@@ -43,6 +43,10 @@ class Entry:
             self._aged = age
         return self._body
 
+    def steady(self, now: float) -> float:
+        """Until when the octets of now stay as they are."""
+        return min(self.stored + int(now - self.stored) + 1, self.expires)
+
 
 class Cache:
     def __init__(self, limit: int = 32 << 20) -> None:

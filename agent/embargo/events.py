@@ -12,6 +12,8 @@ from itertools import islice, takewhile
 from json.encoder import encode_basestring_ascii
 from typing import Any
 
+from embargo import accelerator
+
 SCHEMA = 1
 WINDOW = 10.0  # seconds
 MAX_KINDS = 16_384  # kinds of attempt folded at once, about 9 MiB; attempts of further kinds are records of their own
@@ -53,17 +55,31 @@ def encode(event: Event, wall: float) -> bytes:
     return line(fragment(event), wall)
 
 
-class _Kind:
-    __slots__ = ("count", "first", "last", "members", "opened")
+class Kind:
+    """Equal attempts within a window. The compiled twin is `_fastpath.Kind`."""
 
-    def __init__(self, members: str, now: float) -> None:
+    __slots__ = ("count", "first", "last", "members", "open", "opened")
+
+    def __init__(self, members: str, opened: float) -> None:
         self.members = members
-        self.opened = now
+        self.opened = opened
+        self.open = True  # a folder holds it
         self.count = 0  # attempts since the last record
         self.first = self.last = 0.0
 
-    def record(self) -> bytes:
-        return line(f'{self.members},"count":{self.count},"first":"{timestamp(self.first)}"', self.last)
+    def again(self, wall: float) -> None:
+        """One more."""
+        if not self.count:
+            self.first = wall
+        self.count += 1
+        self.last = wall
+
+
+_kind: type[Kind] = accelerator.fast.Kind if accelerator.fast else Kind
+
+
+def _record(kind: Kind) -> bytes:
+    return line(f'{kind.members},"count":{kind.count},"first":"{timestamp(kind.first)}"', kind.last)
 
 
 class Folder:
@@ -71,31 +87,30 @@ class Folder:
 
     def __init__(self, window: float = WINDOW) -> None:
         self._window = window
-        self._kinds: dict[Hashable, _Kind] = {}
+        self._kinds: dict[Hashable, Kind] = {}
         self.noted = 0  # attempts, all in all
 
     def note(self, key: Hashable, make: Callable[[], str], now: float, wall: float) -> bytes | None:
         """Count one attempt; the line to write when it is the first of its kind. `make` gives the kind's members."""
-        return None if self.again(key, wall) else self.open(key, make(), now, wall)
+        if self.again(key, wall) is not None:
+            return None
+        return self.open(key, make(), now, wall)[0]
 
-    def again(self, key: Hashable, wall: float) -> bool:
+    def again(self, key: Hashable, wall: float) -> Kind | None:
         """Count one attempt, unless it is the first of its kind."""
         kind = self._kinds.get(key)
-        if kind is None:
-            return False
-        self.noted += 1
-        if not kind.count:
-            kind.first = wall
-        kind.count += 1
-        kind.last = wall
-        return True
+        if kind is not None:
+            self.noted += 1
+            kind.again(wall)
+        return kind
 
-    def open(self, key: Hashable, members: str, now: float, wall: float) -> bytes:
-        """Count the first attempt of a kind: its line."""
+    def open(self, key: Hashable, members: str, now: float, wall: float) -> tuple[bytes, Kind | None]:
+        """Count the first attempt of a kind: its line, and what further ones are counted in, unless too many are held."""
         self.noted += 1
-        if len(self._kinds) < MAX_KINDS:
-            self._kinds[key] = _Kind(members, now)
-        return line(f'{members},"count":1', wall)
+        kind = _kind(members, now) if len(self._kinds) < MAX_KINDS else None
+        if kind is not None:
+            self._kinds[key] = kind
+        return line(f'{members},"count":1', wall), kind
 
     def due(self, now: float, limit: int = MAX_KINDS) -> list[tuple[bytes, int]]:
         """The lines, each with its count, of the kinds whose window has passed, `limit` at most. A quiet one is forgotten."""
@@ -104,13 +119,17 @@ class Folder:
         for key, kind in list(islice(takewhile(lambda item: item[1].opened <= last, self._kinds.items()), limit)):
             del self._kinds[key]
             if kind.count:
-                records.append((kind.record(), kind.count))
+                records.append((_record(kind), kind.count))
                 kind.count, kind.opened = 0, now
                 self._kinds[key] = kind
+            else:
+                kind.open = False
         return records
 
     def flush(self) -> list[tuple[bytes, int]]:
         """All that is held, at the end."""
-        records = [(kind.record(), kind.count) for kind in self._kinds.values() if kind.count]
+        records = [(_record(kind), kind.count) for kind in self._kinds.values() if kind.count]
+        for kind in self._kinds.values():
+            kind.open = False
         self._kinds.clear()
         return records

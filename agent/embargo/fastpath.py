@@ -3,16 +3,20 @@
 This is a shortcut of the engine's decision, not a second one: it answers a packet only where the engine would give the
 same octets, and declines (None) whatever is unusual: another opcode, a second question, odd EDNS, a special name, an
 audited or allow-listed name. A cached answer that this judgement has passed needs no look-up; otherwise the policy is
-asked first. Blocks are remembered by the octets of the query, for as long as the judgement holds.
+asked first. Replies are remembered by the octets of the query: a block for as long as the judgement holds, a cached answer
+until its TTLs change.
+
+`_fastpath.pyx` is the compiled twin: the same, with the sockets, a batch of packets a call.
 """
 
 import ipaddress
+import math
 import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from embargo import events, message, names, policy
-from embargo.cache import Cache
+from embargo.cache import Cache, Entry
 from embargo.image import Image
 from embargo.message import Answer
 from embargo.names import Name
@@ -124,7 +128,7 @@ def _pieces(answer: Answer) -> Pieces:
 class Attempt:
     """Somebody asked for something that a class claims: what an event is made of, but for the client and the time."""
 
-    __slots__ = ("action", "audit", "decision", "kind", "members", "qname", "qtype", "rest", "rules")
+    __slots__ = ("action", "audit", "decision", "kind", "kinds", "members", "qname", "qtype", "rules")
 
     def __init__(
         self,
@@ -134,7 +138,6 @@ class Attempt:
         decision: Decision | None,
         action: str,
         audit: bool = False,
-        rest: bytes = b"",
     ) -> None:
         self.rules = rules
         self.qname = qname
@@ -142,26 +145,38 @@ class Attempt:
         self.decision = decision  # None: nobody claims it, and everything is to be logged
         self.action = action
         self.audit = audit
-        self.rest = rest  # the reply but for its ID, the same for everybody who sends this packet; of the fast path's alone
         #: equal for equal attempts; the qname stands first, so that it can be left out
         self.kind = qname + _KIND.pack(qtype, -1 if decision is None else decision.class_, action == "pass", rules.judged)
         self.members = ""  # its event as JSON, written when first needed
+        self.kinds: dict[str, events.Kind] = {}  # what it is folded into, by client; some of them may be closed by now
 
 
 _KIND = struct.Struct("!Hh?I")
+
+
+class Known:
+    """The reply to a packet seen before, but for its ID: the same for everybody who sends it."""
+
+    __slots__ = ("attempt", "entry", "rest", "until")
+
+    def __init__(self, rest: bytes, until: float, attempt: Attempt | None, entry: Entry | None) -> None:
+        self.rest = rest
+        self.until = until  # when the TTLs in it change
+        self.attempt = attempt  # of a blocked packet
+        self.entry = entry  # of a cached answer
 
 
 MEMO_HALF = 8192  # packets; both halves together take some 16 MiB when full
 
 
 class Memo:
-    """The blocks of packets seen before, whatever their ID. What is not asked for any more is forgotten half by half."""
+    """The replies to packets seen before, whatever their ID. What is not asked for any more is forgotten half by half."""
 
     def __init__(self) -> None:
-        self._young: dict[bytes, Attempt] = {}
-        self._old: dict[bytes, Attempt] = {}
+        self._young: dict[bytes, Known] = {}
+        self._old: dict[bytes, Known] = {}
 
-    def get(self, key: bytes) -> Attempt | None:
+    def get(self, key: bytes) -> Known | None:
         found = self._young.get(key)
         if found is None and (found := self._old.get(key)) is not None:
             self._young[key] = found
@@ -170,22 +185,26 @@ class Memo:
     def __len__(self) -> int:
         return len(self._young) + len(self._old)
 
-    def put(self, key: bytes, blocked: Attempt) -> None:
+    def put(self, key: bytes, known: Known) -> None:
         if len(self._young) >= MEMO_HALF:
             self._old, self._young = self._young, {}
-        self._young[key] = blocked
+        self._young[key] = known
 
 
 _PLAIN = b"\0\1\0\0\0\0\0\0"
 _EDNS = b"\0\1\0\0\0\0\0\1"
 
 
-def answer(packet: bytes, client: str, rules: Rules, cache: Cache, now: float) -> bytes | Attempt | None:
-    """The reply to a UDP query: octets from the cache, an Attempt that was blocked, or None to decline."""
+def answer(packet: bytes, client: str, rules: Rules, cache: Cache, now: float) -> Known | None:
+    """The reply to a UDP query, blocked or cached, or None to decline."""
     if not rules.acl.allows(client):
         return None
-    known = rules.memo.get(packet[2:])
-    if known is not None:
+    key = packet[2:]
+    known = rules.memo.get(key)
+    if known is not None and now < known.until:
+        if known.entry is not None:
+            known.entry.used = True
+            cache.hits += 1
         return known
     size = len(packet)
     # response, opcode, AA and TC in the first flags octet, RA, Z and rcode in the second: all zero in a plain query
@@ -218,41 +237,56 @@ def answer(packet: bytes, client: str, rules: Rules, cache: Cache, now: float) -
     else:
         return None
     qname: Name = packet[12 : at + 1].lower()  # type: ignore[assignment] # NewType is a call, and this is the hot path
-    cd = packet[3] & 0x10
-    entry = cache.get(qname + packet[at + 1 : at + 3] + _DOCD[variant | cd], now)
-    if entry is not None and entry.judged == rules.judged:
-        stored = entry.answer
-        tail = entry.body(now)
-        an, ns, ar = stored.counts
-        if variant:
-            tail += _OPTS[variant]
-            ar += 1
-        if end + len(tail) > limit:
-            return None
-        flags = (0x8080 | (packet[2] & 1) << 8 | stored.flags | cd | stored.rcode).to_bytes(2)
-        cache.hits += 1
-        return packet[:2] + flags + b"\0\1" + _PACK[an] + _PACK[ns] + _PACK[ar] + packet[12:end] + tail
+    head = packet[2] & 1, packet[3] & 0x10  # RD, CD
+    known = _cached(qname, packet[12:end], variant, limit, head, rules, cache, now) or _blocked(
+        qname, packet[12:end], variant, limit, head, rules
+    )
+    if known is not None and (not variant or size == end + 11):  # options may differ every time (RFC 7873)
+        rules.memo.put(key, known)
+    return known
+
+
+def _cached(
+    qname: Name, question: bytes, variant: int, limit: int, head: tuple[int, int], rules: Rules, cache: Cache, now: float
+) -> Known | None:
+    rd, cd = head
+    entry = cache.get(qname + question[-4:-2] + _DOCD[variant | cd], now)
+    if entry is None or entry.judged != rules.judged:
+        return None
+    stored = entry.answer
+    tail = entry.body(now)
+    an, ns, ar = stored.counts
+    if variant:
+        tail += OPTS[variant]
+        ar += 1
+    if 12 + len(question) + len(tail) > limit:
+        return None
+    flags = (0x8080 | rd << 8 | stored.flags | cd | stored.rcode).to_bytes(2)
+    cache.hits += 1
+    rest = flags + b"\0\1" + _PACK[an] + _PACK[ns] + _PACK[ar] + question + tail
+    return Known(rest, entry.steady(now), None, entry)
+
+
+def _blocked(qname: Name, question: bytes, variant: int, limit: int, head: tuple[int, int], rules: Rules) -> Known | None:
     claims: Claims = rules.image.lookup(qname)
     if not claims or qname.endswith(SPECIAL):
         return None
     action, decision = rules.board.choose(claims)
     if action is not Action.BLOCK or decision is None:
         return None
-    qtype = packet[at + 1] << 8 | packet[at + 2]
+    qtype = question[-4] << 8 | question[-3]
     if qtype in _META or not qtype:
         return None
     octet, plain, edns, tail = rules.pieces(decision, qtype)
     if variant:
         plain = edns
         ede = rules.ede(decision)
-        tail += _OPTS[variant][:9] + _PACK[len(ede)] + ede
-    if end + len(tail) > limit:
+        tail += OPTS[variant][:9] + _PACK[len(ede)] + ede
+    if 12 + len(question) + len(tail) > limit:
         return None
-    rest = bytes((0x80 | packet[2] & 1, octet | cd)) + plain + packet[12:end] + tail
-    blocked = Attempt(rules, qname, qtype, decision, rules.action_name(decision), False, rest)
-    if not variant or size == end + 11:  # options may differ every time (RFC 7873)
-        rules.memo.put(packet[2:], blocked)
-    return blocked
+    rd, cd = head
+    rest = bytes((0x80 | rd, octet | cd)) + plain + question + tail
+    return Known(rest, math.inf, Attempt(rules, qname, qtype, decision, rules.action_name(decision)), None)
 
 
 def _whole_options(opt: bytes) -> bool:
@@ -270,4 +304,4 @@ def _whole_options(opt: bytes) -> bool:
 _META = message.META_QTYPES
 _PACK = [n.to_bytes(2) for n in range(message.MAX_RECORDS + 2)]
 _DOCD = {variant | cd: bytes([(variant == 6) << 1 | bool(cd)]) for variant in (0, 3, 6) for cd in (0, 0x10)}
-_OPTS = {3: b"\0\0\x29\x04\xd0\0\0\0\0\0\0", 6: b"\0\0\x29\x04\xd0\0\0\x80\0\0\0"}
+OPTS = {3: b"\0\0\x29\x04\xd0\0\0\0\0\0\0", 6: b"\0\0\x29\x04\xd0\0\0\x80\0\0\0"}

@@ -172,7 +172,8 @@ class Image:
         except (ValueError, TypeError, LookupError) as error:
             raise ImageError(f"the image contradicts itself: {error}") from None
         self.digest = bytes(view[16:48]).hex()
-        self._homes = at["homes"]
+        finder = accelerator.fast.Finder if accelerator.fast else Finder
+        self._find = finder(self._slots, self._blob, at["homes"]).find
         self._memo: dict[int, Claims] = {0: ()}
         self._ranges = {4: _Ranges(view, at["v4"], at["v6"], 4), 6: _Ranges(view, at["v6"], at["end"], 16)}
 
@@ -185,22 +186,11 @@ class Image:
 
     def lookup(self, name: Name) -> Claims:
         """Who claims this name, in deciding order; () when nobody does."""
-        slots, blob, homes = self._slots, self._blob, self._homes
-        key: bytes = name
-        start = 0
-        while True:
-            hash_ = crc32(key)
-            at = 4 * (hash_ * homes >> 32)
-            while (begin := slots[at + 1]) and (there := slots[at]) <= hash_:
-                # a name ends in its zero octet, so what begins equal is equal
-                if there == hash_ and blob[begin - 1 : begin - 1 + len(key)] == key:
-                    return self._claims_in(at, key, start > 0)
-                at += 4
-            step = name[start]
-            if not step:
-                return ()
-            start += 1 + step
-            key = name[start:]
+        found = self._find(name)
+        if found < 0:
+            return ()
+        slot, start = found >> 8, found & 255
+        return self._claims_in(4 * slot, name[start:], start > 0)
 
     def _claims_in(self, at: int, listed: bytes, below: bool) -> Claims:
         """What the slot at this word says of its name, or of a name below."""
@@ -250,6 +240,32 @@ class Image:
         """The listed addresses of a family as disjoint sorted ranges (first, last, claims)."""
         for first, last, claims in self._ranges[family]:
             yield first, last, self._at_place(claims)
+
+
+class Finder:
+    """The names of an image. The compiled twin is `_fastpath.Finder`."""
+
+    def __init__(self, slots: memoryview, blob: memoryview, homes: int) -> None:
+        self._slots, self._blob, self._homes = slots, blob, homes
+
+    def find(self, name: Name) -> int:
+        """256 times the slot of the first listed suffix, plus where in the name it begins; -1 without one."""
+        slots, blob, homes = self._slots, self._blob, self._homes
+        key: bytes = name
+        start = 0
+        while True:
+            hash_ = crc32(key)
+            at = 4 * (hash_ * homes >> 32)
+            while (begin := slots[at + 1]) and (there := slots[at]) <= hash_:
+                # a name ends in its zero octet, so what begins equal is equal
+                if there == hash_ and blob[begin - 1 : begin - 1 + len(key)] == key:
+                    return at << 6 | start
+                at += 4
+            step = name[start]
+            if not step:
+                return -1
+            start += 1 + step
+            key = name[start:]
 
 
 class _Ranges:

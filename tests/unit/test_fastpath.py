@@ -4,23 +4,33 @@ import dns.flags
 import dns.message
 import pytest
 
-from embargo import events, fastpath, message, names
+from embargo import events, message, names
 from embargo.cache import NOBODY, Cache
-from embargo.fastpath import ACL_MEMO, MEMO_HALF, Acl, Attempt, BlockMode, Memo, Rules
+from embargo.fastpath import ACL_MEMO, MEMO_HALF, Acl, Attempt, BlockMode, Known, Memo, Rules
+from support import shortcut
 from support.playbook import CLIENT, NULL, NXDOMAIN, compiled, query, rules
 
 BLOCKED = "alipay.example"
 NOW = 1000.0
 
 
-def blocked(packet: bytes, judgement: Rules, client: str = CLIENT) -> Attempt:
-    found = fastpath.answer(packet, client, judgement, Cache(), NOW)
-    assert isinstance(found, Attempt)
+CACHE = Cache()
+
+
+def known(packet: bytes, judgement: Rules, client: str = CLIENT) -> Known:
+    found = shortcut.answer(packet, client, judgement, CACHE, NOW)
+    assert found is not None
     return found
 
 
+def blocked(packet: bytes, judgement: Rules, client: str = CLIENT) -> Attempt:
+    attempt = known(packet, judgement, client).attempt
+    assert attempt is not None
+    return attempt
+
+
 def declines(packet: bytes, judgement: Rules | None = None, client: str = CLIENT) -> bool:
-    return fastpath.answer(packet, client, judgement or rules(BLOCKED), Cache(), NOW) is None
+    return shortcut.answer(packet, client, judgement or rules(BLOCKED), CACHE, NOW) is None
 
 
 def changed(packet: bytes, at: int, octets: bytes) -> bytes:
@@ -36,8 +46,9 @@ def changed(packet: bytes, at: int, octets: bytes) -> bytes:
 @pytest.mark.parametrize("name", [BLOCKED, "a.b.ALIPAY.example", "a" * 63 + "." + BLOCKED])
 def test_a_blocked_name_is_answered(edns: bool, do: bool, flags: int, name: str) -> None:
     packet = query(name, edns=edns, do=edns and do, flags=flags)
-    found = blocked(packet, rules(BLOCKED))
-    reply = dns.message.from_wire(packet[:2] + found.rest)
+    judgement = rules(BLOCKED)
+    reply = dns.message.from_wire(packet[:2] + known(packet, judgement).rest)
+    found = blocked(packet, judgement)
     assert reply.rcode() == 3
     assert dns.message.from_wire(packet).is_response(reply)
     assert (found.qname, found.qtype, found.action, found.audit) == (names.from_text(name), message.A, "nxdomain", False)
@@ -145,12 +156,12 @@ def test_questions_with_options_are_not_remembered() -> None:
 
 def test_memory_is_bounded_and_keeps_what_is_asked_for() -> None:
     judgement, memo = rules(BLOCKED), Memo()
-    attempt = blocked(PACKET, judgement)
+    reply = known(PACKET, judgement)
     for number in range(5 * MEMO_HALF):
-        memo.put(number.to_bytes(4), attempt)
+        memo.put(number.to_bytes(4), reply)
         if number % 1000 == 0:
-            memo.put(b"hot", attempt) if number == 0 else None
-            assert memo.get(b"hot") is attempt
+            memo.put(b"hot", reply) if number == 0 else None
+            assert memo.get(b"hot") is reply
         assert len(memo) <= 2 * MEMO_HALF
     assert memo.get((0).to_bytes(4)) is None
 
@@ -216,21 +227,41 @@ def cached(judged: int, rcode: int = 0) -> Cache:
 def test_what_this_judgement_has_passed_is_given_out_again() -> None:
     judgement, cache = rules(BLOCKED), cached(judged=1)
     packet = query("FREE.test", flags=dns.flags.RD)
-    found = fastpath.answer(packet, CLIENT, judgement, cache, NOW + 30)
-    assert isinstance(found, bytes)
-    reply = dns.message.from_wire(found)
+    found = shortcut.answer(packet, CLIENT, judgement, cache, NOW + 30)
+    assert found is not None
+    assert (found.until, found.attempt) == (NOW + 31, None)
+    reply = dns.message.from_wire(packet[:2] + found.rest)
     assert (reply.id, reply.answer[0].ttl, str(reply.question[0].name)) == (4711, 70, "FREE.test.")
     assert reply.flags == dns.flags.QR | dns.flags.AA | dns.flags.RD | dns.flags.RA
-    assert cache.hits == 1
+    assert cache.hits == 2, "one by each of the twins"
+
+
+def test_a_remembered_answer_ages_and_ends_with_its_entry() -> None:
+    judgement, cache = rules(BLOCKED), cached(judged=1)
+    for second, ttl in ((0.0, 100), (0.9, 100), (1.0, 99), (98.9, 2), (99.5, 1)):
+        found = shortcut.answer(query("free.test"), CLIENT, judgement, cache, NOW + second)
+        assert found is not None
+        assert dns.message.from_wire(b"\0\0" + found.rest).answer[0].ttl == ttl
+    assert shortcut.answer(query("free.test"), CLIENT, judgement, cache, NOW + 100) is None
+
+
+def test_a_remembered_answer_counts_as_asked_for() -> None:
+    judgement, cache = rules(BLOCKED), cached(judged=1)
+    entry = cache.get(message.parse_query(query("free.test", edns=False)).key, NOW)
+    assert entry is not None
+    for _ in range(2):
+        entry.used = False
+        assert shortcut.answer(query("free.test"), CLIENT, judgement, cache, NOW) is not None
+        assert entry.used
 
 
 @pytest.mark.parametrize("judged", [2, NOBODY])
 def test_what_this_judgement_has_not_passed_is_left_to_the_engine(judged: int) -> None:
-    assert fastpath.answer(query("free.test"), CLIENT, rules(BLOCKED), cached(judged), NOW) is None
+    assert shortcut.answer(query("free.test"), CLIENT, rules(BLOCKED), cached(judged), NOW) is None
 
 
 def test_an_answer_that_is_over_is_left_to_the_engine() -> None:
-    assert fastpath.answer(query("free.test"), CLIENT, rules(BLOCKED), cached(1), NOW + 100) is None
+    assert shortcut.answer(query("free.test"), CLIENT, rules(BLOCKED), cached(1), NOW + 100) is None
 
 
 def test_an_events_words_are_json() -> None:

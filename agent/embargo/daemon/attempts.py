@@ -1,7 +1,7 @@
 """A worker's attempts: counted by class, folded, written as event lines and handed to the outbox."""
 
 import asyncio
-import time
+from array import array
 from collections import Counter
 from collections.abc import Iterable
 
@@ -10,6 +10,7 @@ from embargo.daemon.outbox import Outbox
 from embargo.fastpath import Attempt, Rules
 
 TICK = 0.25  # seconds between two looks for kinds whose window has passed
+CLIENTS = 256  # whose kinds an attempt remembers; forged addresses must not fill memory
 KINDS_A_TICK = 1000  # written down at once, some 3 ms; all that a folder holds is through well within its window
 
 
@@ -20,14 +21,14 @@ class Attempts:
         self._folder = events.Folder()
         self._hits: Counter[str] = Counter()
         self._rules: Rules | None = None
-        self._tally: list[int] = []  # hits of the classes of `_rules`
+        self.tally = array("Q")  # hits of the classes of `_rules`; the compiled fast path counts here too
         self._names = True
         self._timer = self._loop.call_later(TICK, self._tick)
 
     def adopt(self, rules: Rules, *, names: bool) -> None:
         """Attempts will mostly be those of these rules. Without `names` the qname stays out of the log."""
         self._hits = self._counted()
-        self._rules, self._tally = rules, [0] * len(rules.image.classes)
+        self._rules, self.tally = rules, array("Q", bytes(8 * len(rules.image.classes)))
         self._names = names
 
     @property
@@ -38,27 +39,42 @@ class Attempts:
     def _counted(self) -> Counter[str]:
         if self._rules is None:
             return self._hits
-        found = {str(class_): count for class_, count in zip(self._rules.image.classes, self._tally, strict=True) if count}
+        found = {str(class_): count for class_, count in zip(self._rules.image.classes, self.tally, strict=True) if count}
         return self._hits + Counter(found)
 
-    def note(self, pairs: Iterable[tuple[str, Attempt]], now: float) -> None:
-        """Count and log what these clients tried."""
-        wall = time.time()
-        folder, rules, tally, lines = self._folder, self._rules, self._tally, []
+    def note(self, pairs: Iterable[tuple[str, Attempt]], now: float, wall: float, folded: int = 0) -> None:
+        """Count and log what these clients tried. `folded`: attempts that are in the tally and in their kinds already."""
+        folder, rules, tally, lines = self._folder, self._rules, self.tally, []
         for client, attempt in pairs:
             if attempt.rules is not rules:  # a reply that waited while the rules changed
                 self._note_late(attempt)
             elif attempt.decision is not None:
                 tally[attempt.decision.class_] += 1
-            kind = client, attempt.kind if self._names else attempt.kind[len(attempt.qname) :]
-            if not folder.again(kind, wall):
-                if not attempt.members:
-                    attempt.members = self._about(attempt)
-                members = f'"event":"dns","client":{events.quote(client)},{attempt.members}'
-                lines.append(folder.open(kind, members, now, wall))
+            kind = attempt.kinds.get(client)
+            if kind is not None and kind.open:
+                kind.again(wall)
+                folded += 1
+            elif line := self._first(client, attempt, now, wall):
+                lines.append(line)
+        folder.noted += folded
         if lines:
             self._outbox.add(b"".join(lines), len(lines))
         self._outbox.noted(folder.noted)
+
+    def _first(self, client: str, attempt: Attempt, now: float, wall: float) -> bytes:
+        """The line of an attempt that this client did not make before, as far as the attempt knows."""
+        key = client, attempt.kind if self._names else attempt.kind[len(attempt.qname) :]
+        line, kind = b"", self._folder.again(key, wall)
+        if kind is None:
+            if not attempt.members:
+                attempt.members = self._about(attempt)
+            members = f'"event":"dns","client":{events.quote(client)},{attempt.members}'
+            line, kind = self._folder.open(key, members, now, wall)
+        if kind is not None:
+            if len(attempt.kinds) >= CLIENTS:
+                attempt.kinds.clear()
+            attempt.kinds[client] = kind
+        return line
 
     def _note_late(self, attempt: Attempt) -> None:
         if attempt.decision is not None:

@@ -2,9 +2,10 @@
 
 import socket
 import struct
+from array import array
 from typing import Any, NamedTuple
 
-from embargo import fastpath
+from embargo import accelerator, fastpath
 from embargo.cache import Cache
 from embargo.fastpath import Attempt, Rules
 
@@ -44,11 +45,13 @@ class Listener:
         self.receive: Any = sock.recvfrom
         self.sendto: Any = sock.sendto
         self.unsent = 0
+        self.fileno = sock.fileno()
         six = sock.family == socket.AF_INET6
         level = socket.IPPROTO_IPV6 if six else socket.IPPROTO_IP
         # a forged "fragmentation needed" must not make us send fragments (RFC 9715)
         sock.setsockopt(level, _IPV6_MTU_DISCOVER if six else _IP_MTU_DISCOVER, _PMTUDISC_OMIT)
-        if sock.getsockname()[0] in ("0.0.0.0", "::"):
+        self.wildcard = sock.getsockname()[0] in ("0.0.0.0", "::")
+        if self.wildcard:
             sock.setsockopt(level, socket.IPV6_RECVPKTINFO if six else _IP_PKTINFO, 1)
             self.receive, self.sendto = self._receive, self._sendto
 
@@ -75,28 +78,48 @@ def _answer_from(level: int, kind: int, data: bytes) -> tuple[int, int, bytes]:
     return level, kind, data
 
 
-def drain(listener: Listener, rules: Rules, cache: Cache, now: float) -> tuple[list[tuple[str, Attempt]], list[Packet], int]:
-    """One batch: (blocked attempts and who made them, packets the fast path declined, packets taken)."""
-    blocked: list[tuple[str, Attempt]] = []
-    declined: list[Packet] = []
-    receive, sendto, answer = listener.receive, listener.sendto, fastpath.answer
-    taken = 0
-    while taken < BATCH:
-        try:
-            data, sender = receive(MAX_QUERY)
-        except OSError:  # nothing more, or an ICMP error that an earlier reply met; the socket is fine
-            break
-        taken += 1
-        client = sender[0]
-        result = answer(data, client, rules, cache, now)
-        if result is None:
-            declined.append(Packet(data, client, Way(listener, sender)))
-            continue
-        if not isinstance(result, bytes):
-            blocked.append((client, result))
-            result = data[:2] + result.rest
-        try:
-            sendto(result, sender)
-        except OSError:
-            listener.unsent += 1
-    return blocked, declined, taken
+#: blocked attempts and who made them, packets the fast path declined, packets taken, blocked attempts counted already
+Drained = tuple[list[tuple[str, Attempt]], list[Packet], int, int]
+
+
+class Intake:
+    """Takes queries by one judgement until it is given the next. The compiled twin is `_fastpath.Intake`."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        self._rules: Rules
+
+    def adopt(self, rules: Rules, tally: "array[int]") -> None:
+        """Judge by these rules. (The compiled twin counts in the tally; here `Attempts` does.)"""
+        self._rules = rules
+
+    def drain(self, listener: Listener, now: float, wall: float) -> Drained:
+        """One batch."""
+        blocked: list[tuple[str, Attempt]] = []
+        declined: list[Packet] = []
+        receive, sendto, answer = listener.receive, listener.sendto, fastpath.answer
+        rules, cache = self._rules, self._cache
+        taken = 0
+        while taken < BATCH:
+            try:
+                data, sender = receive(MAX_QUERY)
+            except OSError:  # nothing more, or an ICMP error that an earlier reply met; the socket is fine
+                break
+            taken += 1
+            client = sender[0]
+            known = answer(data, client, rules, cache, now)
+            if known is None:
+                declined.append(Packet(data, client, Way(listener, sender)))
+                continue
+            if known.attempt is not None:
+                blocked.append((client, known.attempt))
+            try:
+                sendto(data[:2] + known.rest, sender)
+            except OSError:
+                listener.unsent += 1
+        return blocked, declined, taken, 0
+
+
+def make(cache: Cache) -> Intake:
+    """The compiled one where it is there."""
+    return accelerator.fast.Intake(cache) if accelerator.fast else Intake(cache)

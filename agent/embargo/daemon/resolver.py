@@ -13,6 +13,7 @@ import os
 import resource
 import socket
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -51,6 +52,7 @@ class Resolver:
         self._judged = 0
         self._engine: Engine | None = None
         self._forwarder = Forwarder(self._completed, self._expired)
+        self._intake = intake.make(self._cache)
         self._listeners: list[intake.Listener] = []
         self._streams = Streams(lambda client: self.engine.rules.acl.allows(client), self._stream_query)
         self._attempts = Attempts(Outbox(send_events, ledger))
@@ -83,6 +85,7 @@ class Resolver:
             self._engine.adopt(rules, zones)
         self._engine.log_all = self._log_names == "all"
         self._attempts.adopt(rules, names=self._log_names != "none")
+        self._intake.adopt(rules, self._attempts.tally)
 
     async def listen(self, udp: list[socket.socket], tcp: list[socket.socket]) -> None:
         for sock in udp:
@@ -94,12 +97,12 @@ class Resolver:
 
     def _readable(self, listener: intake.Listener) -> int:
         """Take a batch; how many were there."""
-        now = self._loop.time()
-        blocked, declined, taken = intake.drain(listener, self.engine.rules, self._cache, now)
+        now, wall = self._loop.time(), time.time()
+        blocked, declined, taken, folded = self._intake.drain(listener, now, wall)
         self.counters["queries_udp"] += taken
         self.counters["fast"] += taken - len(declined)
-        if blocked:
-            self._attempts.note(blocked, now)
+        if blocked or folded:
+            self._attempts.note(blocked, now, wall, folded)
         for packet in declined:
             self._dispatch(self.engine.handle(packet.data, packet.client, packet.way, now), now)
         return taken
@@ -129,7 +132,7 @@ class Resolver:
         assert isinstance(reply.peer, intake.Way | Connection)
         reply.peer.send(reply.wire)
         if reply.attempt is not None:
-            self._attempts.note(((reply.client, reply.attempt),), now)
+            self._attempts.note(((reply.client, reply.attempt),), now, time.time())
 
     def _pass(self, reply: Reply) -> bool:
         """Hold a reply until its addresses pass the firewall, or the client would come too early. False: do not wait."""
