@@ -20,6 +20,21 @@ cdef extern from "native.h":
     void embargo_crc_init() nogil
     uint32_t embargo_crc(const unsigned char *data, size_t length) nogil
 
+cdef extern from "<sys/epoll.h>":
+    ctypedef union epoll_data_t:
+        int fd
+    struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    int epoll_wait(int, epoll_event *, int, int) nogil
+
+cdef extern from "<time.h>":
+    struct timespec:
+        long tv_sec
+        long tv_nsec
+    int CLOCK_MONOTONIC, CLOCK_REALTIME
+    int clock_gettime(int, timespec *) nogil
+
 cdef extern from *:
     """
     #ifndef _GNU_SOURCE
@@ -66,7 +81,6 @@ cdef extern from *:
         int ipi_ifindex
         uint32_t ipi_spec_dst "ipi_spec_dst.s_addr"
         uint32_t ipi_addr "ipi_addr.s_addr"
-    struct timespec
     int AF_INET, AF_INET6, MSG_DONTWAIT, IPPROTO_IP, IP_PKTINFO, NI_NUMERICHOST
     int recvmmsg(int, mmsghdr *, unsigned int, int, timespec *) nogil
     int sendmmsg(int, mmsghdr *, unsigned int, int) nogil
@@ -84,6 +98,7 @@ cdef enum:
     MAX_QUERY = 4096  # octets; no query needs more
     MAX_REPLY = 1280  # octets; the largest has 1232
     CONTROL = 64
+    MAX_LINES = 1 << 16  # octets of event lines gathered before they are handed over
     CLIENTS = 4096  # whose text and permission are remembered; a power of two
     MEMO_HALF = 8192
 
@@ -159,19 +174,63 @@ cdef class Kind:
 # ── fastpath.answer ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+cdef struct Ttl:
+    uint16_t at  # in `rest`
+    uint32_t seconds
+
+
 cdef class Known:
-    """The twin of `fastpath.Known`."""
+    """The twin of `fastpath.Known`. TTLs are aged as the reply is written, so a cached answer is known until it expires."""
 
-    cdef readonly bytes rest
     cdef readonly double until
-    cdef readonly object attempt, entry
+    cdef readonly object entry
+    cdef readonly bytes kind  # of a blocked packet: what its attempt is folded by, and the members of its event
+    cdef bytes rest, members
+    cdef readonly Py_ssize_t class_
     cdef dict kinds
-    cdef Py_ssize_t class_
+    cdef double stored
+    cdef int count
+    cdef Ttl *ttls
 
-    def __init__(self, bytes rest, double until, attempt, entry):
-        self.rest, self.until, self.attempt, self.entry = rest, until, attempt, entry
-        if attempt is not None:
-            self.kinds, self.class_ = attempt.kinds, attempt.decision.class_
+    def __dealloc__(self):
+        free(self.ttls)
+
+    cdef Py_ssize_t write(self, uint8_t *out, double now) noexcept:
+        """The reply behind its ID; the octets written."""
+        cdef Py_ssize_t length = PyBytes_GET_SIZE(self.rest)
+        cdef uint32_t age, left
+        cdef uint8_t *at
+        cdef int i
+        memcpy(out, PyBytes_AS_STRING(self.rest), length)
+        if self.count:
+            age = <uint32_t>(now - self.stored)
+            for i in range(self.count):
+                left = self.ttls[i].seconds - age if self.ttls[i].seconds > age else 0
+                at = out + self.ttls[i].at
+                at[0], at[1], at[2], at[3] = left >> 24, left >> 16 & 255, left >> 8 & 255, left & 255
+        return length
+
+    def octets(self, double now):
+        """The twin of `fastpath.Known.rest`."""
+        cdef uint8_t out[MAX_REPLY]
+        return PyBytes_FromStringAndSize(<const char *>out, self.write(out, now))
+
+
+cdef Known _cached_reply(bytes rest, Py_ssize_t before, entry, double until):
+    cdef Known known = Known.__new__(Known)
+    cdef int i = 0
+    known.rest, known.entry, known.until, known.stored = rest, entry, until, entry.stored
+    ttls = entry.answer.ttls
+    known.ttls = <Ttl *>calloc(len(ttls) + 1, sizeof(Ttl))
+    if not known.ttls:
+        raise MemoryError
+    for offset, seconds in ttls:
+        if before + offset + 4 > PyBytes_GET_SIZE(rest):
+            raise ValueError("a TTL stands outside its answer")
+        known.ttls[i].at, known.ttls[i].seconds = before + offset, seconds
+        i += 1
+    known.count = i
+    return known
 
 
 cdef struct Client:
@@ -188,27 +247,142 @@ for _octet in range(256):
     _LOWER[_octet] = _octet + 32 if 65 <= _octet <= 90 else _octet
 
 
+cdef struct Piece:  # of a block's reply: see `fastpath.Pieces`
+    uint8_t octet
+    uint8_t counts[2][8]
+    uint8_t tail[256]
+    Py_ssize_t length
+
+
+cdef struct Text:
+    const char *octets
+    Py_ssize_t length
+
+
+cdef inline uint8_t *_put(uint8_t *out, const char *octets, Py_ssize_t length) noexcept nogil:
+    memcpy(out, octets, length)
+    return out + length
+
+
+cdef uint8_t *_number(uint8_t *out, uint32_t value) noexcept nogil:
+    cdef uint8_t digits[10]
+    cdef int count = 0
+    while True:
+        digits[count] = 48 + value % 10
+        count += 1
+        value //= 10
+        if not value:
+            break
+    while count:
+        count -= 1
+        out[0] = digits[count]
+        out += 1
+    return out
+
+
+cdef uint8_t *_name_text(uint8_t *out, const uint8_t *name) noexcept nogil:
+    """A name of plain octets in presentation format; NULL for another."""
+    cdef int i, length
+    if not name[0]:
+        return NULL
+    while True:
+        length = name[0]
+        for i in range(1, length + 1):
+            if not _PLAIN[name[i]]:
+                return NULL
+            out[i - 1] = name[i]
+        out += length
+        name += length + 1
+        if not name[0]:
+            return out
+        out[0] = 46
+        out += 1
+
+
+cdef uint8_t _PLAIN[256]
+memset(_PLAIN, 0, 256)
+for _octet in bytearray(b"abcdefghijklmnopqrstuvwxyz0123456789-_*/"):
+    _PLAIN[_octet] = 1
+
+
 cdef class Answering:
     """One judgement and the replies that it remembers. The twin of `fastpath.Rules.memo` and `fastpath.answer`."""
 
-    cdef object rules, cache, board, image, _fastpath
-    cdef dict young, old
-    cdef long judged
-    cdef object special, meta, pack, opts
-    cdef long long hits
+    cdef object _rules, _cache, _fastpath, _special, _meta, _opts, _about, _type_name
+    cdef Finder _finder
+    cdef dict _young, _old, _types
+    cdef long _judged
+    cdef readonly long hits
+    cdef bint _names
+    cdef list _kept  # what the pointers below point into
+    cdef Text *_explained  # by source: app=… function=… list=…:
+    cdef Text *_told  # by source: "app":…,"line":
+    cdef uint16_t *_class_of  # by source
+    cdef uint8_t *_actions  # by class: 2 blocks
+    cdef uint8_t *_canary  # by class
+    cdef Py_ssize_t _sources, _classes
+    cdef Piece _pieces[4]  # canary, A, AAAA, other types
+    cdef Text _action
+    cdef Text _generation
 
-    def __init__(self, rules, cache):
+    def __cinit__(self):
+        self._explained = self._told = NULL
+        self._class_of = NULL
+        self._actions = self._canary = NULL
+
+    def __dealloc__(self):
+        free(self._explained)
+        free(self._told)
+        free(self._class_of)
+        free(self._actions)
+        free(self._canary)
+
+    def __init__(self, rules, cache, bint names=True, about=None):
         from embargo import fastpath, message
 
-        self.rules, self.cache, self.board, self.image = rules, cache, rules.board, rules.image
-        self.judged, self.young, self.old, self.hits = rules.judged, {}, {}, 0
-        self._fastpath = fastpath
-        self.special, self.meta = fastpath.SPECIAL, message.META_QTYPES
-        self.opts = fastpath.OPTS
+        self._rules, self._cache, self._finder = rules, cache, rules.image.finder
+        self._judged, self._young, self._old, self._types, self.hits = rules.judged, {}, {}, {}, 0
+        self._fastpath, self._special, self._meta = fastpath, fastpath.SPECIAL, message.META_QTYPES
+        self._opts, self._type_name, self._names, self._about = fastpath.OPTS, message.type_name, names, about
+        self._prepare(rules.parts())
+
+    cdef _prepare(self, parts):
+        cdef Py_ssize_t i, count = len(parts.explained)
+        self._sources, self._classes, self._kept = count, len(parts.actions), []
+        self._explained = <Text *>calloc(count + 1, sizeof(Text))
+        self._told = <Text *>calloc(count + 1, sizeof(Text))
+        self._class_of = <uint16_t *>calloc(count + 1, sizeof(uint16_t))
+        self._actions = <uint8_t *>calloc(self._classes + 1, 1)
+        self._canary = <uint8_t *>calloc(self._classes + 1, 1)
+        if not (self._explained and self._told and self._class_of and self._actions and self._canary):
+            raise MemoryError
+        for i in range(count):
+            self._explained[i] = self._keep(parts.explained[i].encode())
+            self._told[i] = self._keep(parts.told[i].encode())
+            self._class_of[i] = parts.classes[i]
+        for i in range(self._classes):
+            self._actions[i], self._canary[i] = parts.actions[i], i in parts.canary
+        self._action = self._keep(parts.action.encode())
+        self._generation = self._keep(str(parts.generation).encode())
+        for i in range(4):
+            octet, plain, edns, tail = parts.pieces[i]
+            self._pieces[i].octet = octet
+            memcpy(self._pieces[i].counts[0], PyBytes_AS_STRING(plain), 8)
+            memcpy(self._pieces[i].counts[1], PyBytes_AS_STRING(edns), 8)
+            # one that is too long for a reply is Python's to decline
+            self._pieces[i].length = len(tail) if len(tail) <= 256 else -1
+            if len(tail) <= 256:
+                memcpy(self._pieces[i].tail, PyBytes_AS_STRING(tail), len(tail))
+
+    cdef Text _keep(self, bytes octets):
+        cdef Text text
+        self._kept.append(octets)
+        text.octets, text.length = PyBytes_AS_STRING(octets), PyBytes_GET_SIZE(octets)
+        return text
 
     def answer(self, bytes packet, str client, double now):
         """The twin of `fastpath.answer`, but for the rules and the cache."""
-        if not self.rules.acl.allows(client):
+        if not self._rules.acl.allows(client):
             return None
         return self.known(<const uint8_t *>PyBytes_AS_STRING(packet), PyBytes_GET_SIZE(packet), now)
 
@@ -220,20 +394,20 @@ cdef class Answering:
         if size < 17:
             return None
         key = PyBytes_FromStringAndSize(<const char *>packet + 2, size - 2)
-        found = PyDict_GetItem(self.young, key)
+        found = PyDict_GetItem(self._young, key)
         if found == NULL:
-            found = PyDict_GetItem(self.old, key)
+            found = PyDict_GetItem(self._old, key)
             if found != NULL:
-                self.young[key] = <object>found
+                self._young[key] = <object>found
         if found != NULL:
             known = <Known>found
-            if now < known.until:
-                if known.attempt is None:
-                    known.entry.used = True
-                    self.cache.hits += 1
+            if known.kind is not None:
                 return known
-        known = self._first(packet, size, now, key)
-        return known
+            if now < known.until:
+                known.entry.used = True
+                self.hits += 1
+                return known
+        return self._first(packet, size, now, key)
 
     cdef Known _first(self, const uint8_t *packet, Py_ssize_t size, double now, bytes key):
         """The reply to a packet that is not remembered."""
@@ -283,72 +457,205 @@ cdef class Answering:
             return None
         for i in range(12, at + 1):
             qname[i - 12] = _LOWER[packet[i]]
-        question = PyBytes_FromStringAndSize(<const char *>packet + 12, end - 12)
-        name = PyBytes_FromStringAndSize(<const char *>qname, at - 11)
-        known = self._cached(name, question, variant, limit, rd, cd, now)
+        known = self._cached(packet, qname, at - 11, end, variant, limit, rd, cd, now)
         if known is None:
-            known = self._blocked(name, question, variant, limit, rd, cd)
+            known = self._blocked(packet, qname, at - 11, end, variant, limit, rd, cd)
         if known is not None and (not variant or size == end + 11):  # options may differ every time (RFC 7873)
-            if len(self.young) >= MEMO_HALF:
-                self.old, self.young = self.young, {}
-            self.young[key] = known
+            if len(self._young) >= MEMO_HALF:
+                self._old, self._young = self._young, {}
+            self._young[key] = known
         return known
 
-    cdef Known _cached(self, bytes name, bytes question, int variant, Py_ssize_t limit, int rd, int cd, double now):
-        cdef Py_ssize_t size = PyBytes_GET_SIZE(question)
+    cdef Known _cached(
+        self, const uint8_t *packet, const uint8_t *qname, Py_ssize_t size, Py_ssize_t end, int variant, Py_ssize_t limit,
+        int rd, int cd, double now,
+    ):  # fmt: skip
+        cdef uint8_t key[260]
         cdef uint8_t head[10]
         cdef int an, ns, ar, flags
-        key = name + question[size - 4 : size - 2] + (b"\0\1\2\3"[((variant == 6) << 1) + (cd != 0) :][:1])
-        entry = self.cache.get(key, now)
-        if entry is None or entry.judged != self.judged:
+        memcpy(key, qname, size)
+        key[size], key[size + 1], key[size + 2] = packet[end - 4], packet[end - 3], (variant == 6) << 1 | (cd != 0)
+        entry = self._cache.get(PyBytes_FromStringAndSize(<const char *>key, size + 3), now)
+        if entry is None or entry.judged != self._judged:
             return None
         stored = entry.answer
-        tail = entry.body(now)
         an, ns, ar = stored.counts
+        tail = stored.body
         if variant:
-            tail += self.opts[variant]
+            tail += self._opts[variant]
             ar += 1
-        if 12 + size + len(tail) > limit:
+        if end + len(tail) > limit:
             return None
         flags = 0x8080 | rd << 8 | stored.flags | cd | stored.rcode
         head[0], head[1], head[2], head[3] = flags >> 8, flags & 0xFF, 0, 1
         head[4], head[5], head[6], head[7], head[8], head[9] = an >> 8, an & 255, ns >> 8, ns & 255, ar >> 8, ar & 255
-        self.cache.hits += 1
-        return Known(PyBytes_FromStringAndSize(<const char *>head, 10) + question + tail, entry.steady(now), None, entry)
+        self.hits += 1
+        question = PyBytes_FromStringAndSize(<const char *>packet + 12, end - 12)
+        rest = PyBytes_FromStringAndSize(<const char *>head, 10) + question + tail
+        return _cached_reply(rest, end - 2, entry, entry.known_until(now))
 
-    cdef Known _blocked(self, bytes name, bytes question, int variant, Py_ssize_t limit, int rd, int cd):
-        cdef Py_ssize_t size = PyBytes_GET_SIZE(question)
-        claims = self.image.lookup(name)
-        if not claims or name.endswith(self.special):
+    cdef Known _blocked(
+        self, const uint8_t *packet, const uint8_t *qname, Py_ssize_t size, Py_ssize_t end, int variant, Py_ssize_t limit,
+        int rd, int cd,
+    ):  # fmt: skip
+        cdef Py_ssize_t found = self._finder.search(qname, size)
+        cdef Py_ssize_t start
+        cdef const uint32_t *slot
+        cdef uint32_t source, kind, class_
+        cdef uint32_t qtype = packet[end - 4] << 8 | packet[end - 3]
+        cdef Known known
+        if found < 0:
             return None
-        action, decision = self.board.choose(claims)
+        start = found & 255
+        slot = &self._finder._slots[4 * (found >> 8)]
+        source, kind = slot[3] & 0xFFFF, slot[3] >> 16
+        if kind == 2 and start:  # an exact name's child
+            return None
+        name = PyBytes_FromStringAndSize(<const char *>qname, size)
+        if name.endswith(self._special) or qtype in self._meta or not qtype:
+            return None
+        if (kind == 1 or kind == 2) and source < self._sources:
+            class_ = self._class_of[source]
+            if class_ >= self._classes or self._actions[class_] != 2:
+                return None
+            known = self._plain(packet, qname, size, end, variant, limit, rd, cd, start, slot, source, class_, qtype)
+            if known is not None:
+                return known
+        return self._elaborate(packet, name, end, variant, limit, rd, cd, qtype)
+
+    cdef Known _plain(
+        self, const uint8_t *packet, const uint8_t *qname, Py_ssize_t size, Py_ssize_t end, int variant, Py_ssize_t limit,
+        int rd, int cd, Py_ssize_t start, const uint32_t *slot, uint32_t source, uint32_t class_, uint32_t qtype,
+    ):  # fmt: skip
+        """The block of a name that one line claims, without a Python object; None when there is something unusual."""
+        cdef uint8_t rule[260]
+        cdef uint8_t asked[260]
+        cdef uint8_t rest[MAX_REPLY]
+        cdef uint8_t text[2048]
+        cdef uint8_t *out
+        cdef uint8_t *mark
+        cdef Py_ssize_t ruled, named, explained
+        cdef Piece *piece
+        cdef Text type_, action
+        cdef Known known
+        cdef bint canary = self._canary[class_]
+        piece = &self._pieces[0 if canary else 1 if qtype == 1 else 2 if qtype == 28 else 3]
+        rule[0] = 61
+        out = rule + (slot[3] >> 16 == 2)
+        out = _name_text(out, qname + start)
+        if out == NULL or piece.length < 0:
+            return None
+        ruled = out - rule
+        out = _name_text(asked, qname)
+        if out == NULL:
+            return None
+        named = out - asked
+        explained = self._explained[source].length + 10 + 6 + ruled
+        if explained > 390 or self._told[source].length > 600 or end + piece.length + 11 + 6 + explained > limit:
+            return None
+        # the reply
+        rest[0], rest[1] = 0x80 | rd, piece.octet | cd
+        memcpy(rest + 2, piece.counts[variant != 0], 8)
+        out = _put(rest + 10, <const char *>packet + 12, end - 12)
+        out = _put(out, <const char *>piece.tail, piece.length)
+        if variant:
+            out = _put(out, b"\0\0\x29\x04\xd0\0\0\x80\0" if variant == 6 else b"\0\0\x29\x04\xd0\0\0\0\0", 9)
+            mark = out
+            out = _put(out + 2, b"\0\x0f\0\0\0\x0f", 6)  # option EDE, its length, code 15
+            out = _put(out, self._explained[source].octets, self._explained[source].length)
+            out = _number(out, slot[2])
+            out = _put(out, b" rule=", 6)
+            out = _put(out, <const char *>rule, ruled)
+            explained = out - mark - 2
+            mark[0], mark[1] = explained >> 8, explained & 255
+            mark[4], mark[5] = (explained - 4) >> 8, (explained - 4) & 255
+        known = Known.__new__(Known)
+        known.rest, known.until, known.class_ = PyBytes_FromStringAndSize(<const char *>rest, out - rest), math.inf, class_
+        # what an attempt is folded by: see `fastpath.Attempt.kind`
+        out = _put(text, <const char *>qname, size)
+        out[0], out[1], out[2], out[3], out[4] = qtype >> 8, qtype & 255, class_ >> 8, class_ & 255, 0
+        out[5], out[6], out[7], out[8] = (
+            self._judged >> 24 & 255, self._judged >> 16 & 255, self._judged >> 8 & 255, self._judged & 255,
+        )  # fmt: skip
+        known.kind = PyBytes_FromStringAndSize(<const char *>text, size + 9)
+        # and its event: see `Attempts.about`
+        out = text
+        if self._names:
+            out = _put(out, b'"qname":"', 9)
+            out = _put(out, <const char *>asked, named)
+            out = _put(out, b'",', 2)
+        type_ = self._type(qtype)
+        action = self._action
+        if canary:
+            action.octets, action.length = b"nxdomain", 8
+        out = _put(out, b'"qtype":"', 9)
+        out = _put(out, type_.octets, type_.length)
+        out = _put(out, b'","action":"', 12)
+        out = _put(out, action.octets, action.length)
+        out = _put(out, b'","mode":"block",', 17)
+        out = _put(out, self._told[source].octets, self._told[source].length)
+        out = _number(out, slot[2])
+        out = _put(out, b',"rule":"', 9)
+        out = _put(out, <const char *>rule, ruled)
+        out = _put(out, b'","generation":', 15)
+        out = _put(out, self._generation.octets, self._generation.length)
+        known.members = PyBytes_FromStringAndSize(<const char *>text, out - text)
+        return known
+
+    cdef Text _type(self, uint32_t qtype):
+        cdef Text text
+        mnemonic = self._types.get(qtype)
+        if mnemonic is None:
+            mnemonic = self._types[qtype] = self._type_name(qtype).encode()
+        text.octets, text.length = PyBytes_AS_STRING(mnemonic), PyBytes_GET_SIZE(mnemonic)
+        return text
+
+    cdef Known _elaborate(
+        self, const uint8_t *packet, bytes name, Py_ssize_t end, int variant, Py_ssize_t limit, int rd, int cd, uint32_t qtype
+    ):  # fmt: skip
+        """The same, in Python's words."""
+        cdef Known known
+        rules = self._rules
+        action, decision = rules.board.choose(rules.image.lookup(name))
         if action != 2 or decision is None:
             return None
-        qtype = <uint8_t>question[size - 4] << 8 | <uint8_t>question[size - 3]
-        if qtype in self.meta or not qtype:
-            return None
-        rules = self.rules
         octet, plain, edns, tail = rules.pieces(decision, qtype)
         if variant:
             plain = edns
             ede = rules.ede(decision)
-            tail += self.opts[variant][:9] + len(ede).to_bytes(2, "big") + ede
-        if 12 + size + len(tail) > limit:
+            tail += self._opts[variant][:9] + len(ede).to_bytes(2, "big") + ede
+        if end + len(tail) > limit:
             return None
-        rest = bytes((0x80 | rd, octet | cd)) + plain + question + tail
+        known = Known.__new__(Known)
+        question = PyBytes_FromStringAndSize(<const char *>packet + 12, end - 12)
+        known.rest, known.until = bytes((0x80 | rd, octet | cd)) + plain + question + tail, math.inf
         attempt = self._fastpath.Attempt(rules, name, qtype, decision, rules.action_name(decision))
-        return Known(rest, math.inf, attempt, None)
+        known.kind, known.class_ = attempt.kind, decision.class_
+        known.members = self._about(attempt).encode() if self._about is not None else b""
+        return known
 
 
 # ── intake.Intake ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+cdef inline double _clock(int which) noexcept nogil:
+    cdef timespec now
+    clock_gettime(which, &now)
+    return now.tv_sec + now.tv_nsec * 1e-9
+
+
 cdef class Intake:
     """The twin of `intake.Intake`."""
 
-    cdef object _packet, _way, _cache, _rules
+    cdef object _packet, _way, _cache, _rules, _attempts, _stamp
+    cdef dict _listeners
     cdef Answering _answering
-    cdef uint64_t[::1] _tally
+    cdef uint64_t[::1] _tally, _page
+    cdef dict _kinds  # of the folder, by client and kind
+    cdef Py_ssize_t _most_kinds
+    cdef long _noted, _records
+    cdef uint8_t *_lines
+    cdef Py_ssize_t _written
     cdef Client *_clients
     cdef uint8_t *_in
     cdef uint8_t *_out
@@ -369,9 +676,10 @@ cdef class Intake:
         self._in_parts = <iovec *>calloc(BATCH, sizeof(iovec))
         self._out_parts = <iovec *>calloc(BATCH, sizeof(iovec))
         self._peers = <sockaddr_storage *>calloc(BATCH, sizeof(sockaddr_storage))
+        self._lines = <uint8_t *>calloc(1, MAX_LINES)
         if not (
             self._clients and self._in and self._out and self._control and self._received and self._sent
-            and self._in_parts and self._out_parts and self._peers
+            and self._in_parts and self._out_parts and self._peers and self._lines
         ):
             raise MemoryError
 
@@ -387,15 +695,22 @@ cdef class Intake:
         free(self._in_parts)
         free(self._out_parts)
         free(self._peers)
+        free(self._lines)
 
-    def __init__(self, cache):
+    def __init__(self, cache, attempts):
+        from embargo import events
         from embargo.daemon import intake
 
-        self._cache, self._packet, self._way = cache, intake.Packet, intake.Way
+        self._cache, self._packet, self._way, self._attempts = cache, intake.Packet, intake.Way, attempts
+        self._listeners = {}
+        self._kinds, self._most_kinds, self._stamp = attempts.folder.kinds, events.MAX_KINDS, events.timestamp
 
-    def adopt(self, rules, tally):
-        """Judge by these rules, and count in this array of uint64, by class."""
-        self._rules, self._answering, self._tally = rules, Answering(rules, self._cache), tally
+    def watch(self, listener):
+        self._listeners[listener.fileno] = listener
+
+    def adopt(self, rules):
+        self._rules, self._tally, self._page = rules, self._attempts.tally, self._attempts.page
+        self._answering = Answering(rules, self._cache, self._attempts.names, self._attempts.about)
         self._forget()
 
     cdef void _forget(self):
@@ -438,19 +753,114 @@ cdef class Intake:
 
     def drain(self, listener, double now, double wall):
         """The twin of `intake.Intake.drain`."""
+        cdef list declined = []
+        cdef int count = self._batch(listener, now, wall, declined)
+        self._tell()
+        return declined, count
+
+    def wait(self, int epoll, timeout, taken):
+        """The twin of `intake.Intake.wait`, which comes back as soon as Python is needed and not before."""
+        cdef epoll_event events[64]
+        cdef double now, deadline = -1.0
+        cdef int i, count, pause = -1
+        cdef long total = 0
+        cdef bint others = False
+        cdef list declined = []
+        if timeout is not None:
+            deadline = _clock(CLOCK_MONOTONIC) + max(timeout, 0.0)
+            pause = math.ceil(max(timeout, 0.0) * 1000)
+        while True:
+            with nogil:
+                count = epoll_wait(epoll, events, 64, pause)
+            if count < 0 and errno != EINTR:
+                raise OSError(errno, "epoll_wait")
+            now = _clock(CLOCK_MONOTONIC)
+            for i in range(count):
+                listener = self._listeners.get(events[i].data.fd)
+                if listener is None:
+                    others = True
+                else:
+                    total += self._batch(listener, now, _clock(CLOCK_REALTIME), declined)
+            if count <= 0 or others or declined or self._written:
+                break
+            if deadline >= 0:
+                if now >= deadline:
+                    break
+                pause = <int>((deadline - now) * 1000) + 1
+        if total:
+            self._tell()
+            taken((declined, total))
+        return others
+
+    cdef _tell(self):
+        """Tell what was noted since the last time, and hand over the lines."""
+        if self._noted:
+            lines = PyBytes_FromStringAndSize(<const char *>self._lines, self._written)
+            noted, records = self._noted, self._records
+            self._noted = self._records = self._written = 0
+            self._attempts.logged(lines, records, noted)
+        self._cache.hits += self._answering.hits
+        self._answering.hits = 0
+
+    cdef _note(self, Known known, str client, double now, double wall):
+        """Count an attempt; the first of its kind is a line."""
+        cdef PyObject *found
+        cdef Kind kind
+        cdef uint8_t *out
+        cdef bytes who
+        self._noted += 1
+        self._page[0] += 1  # should we be killed now, the supervisor knows of it
+        self._tally[known.class_] += 1
+        if known.kinds is not None:
+            found = PyDict_GetItem(known.kinds, client)
+            if found != NULL and (<Kind>found).open:
+                (<Kind>found).again(wall)
+                return
+        who = client.encode()
+        key = who + b"\0" + (known.kind if self._answering._names else known.kind[len(known.kind) - 9 :])
+        kind = self._kinds.get(key)
+        if kind is not None:
+            kind.again(wall)
+        else:
+            if self._written + 512 + PyBytes_GET_SIZE(known.members) > MAX_LINES:
+                lines = PyBytes_FromStringAndSize(<const char *>self._lines, self._written)
+                noted, records = self._noted, self._records
+                self._noted = self._records = self._written = 0
+                self._attempts.logged(lines, records, noted)
+            out = self._lines + self._written
+            out = _put(out, b'{"schema":1,"ts":"', 18)
+            stamp = self._stamp(wall).encode()
+            out = _put(out, PyBytes_AS_STRING(stamp), PyBytes_GET_SIZE(stamp))
+            out = _put(out, b'",', 2)
+            begun = out - self._lines
+            out = _put(out, b'"event":"dns","client":"', 24)
+            out = _put(out, PyBytes_AS_STRING(who), PyBytes_GET_SIZE(who))
+            out = _put(out, b'",', 2)
+            out = _put(out, PyBytes_AS_STRING(known.members), PyBytes_GET_SIZE(known.members))
+            ended = out - self._lines
+            out = _put(out, b',"count":1}\n', 12)
+            self._written = out - self._lines
+            self._records += 1
+            if len(self._kinds) >= self._most_kinds:
+                return
+            members = PyBytes_FromStringAndSize(<const char *>self._lines + <Py_ssize_t>begun, <Py_ssize_t>ended - <Py_ssize_t>begun)
+            kind = Kind(members.decode("ascii"), now)
+            self._kinds[key] = kind
+        if known.kinds is None or len(known.kinds) >= 256:
+            known.kinds = {}
+        known.kinds[client] = kind
+
+    cdef int _batch(self, listener, double now, double wall, list declined) except -1:
+        """Take one batch and answer what the fast path answers."""
         cdef int fd = listener.fileno
         cdef bint wildcard = listener.wildcard
         cdef int count, i, sent, done = 0, out = 0
-        cdef long folded = 0
         cdef Client *client
         cdef Known known
-        cdef PyObject *found
-        cdef Kind kind
         cdef mmsghdr *message
         cdef mmsghdr *reply
         cdef Py_ssize_t size, length
         cdef uint8_t *wire
-        cdef list fresh = [], declined = []
         for i in range(BATCH):
             message = &self._received[i]
             self._in_parts[i].iov_base = self._in + i * MAX_QUERY
@@ -469,26 +879,17 @@ cdef class Intake:
             client = self._client(&self._peers[i])
             known = self._answering.known(wire, size, now) if client.allowed else None
             if known is None:
-                if not client.allowed:
-                    client = self._client(&self._peers[i])
                 sender = self._sender(&self._peers[i], <object>client.text, &message.msg_hdr, wildcard)
                 data = PyBytes_FromStringAndSize(<const char *>wire, size)
                 declined.append(self._packet(data, sender[0], self._way(listener, sender)))
                 continue
-            if known.attempt is not None:
-                found = PyDict_GetItem(known.kinds, <object>client.text)
-                if found != NULL and (<Kind>found).open:
-                    (<Kind>found).again(wall)
-                    self._tally[known.class_] += 1
-                    folded += 1
-                else:
-                    fresh.append((<object>client.text, known.attempt))
-            length = PyBytes_GET_SIZE(known.rest)
+            if known.kind is not None:
+                self._note(known, <str>client.text, now, wall)
+            memcpy(self._out + out * MAX_REPLY, wire, 2)
+            length = known.write(self._out + out * MAX_REPLY + 2, now)
             reply = &self._sent[out]
             self._out_parts[out].iov_base = self._out + out * MAX_REPLY
             self._out_parts[out].iov_len = length + 2
-            memcpy(self._out + out * MAX_REPLY, wire, 2)
-            memcpy(self._out + out * MAX_REPLY + 2, PyBytes_AS_STRING(known.rest), length)
             reply.msg_hdr = message.msg_hdr
             reply.msg_hdr.msg_flags = 0
             reply.msg_hdr.msg_iov = &self._out_parts[out]
@@ -503,7 +904,7 @@ cdef class Intake:
                 listener.unsent += 1  # the client is gone, the buffer is full: UDP may lose it, the client asks again
                 sent = 1
             done += sent
-        return fresh, declined, count if count > 0 else 0, folded
+        return count if count > 0 else 0
 
     cdef tuple _sender(self, sockaddr_storage *peer, str text, msghdr *header, bint wildcard):
         """Whom Python sends to: see `intake.Listener`."""

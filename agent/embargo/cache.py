@@ -43,6 +43,10 @@ class Entry:
             self._aged = age
         return self._body
 
+    def known_until(self, now: float) -> float:
+        """Until when it may be given out without asking the cache again."""
+        return self.expires
+
     def steady(self, now: float) -> float:
         """Until when the octets of now stay as they are."""
         return min(self.stored + int(now - self.stored) + 1, self.expires)

@@ -87,7 +87,7 @@ class Folder:
 
     def __init__(self, window: float = WINDOW) -> None:
         self._window = window
-        self._kinds: dict[Hashable, Kind] = {}
+        self.kinds: dict[Hashable, Kind] = {}  # the compiled fast path looks into it too
         self.noted = 0  # attempts, all in all
 
     def note(self, key: Hashable, make: Callable[[], str], now: float, wall: float) -> bytes | None:
@@ -98,7 +98,7 @@ class Folder:
 
     def again(self, key: Hashable, wall: float) -> Kind | None:
         """Count one attempt, unless it is the first of its kind."""
-        kind = self._kinds.get(key)
+        kind = self.kinds.get(key)
         if kind is not None:
             self.noted += 1
             kind.again(wall)
@@ -107,29 +107,29 @@ class Folder:
     def open(self, key: Hashable, members: str, now: float, wall: float) -> tuple[bytes, Kind | None]:
         """Count the first attempt of a kind: its line, and what further ones are counted in, unless too many are held."""
         self.noted += 1
-        kind = _kind(members, now) if len(self._kinds) < MAX_KINDS else None
+        kind = _kind(members, now) if len(self.kinds) < MAX_KINDS else None
         if kind is not None:
-            self._kinds[key] = kind
+            self.kinds[key] = kind
         return line(f'{members},"count":1', wall), kind
 
     def due(self, now: float, limit: int = MAX_KINDS) -> list[tuple[bytes, int]]:
         """The lines, each with its count, of the kinds whose window has passed, `limit` at most. A quiet one is forgotten."""
         records = []
         last = now - self._window  # kinds stand in the order of their opening
-        for key, kind in list(islice(takewhile(lambda item: item[1].opened <= last, self._kinds.items()), limit)):
-            del self._kinds[key]
+        for key, kind in list(islice(takewhile(lambda item: item[1].opened <= last, self.kinds.items()), limit)):
+            del self.kinds[key]
             if kind.count:
                 records.append((_record(kind), kind.count))
                 kind.count, kind.opened = 0, now
-                self._kinds[key] = kind
+                self.kinds[key] = kind
             else:
                 kind.open = False
         return records
 
     def flush(self) -> list[tuple[bytes, int]]:
         """All that is held, at the end."""
-        records = [(_record(kind), kind.count) for kind in self._kinds.values() if kind.count]
-        for kind in self._kinds.values():
+        records = [(_record(kind), kind.count) for kind in self.kinds.values() if kind.count]
+        for kind in self.kinds.values():
             kind.open = False
-        self._kinds.clear()
+        self.kinds.clear()
         return records

@@ -108,8 +108,35 @@ class Rules:
         """The same, taken apart."""
         return self._nxdomain if decision.class_ in self._canary else self._pieces.get(qtype, self._other)
 
+    def parts(self) -> "Parts":
+        """The same for the compiled twin."""
+        pieces = (self._nxdomain, self._pieces[message.A], self._pieces[message.AAAA], self._other)
+        return Parts(
+            self._prefix,
+            self._told,
+            self.image.class_of,
+            self.board.actions,
+            self._canary,
+            pieces,
+            self.mode.kind,
+            self.generation,
+        )
+
     def action_name(self, decision: Decision) -> str:
         return "nxdomain" if self.canary(decision) else self.mode.kind
+
+
+class Parts(NamedTuple):
+    """What a judgement is made of."""
+
+    explained: list[str]  # by source: the EDE text up to the line
+    told: list[str]  # by source: members of an event up to the line
+    classes: list[int]  # by source
+    actions: tuple[Action, ...]  # by class
+    canary: frozenset[int]
+    pieces: "tuple[Pieces, ...]"  # of canaries, of A, of AAAA, of other types
+    action: str
+    generation: int
 
 
 #: second flags octet, counts without and with EDNS, body

@@ -166,14 +166,14 @@ class Image:
             self._pairs = view[at["pairs"] : at["slots"]].cast("I")
             self._slots = view[at["slots"] : at["blob"]].cast("I")
             self._blob = view[at["blob"] : at["v4"]]
-            self._class_of = [self.classes.index(source.class_) for source in self.sources]
             if self._slots[-3]:  # a search would not end
                 raise ValueError("its last slot is taken")
         except (ValueError, TypeError, LookupError) as error:
             raise ImageError(f"the image contradicts itself: {error}") from None
         self.digest = bytes(view[16:48]).hex()
         finder = accelerator.fast.Finder if accelerator.fast else Finder
-        self._find = finder(self._slots, self._blob, at["homes"]).find
+        self.finder = finder(self._slots, self._blob, at["homes"])
+        self.class_of = [self.classes.index(source.class_) for source in self.sources]
         self._memo: dict[int, Claims] = {0: ()}
         self._ranges = {4: _Ranges(view, at["v4"], at["v6"], 4), 6: _Ranges(view, at["v6"], at["end"], 16)}
 
@@ -186,7 +186,7 @@ class Image:
 
     def lookup(self, name: Name) -> Claims:
         """Who claims this name, in deciding order; () when nobody does."""
-        found = self._find(name)
+        found = self.finder.find(name)
         if found < 0:
             return ()
         slot, start = found >> 8, found & 255
@@ -200,7 +200,7 @@ class Image:
         if kind == EXACT and below:
             return ()
         source = self._slots[at + 3] & 0xFFFF
-        return (Decision(self._class_of[source], source, line, SIGNS[kind == EXACT] + names.to_text(listed)),)
+        return (Decision(self.class_of[source], source, line, SIGNS[kind == EXACT] + names.to_text(listed)),)
 
     def _at_place(self, place: int) -> Claims:
         claims = self._memo.get(place)

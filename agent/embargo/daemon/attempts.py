@@ -18,18 +18,23 @@ class Attempts:
     def __init__(self, outbox: Outbox) -> None:
         self._loop = asyncio.get_running_loop()
         self._outbox = outbox
-        self._folder = events.Folder()
+        self.folder = events.Folder()
         self._hits: Counter[str] = Counter()
         self._rules: Rules | None = None
         self.tally = array("Q")  # hits of the classes of `_rules`; the compiled fast path counts here too
-        self._names = True
+        self.names = True
         self._timer = self._loop.call_later(TICK, self._tick)
 
     def adopt(self, rules: Rules, *, names: bool) -> None:
         """Attempts will mostly be those of these rules. Without `names` the qname stays out of the log."""
         self._hits = self._counted()
         self._rules, self.tally = rules, array("Q", bytes(8 * len(rules.image.classes)))
-        self._names = names
+        self.names = names
+
+    @property
+    def page(self) -> memoryview:
+        """Where the number of attempts noted stands, for whoever counts them sooner than `note` does."""
+        return self._outbox.page
 
     @property
     def hits(self) -> dict[str, int]:
@@ -42,9 +47,16 @@ class Attempts:
         found = {str(class_): count for class_, count in zip(self._rules.image.classes, self.tally, strict=True) if count}
         return self._hits + Counter(found)
 
-    def note(self, pairs: Iterable[tuple[str, Attempt]], now: float, wall: float, folded: int = 0) -> None:
-        """Count and log what these clients tried. `folded`: attempts that are in the tally and in their kinds already."""
-        folder, rules, tally, lines = self._folder, self._rules, self.tally, []
+    def logged(self, lines: bytes, records: int, noted: int) -> None:
+        """Log what the compiled fast path has counted: these lines, so many records; so many more attempts in all."""
+        self.folder.noted += noted
+        if records:
+            self._outbox.add(lines, records)
+        self._outbox.noted(self.folder.noted)
+
+    def note(self, pairs: Iterable[tuple[str, Attempt]], now: float, wall: float) -> None:
+        """Count and log what these clients tried."""
+        folder, rules, tally, lines = self.folder, self._rules, self.tally, []
         for client, attempt in pairs:
             if attempt.rules is not rules:  # a reply that waited while the rules changed
                 self._note_late(attempt)
@@ -53,23 +65,22 @@ class Attempts:
             kind = attempt.kinds.get(client)
             if kind is not None and kind.open:
                 kind.again(wall)
-                folded += 1
+                folder.noted += 1
             elif line := self._first(client, attempt, now, wall):
                 lines.append(line)
-        folder.noted += folded
         if lines:
             self._outbox.add(b"".join(lines), len(lines))
         self._outbox.noted(folder.noted)
 
     def _first(self, client: str, attempt: Attempt, now: float, wall: float) -> bytes:
         """The line of an attempt that this client did not make before, as far as the attempt knows."""
-        key = client, attempt.kind if self._names else attempt.kind[len(attempt.qname) :]
-        line, kind = b"", self._folder.again(key, wall)
+        key = client.encode() + b"\0" + (attempt.kind if self.names else attempt.kind[len(attempt.qname) :])
+        line, kind = b"", self.folder.again(key, wall)
         if kind is None:
             if not attempt.members:
-                attempt.members = self._about(attempt)
+                attempt.members = self.about(attempt)
             members = f'"event":"dns","client":{events.quote(client)},{attempt.members}'
-            line, kind = self._folder.open(key, members, now, wall)
+            line, kind = self.folder.open(key, members, now, wall)
         if kind is not None:
             if len(attempt.kinds) >= CLIENTS:
                 attempt.kinds.clear()
@@ -80,23 +91,23 @@ class Attempts:
         if attempt.decision is not None:
             self._hits[str(attempt.rules.image.classes[attempt.decision.class_])] += 1
 
-    def _about(self, attempt: Attempt) -> str:
+    def about(self, attempt: Attempt) -> str:
         """An event but for client, time and count. Written out: a first attempt must cost little more than a second."""
         rules, decision = attempt.rules, attempt.decision
-        qname = f'"qname":{events.quote(names.to_text(attempt.qname))},' if self._names else ""
+        qname = f'"qname":{events.quote(names.to_text(attempt.qname))},' if self.names else ""
         asked = f'{qname}"qtype":"{message.type_name(attempt.qtype)}","action":"{attempt.action}",'
         if decision is None:
             return f'{asked}"generation":{rules.generation}'
         return f'{asked}"mode":"{"audit" if attempt.audit else "block"}",{rules.told(decision)},"generation":{rules.generation}'
 
     def _tick(self) -> None:
-        for line, count in self._folder.due(self._loop.time(), KINDS_A_TICK):
+        for line, count in self.folder.due(self._loop.time(), KINDS_A_TICK):
             self._outbox.add(line, count)
         self._timer = self._loop.call_later(TICK, self._tick)
 
     async def stop(self, seconds: float) -> None:
         """Fold no longer, and hand over what is held, for at most so long."""
         self._timer.cancel()
-        for line, count in self._folder.flush():
+        for line, count in self.folder.flush():
             self._outbox.add(line, count)
         await self._outbox.empty(seconds)

@@ -1,12 +1,15 @@
 """UDP in and out: take a batch, offer each packet to the fast path, hand back the rest."""
 
+import select
 import socket
 import struct
-from array import array
+import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from embargo import accelerator, fastpath
 from embargo.cache import Cache
+from embargo.daemon.attempts import Attempts
 from embargo.fastpath import Attempt, Rules
 
 BATCH = 64  # packets per wake-up, so that a flood on one socket does not starve the others
@@ -78,23 +81,45 @@ def _answer_from(level: int, kind: int, data: bytes) -> tuple[int, int, bytes]:
     return level, kind, data
 
 
-#: blocked attempts and who made them, packets the fast path declined, packets taken, blocked attempts counted already
-Drained = tuple[list[tuple[str, Attempt]], list[Packet], int, int]
+Drained = tuple[list[Packet], int]  # packets the fast path declined, packets taken
 
 
 class Intake:
     """Takes queries by one judgement until it is given the next. The compiled twin is `_fastpath.Intake`."""
 
-    def __init__(self, cache: Cache) -> None:
+    def __init__(self, cache: Cache, attempts: Attempts) -> None:
         self._cache = cache
+        self._attempts = attempts
         self._rules: Rules
+        self._listeners: dict[int, Listener] = {}
+        self._poll: tuple[int, select.epoll] | None = None
 
-    def adopt(self, rules: Rules, tally: "array[int]") -> None:
-        """Judge by these rules. (The compiled twin counts in the tally; here `Attempts` does.)"""
+    def watch(self, listener: Listener) -> None:
+        """Wait for queries at this socket too."""
+        self._listeners[listener.fileno] = listener
+
+    def wait(self, epoll: int, timeout: float | None, taken: Callable[[Drained], None]) -> bool:
+        """Wait at this epoll descriptor for at most so many seconds, and take what comes at the watched sockets.
+
+        True when something else is ready; False when the time is over or `taken` was called.
+        """
+        if self._poll is None or self._poll[0] != epoll:
+            self._poll = epoll, select.epoll.fromfd(epoll)
+        others = False
+        for number, _ in self._poll[1].poll(timeout):
+            listener = self._listeners.get(number)
+            if listener is None:
+                others = True
+            else:
+                taken(self.drain(listener, time.monotonic(), time.time()))
+        return others
+
+    def adopt(self, rules: Rules) -> None:
+        """Judge by these rules from the next packet on. The attempts have adopted them already."""
         self._rules = rules
 
     def drain(self, listener: Listener, now: float, wall: float) -> Drained:
-        """One batch."""
+        """Take one batch and note what was blocked."""
         blocked: list[tuple[str, Attempt]] = []
         declined: list[Packet] = []
         receive, sendto, answer = listener.receive, listener.sendto, fastpath.answer
@@ -117,9 +142,11 @@ class Intake:
                 sendto(data[:2] + known.rest, sender)
             except OSError:
                 listener.unsent += 1
-        return blocked, declined, taken, 0
+        if blocked:
+            self._attempts.note(blocked, now, wall)
+        return declined, taken
 
 
-def make(cache: Cache) -> Intake:
+def make(cache: Cache, attempts: Attempts) -> Intake:
     """The compiled one where it is there."""
-    return accelerator.fast.Intake(cache) if accelerator.fast else Intake(cache)
+    return accelerator.fast.Intake(cache, attempts) if accelerator.fast else Intake(cache, attempts)

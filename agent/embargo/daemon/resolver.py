@@ -25,6 +25,7 @@ from embargo.daemon.attempts import Attempts
 from embargo.daemon.channel import Channel, orders
 from embargo.daemon.forward import Forwarder
 from embargo.daemon.outbox import Ledger, Outbox
+from embargo.daemon.selector import Selector
 from embargo.daemon.stream import Connection, Streams
 from embargo.engine import Drop, Engine, Forward, Joined, Reply, Zones
 from embargo.fastpath import Acl, BlockMode, Rules
@@ -45,17 +46,20 @@ SendEvents = Callable[[bytes, int], bool]  # lines and the number of events lost
 class Resolver:
     """Answers queries by one judgement until it is given the next."""
 
-    def __init__(self, report: Report, send_events: SendEvents, ledger: Ledger | None) -> None:
+    def __init__(
+        self, report: Report, send_events: SendEvents, ledger: Ledger | None, selector: Selector | None = None
+    ) -> None:
         self._report = report
         self._loop = asyncio.get_running_loop()
         self._cache = Cache()
         self._judged = 0
         self._engine: Engine | None = None
         self._forwarder = Forwarder(self._completed, self._expired)
-        self._intake = intake.make(self._cache)
+        self._selector = selector  # the loop's, if it takes queries by itself
         self._listeners: list[intake.Listener] = []
         self._streams = Streams(lambda client: self.engine.rules.acl.allows(client), self._stream_query)
         self._attempts = Attempts(Outbox(send_events, ledger))
+        self._intake = intake.make(self._cache, self._attempts)
         self._log_names = "blocked"
         self._number = 0
         self._held_back: dict[int, Reply] = {}
@@ -85,27 +89,33 @@ class Resolver:
             self._engine.adopt(rules, zones)
         self._engine.log_all = self._log_names == "all"
         self._attempts.adopt(rules, names=self._log_names != "none")
-        self._intake.adopt(rules, self._attempts.tally)
+        self._intake.adopt(rules)
 
     async def listen(self, udp: list[socket.socket], tcp: list[socket.socket]) -> None:
         for sock in udp:
             listener = intake.Listener(sock)
             self._listeners.append(listener)
-            self._loop.add_reader(sock, self._readable, listener)
+            if self._selector is None:
+                self._loop.add_reader(sock, self._readable, listener)
+        if self._selector is not None:
+            self._selector.listen(self._listeners, self._intake, self._taken)
         for sock in tcp:
             await self._streams.listen(sock)
 
     def _readable(self, listener: intake.Listener) -> int:
         """Take a batch; how many were there."""
-        now, wall = self._loop.time(), time.time()
-        blocked, declined, taken, folded = self._intake.drain(listener, now, wall)
+        drained = self._intake.drain(listener, self._loop.time(), time.time())
+        self._taken(drained)
+        return drained[1]
+
+    def _taken(self, drained: intake.Drained) -> None:
+        """What is left to do about a batch."""
+        declined, taken = drained
+        now = self._loop.time()
         self.counters["queries_udp"] += taken
         self.counters["fast"] += taken - len(declined)
-        if blocked or folded:
-            self._attempts.note(blocked, now, wall, folded)
         for packet in declined:
             self._dispatch(self.engine.handle(packet.data, packet.client, packet.way, now), now)
-        return taken
 
     def _stream_query(self, packet: bytes, client: str, connection: Connection) -> bool:
         now = self._loop.time()
@@ -193,8 +203,11 @@ class Resolver:
 
     async def stop(self) -> None:
         """Take no more, answer what is held (for at most a second), hand over the events."""
+        if self._selector is not None:
+            self._selector.leave()
         for listener in self._listeners:
-            self._loop.remove_reader(listener.sock)
+            if self._selector is None:
+                self._loop.remove_reader(listener.sock)
             for _ in range(LAST_BATCHES):
                 if self._readable(listener) < intake.BATCH:
                     break
@@ -244,7 +257,7 @@ def _image(fd: int) -> Image:
     return Image(memoryview(mmap.mmap(fd, 0, prot=mmap.PROT_READ)))
 
 
-async def serve(channel: Channel, ledger: Ledger | None = None) -> None:
+async def serve(channel: Channel, ledger: Ledger | None = None, selector: Selector | None = None) -> None:
     """The worker's life: start, then policies and questions, until `stop` or the supervisor is gone."""
 
     def taken(send: Callable[[], None]) -> bool:
@@ -262,7 +275,7 @@ async def serve(channel: Channel, ledger: Ledger | None = None) -> None:
     def send_events(lines: bytes, lost: int) -> bool:
         return taken(lambda: channel.send_events(lines, lost))
 
-    resolver = Resolver(report, send_events, ledger)
+    resolver = Resolver(report, send_events, ledger, selector)
     async with contextlib.aclosing(orders(channel)) as inbox:
         async for order, fds in inbox:
             answer = await _obey(resolver, order, fds)
@@ -324,7 +337,9 @@ def main() -> None:
     gc.freeze()
     gc.set_threshold(*RUBBISH)
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
-    asyncio.run(serve(channel, Ledger(int(sys.argv[2]))))
+    selector = Selector()
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
+        runner.run(serve(channel, Ledger(int(sys.argv[2])), selector))
 
 
 if __name__ == "__main__":
