@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from embargo import events, message, names, policy
-from embargo.cache import Cache, Entry
+from embargo.cache import NOBODY, Cache, Entry
 from embargo.image import Image
 from embargo.message import Answer
 from embargo.names import Name
@@ -71,13 +71,16 @@ class BlockMode(NamedTuple):
 class Rules:
     """One judgement: access list, image, switchboard and block mode, fixed together. Replaced, never changed."""
 
-    def __init__(self, generation: int, judged: int, acl: Acl, image: Image, board: Switchboard, mode: BlockMode) -> None:
+    def __init__(
+        self, generation: int, judged: int, acl: Acl, image: Image, board: Switchboard, mode: BlockMode, log_all: bool = False
+    ) -> None:
         self.generation = generation
         self.judged = judged  # differs for every judgement of this process, so cached answers can name theirs
         self.acl = acl
         self.image = image
         self.board = board
         self.mode = mode
+        self.log_all = log_all  # every query is an attempt, claimed or not
         self.memo = Memo()
         self._canary = frozenset(image.classes.index(c) for c in policy.CANARY if c in image.classes)
         self._prefix = [f"app={s.app} function={s.function} list={s.path}:" for s in image.sources]
@@ -278,7 +281,7 @@ def _cached(
 ) -> Known | None:
     rd, cd = head
     entry = cache.get(qname + question[-4:-2] + _DOCD[variant | cd], now)
-    if entry is None or entry.judged != rules.judged:
+    if entry is None or (entry.judged != rules.judged and not passes(entry, qname, rules)):
         return None
     stored = entry.answer
     tail = entry.body(now)
@@ -292,6 +295,22 @@ def _cached(
     cache.hits += 1
     rest = flags + b"\0\1" + _PACK[an] + _PACK[ns] + _PACK[ar] + question + tail
     return Known(rest, entry.steady(now), None, entry)
+
+
+def passes(entry: Entry, qname: Name, rules: Rules) -> bool:
+    """Judge again what an earlier judgement has passed whole: True, and noted so, when nobody claims anything of it.
+
+    After a change of policy every cached answer comes this way once, so it must cost little; all else is the engine's.
+    """
+    lookup, address = rules.image.lookup, rules.image.lookup_address
+    if entry.judged == NOBODY or rules.log_all or lookup(qname):
+        return False
+    for leads in (entry.answer.leads, entry.answer.extra_leads):
+        for owner, targets, packed in leads:
+            if (owner != qname and lookup(owner)) or any(map(lookup, targets)) or any(map(address, packed)):
+                return False
+    entry.judged = rules.judged
+    return True
 
 
 def _blocked(qname: Name, question: bytes, variant: int, limit: int, head: tuple[int, int], rules: Rules) -> Known | None:

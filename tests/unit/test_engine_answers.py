@@ -104,8 +104,15 @@ def test_what_leads_nowhere_comes_from_the_cache_by_the_short_way() -> None:
     assert found.query("Free.test", ident=7).was_fast
     found.adopt(rules("free.test", number=2)).query("free.test").is_blocked("free.test")
     found.adopt(rules(BLOCKED, number=3)).query("free.test").replies("192.0.2.1")
-    assert not found.was_fast, "this judgement has not seen it yet"
+    assert found.was_fast, "nobody claims anything of it: the short way can tell"
+
+
+def test_what_leads_to_a_listed_name_that_is_off_is_judged_by_the_engine_once() -> None:
+    made = answer("free.test", "A", "free.test CNAME alipay.example.", "alipay.example A 192.0.2.1")
+    found = play("other.example").query("free.test").upstream(made)
     assert found.query("free.test").was_fast
+    found.adopt(rules(BLOCKED, number=2)).query("free.test").is_blocked("alipay.example")
+    assert not found.was_fast
 
 
 @pytest.mark.parametrize("record", ["MX 10 mx.alipay.example.", "TXT free", "A 192.0.2.1"])

@@ -1,12 +1,15 @@
 """The short way: what it answers, what it leaves to the engine, what it remembers. That both agree is a property test's."""
 
+from typing import Any
+
 import dns.flags
 import dns.message
 import pytest
 
 from embargo import events, message, names
-from embargo.cache import NOBODY, Cache
+from embargo.cache import NOBODY, Cache, Entry
 from embargo.fastpath import ACL_MEMO, MEMO_HALF, Acl, Attempt, BlockMode, Known, Memo, Rules
+from embargo.message import Lead
 from support import shortcut
 from support.playbook import CLIENT, NULL, NXDOMAIN, compiled, query, rules
 
@@ -216,10 +219,10 @@ def test_attempts_are_equal_in_what_an_event_tells() -> None:
 # ── what it has of the cache ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def cached(judged: int, rcode: int = 0) -> Cache:
+def cached(judged: int, rcode: int = 0, **parts: Any) -> Cache:
     cache = Cache()
     record = b"\xc0\x0c\0\1\0\1\0\0\0\x64\0\4\xc0\0\2\1"
-    found = message.Answer(rcode, (1, 0, 0), record, ((6, 100),), message.AA, 100)
+    found = message.Answer(rcode, (1, 0, 0), record, ((6, 100),), message.AA, 100)._replace(**parts)
     cache.put(message.parse_query(query("free.test", edns=False)).key, found, NOW, judged)
     return cache
 
@@ -255,9 +258,37 @@ def test_a_remembered_answer_counts_as_asked_for() -> None:
         assert entry.used
 
 
-@pytest.mark.parametrize("judged", [2, NOBODY])
-def test_what_this_judgement_has_not_passed_is_left_to_the_engine(judged: int) -> None:
-    assert shortcut.answer(query("free.test"), CLIENT, rules(BLOCKED), cached(judged), NOW) is None
+def test_what_no_judgement_passes_whole_is_left_to_the_engine() -> None:
+    assert shortcut.answer(query("free.test"), CLIENT, rules(BLOCKED), cached(NOBODY), NOW) is None
+
+
+def test_what_an_earlier_judgement_passed_is_judged_again() -> None:
+    assert shortcut.answer(query("free.test"), CLIENT, rules(BLOCKED), cached(2), NOW) is not None
+    assert shortcut.answer(query("free.test"), CLIENT, rules("test", mode=BlockMode("nodata", 1)), cached(2), NOW).attempt  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("claimed", ["led.test", "also.test", "203.0.113.0/24"])
+@pytest.mark.parametrize("extra", [False, True])
+def test_what_leads_to_a_claimed_name_or_address_is_left_to_the_engine(claimed: str, extra: bool) -> None:
+    def judged_again(*entries: str) -> Entry | None:
+        leads = (
+            Lead(names.from_text("free.test"), (names.from_text("led.test"),), ()),
+            Lead(names.from_text("also.test"), (), (b"\xcb\0\x71\7",)),
+        )
+        cache = cached(2, leads=() if extra else leads, extra_leads=leads if extra else ())
+        known = shortcut.answer(query("free.test"), CLIENT, rules(*entries), cache, NOW)
+        return known.entry if known else None
+
+    assert judged_again(claimed) is None
+    entry = judged_again("other.test")
+    assert entry is not None
+    assert entry.judged == 1
+
+
+def test_nothing_is_passed_when_everything_is_to_be_logged() -> None:
+    judgement = rules(BLOCKED)
+    judgement.log_all = True
+    assert shortcut.answer(query("free.test"), CLIENT, judgement, cached(2), NOW) is None
 
 
 def test_an_answer_that_is_over_is_left_to_the_engine() -> None:

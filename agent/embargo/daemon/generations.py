@@ -69,15 +69,21 @@ class Store:
         _sync(self._root)
         return number
 
-    def load(self, number: int, settings: Config) -> Generation:
-        """Map and verify a generation. ImageError when it is damaged or gone."""
+    def load(self, number: int, settings: Config, verified: str = "") -> Generation:
+        """Map and verify a generation. ImageError when it is damaged or gone.
+
+        `verified`: the digest of the image that the compiler has verified and written just now. A second time would keep a
+        processor from those who answer queries, 25 ms for a million names.
+        """
         path = self._path(number)
         try:
             with open(f"{path}/{REPORT}", "rb") as file:
                 report = json.load(file)
             fd = os.open(f"{path}/{IMAGE}", os.O_RDONLY | os.O_CLOEXEC)
             try:
-                image = Image(memoryview(mmap.mmap(fd, 0, prot=mmap.PROT_READ)))
+                image = Image(memoryview(mmap.mmap(fd, 0, prot=mmap.PROT_READ)), trusted=bool(verified))
+                if verified and image.digest != verified:
+                    raise ImageError("it is not what the compiler has written")
                 board = Switchboard(tuple(map(Action, report["switchboard"])))
                 if len(board.actions) != len(image.classes):
                     raise ImageError("the report belongs to another image")

@@ -81,7 +81,7 @@ class Resolver:
         else:
             raise ValueError("the first policy needs the dns settings")
         self._judged += 1
-        rules = Rules(generation, self._judged, acl, image, board, mode)
+        rules = Rules(generation, self._judged, acl, image, board, mode, self._log_names == "all")
         if self._engine is None:
             assert zones is not None
             self._engine = Engine(rules, zones, self._cache)
@@ -254,7 +254,7 @@ def zones_from(dns: dict[str, Any]) -> Zones:
 
 
 def _image(fd: int) -> Image:
-    return Image(memoryview(mmap.mmap(fd, 0, prot=mmap.PROT_READ)))
+    return Image(memoryview(mmap.mmap(fd, 0, prot=mmap.PROT_READ)), trusted=True)  # the supervisor has verified it
 
 
 async def serve(channel: Channel, ledger: Ledger | None = None, selector: Selector | None = None) -> None:

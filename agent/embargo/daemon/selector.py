@@ -4,6 +4,7 @@ A turn of the event loop costs more than an answer. So queries are taken where t
 comes, and the fast path answers them all, it is not woken. It is used by `asyncio.SelectorEventLoop(Selector())`.
 """
 
+import asyncio
 import selectors
 from collections.abc import Callable
 
@@ -25,7 +26,7 @@ class Selector(selectors.EpollSelector):
             self.register(listener.fileno, selectors.EVENT_READ)
             self._listening.add(listener.fileno)
             intake.watch(listener)
-        self._intake, self._taken = intake, taken
+        self._intake, self._taken = intake, _guarded(taken)
 
     def leave(self) -> None:
         """Take no more."""
@@ -40,3 +41,16 @@ class Selector(selectors.EpollSelector):
             return super().select(timeout)
         ready = self._intake.wait(self.fileno(), timeout, self._taken)
         return [item for item in super().select(0) if item[0].fd not in self._listening] if ready else []
+
+
+def _guarded(taken: Callable[[Drained], None]) -> Callable[[Drained], None]:
+    """What fails is told the loop, as if it had been called by it: one bad batch must not end the worker."""
+
+    def guarded(drained: Drained) -> None:
+        try:
+            taken(drained)
+        except Exception as error:
+            told = {"message": "a batch of queries was not finished", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(told)
+
+    return guarded

@@ -376,7 +376,7 @@ class Supervisor:
         if "errors" in answer:
             raise ConfigError([Problem(*p) for p in answer["errors"]])
         try:
-            return self.store.load(self.store.number(directory), settings)
+            return self.store.load(self.store.number(directory), settings, verified=answer["digest"])
         except (ImageError, OSError) as error:
             raise ConfigError([Problem(settings.state.dir, 0, str(error), "is the disk full?")]) from None
 

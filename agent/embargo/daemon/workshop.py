@@ -1,8 +1,10 @@
 """The compiler, seen from outside: what it is ordered to do, what its result is made from, and one run of it."""
 
 import asyncio
+import contextlib
 import hashlib
 import json
+import os
 import sys
 from typing import Any
 
@@ -14,6 +16,7 @@ from embargo.daemon.surroundings import Surroundings
 from embargo.errors import ConfigError, Problem
 
 COMPILE = 120.0  # seconds for one compile
+POLITE = 3.0  # seconds in which it has the processor only when nobody else wants it; a change must not wait for ever
 
 
 def order(settings: Config, around: Surroundings) -> dict[str, Any]:
@@ -33,6 +36,8 @@ async def run(order: dict[str, Any]) -> dict[str, Any]:
         sys.executable, "-m", "embargo.daemon.compiler",
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
+    os.sched_setscheduler(process.pid, os.SCHED_IDLE, os.sched_param(0))  # no query waits for it, not even for a time slice
+    enough = asyncio.get_running_loop().call_later(POLITE, _like_everybody, process)
     try:
         out, err = await asyncio.wait_for(process.communicate(json.dumps(order).encode()), COMPILE)
         answer: dict[str, Any] = json.loads(out)
@@ -43,4 +48,11 @@ async def run(order: dict[str, Any]) -> dict[str, Any]:
     except ValueError:
         last = err.decode(errors="replace").strip().rpartition("\n")[2]
         raise ConfigError([Problem("compiler", 0, f"it ended with status {process.returncode}: {last}", "")]) from None
+    finally:
+        enough.cancel()
     return answer
+
+
+def _like_everybody(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(OSError):  # it has ended, or may not; then it stays polite
+        os.sched_setscheduler(process.pid, os.SCHED_OTHER, os.sched_param(0))
