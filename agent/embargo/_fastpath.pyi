@@ -5,6 +5,10 @@ from embargo.daemon.attempts import Attempts
 from embargo.daemon.intake import Drained, Listener
 from embargo.events import Kind as Kind
 from embargo.fastpath import Attempt, Rules
+from embargo.message import Answer, Query
+
+def query(packet: bytes) -> Query | None: ...
+def read(packet: bytes, question: bytes) -> Answer | None: ...
 
 class Finder:
     def __init__(self, slots: memoryview[int], blob: memoryview[int], homes: int) -> None: ...

@@ -105,6 +105,12 @@ cdef enum:
     MEMO_HALF = 8192
 
 
+cdef uint8_t _LOWER[256]
+cdef int _octet
+for _octet in range(256):
+    _LOWER[_octet] = _octet + 32 if 65 <= _octet <= 90 else _octet
+
+
 # ── image.find ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -171,6 +177,240 @@ cdef class Kind:
             self.first = wall
         self.count += 1
         self.last = wall
+
+
+# ── message.parse_query, response.parse ──────────────────────────────────────────────────────────────────────────────────
+
+
+cdef type _Query = None, _Answer = None, _Lead = None
+
+
+cdef _types():
+    """The tuples that messages are taken apart into. Not when this module is imported: see above."""
+    global _Query, _Answer, _Lead
+    from embargo.message import Answer, Lead, Query
+
+    _Query, _Answer, _Lead = Query, Answer, Lead
+
+
+cdef inline object _made(type kind, tuple values):
+    """A named tuple, without its own constructor."""
+    return tuple.__new__(kind, values)
+
+
+def query(bytes packet):
+    """The twin of `message.parse_query` for a plain query; None for a packet that Python has to look at."""
+    cdef const uint8_t *p = <const uint8_t *>PyBytes_AS_STRING(packet)
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(packet), at = 12, end, left, i
+    cdef int length, payload = 512
+    cdef bint edns, do = False
+    cdef uint32_t qtype
+    cdef uint8_t qname[256]
+    cdef const uint8_t *opt
+    if size < 17 or p[2] & 0xFA or memcmp(p + 4, b"\0\1\0\0\0\0\0", 7) or p[11] > 1:
+        return None
+    while True:
+        length = p[at]
+        if length > 63:
+            return None
+        if not length:
+            break
+        at += length + 1
+        if at >= size:
+            return None
+    end = at + 5
+    if at > 266 or end > size or p[at + 3] or p[at + 4] != 1:
+        return None
+    qtype = p[at + 1] << 8 | p[at + 2]
+    if qtype == 0 or qtype == 41 or 249 <= qtype <= 254:
+        return None
+    edns = p[11] == 1
+    if edns:
+        opt = p + end
+        if size - end < 11 or opt[0] or opt[1] or opt[2] != 41 or opt[6]:
+            return None
+        left = opt[9] << 8 | opt[10]
+        if left + 11 != size - end:
+            return None
+        i = 11
+        while left >= 4:
+            length = 4 + (opt[i + 2] << 8 | opt[i + 3])
+            i += length
+            left -= length
+        if left:
+            return None
+        payload, do = min(max(opt[3] << 8 | opt[4], 512), 1232), opt[7] >> 7
+    elif end != size:
+        return None
+    for i in range(12, at + 1):
+        qname[i - 12] = _LOWER[p[i]]
+    if _Query is None:
+        _types()
+    return _made(_Query, (
+        p[0] << 8 | p[1], (p[2] & 1) << 8 | p[3] & 0x10, PyBytes_FromStringAndSize(<const char *>p + 12, end - 12),
+        PyBytes_FromStringAndSize(<const char *>qname, at - 11), qtype, bool(edns), bool(do), payload,
+    ))  # fmt: skip
+
+
+cdef Py_ssize_t _read_name(const uint8_t *p, Py_ssize_t size, Py_ssize_t offset, uint8_t *wire, int *length) noexcept nogil:
+    """`names.read`: the offset behind the name, -1 when it is not one; its octets in lower case in `wire`."""
+    cdef Py_ssize_t i = offset, limit = offset, end = 0, target
+    cdef int out = 0, step, j
+    while True:
+        if i >= size:
+            return -1
+        step = p[i]
+        if step < 64:
+            if not step:
+                break
+            if i + 1 + step >= size or out + 1 + step >= 255:
+                return -1
+            wire[out] = step
+            for j in range(1, step + 1):
+                wire[out + j] = _LOWER[p[i + j]]
+            out += 1 + step
+            i += 1 + step
+        elif step >= 192:
+            if i + 1 >= size:
+                return -1
+            target = (step & 63) << 8 | p[i + 1]
+            if target >= limit:
+                return -1
+            if not end:
+                end = i + 2
+            limit = i = target
+        else:
+            return -1
+    wire[out] = 0
+    length[0] = out + 1
+    return end if end else i + 1
+
+
+cdef bint _ends(const uint8_t *name, int size, const uint8_t *above, int length) noexcept nogil:
+    """Is `above` the name itself or a name above it?"""
+    cdef int at = 0
+    while size - at > length:
+        at += 1 + name[at]
+    return size - at == length and memcmp(name + at, above, length) == 0
+
+
+cdef enum:
+    CHAIN = 16  # names behind each other, as in `response`
+    RECORDS = 48
+    MAX_TTL = 3600
+
+
+def read(bytes packet, bytes question):
+    """The twin of `response.parse` for the usual response; None for one that Python has to look at.
+
+    Usual: CNAMEs in their order, then the addresses asked for; or one SOA in place of an answer; and nothing else but an OPT.
+    """
+    cdef const uint8_t *p = <const uint8_t *>PyBytes_AS_STRING(packet)
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(packet), asked = PyBytes_GET_SIZE(question), at, begin, owner_end, start, end
+    cdef uint8_t chain[CHAIN + 1][256]
+    cdef int lengths[CHAIN + 1]
+    cdef uint8_t owner[256]
+    cdef int an, ns, ar, rcode, i, j, length = 0, steps = 0, count = 0, width
+    cdef uint32_t qtype, rtype, ttl, least = MAX_TTL, minimum
+    cdef Py_ssize_t at_ttl[RECORDS]
+    cdef uint32_t ttls[RECORDS]
+    cdef bint soa = False, above
+    cdef list addresses = []
+    cdef list leads = []
+    cdef tuple extra = ()
+    cdef bytes body
+    cdef uint8_t *out
+    if size < 12 + asked or asked < 5 or asked > 259 or p[4] or p[5] != 1 or p[2] & 2 or p[6] or p[8] or p[10]:
+        return None
+    rcode, an, ns, ar = p[3] & 15, p[7], p[9], p[11]
+    if (rcode != 0 and rcode != 3) or an + ns > RECORDS or ns > 1 or ar > 1:
+        return None
+    qtype = <uint8_t>question[asked - 4] << 8 | <uint8_t>question[asked - 3]
+    if qtype == 1:
+        width = 4
+    elif qtype == 28:
+        width = 16
+    else:
+        return None
+    if _Answer is None:
+        _types()
+    lengths[0] = asked - 4
+    memcpy(chain[0], PyBytes_AS_STRING(question), lengths[0])
+    at = begin = 12 + asked
+    end = begin
+    for i in range(an + ns):
+        owner_end = _read_name(p, size, at, owner, &length)
+        if owner_end < 0 or owner_end + 10 > size or p[owner_end + 2] or p[owner_end + 3] != 1:
+            return None
+        rtype = p[owner_end] << 8 | p[owner_end + 1]
+        ttl = (
+            <uint32_t>p[owner_end + 4] << 24 | <uint32_t>p[owner_end + 5] << 16 | <uint32_t>p[owner_end + 6] << 8
+            | p[owner_end + 7]
+        )  # fmt: skip
+        ttl = 0 if ttl & 0x80000000 else min(ttl, <uint32_t>MAX_TTL)
+        start = owner_end + 10
+        end = start + (p[owner_end + 8] << 8 | p[owner_end + 9])
+        if end > size:
+            return None
+        if i < an:
+            if length != lengths[steps] or memcmp(owner, chain[steps], length):
+                return None
+            if rtype == qtype and end - start == width:
+                addresses.append(PyBytes_FromStringAndSize(<const char *>p + start, width))
+            elif rtype == 5 and not addresses and steps < CHAIN - 1:
+                if _read_name(p, size, start, chain[steps + 1], &lengths[steps + 1]) != end:
+                    return None
+                for j in range(steps + 1):
+                    if lengths[j] == lengths[steps + 1] and memcmp(chain[j], chain[steps + 1], lengths[j]) == 0:
+                        return None
+                leads.append(_made(_Lead, (
+                    PyBytes_FromStringAndSize(<const char *>chain[steps], lengths[steps]),
+                    (PyBytes_FromStringAndSize(<const char *>chain[steps + 1], lengths[steps + 1]),), (),
+                )))  # fmt: skip
+                steps += 1
+            else:
+                return None
+        else:
+            above = length == 1
+            for j in range(steps + 1):
+                above = above or _ends(chain[j], lengths[j], owner, length)
+            if rtype != 6 or not above or end - start < 22:
+                return None
+            soa = True
+            minimum = (
+                <uint32_t>p[end - 4] << 24 | <uint32_t>p[end - 3] << 16 | <uint32_t>p[end - 2] << 8 | p[end - 1]
+            )  # fmt: skip
+            if (rcode or not addresses) and minimum < ttl:
+                ttl = minimum
+            extra = (_made(_Lead, (PyBytes_FromStringAndSize(<const char *>owner, length), (), ())),)
+        at_ttl[count], ttls[count] = owner_end + 4 - begin, ttl
+        count += 1
+        least = min(least, ttl)
+        at = end
+        if i == an - 1:
+            answer_end = end - begin
+    if ar:
+        if size - at < 11 or p[at] or p[at + 1] or p[at + 2] != 41 or p[at + 5]:
+            return None
+        if at + 11 + (p[at + 9] << 8 | p[at + 10]) != size:
+            return None
+    elif at != size:
+        return None
+    body = PyBytes_FromStringAndSize(<const char *>p + begin, at - begin)
+    out = <uint8_t *>PyBytes_AS_STRING(body)
+    for i in range(count):
+        ttl = ttls[i]
+        start = at_ttl[i]
+        out[start], out[start + 1], out[start + 2], out[start + 3] = ttl >> 24, ttl >> 16 & 255, ttl >> 8 & 255, ttl & 255
+    if addresses:
+        leads.append(_made(_Lead, (
+            PyBytes_FromStringAndSize(<const char *>chain[steps], lengths[steps]), (), tuple(addresses),
+        )))  # fmt: skip
+    return _made(_Answer, (
+        rcode, (an, ns, 0), body, tuple([(at_ttl[i], ttls[i]) for i in range(count)]), (p[2] & 4) << 8,
+        least if count and (soa or (addresses and not rcode)) else 0, False, False, tuple(leads), extra,
+        answer_end if an else 0,
+    ))  # fmt: skip
 
 
 # ── fastpath.answer ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -241,12 +481,6 @@ cdef struct Client:
     uint16_t family  # 0: nobody
     bint allowed
     PyObject *text
-
-
-cdef uint8_t _LOWER[256]
-cdef int _octet
-for _octet in range(256):
-    _LOWER[_octet] = _octet + 32 if 65 <= _octet <= 90 else _octet
 
 
 cdef struct Piece:  # of a block's reply: see `fastpath.Pieces`

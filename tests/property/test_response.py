@@ -10,31 +10,11 @@ import dns.rrset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embargo import message, names, response
+from embargo import message, response
 from embargo.errors import MessageError
 from embargo.message import Answer
 from support.playbook import query
-
-QUESTION = names.from_text("a.test") + b"\0\1\0\1"
-OWNERS = ("a.test", "b.test", "c.b.test", "test", "other", "d.a.test", "A.TEST")
-DATA = (
-    ("A", "192.0.2.1"), ("A", "192.0.2.2"), ("CNAME", "b.test."), ("CNAME", "c.b.test."), ("DNAME", "b.test."),
-    ("NS", "ns.b.test."), ("MX", "10 mx.b.test."), ("TXT", '"b.test"'), ("SOA", "ns.test. mail.test. 1 2 3 4 30"),
-    ("HTTPS", "1 c.b.test. ipv4hint=192.0.2.9"),
-    ("SRV", "1 2 3 srv.test."), ("NAPTR", '1 2 "s" "x" "" n.test.'), ("RP", "m.test. t.test."), ("NSEC", "z.test. A"),
-)  # fmt: skip
-RECORDS = st.builds(
-    lambda owner, data, ttl: dns.rrset.from_text(owner + ".", ttl, "IN", *data), st.sampled_from(OWNERS),
-    st.sampled_from(DATA), st.sampled_from((0, 1, 300, 86400, 0x7FFFFFFF)),
-)  # fmt: skip
-SECTIONS = st.tuples(*(st.lists(RECORDS, max_size=5) for _ in range(3)))
-
-
-def build(sections: tuple[list[dns.rrset.RRset], ...], rcode: int, edns: bool) -> bytes:
-    made = dns.message.make_response(dns.message.make_query("a.test", "A", use_edns=0 if edns else False))
-    made.answer, made.authority, made.additional = sections
-    made.set_rcode(dns.rcode.Rcode(rcode))
-    return made.to_wire(max_size=65535)
+from support.responses import QUESTION, SECTIONS, build, mutated
 
 
 def spoken(made: dns.message.Message) -> list[set[tuple[dns.name.Name, int, object]]]:
@@ -73,10 +53,7 @@ def test_what_is_passed_on_was_said_and_whole_when_read_again(
 def test_whatever_becomes_of_a_response_it_is_read_or_refused(
     sections: tuple[list[dns.rrset.RRset], ...], data: st.DataObject
 ) -> None:
-    wire = bytearray(build(sections, 0, edns=True))
-    for _ in range(data.draw(st.integers(0, 6))):
-        wire[data.draw(st.integers(2, len(wire) - 1))] = data.draw(st.integers(0, 255))
-    packet = bytes(wire[: data.draw(st.integers(12, len(wire)))])
+    packet = mutated(data.draw, build(sections, 0, edns=True))
     if response.matches(packet, int.from_bytes(packet[:2]), QUESTION):
         with contextlib.suppress(MessageError):
             found = response.parse(packet, QUESTION)

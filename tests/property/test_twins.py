@@ -2,15 +2,18 @@
 
 from typing import Any
 
+import dns.rrset
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embargo import _bulk, accelerator, image, lists, policy
-from embargo.errors import ListError
+from embargo import _bulk, _fastpath, accelerator, image, lists, message, policy, response
+from embargo.errors import ListError, MessageError
 from embargo.lists import Guard
 from embargo.names import Name
 from embargo.policy import App, Level, List, Selection, Source
+from support.playbook import query
+from support.responses import QUESTION, SECTIONS, build, mutated
 from support.strategies import APPS, LOCAL, SELECTIONS
 
 LABELS = st.sampled_from(
@@ -33,11 +36,20 @@ SUSPECTS = frozenset(map(Name, (b"\3com\0", b"\1b\3com\0", b"\1*\7example\0")))
 
 def both(function: Any, *arguments: Any) -> tuple[Any, Any]:
     """(compiled, Python)"""
+
+    def result() -> Any:
+        try:
+            return function(*arguments)
+        except MessageError as error:
+            return type(error), error.rcode
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(accelerator, "bulk", _bulk)
-        one = function(*arguments)
+        patch.setattr(accelerator, "fast", _fastpath)
+        one = result()
         patch.setattr(accelerator, "bulk", None)
-        return one, function(*arguments)
+        patch.setattr(accelerator, "fast", None)
+        return one, result()
 
 
 @settings(max_examples=400)
@@ -82,3 +94,42 @@ def test_a_large_table(numbers: list[int]) -> None:
     assert len(made.plain.starts) == len(numbers)
     native, python = both(image.encode, made)
     assert native == python
+
+
+@settings(max_examples=500)
+@given(SECTIONS, st.sampled_from((0, 3, 2)), st.booleans(), st.booleans(), st.data())
+def test_a_response(sections: Any, rcode: int, edns: bool, torn: bool, data: st.DataObject) -> None:
+    packet = build(sections, rcode, edns)
+    packet = mutated(data.draw, packet) if torn else packet
+    if response.matches(packet, int.from_bytes(packet[:2]), QUESTION):
+        one, two = both(response.parse, packet, QUESTION)
+        assert one == two
+        assert type(one) is type(two)
+
+
+@pytest.mark.parametrize("rcode", [0, 3])
+@pytest.mark.parametrize("records", [["A"], ["A", "A"], ["CNAME b.test", "A"], ["CNAME b.test", "CNAME c.x", "A", "A"], []])
+@pytest.mark.parametrize("zone", ["", "test", "a.test"])
+def test_the_usual_response_is_not_left_to_python(rcode: int, records: list[str], zone: str) -> None:
+    owner = "a.test"
+    answers: list[dns.rrset.RRset] = []
+    for record in records:
+        rtype, _, target = record.partition(" ")
+        data = f"{target}." if target else f"192.0.2.{len(answers)}"
+        answers.append(dns.rrset.from_text(f"{owner}.", 300, "IN", rtype, data))
+        owner = target or owner
+    soa = [dns.rrset.from_text(f"{zone}.", 900, "IN", "SOA", "ns.test. mail.test. 1 2 3 4 30")] if zone else []
+    assert _fastpath.read(build((answers, soa, []), rcode, True), QUESTION) is not None
+
+
+@given(
+    st.sampled_from(("a.test", "A.Test", ".", "x" * 63 + ".test")), st.sampled_from(("A", "HTTPS", "ANY", "AXFR", "OPT")),
+    st.booleans(), st.booleans(), st.sampled_from((0, 512, 1232, 4096)), st.booleans(), st.data(),
+)  # fmt: skip
+def test_a_query(name: str, qtype: str, edns: bool, do: bool, payload: int, torn: bool, data: st.DataObject) -> None:
+    packet = query(name, qtype, edns=edns, do=edns and do, **({"payload": payload} if edns else {}))
+    packet = mutated(data.draw, packet) if torn else packet
+    if packet[2] & 0x80 == 0:
+        one, two = both(message.parse_query, packet)
+        assert one == two
+        assert type(one) is type(two)

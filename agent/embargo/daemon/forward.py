@@ -1,20 +1,33 @@
-"""Carrying out a Forward: a socket with a random port and a random ID per attempt, a deadline, and patience with forgeries.
+"""Carrying out a Forward: a random ID from a random port per attempt, a deadline, and patience with forgeries.
 
-The socket is connected, so the kernel accepts datagrams from the asked address and port alone; what arrives must match in
-ID and question too, and whatever does not, or cannot be read, is ignored until the deadline (RFC 5452 section 9).
+Each server has a pool of sockets, whose ports the kernel has drawn. They are connected, so the kernel accepts datagrams from
+the asked address and port alone; what arrives must match in ID and question too, and whatever does not, or cannot be read,
+is ignored until the deadline (RFC 5452 section 9). A socket is used for a while and then replaced by one with another port.
 """
 
 import asyncio
+import errno
+import os
+import random
 import secrets
+import select
 import socket
 from collections.abc import Callable
-from typing import Any
 
 from embargo import message, response
 from embargo.engine import Forward
 from embargo.upstream import Server
 
 MAX_DATAGRAM = 65_535
+SOCKETS = 256  # to one server: as many ports as a forger has to guess from, over and above the IDs
+USES = 64  # questions from one port, and
+AGE = 10.0  # seconds, before it is given up
+BATCH = 64  # responses taken at once, so that clients are not kept waiting
+TICK = 0.02  # seconds between two looks for questions whose time is over, while there are any
+IDLE = 1.0  # seconds between two looks for ports that are too old, while there are any
+_IDENTS = 1024  # drawn at once
+
+_random = random.SystemRandom()
 
 
 class Forwarder:
@@ -26,38 +39,158 @@ class Forwarder:
         self._complete = complete
         self._expire = expire
         self._loop = asyncio.get_running_loop()
-        self._flights: dict[int, _Datagram] = {}
+        self._pools: dict[Server, list[_Socket]] = {}
+        self._sockets: dict[int, _Socket] = {}  # by descriptor, those given up too as long as something is awaited there
+        self._flights: dict[_Flight, None] = {}
+        self._epoll = select.epoll()  # one reader of the loop for all sockets: a turn of the loop for each would cost more
+        self._loop.add_reader(self._epoll.fileno(), self._readable)
+        self._buffer = memoryview(bytearray(MAX_DATAGRAM))
+        self._idents = b""
+        self._timer: asyncio.TimerHandle | None = None
+        self._hurried = False  # the timer looks for questions too
         self._tasks: set[asyncio.Task[None]] = set()
         self.mismatched = 0
+
+    @property
+    def sockets(self) -> int:
+        """UDP sockets that are open."""
+        return len(self._sockets)
 
     def start(self, forward: Forward) -> None:
         if forward.tcp:
             task = self._loop.create_task(self._tcp(forward), name=f"upstream-tcp-{forward.token}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        else:
-            self._udp(forward)
-
-    def _udp(self, forward: Forward) -> None:
+            return
+        now = self._loop.time()
         try:
-            sock = _connected(forward.server)
+            sock = self._socket(forward.server, now)
+            ident = self._ident(sock)
+            sock.sock.send(message.ask(forward.query, int.from_bytes(ident), edns=forward.edns))
         except OSError as error:
             self._loop.call_soon(self._expire, forward.token, _reason(error), True)
             return
-        ident = secrets.randbelow(1 << 16)
-        flight = _Datagram(self, forward, sock, ident)
-        self._flights[sock.fileno()] = flight
+        sock.uses += 1
+        flight = sock.flights[ident] = _Flight(forward, sock, ident, now + forward.timeout)
+        self._flights[flight] = None
+        if not self._hurried:
+            self._hurry()
+
+    # ── sockets ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _socket(self, server: Server, now: float) -> "_Socket":
+        """A random one of the server's. OSError when there is none and none can be had."""
+        pool = self._pools.setdefault(server, [])
+        place = int(_random.random() * SOCKETS)
+        if place < len(pool):
+            found = pool[place]
+            if found.uses < USES and now < found.born + AGE:
+                return found
+            self._give_up(found)
+            pool[place] = pool[-1]
+            pool.pop()
         try:
-            sock.send(message.ask(forward.query, ident, edns=forward.edns))
+            opened = self._open(server, now)
         except OSError as error:
-            self._loop.call_soon(flight.end, self._expire, forward.token, _reason(error), True)
-            return
-        self._loop.add_reader(
-            sock.fileno(), flight.readable
-        )  # by number: a selector that misses a socket describes it at length
-        flight.timer = self._loop.call_later(
-            forward.timeout, flight.end, self._expire, forward.token, f"did not answer in {forward.timeout:.1f} s", False
-        )
+            if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM) or not pool:
+                raise
+            return _random.choice(pool)  # fewer ports are better than no answer
+        pool.append(opened)
+        return opened
+
+    def _open(self, server: Server, now: float) -> "_Socket":
+        try:
+            sock = _connected(server)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            for pool in self._pools.values():  # those of other servers, perhaps
+                idle = [each for each in pool if not each.flights]
+                pool[:] = [each for each in pool if each.flights]
+                for each in idle:
+                    self._give_up(each)
+            sock = _connected(server)
+        opened = _Socket(sock, now)
+        self._sockets[opened.number] = opened
+        self._epoll.register(opened.number, select.EPOLLIN)
+        return opened
+
+    def _give_up(self, sock: "_Socket") -> None:
+        """Ask no more from this port. It is closed when nothing is awaited there."""
+        sock.given_up = True
+        if not sock.flights:
+            del self._sockets[sock.number]
+            sock.sock.close()  # which takes it out of the epoll set
+
+    def _ident(self, sock: "_Socket") -> bytes:
+        """An ID that is not on its way from this port."""
+        while True:
+            if not self._idents:
+                self._idents = os.urandom(2 * _IDENTS)
+            ident, self._idents = self._idents[:2], self._idents[2:]
+            if ident not in sock.flights:
+                return ident
+
+    # ── responses ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _readable(self) -> None:
+        for number, _ in self._epoll.poll(0, BATCH):
+            sock = self._sockets.get(number)
+            if sock is None:  # closed by what came before it
+                continue
+            try:
+                packet = bytes(self._buffer[: sock.sock.recv_into(self._buffer)])
+            except BlockingIOError:
+                continue
+            except OSError as error:  # ECONNREFUSED: nobody listens there, for any of these questions
+                for flight in list(sock.flights.values()):
+                    self._end(flight)
+                    self._expire(flight.forward.token, _reason(error), True)
+                continue
+            awaited = sock.flights.get(packet[:2])
+            if (
+                awaited is not None
+                and response.matches(packet, int.from_bytes(awaited.ident), message.asked(awaited.forward.query))
+                and self._complete(awaited.forward.token, packet)
+            ):
+                self._end(awaited)
+            else:
+                self.mismatched += 1
+
+    def _end(self, flight: "_Flight") -> None:
+        del self._flights[flight]
+        sock = flight.sock
+        del sock.flights[flight.ident]
+        if sock.given_up and not sock.flights:
+            del self._sockets[sock.number]
+            sock.sock.close()
+
+    # ── time ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _hurry(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._hurried = True
+        self._timer = self._loop.call_later(TICK, self._tick)
+
+    def _tick(self) -> None:
+        """End what has waited long enough, give up old ports; come again while there is anything to look after."""
+        now = self._loop.time()
+        for flight in [each for each in self._flights if each.deadline <= now]:
+            self._end(flight)
+            reason = f"did not answer in {flight.forward.timeout:.1f} s"
+            self._expire(flight.forward.token, reason, False)
+        if not self._flights:
+            for server, pool in list(self._pools.items()):
+                for sock in pool:
+                    if now >= sock.born + AGE:
+                        self._give_up(sock)
+                pool[:] = [sock for sock in pool if not sock.given_up]
+                if not pool:
+                    del self._pools[server]
+        self._hurried = bool(self._flights)
+        again = TICK if self._flights else IDLE
+        self._timer = self._loop.call_later(again, self._tick) if self._flights or self._pools else None
 
     async def _tcp(self, forward: Forward) -> None:
         writer: asyncio.StreamWriter | None = None
@@ -84,50 +217,41 @@ class Forwarder:
             if writer is not None:
                 writer.close()
 
-    def forget(self, flight: "_Datagram") -> None:
-        number = flight.sock.fileno()
-        self._flights.pop(number, None)
-        self._loop.remove_reader(number)
-
     def close(self) -> None:
-        for flight in list(self._flights.values()):
-            flight.end(lambda: None)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._loop.remove_reader(self._epoll.fileno())
+        for sock in self._sockets.values():
+            sock.sock.close()
+        self._epoll.close()
         for task in self._tasks:
             task.cancel()
 
 
-class _Datagram:
+class _Socket:
+    """A UDP socket that talks to one server alone; the kernel has given it a random port."""
+
+    __slots__ = ("born", "flights", "given_up", "number", "sock", "uses")
+
+    def __init__(self, sock: socket.socket, born: float) -> None:
+        self.sock = sock
+        self.number = sock.fileno()
+        self.born = born
+        self.uses = 0
+        self.flights: dict[bytes, _Flight] = {}  # by ID
+        self.given_up = False
+
+
+class _Flight:
     """One attempt over UDP."""
 
-    __slots__ = ("forward", "forwarder", "ident", "question", "sock", "timer")
+    __slots__ = ("deadline", "forward", "ident", "sock")
 
-    def __init__(self, forwarder: Forwarder, forward: Forward, sock: socket.socket, ident: int) -> None:
-        self.forwarder = forwarder
+    def __init__(self, forward: Forward, sock: _Socket, ident: bytes, deadline: float) -> None:
         self.forward = forward
         self.sock = sock
         self.ident = ident
-        self.question = message.asked(forward.query)
-        self.timer: asyncio.TimerHandle | None = None
-
-    def readable(self) -> None:
-        try:
-            packet = self.sock.recv(MAX_DATAGRAM)
-        except BlockingIOError:
-            return
-        except OSError as error:  # ECONNREFUSED: nobody listens there
-            self.end(self.forwarder._expire, self.forward.token, _reason(error), True)
-            return
-        if response.matches(packet, self.ident, self.question) and self.forwarder._complete(self.forward.token, packet):
-            self.end(lambda: None)
-        else:
-            self.forwarder.mismatched += 1
-
-    def end(self, then: Callable[..., None], *args: Any) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-        self.forwarder.forget(self)
-        self.sock.close()
-        then(*args)
+        self.deadline = deadline
 
 
 def _connected(server: Server) -> socket.socket:
