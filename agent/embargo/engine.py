@@ -15,7 +15,7 @@ from typing import NamedTuple
 from embargo import message, names, policy, response
 from embargo.cache import NOBODY, Cache
 from embargo.errors import MessageError
-from embargo.fastpath import Attempt, Rules
+from embargo.fastpath import SPECIAL, Attempt, Rules, unclaimed
 from embargo.message import Answer, Lead, Query
 from embargo.names import Name
 from embargo.policy import Action, Claims, Decision
@@ -71,20 +71,28 @@ class _Judged(NamedTuple):
     everyday: bool = False  # nothing is to be done about it: the fast path may give the answer out as it is
 
 
-@dataclass(slots=True)
 class _Pending:
-    key: bytes
-    upstreams: Upstreams
-    started: float
-    waiters: list[_Waiter]
-    attempts: list[Server] = field(default_factory=list)
-    bad: set[Server] = field(default_factory=set)
-    asked: float = 0.0
-    tcp: bool = False
-    edns: bool = True
-    malformed: bool = False
-    trouble: str = "no upstream is configured"
-    network: bool = False  # the last trouble was the network's, not silence
+    """A question on its way, and who waits for the answer."""
+
+    __slots__ = (
+        "asked", "attempts", "bad", "edns", "key", "malformed", "network", "question", "started", "tcp", "trouble", "upstreams",
+        "waiters",
+    )  # fmt: skip
+
+    def __init__(self, key: bytes, upstreams: Upstreams, started: float, first: _Waiter) -> None:
+        self.key = key
+        self.upstreams = upstreams
+        self.started = started
+        self.waiters = [first]
+        self.question = message.asked(first.query)
+        self.attempts: tuple[Server, ...] = ()
+        self.bad: frozenset[Server] = frozenset()
+        self.asked = 0.0
+        self.tcp = False
+        self.edns = True
+        self.malformed = False
+        self.trouble = "no upstream is configured"
+        self.network = False  # the last trouble was the network's, not silence
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +105,14 @@ class Zones:
     reverse: Mapping[Name, Name] = field(default_factory=dict)  # reverse name → name
 
     def upstreams(self, qname: Name) -> Upstreams:
+        if not self.forward:
+            return self.default
         return next((self.forward[n] for n in names.suffixes(qname) if n in self.forward), self.default)
 
     def local(self, qname: Name, qtype: int, ttl: int) -> Answer | None:
         """The answer of a hosts file; None for names it does not know."""
+        if not self.hosts:
+            return None
         if qname in self.hosts:
             width = {message.A: 4, message.AAAA: 16}.get(qtype)
             found = tuple(a for a in self.hosts[qname] if len(a) == width)
@@ -154,9 +166,11 @@ class Engine:
         answer = special(query, self.zones)
         if answer is not None:
             return Reply(message.reply(query, answer, udp=udp), peer, client)
-        action, decision = self.rules.board.choose(self.rules.image.lookup(query.qname))
-        if action is Action.BLOCK and decision is not None:
-            return self._block(waiter, decision)
+        claims = self.rules.image.lookup(query.qname)
+        if claims:
+            action, decision = self.rules.board.choose(claims)
+            if action is Action.BLOCK and decision is not None:
+                return self._block(waiter, decision)
         answer = self.zones.local(query.qname, query.qtype, SPECIAL_TTL)
         if answer is not None:
             return self._reply(waiter, self._judge(query.qname, answer))
@@ -192,6 +206,8 @@ class Engine:
         The question is judged again: the rules may have changed while the upstream was asked. The other sections hold
         what nobody asked for: where they lead to something blocked, they are left out.
         """
+        if unclaimed(self.rules.image, qname, answer):
+            return _Judged(Action.PASS, None, answer, everyday=not self.log_all)
         claims = self.rules.image.lookup(qname)
         action, decision = self.rules.board.choose(claims)
         if action is Action.BLOCK:
@@ -248,7 +264,7 @@ class Engine:
             self._pending[token].waiters.append(waiter)
             return Joined()
         self._token = token = self._token + 1
-        self._pending[token] = _Pending(key, self.zones.upstreams(waiter.query.qname), now, [waiter])
+        self._pending[token] = _Pending(key, self.zones.upstreams(waiter.query.qname), now, waiter)
         self._by_key[key] = token
         outcome = self._next(token, now)
         return outcome if isinstance(outcome, Forward) else outcome[0]
@@ -260,7 +276,7 @@ class Engine:
         if server is None or now >= pending.started + DEADLINE:
             self._close(token)
             return [self._trouble(waiter, pending.trouble, network=pending.network) for waiter in pending.waiters]
-        pending.attempts.append(server)
+        pending.attempts = (*pending.attempts, server)
         pending.asked = now
         pending.tcp = server.tcp
         pending.edns = pending.upstreams.health[server].plain_until <= now
@@ -291,7 +307,7 @@ class Engine:
         pending = self._pending[token]
         server = pending.attempts[-1]
         try:
-            answer = response.parse(packet, message.asked(pending.waiters[0].query))
+            answer = response.parse(packet, pending.question)
         except MessageError:
             pending.malformed = True
             return self._unhelpful(token, "sent a malformed response over TCP", now) if pending.tcp else None
@@ -335,7 +351,7 @@ class Engine:
         """The server answered and could not help: it is not asked again for this question."""
         pending = self._pending[token]
         server = pending.attempts[-1]
-        pending.bad.add(server)
+        pending.bad |= {server}
         pending.trouble, pending.network = f"{server} {reason}", True
         pending.upstreams.unhelpful(server, pending.trouble, pending.asked, now)
         return self._next(token, now)
@@ -365,6 +381,8 @@ def special(query: Query, zones: Zones) -> Answer | None:
 
     `test.` is not among them: we ask a configured server, not the root, and test networks use it.
     """
+    if not query.qname.endswith(SPECIAL) and not zones.forward:  # nearly always
+        return None
     for suffix in names.suffixes(query.qname):
         if suffix in _RESOLVER:
             return message.negative(message.NOERROR, SPECIAL_TTL)

@@ -24,7 +24,7 @@ from embargo.policy import Action, Claims, Decision, Switchboard
 
 ACL_MEMO = 4096  # client addresses remembered; forged ones must not fill memory
 
-#: names below these never reach the policy here; the engine answers them (RFC 6761, 6762, 7686, 8375, 9462)
+#: names below these, and these, never reach the policy here; the engine answers them (RFC 6761, 6762, 7686, 8375, 9462)
 SPECIAL = tuple(map(bytes, map(names.from_text, ("localhost", "invalid", "local", "onion", "arpa"))))
 
 
@@ -302,14 +302,27 @@ def passes(entry: Entry, qname: Name, rules: Rules) -> bool:
 
     After a change of policy every cached answer comes this way once, so it must cost little; all else is the engine's.
     """
-    lookup, address = rules.image.lookup, rules.image.lookup_address
-    if entry.judged == NOBODY or rules.log_all or lookup(qname):
+    if entry.judged == NOBODY or rules.log_all or not unclaimed(rules.image, qname, entry.answer):
         return False
-    for leads in (entry.answer.leads, entry.answer.extra_leads):
-        for owner, targets, packed in leads:
-            if (owner != qname and lookup(owner)) or any(map(lookup, targets)) or any(map(address, packed)):
-                return False
     entry.judged = rules.judged
+    return True
+
+
+def unclaimed(image: Image, qname: Name, answer: Answer) -> bool:
+    """Does nobody claim the name, or an owner, target, address or hint of the answer?"""
+    find, address = image.finder.find, image.lookup_address
+    if find(qname) >= 0:
+        return False
+    for leads in (answer.leads, answer.extra_leads):
+        for owner, targets, packed in leads:
+            if owner != qname and find(owner) >= 0:
+                return False
+            for target in targets:
+                if find(target) >= 0:
+                    return False
+            for each in packed:
+                if address(each):
+                    return False
     return True
 
 
