@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from embargo import message, names, policy, response
-from embargo.cache import NOBODY, Cache
+from embargo.cache import NOBODY, RETRY, Cache, Entry
 from embargo.errors import MessageError
 from embargo.fastpath import SPECIAL, Attempt, Rules, unclaimed
 from embargo.message import Answer, Lead, Query
@@ -24,6 +24,7 @@ from embargo.upstream import DEADLINE, PLAIN_FOR, Server, Upstreams
 MAX_PENDING = 1000  # questions on their way upstream, per worker; each holds a socket
 MAX_WAITING = 10_000  # clients behind all of them
 SPECIAL_TTL = 600  # seconds
+STALE_AFTER = 1.8  # seconds a client waits for a fresh answer when there is an old one (RFC 8767 section 5)
 
 
 class Reply(NamedTuple):
@@ -75,16 +76,17 @@ class _Pending:
     """A question on its way, and who waits for the answer."""
 
     __slots__ = (
-        "asked", "attempts", "bad", "edns", "key", "malformed", "network", "question", "started", "tcp", "trouble", "upstreams",
-        "waiters",
+        "asked", "attempts", "bad", "edns", "key", "malformed", "network", "query", "question", "started", "tcp", "trouble",
+        "upstreams", "waiters",
     )  # fmt: skip
 
-    def __init__(self, key: bytes, upstreams: Upstreams, started: float, first: _Waiter) -> None:
+    def __init__(self, key: bytes, upstreams: Upstreams, started: float, query: Query, waiters: list[_Waiter]) -> None:
         self.key = key
         self.upstreams = upstreams
         self.started = started
-        self.waiters = [first]
-        self.question = message.asked(first.query)
+        self.waiters = waiters  # none while it is asked to be fresh in the cache
+        self.query = query
+        self.question = message.asked(query)
         self.attempts: tuple[Server, ...] = ()
         self.bad: frozenset[Server] = frozenset()
         self.asked = 0.0
@@ -136,6 +138,8 @@ class Engine:
         self._waiting = 0
         self._token = 0
         self.log_all = False  # every query is an attempt, claimed or not
+        self.stale = 0  # replies with an answer that had expired
+        self.refreshed = 0  # names fetched anew before they expired
 
     @property
     def pending(self) -> int:
@@ -181,6 +185,9 @@ class Engine:
             entry.judged = self.rules.judged if judged.everyday else NOBODY
             return self._reply(waiter, judged)
         self.cache.misses += 1
+        old = self.cache.stale(query.key, now)
+        if old is not None and now < old.retry_at:  # nobody knew better a moment ago
+            return self._reply_stale(waiter, old)
         return self._ask(waiter, now)
 
     def _block(self, waiter: _Waiter, decision: Decision) -> Reply:
@@ -189,12 +196,19 @@ class Engine:
         attempt = Attempt(rules, query.qname, query.qtype, decision, rules.action_name(decision))
         return Reply(wire, waiter.peer, waiter.client, attempt)
 
-    def _reply(self, waiter: _Waiter, judged: _Judged) -> Reply:
+    def _reply_stale(self, waiter: _Waiter, old: Entry) -> Reply:
+        """An answer after its time, judged as it would be today (RFC 8767)."""
+        self.stale += 1
+        answer = old.stale()
+        code = message.EDE_STALE_NXDOMAIN if answer.rcode == message.NXDOMAIN else message.EDE_STALE
+        return self._reply(waiter, self._judge(waiter.query.qname, answer), message.ede(code, "no upstream answers"))
+
+    def _reply(self, waiter: _Waiter, judged: _Judged, ede: bytes = b"") -> Reply:
         """The answer of a hosts file, the cache or an upstream, or the block that it deserves."""
         query, decision = waiter.query, judged.decision
         if judged.action is Action.BLOCK and decision is not None:
             return self._block(waiter, decision)
-        wire = message.reply(query, judged.answer, udp=waiter.udp)
+        wire = message.reply(query, judged.answer, ede=ede, udp=waiter.udp)
         if decision is None and not self.log_all:
             return Reply(wire, waiter.peer, waiter.client, None, judged.passing)
         attempt = Attempt(self.rules, query.qname, query.qtype, decision, "pass", audit=decision is not None)
@@ -263,11 +277,46 @@ class Engine:
         if token is not None:
             self._pending[token].waiters.append(waiter)
             return Joined()
-        self._token = token = self._token + 1
-        self._pending[token] = _Pending(key, self.zones.upstreams(waiter.query.qname), now, waiter)
-        self._by_key[key] = token
-        outcome = self._next(token, now)
+        outcome = self._open(key, waiter.query, [waiter], now)
         return outcome if isinstance(outcome, Forward) else outcome[0]
+
+    def _open(self, key: bytes, query: Query, waiters: list[_Waiter], now: float) -> Forward | list[Reply]:
+        self._token = token = self._token + 1
+        self._pending[token] = _Pending(key, self.zones.upstreams(query.qname), now, query, waiters)
+        self._by_key[key] = token
+        return self._next(token, now)
+
+    def refresh(self, now: float) -> list[Forward]:
+        """What the cache wants to have fetched anew, as far as there is room beside what clients wait for."""
+        wanted, self.cache.wanted = self.cache.wanted, []
+        found = []
+        for key in wanted:
+            qname, rest = names.Name(key[:-3]), key[-3:]
+            if key in self._by_key or len(self._pending) >= MAX_PENDING // 4:
+                continue
+            if self.rules.board.choose(self.rules.image.lookup(qname))[0] is Action.BLOCK:
+                continue
+            flags = message.RD | (message.CD if rest[2] & 1 else 0)
+            question = qname + rest[:2] + message.IN.to_bytes(2)
+            query = Query(0, flags, question, qname, int.from_bytes(rest[:2]), True, bool(rest[2] & 2), message.MAX_UDP)
+            outcome = self._open(key, query, [], now)
+            if isinstance(outcome, Forward):
+                self.refreshed += 1
+                found.append(outcome)
+        return found
+
+    def impatient(self, now: float) -> list[Reply]:
+        """Replies for clients that have waited long enough for a fresh answer when there is an old one (RFC 8767 section 5)."""
+        found = []
+        for pending in self._pending.values():
+            if now < pending.started + STALE_AFTER:  # they stand in the order of their start
+                break
+            old = self.cache.stale(pending.key, now) if pending.waiters else None
+            if old is not None:
+                found += [self._reply_stale(waiter, old) for waiter in pending.waiters]
+                self._waiting -= len(pending.waiters)
+                pending.waiters = []
+        return found
 
     def _next(self, token: int, now: float) -> Forward | list[Reply]:
         """The next attempt of a question, or the end of it."""
@@ -275,6 +324,10 @@ class Engine:
         server = pending.upstreams.choose(pending.attempts, pending.bad, now)
         if server is None or now >= pending.started + DEADLINE:
             self._close(token)
+            old = self.cache.stale(pending.key, now)
+            if old is not None:
+                old.retry_at = now + RETRY
+                return [self._reply_stale(waiter, old) for waiter in pending.waiters]
             return [self._trouble(waiter, pending.trouble, network=pending.network) for waiter in pending.waiters]
         pending.attempts = (*pending.attempts, server)
         pending.asked = now
@@ -287,7 +340,7 @@ class Engine:
     def _forward(self, token: int, now: float) -> Forward:
         pending = self._pending[token]
         timeout = pending.upstreams.timeout(len(pending.attempts) - 1, pending.started, now)
-        return Forward(token, pending.attempts[-1], pending.waiters[0].query, pending.edns, pending.tcp, timeout)
+        return Forward(token, pending.attempts[-1], pending.query, pending.edns, pending.tcp, timeout)
 
     def _close(self, token: int) -> None:
         pending = self._pending.pop(token)
@@ -333,7 +386,7 @@ class Engine:
     def _answered(self, token: int, answer: Answer, now: float) -> list[Reply]:
         pending = self._pending[token]
         self._close(token)
-        judged = self._judge(pending.waiters[0].query.qname, answer)
+        judged = self._judge(pending.query.qname, answer)
         self.cache.put(pending.key, answer, now, self.rules.judged if judged.everyday else NOBODY)
         return [self._reply(waiter, judged) for waiter in pending.waiters]
 

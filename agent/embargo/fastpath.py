@@ -233,7 +233,7 @@ def answer(packet: bytes, client: str, rules: Rules, cache: Cache, now: float) -
     known = rules.memo.get(key)
     if known is not None and now < known.until:
         if known.entry is not None:
-            known.entry.used = True
+            known.entry.used = True  # asked for again: it stays in the cache, and is fetched anew before it expires
             cache.hits += 1
         return known
     size = len(packet)

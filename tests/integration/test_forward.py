@@ -1,6 +1,9 @@
 """A resolver and upstreams that misbehave: the client gets the right answer or SERVFAIL in time, and nothing forged."""
 
 import contextlib
+import os
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import dns.edns
@@ -334,3 +337,46 @@ def test_conditional_zones_go_where_they_belong(worker: Worker) -> None:
         assert addresses(worker.asked(query("nas.lan", "AAAA"))) == ["2001:db8::7"]
         assert addresses(worker.asked(query("7.2.0.192.in-addr.arpa", "PTR"))) == ["nas.lan."]
         assert (len(everyday.asked), len(inside.asked)) == (1, 2)
+
+
+def test_an_old_answer_is_given_out_when_the_upstream_is_gone(worker: Worker) -> None:
+    def short(asked: Asked) -> list[bytes]:
+        return [right(asked, ttl=1)]
+
+    with Upstream(short) as upstream:
+        asking(worker, upstream)
+        assert answered(worker) == ["192.0.2.80"]
+        before = worker.stats()["cache"]["stale"]
+    time.sleep(1.1)
+    found = worker.asked(query("free.test"))
+    assert addresses(found) == ["192.0.2.80"]
+    assert extended(found)[0] == 3
+    assert worker.stats()["cache"]["stale"] == before + 1
+
+
+def test_an_old_answer_is_given_out_while_the_upstream_is_silent(worker: Worker) -> None:
+    """In less than two seconds, and the question goes on."""
+    talking = True
+
+    def script(asked: Asked) -> list[bytes]:
+        return [right(asked, ttl=1)] if talking else []
+
+    with Upstream(script) as upstream:
+        asking(worker, upstream)
+        assert answered(worker) == ["192.0.2.80"]
+        talking = False
+        time.sleep(1.1)
+        found = worker.asked(query("free.test"))
+        assert addresses(found) == ["192.0.2.80"]
+        assert worker.stats()["counters"]["pending"] == 1
+
+
+def test_sockets_to_upstreams_are_pooled_and_given_back(worker: Worker) -> None:
+    with Upstream(lambda asked: [right(asked)]) as upstream:
+        asking(worker, upstream)
+        for number in range(1500):
+            worker.asked(query(f"pooled{number}.test"))
+        ports = Counter(each.port for each in upstream.asked)
+        assert len(ports) > 200
+        assert max(ports.values()) <= 64, "a port is given up after 64 questions"
+        assert len(os.listdir(f"/proc/{worker.process.pid}/fd")) < 320

@@ -314,7 +314,7 @@ def test_descriptors_do_not_grow() -> None:
 
         level = load(0)
         load(100)
-        until(lambda: held() <= level, f"{level} descriptors")
+        until(lambda: held() <= level, f"{level} descriptors", 20.0)  # sockets to upstreams are kept for ten seconds
 
 
 def test_a_worker_that_is_stopped_by_a_signal_leaves_its_queries_to_the_next() -> None:

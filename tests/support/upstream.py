@@ -38,12 +38,12 @@ class Elsewhere(NamedTuple):
 Script = Callable[[Asked], "Sequence[bytes | Late | Elsewhere]"]  # what is sent back, in this order
 
 
-def right(asked: Asked, address: str = "192.0.2.80") -> bytes:
+def right(asked: Asked, address: str = "192.0.2.80", ttl: int = 300) -> bytes:
     """The answer that a good server gives: every name has one address, and nothing else."""
     made = dns.message.make_response(asked.message)
     made.flags |= dns.flags.RA
     if asked.message.question[0].rdtype == dns.rdatatype.A:
-        made.answer.append(dns.rrset.from_text(asked.message.question[0].name, 300, "IN", "A", address))
+        made.answer.append(dns.rrset.from_text(asked.message.question[0].name, ttl, "IN", "A", address))
     return made.to_wire()
 
 

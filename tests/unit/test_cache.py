@@ -3,7 +3,7 @@
 import tracemalloc
 
 from embargo import names, response
-from embargo.cache import OVERHEAD, PER_RECORD, Cache
+from embargo.cache import MAX_WANTED, OVERHEAD, PER_RECORD, SHORTEST, STALE_FOR, STALE_TTL, Cache
 from embargo.message import Answer
 
 SECTIONS = (1, 0, 0)
@@ -62,9 +62,91 @@ def test_what_is_not_asked_for_any_more_goes_in_the_end() -> None:
     cache = Cache(limit=10 * (OVERHEAD + PER_RECORD + 12))
     cache.put(b"once hot", answer(1000), 0.0, 1)
     cache.get(b"once hot", 1.0)
-    for number in range(30):
+    for number in range(60):
         cache.put(number.to_bytes(4), answer(1000), 1.0, 1)
+        cache.get(number.to_bytes(4), 1.0)
     assert cache.get(b"once hot", 1.0) is None
+
+
+def test_five_thousand_hot_names_survive_a_million_that_are_asked_once() -> None:
+    cache = Cache(limit=20_000 * (OVERHEAD + PER_RECORD + 12))
+    hot = [b"hot %d" % number for number in range(5000)]
+    for key in hot:
+        cache.put(key, answer(3600), 0.0, 1)
+        assert cache.get(key, 0.0) is not None
+    cold = answer(3600)
+    for number in range(1_000_000):
+        cache.put(number.to_bytes(4), cold, 1.0, 1)
+    assert all(cache.get(key, 2.0) is not None for key in hot)
+    assert len(cache) <= 20_000
+
+
+def test_who_comes_back_soon_after_he_had_to_leave_stays() -> None:
+    cache = Cache(limit=100 * (OVERHEAD + PER_RECORD + 12))
+    for key in (b"seldom", *(number.to_bytes(4) for number in range(150))):
+        cache.put(key, answer(1000), 0.0, 1)
+    assert cache.get(b"seldom", 1.0) is None
+    cache.put(b"seldom", answer(1000), 1.0, 1)
+    for number in range(1000, 3000):
+        cache.put(number.to_bytes(4), answer(1000), 1.0, 1)
+    assert cache.get(b"seldom", 2.0) is not None
+
+
+def test_names_that_are_stored_and_dropped_for_ever_leave_nothing_behind() -> None:
+    cache = Cache()
+    for _ in range(20_000):
+        cache.put(b"key", answer(10), 0.0, 1)
+        cache.put(b"key", answer(0), 0.0, 1)
+    assert sum(map(len, cache._queues)) < 5000
+    assert (len(cache), cache.octets) == (0, 0)
+
+
+def test_a_name_that_is_renewed_for_ever_stands_in_its_queue_once() -> None:
+    cache = Cache()
+    for number in range(5000):
+        cache.put(b"key", answer(10), float(number), 1)
+    assert (sum(map(len, cache._queues)), len(cache)) == (1, 1)
+
+
+def test_an_answer_after_its_time_is_kept_for_a_day() -> None:
+    cache = Cache()
+    cache.put(b"key", answer(10), 0.0, 1)
+    assert cache.stale(b"key", 9.0) is None
+    entry = cache.stale(b"key", 10.0)
+    assert entry is not None
+    assert entry.stale().body[:4] == STALE_TTL.to_bytes(4)
+    assert cache.get(b"key", 10.0) is None
+    assert cache.stale(b"key", 10.0 + STALE_FOR) is None
+
+
+def test_a_name_asked_for_near_its_end_is_wanted_once() -> None:
+    cache = Cache()
+    cache.put(b"key", answer(100), 0.0, 1)
+    for now in (1.0, 89.0, 90.0, 95.0):
+        cache.get(b"key", now)
+    assert cache.wanted == [b"key"]
+    cache.put(b"key", answer(100), 96.0, 1)
+    assert cache.get(b"key", 190.0) is not None
+    assert cache.wanted == [b"key"], "nobody asked for it since"
+    cache.get(b"key", 190.0)
+    assert cache.wanted == [b"key", b"key"]
+
+
+def test_what_lives_for_seconds_is_not_fetched_before_it_is_over() -> None:
+    cache = Cache()
+    cache.put(b"key", answer(SHORTEST - 1), 0.0, 1)
+    for _ in range(3):
+        cache.get(b"key", 8.9)
+    assert cache.wanted == []
+
+
+def test_what_is_wanted_is_bounded() -> None:
+    cache = Cache()
+    for number in range(2 * MAX_WANTED):
+        cache.put(number.to_bytes(2), answer(100), 0.0, 1)
+        for _ in range(2):
+            cache.get(number.to_bytes(2), 95.0)
+    assert len(cache.wanted) == MAX_WANTED
 
 
 def test_what_is_over_goes_although_it_was_asked_for() -> None:

@@ -5,10 +5,12 @@ import dns.flags
 import dns.message
 import dns.rcode
 import dns.rdatatype
+import dns.rrset
 import pytest
 
 from embargo import names
-from embargo.engine import MAX_WAITING, Joined, Zones
+from embargo.cache import RETRY, STALE_TTL
+from embargo.engine import MAX_WAITING, STALE_AFTER, Forward, Joined, Zones
 from embargo.upstream import PLAIN_FOR, Server, Upstreams
 from support.playbook import SERVERS, Play, answer, play, rules
 
@@ -196,3 +198,117 @@ def test_without_an_upstream_the_client_is_told_so() -> None:
     found = Play(rules(BLOCKED), Zones(Upstreams(()))).query("free.test").replies(rcode=dns.rcode.SERVFAIL)
     assert "no upstream" in str(found.reply.options[0])
     assert found.reply.question[0].rdtype == dns.rdatatype.A
+
+
+# ── answers after their time (RFC 8767) ──────────────────────────────────────────────────────────────────────────────────
+
+
+def expired(*entries: str) -> Play:
+    """An engine that knew free.test, whose answer is over by now."""
+    found = play(*entries).query("free.test").upstream(answer("free.test", "A", "192.0.2.1", ttl=60))
+    return found.later(61)
+
+
+def exhausted(found: Play) -> Play:
+    while found.forward is not None and found.engine.pending:
+        found.silence()
+    return found
+
+
+def test_an_old_answer_is_better_than_none() -> None:
+    found = exhausted(expired().query("free.test").is_forwarded())
+    assert found.replies("192.0.2.1").ede() == 3
+    assert [rrset.ttl for rrset in found.reply.answer] == [STALE_TTL]
+    assert found.engine.stale == 1
+
+
+def test_an_old_nxdomain_says_that_it_is_old() -> None:
+    made = answer("free.test", rcode=dns.rcode.NXDOMAIN)
+    made.authority.append(dns.rrset.from_text("test.", 60, "IN", "SOA", "ns.test. mail.test. 1 2 3 4 30"))
+    found = exhausted(play().query("free.test").upstream(made).later(61).query("free.test").is_forwarded())
+    assert found.replies(rcode=3).ede() == 19
+
+
+def test_for_a_moment_nobody_is_asked_again() -> None:
+    found = exhausted(expired().query("free.test"))
+    assert found.query("free.test").forwards_nothing().replies("192.0.2.1").ede() == 3
+    found.later(RETRY).query("free.test").is_forwarded()
+    found.upstream(answer("free.test", "A", "192.0.2.2")).replies("192.0.2.2")
+    assert found.ede() == -1
+
+
+def test_who_waits_too_long_gets_the_old_answer_and_the_new_one_is_kept() -> None:
+    found = expired().query("free.test").is_forwarded()
+    assert found.engine.impatient(found.now + STALE_AFTER - 0.1) == []
+    (reply,) = found.engine.impatient(found.now + STALE_AFTER)
+    assert [str(rdata) for rrset in dns.message.from_wire(reply.wire).answer for rdata in rrset] == ["192.0.2.1"]
+    assert found.engine.impatient(found.now + STALE_AFTER) == [], "once is enough"
+    assert found.upstream(answer("free.test", "A", "192.0.2.2")).settled == []
+    found.query("free.test").forwards_nothing().replies("192.0.2.2")
+
+
+def test_who_asks_for_what_was_never_known_waits() -> None:
+    found = play().query("free.test")
+    assert found.engine.impatient(found.now + 4.0) == []
+
+
+@pytest.mark.parametrize("entry", ["free.test", "192.0.2.0/24"])
+def test_what_is_blocked_by_now_is_not_given_out_late(entry: str) -> None:
+    found = exhausted(expired(BLOCKED).adopt(rules("192.0.2.0/24", number=2)).query("free.test"))
+    assert found.reply.rcode() == dns.rcode.NXDOMAIN
+    found = expired(BLOCKED).query("free.test")
+    found.adopt(rules(entry.replace("192.0.2.0/24", "192.0.2.1"), number=2))
+    (reply,) = found.engine.impatient(found.now + STALE_AFTER)
+    assert dns.message.from_wire(reply.wire).rcode() == dns.rcode.NXDOMAIN
+
+
+# ── answers before their end ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def wanted(*entries: str) -> Play:
+    """An engine that is asked for free.test again and again, until its answer is nearly over."""
+    found = play(*entries).query("free.test", do=True).upstream(answer("free.test", "A", "192.0.2.1", ttl=100))
+    for _ in range(3):
+        found.later(31).query("free.test", do=True).replies("192.0.2.1")
+    return found
+
+
+def test_a_name_that_is_asked_for_is_fetched_anew_before_it_is_over() -> None:
+    found = wanted()
+    (forward,) = found.engine.refresh(found.now)
+    assert (forward.query.qname, forward.query.qtype, forward.query.do) == (names.from_text("free.test"), 1, True)
+    assert found.engine.refresh(found.now) == []
+    assert found.engine.complete(forward.token, answer("free.test", "A", "192.0.2.2").to_wire(), found.now) == []
+    found.later(20).query("free.test", do=True).forwards_nothing().replies("192.0.2.2")
+    assert found.engine.refreshed == 1
+
+
+def test_who_comes_while_it_is_fetched_gets_the_old_answer() -> None:
+    found = wanted()
+    assert len(found.engine.refresh(found.now)) == 1
+    found.query("free.test", do=True).replies("192.0.2.1")
+
+
+def test_who_comes_when_it_is_over_waits_for_what_is_fetched() -> None:
+    found = wanted()
+    (forward,) = found.engine.refresh(found.now)
+    found.later(20).query("free.test", do=True)
+    assert isinstance(found.outcome, Joined)
+    settled = found.engine.complete(forward.token, answer("free.test", "A", "192.0.2.2").to_wire(), found.now)
+    assert isinstance(settled, list)
+    assert len(settled) == 1
+
+
+def test_a_failure_of_what_nobody_waits_for_is_nobodys_reply() -> None:
+    found = wanted()
+    (forward,) = found.engine.refresh(found.now)
+    outcome: object = forward
+    while isinstance(outcome, Forward):
+        outcome = found.engine.expire(forward.token, "did not answer in 1.0 s", found.now)
+    assert outcome == []
+    assert found.engine.pending == 0
+
+
+def test_what_is_blocked_by_now_is_not_fetched() -> None:
+    found = wanted(BLOCKED).adopt(rules("free.test", number=2))
+    assert found.engine.refresh(found.now) == []

@@ -34,6 +34,7 @@ from embargo.policy import Action, Switchboard
 from embargo.upstream import Upstreams, server
 
 RUBBISH = 20_000, 20, 50  # containers between collections: we make few cycles and hold many containers
+PATIENCE = 0.2  # seconds between two looks for clients that have waited too long
 PASS_PATIENCE = 0.2  # seconds a reply waits for its addresses to pass the firewall
 ANSWER_TRIES = 500  # hundredths of a second that an answer waits for the supervisor to read
 LAST_BATCHES = 64  # of queries that wait in a socket when the worker stops; in a flood the rest is the next worker's
@@ -62,6 +63,7 @@ class Resolver:
         self._intake = intake.make(self._cache, self._attempts)
         self._log_names = "blocked"
         self._number = 0
+        self._patience: asyncio.TimerHandle | None = None
         self._held_back: dict[int, Reply] = {}
         self.counters: Counter[str] = Counter()
 
@@ -114,6 +116,9 @@ class Resolver:
         now = self._loop.time()
         self.counters["queries_udp"] += taken
         self.counters["fast"] += taken - len(declined)
+        if self._cache.wanted:
+            for forward in self.engine.refresh(now):
+                self._dispatch(forward, now)
         for packet in declined:
             self._dispatch(self.engine.handle(packet.data, packet.client, packet.way, now), now)
 
@@ -131,10 +136,19 @@ class Resolver:
             case Forward():
                 self.counters["upstream_queries"] += 1
                 self._forwarder.start(outcome)
+                if self._patience is None:
+                    self._patience = self._loop.call_later(PATIENCE, self._impatient)
             case Drop(reason):
                 self.counters[f"dropped_{reason}"] += 1
             case Joined():
                 self.counters["joined"] += 1
+
+    def _impatient(self) -> None:
+        """Give out old answers to those who wait too long for a new one, as long as anybody waits."""
+        self._patience = None
+        self._settled(self.engine.impatient(self._loop.time()), self._loop.time())
+        if self.engine.pending and self._patience is None:
+            self._patience = self._loop.call_later(PATIENCE, self._impatient)
 
     def _deliver(self, reply: Reply, now: float) -> None:
         if reply.passing and self._pass(reply):
@@ -191,6 +205,7 @@ class Resolver:
             "cache": {
                 "entries": len(self._cache), "octets": self._cache.octets,
                 "hits": self._cache.hits, "misses": self._cache.misses,
+                "stale": self.engine.stale, "refreshed": self.engine.refreshed,
             },
             "upstreams": [
                 {
@@ -215,6 +230,8 @@ class Resolver:
         deadline = self._loop.time() + LAST_WORDS
         while (self.engine.pending or self._held_back) and self._loop.time() < deadline:
             await asyncio.sleep(0.02)
+        if self._patience is not None:
+            self._patience.cancel()
         self._forwarder.close()
         await self._streams.close()
         for listener in self._listeners:
