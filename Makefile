@@ -29,7 +29,7 @@ lint: $(VENV)/test.stamp
 	$(BIN)/mypy
 
 bench: $(VENV)/bench.stamp
-	@tools/apt nftables iproute2 bind9-dnsutils dnsmasq-base unbound dnsperf procps
+	@tools/apt iproute2 dnsperf procps unbound dnsmasq-base pdns-recursor bind9 dnsdist
 	$(BIN)/python -m tools.bench
 
 lock:

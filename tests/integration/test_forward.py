@@ -21,9 +21,9 @@ from support.worker import Worker
 FORGED = "203.0.113.66"
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Worker]:
-    with Worker() as started:
+@pytest.fixture(scope="module", params=["native", "none"], ids=["compiled", "python"])
+def shared(request: pytest.FixtureRequest) -> Iterator[Worker]:
+    with Worker(accelerated=request.param) as started:
         yield started.start("alipay.example")
 
 

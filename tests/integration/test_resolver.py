@@ -22,9 +22,9 @@ BLOCKED = "alipay.example"
 EDE = "app=alipay function=payment list=alipay/payment.list:1 rule=alipay.example"
 
 
-@pytest.fixture(scope="module")
-def worker() -> Iterator[Worker]:
-    with Upstream(lambda asked: [right(asked)]) as upstream, Worker() as started:
+@pytest.fixture(scope="module", params=["native", "none"], ids=["compiled", "python"])
+def worker(request: pytest.FixtureRequest) -> Iterator[Worker]:
+    with Upstream(lambda asked: [right(asked)]) as upstream, Worker(accelerated=request.param) as started:
         yield started.start(BLOCKED, dns={"upstream": [f"udp://127.0.0.1:{upstream.port}"]})
 
 
@@ -102,8 +102,9 @@ def test_dig_sees_every_block_mode(mode: str | list[str], qtype: str, status: st
             assert "status: NOERROR" in worker.dig("_dns.resolver.arpa", "SVCB", transport)
 
 
-def test_a_wildcard_socket_answers_from_the_address_that_was_asked() -> None:
-    with Worker(["0.0.0.0", "::"]) as worker:
+@pytest.mark.parametrize("accelerated", ["native", "none"])
+def test_a_wildcard_socket_answers_from_the_address_that_was_asked(accelerated: str) -> None:
+    with Worker(["0.0.0.0", "::"], accelerated=accelerated) as worker:
         worker.start(BLOCKED)
         for address in ("127.0.0.1", "127.0.0.2", "127.8.8.8", "::1"):
             assert worker.asked(query(BLOCKED), address).rcode() == dns.rcode.NXDOMAIN

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import dns.message
 
+from embargo import accelerator
 from embargo.daemon import channel
 from embargo.daemon.channel import Message
 from embargo.daemon.outbox import Ledger
@@ -27,7 +28,9 @@ LOOPBACK = ("127.0.0.1", "::1")
 class Worker:
     """`start` and `policy` take entries and options of `playbook.compiled`, and keys of [dns] under `dns`."""
 
-    def __init__(self, addresses: Sequence[str] = LOOPBACK, sockets: Sequence[socket.socket] = ()) -> None:
+    def __init__(
+        self, addresses: Sequence[str] = LOOPBACK, sockets: Sequence[socket.socket] = (), accelerated: str = "native"
+    ) -> None:
         self.port = 0
         self.sockets = [("udp" if sock.type == socket.SOCK_DGRAM else "tcp", sock) for sock in sockets]
         for address in addresses if not sockets else ():
@@ -36,7 +39,8 @@ class Worker:
         self._ledger = Ledger.make()
         command = [sys.executable, "-m", "embargo.daemon.resolver", str(theirs.fileno()), str(self._ledger)]
         with theirs:
-            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno(), self._ledger])
+            environment = {**os.environ, accelerator.VARIABLE: accelerated}
+            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno(), self._ledger], env=environment)
         self._number = 0
         self._generation = 0
         self.news: list[Message] = []

@@ -1,4 +1,4 @@
-"""python -m tools.bench [--quick] [--names N] [--seconds S] [--rounds R] [--json FILE] [--write]"""
+"""python -m tools.bench [--quick | --growth] [--names N] [--seconds S] [--rounds R] [--json FILE] [--write]"""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from embargo import show
-from tools.bench import measure, plot, report, rounds
+from tools.bench import growth, measure, plot, report, rounds
 from tools.bench.rounds import Plan
 from tools.bench.servers.base import LOAD_CPU, BenchError
 
@@ -30,14 +30,15 @@ NAMESPACE = (
 
 
 def options(words: list[str] | None = None) -> argparse.Namespace:
-    known = argparse.ArgumentParser(prog="tools.bench", description="Embargo beside Unbound and dnsmasq, in one run.")
-    known.add_argument("--names", type=int, help="blocked names (100000; 10000 with --quick)")
+    known = argparse.ArgumentParser(prog="tools.bench", description="Embargo beside five other resolvers, in one run.")
+    known.add_argument("--names", type=int, help="blocked names (1000000; 10000 with --quick)")
     known.add_argument("--seconds", type=float, help="length of one load (2; 0.7 with --quick)")
-    known.add_argument("--rounds", type=int, help="how often every server is visited (3; 1 with --quick)")
-    known.add_argument("--quick", action="store_true", help="half a minute instead of three: shows that it works")
+    known.add_argument("--rounds", type=int, help="how often every server is visited (2; 1 with --quick)")
+    known.add_argument("--quick", action="store_true", help="two minutes instead of twelve: shows that it works")
+    known.add_argument("--growth", action="store_true", help="Embargo alone, as names, clients and workers grow")
     known.add_argument("--json", type=Path, default=REPORT, metavar="FILE", help="every single value (build/bench.json)")
     known.add_argument("--write", action="store_true", help="put table and plot into docs/performance.md")
-    known.set_defaults(names=100_000, seconds=2.0, rounds=3)
+    known.set_defaults(names=1_000_000, seconds=2.0, rounds=2)
     if known.parse_args(words).quick:
         known.set_defaults(names=10_000, seconds=0.7, rounds=1)
     return known.parse_args(words)
@@ -59,6 +60,13 @@ def main() -> int:
         return _outside()
     os.sched_setaffinity(0, {LOAD_CPU})  # inherited by dnsperf; the servers are put elsewhere
     began, others = time.monotonic(), measure.others_seconds()
+    if given.growth:
+        rows = growth.run(Path(os.environ[INSIDE]), given.names if given.names != 1_000_000 else growth.NAMES[-1])
+        show.table(growth.HEAD, rows)
+        if given.write:
+            report.write(report.lines([growth.HEAD, *rows]), marks=(report.GROWTH_BEGIN, report.GROWTH_END))
+            plot.draw_growth(rows)
+        return 0
     try:
         results = rounds.run(chosen, Path(os.environ[INSIDE]))
     except BenchError as error:

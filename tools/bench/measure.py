@@ -49,11 +49,11 @@ class Load(NamedTuple):
         return self.cpu_seconds / self.said.seconds if self.said.seconds else 0.0
 
 
-def load(pid: int, port: int, queries: Path, options: Sequence[str], seconds: float) -> Load:
+def load(pid: int, port: int, queries: Path, options: Sequence[str], seconds: float, outstanding: int = OUTSTANDING) -> Load:
     """Ask, and see what that cost the server. dnsperf ends after `seconds` and what is still on the way."""
     command = [
         "dnsperf", "-s", ADDRESS, "-p", str(port), "-d", str(queries), "-l", f"{seconds:g}", "-c", str(CLIENTS),
-        "-q", str(OUTSTANDING), "-t", str(TIMEOUT), *options,
+        "-q", str(outstanding), "-t", str(TIMEOUT), *options,
     ]  # fmt: skip
     output = queries.with_suffix(".dnsperf")
     before = cpu_seconds(pid)
@@ -121,6 +121,16 @@ def ticks(stat: str) -> int:
     """utime, stime, cutime and cstime (proc(5)): its own, and that of children that ended and were waited for."""
     fields = stat.rpartition(")")[2].split()  # the name before it may hold anything
     return sum(map(int, fields[11:15]))
+
+
+def exact_seconds(pid: int) -> float:
+    """Processor time of the living threads of a process and its descendants, to the nanosecond (sched-stats(5))."""
+    found = 0
+    for one in tree(pid):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            for task in Path(f"/proc/{one}/task").iterdir():
+                found += int((task / "schedstat").read_text().split()[0])
+    return found / 1e9
 
 
 def memory(pid: int) -> int:

@@ -8,30 +8,36 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tools.bench import servers
 from tools.bench.rounds import Measure, Plan, Results
 from tools.bench.servers import SERVERS
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "performance.md"
 BEGIN, END = "<!-- measured: `python -m tools.bench --write` -->\n", "<!-- end of what was measured -->\n"
 
-OURS, *PEERS = (make.name for make in SERVERS)
+GROWTH_BEGIN, GROWTH_END = "<!-- measured: `python -m tools.bench --growth --write` -->\n", "<!-- end of growth -->\n"
+
+OURS, PEERS = ([make.name for make in makes] for makes in (servers.OURS, servers.PEERS))
 
 
 def table(results: Results, *, every: bool = False) -> list[list[str]]:
     """A line for each measure; `every` also those that only explain others."""
-    head = ["", OURS, *PEERS, f"{OURS} / best peer"]
+    head = ["", *OURS, *PEERS, *(f"{name} / best peer" for name in OURS)]
     return [head, *(_row(measure, values) for measure, values in results.ordered() if every or measure.group != "use")]
 
 
 def _row(measure: Measure, values: dict[str, list[float]]) -> list[str]:
-    medians = [number(statistics.median(values[name])) for name in (OURS, *PEERS)]
-    return [measure.what, *medians, _span(ratios(measure, values))]
+    medians = [number(statistics.median(values[name])) if name in values else "-" for name in (*OURS, *PEERS)]
+    return [measure.what, *medians, *(_span(ratios(measure, values, name)) for name in OURS)]
 
 
-def ratios(measure: Measure, values: dict[str, list[float]]) -> list[float]:
+def ratios(measure: Measure, values: dict[str, list[float]], ours: str) -> list[float]:
     """Ours to the best peer, round by round. The best peer is who is best by the median; without figures of its own, none."""
-    best = (max if measure.more_is_better else min)(PEERS, key=lambda name: statistics.median(values[name]))
-    return [mine / theirs for mine, theirs in zip(values[OURS], values[best], strict=True) if theirs]
+    peers = [name for name in PEERS if name in values]
+    if not peers or ours not in values:
+        return []
+    best = (max if measure.more_is_better else min)(peers, key=lambda name: statistics.median(values[name]))
+    return [mine / theirs for mine, theirs in zip(values[ours], values[best], strict=True) if theirs]
 
 
 def _span(found: Sequence[float]) -> str:
@@ -60,7 +66,7 @@ def as_json(results: Results, plan: Plan, about: Sequence[str]) -> dict[str, Any
                 "measure": measure.what,
                 "more_is_better": measure.more_is_better,
                 "rounds": values,
-                "ratios": ratios(measure, values),
+                "ratios": {name: ratios(measure, values, name) for name in OURS},
             }
             for measure, values in results.ordered()
         ],
@@ -72,25 +78,27 @@ def machine() -> list[str]:
     model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return [
         f"{os.cpu_count()} processors ({model[1] if model else platform.machine()}), Linux {platform.release()}",
-        f"{', '.join(make.version() for make in SERVERS)}, Python {platform.python_version()}",
+        f"{', '.join(dict.fromkeys(make.version() for make in SERVERS))}, Python {platform.python_version()}",
     ]
 
 
 def markdown(rows: Sequence[Sequence[str]], plan: Plan, about: Sequence[str]) -> str:
-    head, *body = rows
-    lines = [head, ["---", *("--:" for _ in head[1:])], *body]
     what = (
         f"{number(plan.names)} names on the list where not said otherwise, {plan.rounds} rounds, loads of {plan.seconds:g} s."
     )
-    return "\n".join(
-        [*(f"| {' | '.join(line)} |" for line in lines), "", what, *(f"{line[0].upper()}{line[1:]}." for line in about), ""]
-    )
+    return "\n".join([lines(rows), what, *(f"{line[0].upper()}{line[1:]}." for line in about), ""])
 
 
-def write(text: str, page: Path = PAGE) -> None:
+def lines(rows: Sequence[Sequence[str]]) -> str:
+    """A table, its first line the head."""
+    head, *body = rows
+    return "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---", *("--:" for _ in head[1:])], *body))
+
+
+def write(text: str, page: Path = PAGE, marks: tuple[str, str] = (BEGIN, END)) -> None:
     """Put it between the marks of the page."""
-    before, begin, rest = page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = page.read_text().partition(marks[0])
+    _, end, after = rest.partition(marks[1])
     if not (begin and end):
         raise ValueError(f"{page} has lost the marks that the table stands between")
     page.write_text(f"{before}{begin}\n{text}\n{end}{after}")

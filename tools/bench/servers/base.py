@@ -12,7 +12,7 @@ from typing import ClassVar, NamedTuple
 
 ADDRESS = "127.0.0.1"
 UPSTREAM_PORT = 5390
-PATIENCE = 120.0  # seconds until the first right answer; the slowest reads a million names in 20
+PATIENCE = 60.0  # seconds until the first right answer; the slowest reads a million names in 20
 FAREWELL = 20.0  # seconds to stop before it is killed
 
 _CPUS = sorted(os.sched_getaffinity(0))
@@ -38,6 +38,7 @@ class Server:
     name: ClassVar[str]
     port: ClassVar[int]
     cpu: ClassVar[int] = SERVER_CPU
+    environment: ClassVar[dict[str, str]] = {}
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -57,6 +58,15 @@ class Server:
     def version(cls) -> str:
         raise NotImplementedError
 
+    def reload(self, running: "Running") -> bool:
+        """Make it read its list again. False: it would have to be started anew."""
+        return False
+
+    @property
+    def list_file(self) -> Path:
+        """Where a line can be added."""
+        raise NotImplementedError
+
     def remark(self) -> str:
         """What has to be known beside its figures, once it has stopped."""
         return ""
@@ -68,7 +78,7 @@ class Server:
         with (self.directory / "log").open("ab") as log:
             process = subprocess.Popen(
                 ["taskset", "-c", str(self.cpu), *self.command()], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True,
+                start_new_session=True, env={**os.environ, **self.environment},
             )  # fmt: skip
         try:
             self._await(process, probe, began + PATIENCE)
@@ -101,6 +111,17 @@ def ask(sock: socket.socket, name: str) -> int | None:
             pass
         return reply[3] & 15
     return None
+
+
+def rpz_lines(names: Iterable[str]) -> Iterator[str]:
+    """A name and all below it, as a response policy zone says it."""
+    return (f"{name} CNAME .\n*.{name} CNAME .\n" for name in names)
+
+
+def rpz_zone(path: Path, names: Sequence[str]) -> None:
+    with path.open("w") as file:
+        file.write("$ORIGIN rpz.\n$TTL 60\n@ SOA localhost. mail.rpz. 1 3600 600 86400 60\n@ NS localhost.\n")
+        file.writelines(rpz_lines(names))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -3,8 +3,11 @@
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar
 
-from tools.bench.servers.base import ADDRESS, UPSTREAM_PORT, Server, first_line
+from embargo import accelerator
+from tools.bench.servers.base import ADDRESS, UPSTREAM_PORT, Running, Server, first_line
 
 _CONFIG = """\
 [dns]
@@ -30,8 +33,9 @@ runtime = "{directory}/run"
 
 
 class Embargo(Server):
-    name = "embargo"
+    name = "Embargo"
     port = 5401
+    environment: ClassVar[dict[str, str]] = {accelerator.VARIABLE: "native"}
 
     @staticmethod
     def list_lines(names: Iterable[str]) -> Iterator[str]:
@@ -49,6 +53,16 @@ class Embargo(Server):
     def command(self) -> list[str]:
         return [sys.executable, "-m", "embargo", "run", "-c", f"{self.directory}/embargo.toml"]
 
+    @property
+    def list_file(self) -> Path:
+        return self.directory / "apps" / "listed" / "payment.list"
+
+    def reload(self, running: Running) -> bool:
+        """It sees by itself that its list has changed."""
+        with self.list_file.open("a") as file:
+            file.write("added-while-it-runs.example\n")
+        return True
+
     def remark(self) -> str:
         """Whether the log was kept up with: a record that was lost cost less than one that was written."""
         attempts = records = lost = 0
@@ -62,4 +76,12 @@ class Embargo(Server):
 
     @classmethod
     def version(cls) -> str:
-        return first_line(sys.executable, "-m", "embargo", "version")
+        return first_line(sys.executable, "-m", "embargo", "version").replace("embargo", "Embargo")
+
+
+class Pure(Embargo):
+    """The same without its compiled modules."""
+
+    name = "Embargo, pure"
+    port = 5407
+    environment: ClassVar[dict[str, str]] = {accelerator.VARIABLE: "none"}

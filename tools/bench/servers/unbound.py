@@ -1,8 +1,10 @@
 """Unbound as a forwarder: one thread, no validation (we do none either), room in its caches for every query of a run."""
 
+import os
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 
-from tools.bench.servers.base import ADDRESS, LOAD_CPU, UPSTREAM_PORT, Server, first_line
+from tools.bench.servers.base import ADDRESS, LOAD_CPU, UPSTREAM_PORT, Running, Server, first_line
 
 _COMMON = """\
 server:
@@ -35,7 +37,7 @@ _EVERYTHING = """\
 
 
 class Unbound(Server):
-    name = "unbound"
+    name = "Unbound"
     port = 5402
 
     @staticmethod
@@ -53,6 +55,10 @@ class Unbound(Server):
 
     def command(self) -> list[str]:
         return ["unbound", "-d", "-c", f"{self.directory}/unbound.conf"]
+
+    def reload(self, running: Running) -> bool:
+        os.kill(running.pid, signal.SIGHUP)
+        return True
 
     @classmethod
     def version(cls) -> str:
