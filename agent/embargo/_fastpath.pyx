@@ -923,6 +923,20 @@ cdef class Intake:
         ):
             raise MemoryError
 
+        cdef int i
+        for i in range(BATCH):
+            self._in_parts[i].iov_base, self._in_parts[i].iov_len = self._in + i * MAX_QUERY, MAX_QUERY
+            self._received[i].msg_hdr.msg_iov, self._received[i].msg_hdr.msg_iovlen = &self._in_parts[i], 1
+            self._received[i].msg_hdr.msg_name = &self._peers[i]
+            self._received[i].msg_hdr.msg_control = self._control + i * CONTROL
+            self._out_parts[i].iov_base = self._out + i * MAX_REPLY
+            self._ready(i)
+
+    cdef inline void _ready(self, int i) noexcept:
+        """What the kernel writes over, for the next packet. All that stays is written once: a lone query touches little."""
+        self._received[i].msg_hdr.msg_namelen = sizeof(sockaddr_storage)
+        self._received[i].msg_hdr.msg_controllen = CONTROL
+
     def __dealloc__(self):
         if self._clients:
             self._forget()
@@ -1109,16 +1123,6 @@ cdef class Intake:
         cdef mmsghdr *reply
         cdef Py_ssize_t size, length
         cdef uint8_t *wire
-        for i in range(BATCH):
-            message = &self._received[i]
-            self._in_parts[i].iov_base = self._in + i * MAX_QUERY
-            self._in_parts[i].iov_len = MAX_QUERY
-            message.msg_hdr.msg_name = &self._peers[i]
-            message.msg_hdr.msg_namelen = sizeof(sockaddr_storage)
-            message.msg_hdr.msg_iov = &self._in_parts[i]
-            message.msg_hdr.msg_iovlen = 1
-            message.msg_hdr.msg_control = self._control + i * CONTROL if wildcard else NULL
-            message.msg_hdr.msg_controllen = CONTROL if wildcard else 0
         count = recvmmsg(fd, self._received, BATCH, MSG_DONTWAIT, NULL)
         for i in range(count if count > 0 else 0):  # an ICMP error that an earlier reply met is an error; the socket is fine
             message = &self._received[i]
@@ -1136,13 +1140,14 @@ cdef class Intake:
             memcpy(self._out + out * MAX_REPLY, wire, 2)
             length = known.write(self._out + out * MAX_REPLY + 2, now)
             reply = &self._sent[out]
-            self._out_parts[out].iov_base = self._out + out * MAX_REPLY
             self._out_parts[out].iov_len = length + 2
             reply.msg_hdr = message.msg_hdr
             reply.msg_hdr.msg_flags = 0
             reply.msg_hdr.msg_iov = &self._out_parts[out]
             if wildcard:
                 _answer_from(&reply.msg_hdr)
+            else:
+                reply.msg_hdr.msg_control, reply.msg_hdr.msg_controllen = NULL, 0
             out += 1
         while done < out:
             sent = sendmmsg(fd, self._sent + done, out - done, MSG_DONTWAIT)
@@ -1152,6 +1157,8 @@ cdef class Intake:
                 listener.unsent += 1  # the client is gone, the buffer is full: UDP may lose it, the client asks again
                 sent = 1
             done += sent
+        for i in range(count if count > 0 else 0):
+            self._ready(i)
         return count if count > 0 else 0
 
     cdef tuple _sender(self, sockaddr_storage *peer, str text, msghdr *header, bint wildcard):

@@ -155,8 +155,11 @@ def test_our_parser_takes_every_line_of_our_list() -> None:
 
 
 def test_our_log_is_added_up_over_its_files(tmp_path: Path) -> None:
-    (tmp_path / "events.jsonl.1").write_text('{"event":"start"}\n{"event":"dns","count":1}\n{"event":"dns","count":40}\n')
-    (tmp_path / "events.jsonl").write_text('{"event":"dns","count":2,"lost":7}\n{"event":"stop","lost":1}\n')
+    (tmp_path / "events").mkdir()
+    (tmp_path / "events" / "events.jsonl.1").write_text(
+        '{"event":"start"}\n{"event":"dns","count":1}\n{"event":"dns","count":40}\n'
+    )
+    (tmp_path / "events" / "events.jsonl").write_text('{"event":"dns","count":2,"lost":7}\n{"event":"stop","lost":1}\n')
     assert Embargo(tmp_path).remark() == "Embargo logged 43 blocked queries in 3 records, and 8 only as a number of lost ones"
 
 

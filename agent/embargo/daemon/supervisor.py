@@ -469,7 +469,7 @@ class Supervisor:
         self._loop.call_soon_threadsafe(self._hint.set)
 
     def _watch_lists(self) -> None:
-        if self._watch.follow((*sources.watched(self.settings), machine.RESOLV_CONF)):
+        if self._watch.follow((*sources.watched(self.settings), machine.RESOLV_CONF), ours=self.settings.log.events):
             self._hint.set()  # what changed there before it was watched
 
     def _snapshot(self) -> sources.Snapshot:

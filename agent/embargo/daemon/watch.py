@@ -20,16 +20,18 @@ class Watch(FileSystemEventHandler):
         self._hint = hint
         self._observer: BaseObserver | None = None
         self._watched: frozenset[tuple[str, bool]] = frozenset()
+        self._ours = ""
 
     def dispatch(self, event: FileSystemEvent) -> None:
-        if event.event_type in _CHANGES:
+        if event.event_type in _CHANGES and not (self._ours and os.fsdecode(event.src_path).startswith(self._ours)):
             self._hint()
 
-    def follow(self, paths: Iterable[str]) -> bool:
+    def follow(self, paths: Iterable[str], ours: str = "") -> bool:
         """Watch these files and directories instead of others; for one that is missing, the nearest directory above it.
 
-        True when others are watched than before.
+        True when others are watched than before. `ours`: the beginning of the paths that we write to ourselves.
         """
+        self._ours = ours
         wanted = frozenset(place for path in paths for place in _places(path))
         if wanted == self._watched and self._observer is not None:
             return False

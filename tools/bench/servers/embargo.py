@@ -24,7 +24,7 @@ block = "{directory}/block.list"
 enabled = false
 
 [log]
-events = "{directory}/events.jsonl"
+events = "{directory}/events/events.jsonl"
 
 [state]
 dir = "{directory}/state"
@@ -66,7 +66,7 @@ class Embargo(Server):
     def remark(self) -> str:
         """Whether the log was kept up with: a record that was lost cost less than one that was written."""
         attempts = records = lost = 0
-        for path in self.directory.glob("events.jsonl*"):
+        for path in (self.directory / "events").glob("events.jsonl*"):
             with path.open() as file:
                 for event in map(json.loads, file):
                     lost += event.get("lost", 0)
