@@ -150,8 +150,25 @@ cdef class Finder:
             if start >= size:
                 return -1
 
-    def find(self, bytes name):
-        """The twin of `image.find`."""
+    def unclaimed(self, bytes qname, answer, address):
+        """The twin of `image.Finder.unclaimed`."""
+        cdef bytes owner, target
+        if self.find(qname) >= 0:
+            return False
+        for leads in (answer.leads, answer.extra_leads):
+            for owner, targets, packed in leads:
+                if owner != qname and self.find(owner) >= 0:
+                    return False
+                for target in targets:
+                    if self.find(target) >= 0:
+                        return False
+                for each in packed:
+                    if address(each):
+                        return False
+        return True
+
+    cpdef Py_ssize_t find(self, bytes name) except -2:
+        """The twin of `image.Finder.find`."""
         if PyBytes_GET_SIZE(name) > 255:
             raise ValueError("a name has at most 255 octets")
         return self.search(<const uint8_t *>PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
@@ -887,7 +904,8 @@ cdef inline double _clock(int which) noexcept nogil:
 cdef class Intake:
     """The twin of `intake.Intake`."""
 
-    cdef object _packet, _way, _cache, _rules, _attempts, _stamp
+    cdef type _packet, _way
+    cdef object _cache, _rules, _attempts, _stamp
     cdef dict _listeners
     cdef Answering _answering
     cdef uint64_t[::1] _tally, _page
@@ -1133,7 +1151,7 @@ cdef class Intake:
             if known is None:
                 sender = self._sender(&self._peers[i], <object>client.text, &message.msg_hdr, wildcard)
                 data = PyBytes_FromStringAndSize(<const char *>wire, size)
-                declined.append(self._packet(data, sender[0], self._way(listener, sender)))
+                declined.append(_made(self._packet, (data, <str>client.text, _made(self._way, (listener, sender)))))
                 continue
             if known.kind is not None:
                 self._note(known, <str>client.text, now, wall)

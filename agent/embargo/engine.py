@@ -178,17 +178,18 @@ class Engine:
         answer = self.zones.local(query.qname, query.qtype, SPECIAL_TTL)
         if answer is not None:
             return self._reply(waiter, self._judge(query.qname, answer))
-        entry = self.cache.get(query.key, now)
+        key = query.key
+        entry = self.cache.get(key, now)
         if entry is not None:
             self.cache.hits += 1
             judged = self._judge(query.qname, entry.answer._replace(body=entry.body(now)))
             entry.judged = self.rules.judged if judged.everyday else NOBODY
             return self._reply(waiter, judged)
         self.cache.misses += 1
-        old = self.cache.stale(query.key, now)
+        old = self.cache.stale(key, now)
         if old is not None and now < old.retry_at:  # nobody knew better a moment ago
             return self._reply_stale(waiter, old)
-        return self._ask(waiter, now)
+        return self._ask(waiter, key, now)
 
     def _block(self, waiter: _Waiter, decision: Decision) -> Reply:
         query, rules = waiter.query, self.rules
@@ -268,8 +269,7 @@ class Engine:
         seconds = max((seconds for _, seconds in answer.ttls), default=0)
         return tuple((a, seconds) for a in addresses if choose(image.lookup_address(a))[0] is Action.BLOCK)
 
-    def _ask(self, waiter: _Waiter, now: float) -> Reply | Forward | Joined:
-        key = waiter.query.key
+    def _ask(self, waiter: _Waiter, key: bytes, now: float) -> Reply | Forward | Joined:
         token = self._by_key.get(key)
         if self._waiting >= MAX_WAITING or (token is None and len(self._pending) >= MAX_PENDING):
             return self._trouble(waiter, "too many questions are on their way", network=False)

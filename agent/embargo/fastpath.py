@@ -310,20 +310,7 @@ def passes(entry: Entry, qname: Name, rules: Rules) -> bool:
 
 def unclaimed(image: Image, qname: Name, answer: Answer) -> bool:
     """Does nobody claim the name, or an owner, target, address or hint of the answer?"""
-    find, address = image.finder.find, image.lookup_address
-    if find(qname) >= 0:
-        return False
-    for leads in (answer.leads, answer.extra_leads):
-        for owner, targets, packed in leads:
-            if owner != qname and find(owner) >= 0:
-                return False
-            for target in targets:
-                if find(target) >= 0:
-                    return False
-            for each in packed:
-                if address(each):
-                    return False
-    return True
+    return image.finder.unclaimed(qname, answer, image.lookup_address)
 
 
 def _blocked(qname: Name, question: bytes, variant: int, limit: int, head: tuple[int, int], rules: Rules) -> Known | None:

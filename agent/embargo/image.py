@@ -24,12 +24,13 @@ import json
 import struct
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from zlib import crc32
 
 from embargo import accelerator, names
 from embargo.errors import ImageError
+from embargo.message import Answer
 from embargo.names import Name
 from embargo.policy import SIGNS, Claims, Class, Decision, Level, Policy, Source
 
@@ -269,6 +270,18 @@ class Finder:
                 return -1
             start += 1 + step
             key = name[start:]
+
+    def unclaimed(self, qname: Name, answer: Answer, address: Callable[[bytes], Claims]) -> bool:
+        """Is neither the name listed nor any owner, target, address or hint of the answer? `address` looks one up."""
+        if self.find(qname) >= 0:
+            return False
+        for leads in (answer.leads, answer.extra_leads):
+            for owner, targets, packed in leads:
+                if (owner != qname and self.find(owner) >= 0) or any(map(address, packed)):
+                    return False
+                if any(self.find(target) >= 0 for target in targets):
+                    return False
+        return True
 
 
 class _Ranges:

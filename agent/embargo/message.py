@@ -188,7 +188,7 @@ def answer_only(answer: Answer) -> Answer:
 def ask(query: Query, ident: int, *, edns: bool = True) -> bytes:
     """Our own query for the upstream: RD set, CD as asked, our own EDNS with DO as asked, no options."""
     head = HEADER.pack(ident, RD | query.flags & CD, 1, 0, 0, int(edns))
-    return head + asked(query) + (_opt(0, query.do) if edns else b"")
+    return head + asked(query) + (_ASKED[query.do] if edns else b"")
 
 
 def asked(query: Query) -> bytes:
@@ -212,6 +212,9 @@ def reply(query: Query, answer: Answer, *, ede: bytes = b"", udp: bool = True) -
 
 def _opt(rcode: int, do: bool, data: bytes = b"") -> bytes:
     return struct.pack("!BHHBBHH", 0, OPT, MAX_UDP, rcode >> 4, 0, 0x8000 if do else 0, len(data)) + data
+
+
+_ASKED = (_opt(0, False), _opt(0, True))
 
 
 def ede(code: int, text: str) -> bytes:

@@ -86,6 +86,8 @@ class Upstreams:
 
     def timeout(self, attempts: int, started: float, now: float) -> float:
         """Seconds to wait for attempt number `attempts` (from 0); the last one gets what is left."""
+        if not attempts:
+            return TIMEOUT
         left = max(started + DEADLINE - now, 0.05)
         return left if attempts >= len(self.servers) + RETRIES - 1 else min(TIMEOUT, left)
 

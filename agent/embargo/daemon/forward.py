@@ -8,7 +8,6 @@ is ignored until the deadline (RFC 5452 section 9). A socket is used for a while
 import asyncio
 import errno
 import os
-import random
 import secrets
 import select
 import socket
@@ -19,15 +18,13 @@ from embargo.engine import Forward
 from embargo.upstream import Server
 
 MAX_DATAGRAM = 65_535
-SOCKETS = 256  # to one server: as many ports as a forger has to guess from, over and above the IDs
+SOCKETS = 256  # to one server, a place for each value of an octet: ports that a forger has to guess beside the IDs
 USES = 64  # questions from one port, and
 AGE = 10.0  # seconds, before it is given up
 BATCH = 64  # responses taken at once, so that clients are not kept waiting
 TICK = 0.02  # seconds between two looks for questions whose time is over, while there are any
 IDLE = 1.0  # seconds between two looks for ports that are too old, while there are any
-_IDENTS = 1024  # drawn at once
-
-_random = random.SystemRandom()
+CHANCE = 4096  # octets drawn at once
 
 
 class Forwarder:
@@ -45,7 +42,7 @@ class Forwarder:
         self._epoll = select.epoll()  # one reader of the loop for all sockets: a turn of the loop for each would cost more
         self._loop.add_reader(self._epoll.fileno(), self._readable)
         self._buffer = memoryview(bytearray(MAX_DATAGRAM))
-        self._idents = b""
+        self._chance, self._drawn = b"", 0
         self._timer: asyncio.TimerHandle | None = None
         self._hurried = False  # the timer looks for questions too
         self._tasks: set[asyncio.Task[None]] = set()
@@ -66,7 +63,7 @@ class Forwarder:
         try:
             sock = self._socket(forward.server, now)
             ident = self._ident(sock)
-            sock.sock.send(message.ask(forward.query, int.from_bytes(ident), edns=forward.edns))
+            sock.send(message.ask(forward.query, int.from_bytes(ident), edns=forward.edns))
         except OSError as error:
             self._loop.call_soon(self._expire, forward.token, _reason(error), True)
             return
@@ -80,8 +77,10 @@ class Forwarder:
 
     def _socket(self, server: Server, now: float) -> "_Socket":
         """A random one of the server's. OSError when there is none and none can be had."""
-        pool = self._pools.setdefault(server, [])
-        place = int(_random.random() * SOCKETS)
+        pool = self._pools.get(server)
+        if pool is None:
+            pool = self._pools[server] = []
+        place = self._draw()[0]
         if place < len(pool):
             found = pool[place]
             if found.uses < USES and now < found.born + AGE:
@@ -94,7 +93,7 @@ class Forwarder:
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM) or not pool:
                 raise
-            return _random.choice(pool)  # fewer ports are better than no answer
+            return pool[place % len(pool)]  # fewer ports are better than no answer
         pool.append(opened)
         return opened
 
@@ -124,12 +123,16 @@ class Forwarder:
 
     def _ident(self, sock: "_Socket") -> bytes:
         """An ID that is not on its way from this port."""
-        while True:
-            if not self._idents:
-                self._idents = os.urandom(2 * _IDENTS)
-            ident, self._idents = self._idents[:2], self._idents[2:]
-            if ident not in sock.flights:
-                return ident
+        while (ident := self._draw()) in sock.flights:
+            pass
+        return ident
+
+    def _draw(self) -> bytes:
+        """Two octets that nobody can guess."""
+        self._drawn += 2
+        if self._drawn >= len(self._chance):
+            self._chance, self._drawn = os.urandom(CHANCE), 0
+        return self._chance[self._drawn : self._drawn + 2]
 
     # ── responses ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -150,7 +153,7 @@ class Forwarder:
             awaited = sock.flights.get(packet[:2])
             if (
                 awaited is not None
-                and response.matches(packet, int.from_bytes(awaited.ident), message.asked(awaited.forward.query))
+                and response.matches(packet, int.from_bytes(awaited.ident), awaited.question)
                 and self._complete(awaited.forward.token, packet)
             ):
                 self._end(awaited)
@@ -231,10 +234,11 @@ class Forwarder:
 class _Socket:
     """A UDP socket that talks to one server alone; the kernel has given it a random port."""
 
-    __slots__ = ("born", "flights", "given_up", "number", "sock", "uses")
+    __slots__ = ("born", "flights", "given_up", "number", "send", "sock", "uses")
 
     def __init__(self, sock: socket.socket, born: float) -> None:
         self.sock = sock
+        self.send = sock.send
         self.number = sock.fileno()
         self.born = born
         self.uses = 0
@@ -245,12 +249,13 @@ class _Socket:
 class _Flight:
     """One attempt over UDP."""
 
-    __slots__ = ("deadline", "forward", "ident", "sock")
+    __slots__ = ("deadline", "forward", "ident", "question", "sock")
 
     def __init__(self, forward: Forward, sock: _Socket, ident: bytes, deadline: float) -> None:
         self.forward = forward
         self.sock = sock
         self.ident = ident
+        self.question = message.asked(forward.query)
         self.deadline = deadline
 
 
