@@ -137,7 +137,6 @@ class Engine:
         self._by_key: dict[bytes, int] = {}
         self._waiting = 0
         self._token = 0
-        self.log_all = False  # every query is an attempt, claimed or not
         self.stale = 0  # replies with an answer that had expired
         self.refreshed = 0  # names fetched anew before they expired
 
@@ -210,7 +209,7 @@ class Engine:
         if judged.action is Action.BLOCK and decision is not None:
             return self._block(waiter, decision)
         wire = message.reply(query, judged.answer, ede=ede, udp=waiter.udp)
-        if decision is None and not self.log_all:
+        if decision is None and not self.rules.log_all:
             return Reply(wire, waiter.peer, waiter.client, None, judged.passing)
         attempt = Attempt(self.rules, query.qname, query.qtype, decision, "pass", audit=decision is not None)
         return Reply(wire, waiter.peer, waiter.client, attempt, judged.passing)
@@ -222,7 +221,7 @@ class Engine:
         what nobody asked for: where they lead to something blocked, they are left out.
         """
         if unclaimed(self.rules.image, qname, answer):
-            return _Judged(Action.PASS, None, answer, everyday=not self.log_all)
+            return _Judged(Action.PASS, None, answer, everyday=not self.rules.log_all)
         claims = self.rules.image.lookup(qname)
         action, decision = self.rules.board.choose(claims)
         if action is Action.BLOCK:
@@ -240,7 +239,7 @@ class Engine:
             decision or found,
             answer if whole else message.answer_only(answer),
             self._passing(answer, addresses),
-            everyday=whole and not addresses and not (decision or found) and not self.log_all,
+            everyday=whole and not addresses and not (decision or found) and not self.rules.log_all,
         )
 
     def _judge_leads(self, leads: Iterable[Lead], known: dict[Name, Claims]) -> tuple[Action, Decision | None, list[bytes]]:

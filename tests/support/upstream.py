@@ -47,16 +47,28 @@ def right(asked: Asked, address: str = "192.0.2.80", ttl: int = 300) -> bytes:
     return made.to_wire()
 
 
+def _one_port() -> tuple[socket.socket, socket.socket]:
+    """A TCP and a UDP socket on one port, which nobody else may have for either."""
+    for _ in range(100):
+        tcp, udp = socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        try:
+            udp.bind(("127.0.0.1", tcp.getsockname()[1]))
+        except OSError:
+            tcp.close()
+            udp.close()
+        else:
+            return tcp, udp
+    raise AssertionError("no port is free over UDP and TCP")
+
+
 class Upstream:
     """UDP and TCP on one port; `script` decides."""
 
     def __init__(self, script: Script) -> None:
         self.script = script
         self.asked: list[Asked] = []
-        self._tcp = socket.create_server(("127.0.0.1", 0))
+        self._tcp, self._udp = _one_port()
         self.port = int(self._tcp.getsockname()[1])
-        self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._udp.bind(("127.0.0.1", self.port))
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._serve_udp, self._serve_tcp)]
 
     def __enter__(self) -> Self:

@@ -25,16 +25,41 @@ PATIENCE = 20.0  # seconds until something has gone wrong
 LOOPBACK = ("127.0.0.1", "::1")
 
 
+def _bound(addresses: Sequence[str]) -> list[socket.socket]:
+    """UDP and TCP sockets on these addresses, all with one port, which nobody else has anywhere."""
+    for _ in range(100):
+        found: list[socket.socket] = []
+        port = 0
+        try:
+            for address in addresses:
+                family = socket.AF_INET6 if ":" in address else socket.AF_INET
+                for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+                    found.append(sock := socket.socket(family, kind))
+                    if family == socket.AF_INET6:
+                        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                    if kind == socket.SOCK_STREAM:
+                        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    sock.bind((address, port))
+                    port = sock.getsockname()[1]
+                    if kind == socket.SOCK_STREAM:
+                        sock.listen(1024)
+        except OSError:
+            for sock in found:
+                sock.close()
+        else:
+            return found
+    raise AssertionError("no port is free over UDP and TCP")
+
+
 class Worker:
     """`start` and `policy` take entries and options of `playbook.compiled`, and keys of [dns] under `dns`."""
 
     def __init__(
         self, addresses: Sequence[str] = LOOPBACK, sockets: Sequence[socket.socket] = (), accelerated: str = "native"
     ) -> None:
-        self.port = 0
+        sockets = sockets or _bound(addresses)
+        self.port = int(sockets[0].getsockname()[1])
         self.sockets = [("udp" if sock.type == socket.SOCK_DGRAM else "tcp", sock) for sock in sockets]
-        for address in addresses if not sockets else ():
-            self._listen(address)
         self._channel, theirs = channel.pair()
         self._ledger = Ledger.make()
         command = [sys.executable, "-m", "embargo.daemon.resolver", str(theirs.fileno()), str(self._ledger)]
@@ -44,27 +69,6 @@ class Worker:
         self._number = 0
         self._generation = 0
         self.news: list[Message] = []
-
-    def _listen(self, address: str) -> None:
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        for _ in range(100):
-            udp, tcp = socket.socket(family, socket.SOCK_DGRAM), socket.socket(family, socket.SOCK_STREAM)
-            for sock in (udp, tcp):
-                if family == socket.AF_INET6:
-                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            udp.bind((address, self.port))
-            try:
-                tcp.bind((address, udp.getsockname()[1]))
-            except OSError:  # somebody has that port over TCP
-                udp.close()
-                tcp.close()
-                continue
-            tcp.listen(1024)
-            self.port = udp.getsockname()[1]
-            self.sockets += [("udp", udp), ("tcp", tcp)]
-            return
-        raise AssertionError("no port is free over UDP and TCP")
 
     # ── orders ───────────────────────────────────────────────────────────────────────────────────────────────────────
 

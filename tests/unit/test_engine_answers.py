@@ -132,7 +132,7 @@ def test_rules_that_change_while_the_upstream_is_asked_are_in_force_for_its_answ
 
 def test_when_everything_is_logged_every_answer_is_told() -> None:
     found = play(BLOCKED)
-    found.engine.log_all = True
+    found.engine.rules.log_all = True
     found.query("free.test").upstream(answer("free.test", "A", "192.0.2.1"))
     for _ in range(2):
         attempt = found.settled[0].attempt

@@ -89,7 +89,6 @@ class Resolver:
             self._engine = Engine(rules, zones, self._cache)
         else:
             self._engine.adopt(rules, zones)
-        self._engine.log_all = self._log_names == "all"
         self._attempts.adopt(rules, names=self._log_names != "none")
         self._intake.adopt(rules)
 

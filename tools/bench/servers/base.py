@@ -86,10 +86,14 @@ class Server:
         finally:
             _end(process)
 
+    def answers(self, sock: socket.socket, probe: Probe) -> bool:
+        """Is the whole list in force?"""
+        return ask(sock, probe.name) == probe.rcode
+
     def _await(self, process: subprocess.Popen[bytes], probe: Probe, deadline: float) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.connect((ADDRESS, self.port))
-            while ask(sock, probe.name) != probe.rcode:
+            while not self.answers(sock, probe):
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise BenchError(f"{self.name} does not start: {(self.directory / 'log').read_text()[-2000:]}")
                 time.sleep(0.002)

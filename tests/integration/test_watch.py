@@ -1,0 +1,49 @@
+"""What is a hint that something has changed, and what is not."""
+
+import threading
+from pathlib import Path
+
+from embargo.daemon.watch import Watch
+
+SOON = 10.0
+
+
+def test_a_change_is_a_hint_and_what_we_write_ourselves_is_none(tmp_path: Path) -> None:
+    hinted = threading.Event()
+    watch = Watch(hinted.set)
+    ours, theirs = tmp_path / "events.jsonl", tmp_path / "embargo.toml"
+    theirs.write_text("")
+    watch.follow([str(theirs)], ours=str(ours))
+    try:
+        ours.write_text("an event\n")
+        ours.rename(tmp_path / "events.jsonl.1")  # rotated
+        ours.write_text("another\n")
+        theirs.write_text("[dns]\n")  # comes after them
+        assert hinted.wait(SOON)
+        watch.follow([str(theirs)], ours=str(ours))
+        hinted.clear()
+        ours.write_text("one more\n")
+        (tmp_path / "mark").write_text("")  # whatever came before it has been seen by now
+        assert hinted.wait(SOON)
+    finally:
+        watch.close()
+
+
+def test_only_our_own_writing_is_passed_over(tmp_path: Path) -> None:
+    hints: list[str] = []
+    watch = Watch(lambda: hints.append("hint"))
+    ours, theirs = tmp_path / "events.jsonl", tmp_path / "apps"
+    theirs.mkdir()
+    watch.follow([str(theirs)], ours=str(ours))
+    seen = threading.Event()
+    try:
+        for _ in range(50):
+            with ours.open("a") as file:
+                file.write("an event\n")
+        before = len(hints)
+        watch._hint = seen.set
+        (theirs / "x.list").write_text("a.test\n")
+        assert seen.wait(SOON)
+        assert before == 0
+    finally:
+        watch.close()
