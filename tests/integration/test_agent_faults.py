@@ -3,12 +3,15 @@
 import os
 import shutil
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from embargo import accelerator
 from support.agent import Agent, free_port, running, until
+from support.playbook import query
 
 
 @pytest.fixture
@@ -150,3 +153,29 @@ def test_a_stop_during_the_start_is_a_stop(tmp_path: Path) -> None:
     assert agent.stop() == 0
     assert "ready" not in (tmp_path / "stdout").read_text()
     assert "Traceback" not in agent.errors
+
+
+@pytest.mark.parametrize("accelerated", ["native", "none"])
+def test_no_attempt_of_a_flood_is_lost(tmp_path: Path, accelerated: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many names, more than are folded at once, as fast as one client can ask: records and folded counts add up."""
+    monkeypatch.setenv(accelerator.VARIABLE, accelerated)
+    with running(tmp_path) as agent:
+        packets = [query(f"n{number}.alipay.example", ident=number % 65536) for number in range(20_000)]
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.connect(("127.0.0.1", agent.port))
+            for number in range(100_000):
+                sock.send(packets[number % len(packets) if number % 5 == 0 else number % 50])
+        taken: list[int] = []
+
+        def counted() -> bool:
+            taken.append(agent.told("status")["counters"]["queries_udp"])
+            return len(taken) > 1 and taken[-1] == taken[-2] > 10_000
+
+        until(counted, "all that was taken is counted")
+        hits = sum(app["hits"] for app in agent.told("apps"))
+        agent.stop()
+        events = agent.events()
+        noted = sum(event["count"] for event in events if event["event"] == "dns") + sum(
+            event.get("lost", 0) for event in events
+        )
+        assert taken[-1] == hits == noted

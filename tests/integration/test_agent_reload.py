@@ -229,3 +229,42 @@ def test_reloads_under_load_lose_no_query(agent: Agent) -> None:
     assert agent.told("status")["generation"] >= before + 20
     assert not lost
     assert len(asked) > 100
+
+
+# ── what needs no compiling ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def image(agent: Agent) -> os.stat_result:
+    return (agent.root / "state/generations/current/policy.img").stat()
+
+
+def test_another_choice_of_functions_is_another_switchboard_for_the_same_image(tmp_path: Path) -> None:
+    with running(tmp_path) as agent:
+        assert agent.blocked("alipay.example")
+        assert agent.blocked("log.alipay.test")
+        before = image(agent)
+        agent.write_config(policy={"functions": ["telemetry"]})
+        agent.cli("reload")
+        assert not agent.blocked("alipay.example")
+        assert agent.blocked("log.alipay.test")
+        after = image(agent)
+        assert (after.st_ino, after.st_nlink) == (before.st_ino, before.st_nlink + 1)
+        (alipay,) = [app for app in agent.told("status")["apps"] if app["id"] == "alipay"]
+        assert alipay["on"]
+        shown = agent.told("apps", "alipay")[0]["functions"]
+        assert [name for name, function in sorted(shown.items()) if function["on"]] == ["telemetry"]
+        agent.write_config(dns={"block_mode": "nodata"})
+        agent.cli("reload")
+        assert image(agent).st_ino == before.st_ino
+        assert "status: NOERROR" in agent.dig("log.alipay.test")
+        (agent.root / "apps/alipay/payment.list").write_text("other.example\n")
+        agent.cli("reload")
+        assert image(agent).st_ino != before.st_ino
+
+
+def test_an_app_that_does_not_exist_is_named_without_compiling_too(tmp_path: Path) -> None:
+    with running(tmp_path) as agent:
+        agent.write_config(policy={"apps": ["alipai"]})
+        done = agent.cli("reload", status=1)
+        assert 'policy.apps: no app "alipai", did you mean "alipay"?' in done.stdout + done.stderr
+        assert agent.blocked("alipay.example")

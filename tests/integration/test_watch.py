@@ -34,6 +34,7 @@ def test_only_our_own_writing_is_passed_over(tmp_path: Path) -> None:
     watch = Watch(lambda: hints.append("hint"))
     ours, theirs = tmp_path / "events.jsonl", tmp_path / "apps"
     theirs.mkdir()
+    ours.write_text("")
     watch.follow([str(theirs)], ours=str(ours))
     seen = threading.Event()
     try:

@@ -126,6 +126,7 @@ def _loads(server: Server, running: Running, queries: dict[str, Path], plan: Pla
         return measure.load(running.pid, server.port, queries[kind], options, seconds)
 
     ask("warm", "-n", "1", seconds=5.0)
+    _idle(server, running, queries["mixed"], results)  # first: what a load leaves to be written down is no idle gateway's
     failed = 0
     for kind in data.KINDS:
         found = ask(kind, *(["-n", "1"] if kind == "miss" else []))
@@ -135,7 +136,6 @@ def _loads(server: Server, running: Running, queries: dict[str, Path], plan: Pla
         failed += found.said.failed
         if kind == "mixed":
             _latency(server.name, ask("mixed", "-Q", str(plan.rate), "-v").said, plan, results)
-            _idle(server, running, queries["mixed"], results)
             _reload(server, running, queries["mixed"], results)
     results.note(Measure("failed", "queries without an answer, full load"), server.name, failed)
 
@@ -164,6 +164,7 @@ def _reload(server: Server, running: Running, queries: Path, results: Results) -
     options = ["-Q", str(RELOAD_RATE), "-v"]
     said = measure.load(running.pid, server.port, queries, options, RELOAD_SECONDS, outstanding=2 * RELOAD_RATE).said
     timer.join()
+    server.settle()
     if done == [True]:
         what = f"in a reload at {RELOAD_RATE} queries/s"
         results.note(Measure("reload", f"longest wait {what}, ms"), server.name, 1000 * said.latencies[-1])

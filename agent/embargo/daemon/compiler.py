@@ -61,11 +61,17 @@ def build(settings: Config, loaded: sources.Loaded) -> tuple[bytes, Switchboard]
     return image.encode(combined), policy.select(loaded.apps, combined.classes, settings.policy)
 
 
-def report(settings: Config, loaded: sources.Loaded, built: Image, board: Switchboard, fingerprint: str = "") -> dict[str, Any]:
-    """What `status`, `apps` and the events say about a generation. `fingerprint`: of all that it was made from."""
+def report(
+    settings: Config, loaded: sources.Loaded, built: Image, board: Switchboard, fingerprint: str = "", material: str = ""
+) -> dict[str, Any]:
+    """What `status`, `apps` and the events say about a generation.
+
+    `fingerprint`: of all that it was made from; `material`: of what its image was made from.
+    """
     return {
         "digest": built.digest,
         "fingerprint": fingerprint,
+        "material": material,
         "switchboard": list(map(int, board.actions)),
         "names": len(built),
         "networks": built.networks,
@@ -138,13 +144,14 @@ def main() -> None:
         json.dump({"matching": explain.matching(loaded.lists, explain.subject(order["matching"]))}, sys.stdout)
         return
     data, board = build(settings, loaded)
-    told = report(settings, loaded, Image(data), board, order["fingerprint"])
-    _write(f"{order['directory']}/{IMAGE}", data)
-    _write(f"{order['directory']}/{REPORT}", json.dumps(told).encode())
+    told = report(settings, loaded, Image(data), board, order["fingerprint"], order["material"])
+    write(f"{order['directory']}/{IMAGE}", data)
+    write(f"{order['directory']}/{REPORT}", json.dumps(told).encode())
     json.dump({"digest": told["digest"]}, sys.stdout)
 
 
-def _write(path: str, data: bytes) -> None:
+def write(path: str, data: bytes) -> None:
+    """A new file that is whole on the disk."""
     with open(path, "xb", buffering=0) as file:
         for at in range(0, len(data), CHUNK):
             file.write(memoryview(data)[at : at + CHUNK])

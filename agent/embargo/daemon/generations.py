@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from embargo.config import Config
-from embargo.daemon.compiler import IMAGE, REPORT
+from embargo.daemon.compiler import IMAGE, REPORT, write
 from embargo.errors import ImageError
 from embargo.image import Image
 from embargo.policy import Action, Switchboard
@@ -68,6 +68,13 @@ class Store:
         os.rename(workshop, self._path(number))
         _sync(self._root)
         return number
+
+    def again(self, number: int, report: dict[str, Any]) -> int:
+        """A new number for the image of another one, with a report of its own. OSError when that cannot be."""
+        path = self.workshop()
+        os.link(f"{self._path(number)}/{IMAGE}", f"{path}/{IMAGE}")
+        write(f"{path}/{REPORT}", json.dumps(report).encode())
+        return self.number(path)
 
     def load(self, number: int, settings: Config, verified: str = "") -> Generation:
         """Map and verify a generation. ImageError when it is damaged or gone.

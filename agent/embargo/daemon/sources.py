@@ -9,7 +9,7 @@ themselves alone.
 import difflib
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -64,7 +64,7 @@ def load(config: Config, guard: Guard) -> Loaded:
     hosts: dict[str, list[str]] = {}
     for path in config.dns.hosts:
         _hosts(path, hosts, work)
-    work.errors += _unknown_apps(config, apps)
+    work.errors += unknown_apps(config, apps)
     if not apps and not work.errors:
         named = ", ".join(config.lists.apps)
         line = config.line("lists", "apps")
@@ -93,7 +93,7 @@ Snapshot = frozenset[tuple[str, int, int, int]]
 
 
 def snapshot(paths: Iterable[str]) -> Snapshot:
-    """(path, inode, size, mtime) of every file at and below the paths: equal snapshots, equal content."""
+    """(path, inode, size, mtime) of every file at and below the paths, and who may write it: equal snapshots, equal content."""
     return frozenset(entry for path in paths for entry in _entries(path, depth=3))
 
 
@@ -101,7 +101,7 @@ def _entries(path: str, depth: int) -> Iterator[tuple[str, int, int, int]]:
     try:
         found = os.stat(path)
         if stat.S_ISDIR(found.st_mode):
-            yield path, found.st_ino, 0, 0
+            yield path, found.st_ino, found.st_mode, found.st_uid
             for name in os.listdir(path) if depth else ():
                 if not name.startswith("."):
                     yield from _entries(f"{path}/{name}", depth - 1)
@@ -249,7 +249,8 @@ def _local_lists(config: Config, work: _Load) -> Iterator[List]:
                 yield from _parse(path, source, os.path.dirname(path), work.guard, work)
 
 
-def _unknown_apps(config: Config, apps: dict[str, App]) -> Iterator[Problem]:
+def unknown_apps(config: Config, apps: Collection[str]) -> Iterator[Problem]:
+    """The ids in [policy] that no app has."""
     for key, chosen in (("apps", config.policy.apps), ("shared", config.policy.shared)):
         for number, app in enumerate(chosen if isinstance(chosen, tuple) else ()):
             if app not in apps:

@@ -319,6 +319,7 @@ class Supervisor:
                 raise ConfigError(loops)
             made_from = workshop.fingerprint(settings, around, self._seen)
             new = self._last_one(settings, made_from) if old is None else None
+            new = new or self._switched(old, settings, around, made_from)
             new = new or await self._compile(settings, around, made_from)
         except ConfigError as error:
             return Outcome(False, False, number, error.problems)
@@ -366,13 +367,25 @@ class Supervisor:
             last.close()
         return None
 
+    def _switched(self, old: Generation | None, settings: Config, around: Surroundings, made_from: str) -> Generation | None:
+        """The image in force under other settings, if it would be compiled from the very same."""
+        if old is None or old.report.get("material") != workshop.material(settings, around, self._seen):
+            return None
+        report = workshop.switched(old.report, old.image.classes, settings) | {"fingerprint": made_from}
+        try:
+            return self.store.load(self.store.again(old.number, report), settings, verified=old.image.digest)
+        except (ImageError, OSError):  # it is not on the disk any more
+            return None
+
     async def _compile(self, settings: Config, around: Surroundings, made_from: str) -> Generation:
         """A new generation on disk and in memory, not yet in force."""
         try:
             directory = self.store.workshop()
         except OSError as error:
             raise ConfigError([Problem(error.filename or settings.state.dir, 0, f"{error.strerror}", "")]) from None
-        answer = await workshop.run({**workshop.order(settings, around), "directory": directory, "fingerprint": made_from})
+        material = workshop.material(settings, around, self._seen)
+        order = workshop.order(settings, around) | {"directory": directory, "fingerprint": made_from, "material": material}
+        answer = await workshop.run(order)
         if "errors" in answer:
             raise ConfigError([Problem(*p) for p in answer["errors"]])
         try:

@@ -23,8 +23,12 @@ class Watch(FileSystemEventHandler):
         self._ours = ""
 
     def dispatch(self, event: FileSystemEvent) -> None:
-        if event.event_type in _CHANGES and not (self._ours and os.fsdecode(event.src_path).startswith(self._ours)):
-            self._hint()
+        path = os.fsdecode(event.src_path)
+        if event.event_type not in _CHANGES or (self._ours and path.startswith(self._ours)):
+            return
+        if event.event_type == "modified" and path == os.path.dirname(self._ours):  # what else happens in it is told apart
+            return
+        self._hint()
 
     def follow(self, paths: Iterable[str], ours: str = "") -> bool:
         """Watch these files and directories instead of others; for one that is missing, the nearest directory above it.

@@ -6,14 +6,16 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import embargo
-from embargo import image
+from embargo import image, policy
 from embargo.config import Config
 from embargo.daemon import sources, surroundings
 from embargo.daemon.surroundings import Surroundings
 from embargo.errors import ConfigError, Problem
+from embargo.policy import App, Class
 
 COMPILE = 120.0  # seconds for one compile
 POLITE = 3.0  # seconds in which it has the processor only when nobody else wants it; a change must not wait for ever
@@ -28,6 +30,33 @@ def fingerprint(settings: Config, around: Surroundings, files: sources.Snapshot)
     """Of everything a generation is made from: this program, the configuration, the files, the addresses to spare."""
     made_from = [embargo.__version__, image.VERSION, order(settings, around), sorted(files)]
     return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
+
+
+def material(settings: Config, around: Surroundings, files: sources.Snapshot) -> str:
+    """Of everything an image is made from: less than a generation, whose switchboard and settings are apart from it."""
+    lists = [entry for entry in files if entry[0] != settings.file]
+    made_from = [
+        embargo.__version__, image.VERSION, settings.lists.apps, settings.lists.allow, settings.lists.block, settings.dns.hosts,
+        settings.policy.shared, surroundings.protected(settings, around), sorted(lists),
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
+
+
+def switched(old: dict[str, Any], classes: Sequence[Class], settings: Config) -> dict[str, Any]:
+    """The report of the same image under other settings. ConfigError when these name an app that is not there."""
+    apps = {told["id"]: App(told["id"], told["name"], default=told["default"]) for told in old["apps"]}
+    if unknown := tuple(sources.unknown_apps(settings, apps)):
+        raise ConfigError(unknown)
+    chosen = settings.policy
+
+    def told(about: dict[str, Any]) -> dict[str, Any]:
+        functions = {
+            name: {**counted, "on": chosen.class_on(apps[about["id"]], name)} for name, counted in about["functions"].items()
+        }
+        return {**about, "on": any(each["on"] for each in functions.values()), "functions": functions}
+
+    board = policy.select(tuple(apps.values()), classes, chosen)
+    return {**old, "switchboard": list(map(int, board.actions)), "apps": list(map(told, old["apps"]))}
 
 
 async def run(order: dict[str, Any]) -> dict[str, Any]:

@@ -62,6 +62,9 @@ class Server:
         """Make it read its list again. False: it would have to be started anew."""
         return False
 
+    def settle(self) -> None:
+        """Wait until a reload is over, so that it disturbs nothing that follows."""
+
     @property
     def list_file(self) -> Path:
         """Where a line can be added."""

@@ -1,13 +1,25 @@
 """Embargo as it comes: a supervisor, one resolver, the block log on. Only the firewall is off, as nobody else has one."""
 
 import json
+import socket
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from embargo import accelerator
-from tools.bench.servers.base import ADDRESS, UPSTREAM_PORT, Running, Server, first_line
+from tools.bench.servers.base import (
+    ADDRESS,
+    NXDOMAIN,
+    PATIENCE,
+    UPSTREAM_PORT,
+    BenchError,
+    Running,
+    Server,
+    ask,
+    first_line,
+)
 
 _CONFIG = """\
 [dns]
@@ -30,6 +42,9 @@ events = "{directory}/events/events.jsonl"
 dir = "{directory}/state"
 runtime = "{directory}/run"
 """
+
+
+ADDED = "added-while-it-runs.example"
 
 
 class Embargo(Server):
@@ -60,8 +75,17 @@ class Embargo(Server):
     def reload(self, running: Running) -> bool:
         """It sees by itself that its list has changed."""
         with self.list_file.open("a") as file:
-            file.write("added-while-it-runs.example\n")
+            file.write(f"{ADDED}\n")
         return True
+
+    def settle(self) -> None:
+        deadline = time.monotonic() + PATIENCE
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.connect((ADDRESS, self.port))
+            while ask(sock, ADDED) != NXDOMAIN:
+                if time.monotonic() > deadline:
+                    raise BenchError(f"{self.name} does not read its list again")
+                time.sleep(0.1)
 
     def remark(self) -> str:
         """Whether the log was kept up with: a record that was lost cost less than one that was written."""

@@ -47,9 +47,8 @@ class PowerDNS(Server):
         return ["pdns_recursor", f"--config-dir={self.directory}"]
 
     def reload(self, running: Running) -> bool:
-        command = ["rec_control", f"--config-dir={self.directory}", f"--socket-dir={self.directory}", "reload-lua-config"]
-        subprocess.run(command, check=True, capture_output=True)
-        return True
+        where = [f"--config-dir={self.directory}", f"--socket-dir={self.directory}", "--timeout=60"]
+        return subprocess.run(["rec_control", *where, "reload-lua-config"], capture_output=True, check=False).returncode == 0
 
     @classmethod
     def version(cls) -> str:
