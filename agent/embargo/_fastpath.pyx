@@ -215,57 +215,68 @@ cdef inline object _made(type kind, tuple values):
     return tuple.__new__(kind, values)
 
 
+cdef Py_ssize_t _question_end(const uint8_t *p, Py_ssize_t size) noexcept nogil:
+    """Where the one question of a query ends, which is of class IN and has a name that is spelt out; 0 for another one."""
+    cdef Py_ssize_t at = 12
+    if size < 17:
+        return 0
+    while p[at]:
+        if p[at] > 63:
+            return 0
+        at += p[at] + 1
+        if at >= size:
+            return 0
+    return at + 5 if at <= 266 and at + 5 <= size and not p[at + 3] and p[at + 4] == 1 else 0
+
+
+cdef bint _whole_opt(const uint8_t *opt, Py_ssize_t size) noexcept nogil:
+    """Are these octets one OPT record: root owner, type 41, version 0, whole options?"""
+    cdef Py_ssize_t left, at = 11
+    cdef int length
+    if size < 11 or opt[0] or opt[1] or opt[2] != 41 or opt[6]:
+        return False
+    left = opt[9] << 8 | opt[10]
+    if left + 11 != size:
+        return False
+    while left >= 4:
+        length = 4 + (opt[at + 2] << 8 | opt[at + 3])
+        at += length
+        left -= length
+    return not left
+
+
+cdef inline int _payload(const uint8_t *opt) noexcept nogil:
+    """Octets of UDP payload that the client takes, within our bounds."""
+    return min(max(opt[3] << 8 | opt[4], 512), 1232)
+
+
 def query(bytes packet):
     """The twin of `message.parse_query` for a plain query; None for a packet that Python has to look at."""
     cdef const uint8_t *p = <const uint8_t *>PyBytes_AS_STRING(packet)
-    cdef Py_ssize_t size = PyBytes_GET_SIZE(packet), at = 12, end, left, i
-    cdef int length, payload = 512
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(packet), end = _question_end(p, size), i
+    cdef int payload = 512
     cdef bint edns, do = False
     cdef uint32_t qtype
     cdef uint8_t qname[256]
-    cdef const uint8_t *opt
-    if size < 17 or p[2] & 0xFA or memcmp(p + 4, b"\0\1\0\0\0\0\0", 7) or p[11] > 1:
+    if not end or p[2] & 0xFA or memcmp(p + 4, b"\0\1\0\0\0\0\0", 7) or p[11] > 1:
         return None
-    while True:
-        length = p[at]
-        if length > 63:
-            return None
-        if not length:
-            break
-        at += length + 1
-        if at >= size:
-            return None
-    end = at + 5
-    if at > 266 or end > size or p[at + 3] or p[at + 4] != 1:
-        return None
-    qtype = p[at + 1] << 8 | p[at + 2]
+    qtype = p[end - 4] << 8 | p[end - 3]
     if qtype == 0 or qtype == 41 or 249 <= qtype <= 254:
         return None
     edns = p[11] == 1
     if edns:
-        opt = p + end
-        if size - end < 11 or opt[0] or opt[1] or opt[2] != 41 or opt[6]:
+        if not _whole_opt(p + end, size - end):
             return None
-        left = opt[9] << 8 | opt[10]
-        if left + 11 != size - end:
-            return None
-        i = 11
-        while left >= 4:
-            length = 4 + (opt[i + 2] << 8 | opt[i + 3])
-            i += length
-            left -= length
-        if left:
-            return None
-        payload, do = min(max(opt[3] << 8 | opt[4], 512), 1232), opt[7] >> 7
+        payload, do = _payload(p + end), p[end + 7] >> 7
     elif end != size:
         return None
-    for i in range(12, at + 1):
+    for i in range(12, end - 4):
         qname[i - 12] = _LOWER[p[i]]
     if _Query is None:
         _types()
     return _made(_Query, (
         p[0] << 8 | p[1], (p[2] & 1) << 8 | p[3] & 0x10, PyBytes_FromStringAndSize(<const char *>p + 12, end - 12),
-        PyBytes_FromStringAndSize(<const char *>qname, at - 11), qtype, bool(edns), bool(do), payload,
+        PyBytes_FromStringAndSize(<const char *>qname, end - 16), qtype, bool(edns), bool(do), payload,
     ))  # fmt: skip
 
 
@@ -664,55 +675,29 @@ cdef class Answering:
 
     cdef Known _first(self, const uint8_t *packet, Py_ssize_t size, double now, bytes key):
         """The reply to a packet that is not remembered."""
-        cdef Py_ssize_t at = 12, end, left, limit = 512
-        cdef const uint8_t *opt
-        cdef int variant = 0, length
+        cdef Py_ssize_t end = _question_end(packet, size), limit = 512, i
+        cdef int variant = 0
         cdef int rd = packet[2] & 1, cd = packet[3] & 0x10
         cdef uint8_t qname[256]
-        cdef Py_ssize_t i
         cdef Known known
         # response, opcode, AA and TC in the first flags octet, RA, Z and rcode in the second: all zero in a plain query
-        if packet[2] & 0xFE or packet[3] & 0xCF:
-            return None
-        while True:
-            length = packet[at]
-            if length > 63:
-                return None
-            if not length:
-                break
-            at += length + 1
-            if at >= size:
-                return None
-        end = at + 5
-        if at > 266 or end > size or packet[at + 3] or packet[at + 4] != 1:
+        if not end or packet[2] & 0xFE or packet[3] & 0xCF:
             return None
         if memcmp(packet + 4, b"\0\1\0\0\0\0\0\0", 8) == 0:
             if end != size:
                 return None
         elif memcmp(packet + 4, b"\0\1\0\0\0\0\0\1", 8) == 0:
-            # one OPT: root owner, type 41, size, extended rcode 0, version 0, flags, whole options
-            opt = packet + end
-            if size - end < 11 or opt[0] or opt[1] or opt[2] != 41 or opt[5] or opt[6]:
+            if not _whole_opt(packet + end, size - end) or packet[end + 5]:  # nor an extended rcode
                 return None
-            left = opt[9] << 8 | opt[10]
-            if left + 11 != size - end:
-                return None
-            i = 11
-            while left >= 4:
-                length = 4 + (opt[i + 2] << 8 | opt[i + 3])
-                i += length
-                left -= length
-            if left:
-                return None
-            limit = min(max(opt[3] << 8 | opt[4], 512), 1232)
-            variant = 6 if opt[7] & 0x80 else 3
+            limit = _payload(packet + end)
+            variant = 6 if packet[end + 7] & 0x80 else 3
         else:
             return None
-        for i in range(12, at + 1):
+        for i in range(12, end - 4):
             qname[i - 12] = _LOWER[packet[i]]
-        known = self._cached(packet, qname, at - 11, end, variant, limit, rd, cd, now)
+        known = self._cached(packet, qname, end - 16, end, variant, limit, rd, cd, now)
         if known is None:
-            known = self._blocked(packet, qname, at - 11, end, variant, limit, rd, cd)
+            known = self._blocked(packet, qname, end - 16, end, variant, limit, rd, cd)
         if known is not None and (not variant or size == end + 11):  # options may differ every time (RFC 7873)
             if len(self._young) >= MEMO_HALF:
                 self._old, self._young = self._young, {}
