@@ -7,11 +7,12 @@ is ignored until the deadline (RFC 5452 section 9). A socket is used for a while
 
 import asyncio
 import errno
+import math
 import os
 import secrets
 import select
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from embargo import message, response
 from embargo.engine import Forward
@@ -22,9 +23,9 @@ SOCKETS = 256  # to one server, a place for each value of an octet: ports that a
 USES = 64  # questions from one port, and
 AGE = 10.0  # seconds, before it is given up
 BATCH = 64  # responses taken at once, so that clients are not kept waiting
-TICK = 0.02  # seconds between two looks for questions whose time is over, while there are any
-IDLE = 1.0  # seconds between two looks for ports that are too old, while there are any
+TICK = 0.02  # seconds between two looks for questions whose time is over, at least
 CHANCE = 4096  # octets drawn at once
+_FULL = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})  # no room for one more socket
 
 
 class Forwarder:
@@ -44,7 +45,7 @@ class Forwarder:
         self._buffer = memoryview(bytearray(MAX_DATAGRAM))
         self._chance, self._drawn = b"", 0
         self._timer: asyncio.TimerHandle | None = None
-        self._hurried = False  # the timer looks for questions too
+        self._look_at = math.inf  # when the timer is over
         self._tasks: set[asyncio.Task[None]] = set()
         self.mismatched = 0
 
@@ -63,15 +64,23 @@ class Forwarder:
         try:
             sock = self._socket(forward.server, now)
             ident = self._ident(sock)
-            sock.send(message.ask(forward.query, int.from_bytes(ident), edns=forward.edns))
+            self._send(sock, message.ask(forward.query, int.from_bytes(ident), edns=forward.edns))
         except OSError as error:
             self._loop.call_soon(self._expire, forward.token, _reason(error), True)
             return
         sock.uses += 1
-        flight = sock.flights[ident] = _Flight(forward, sock, ident, now + forward.timeout)
+        deadline = now + forward.timeout
+        flight = sock.flights[ident] = _Flight(forward, sock, ident, deadline)
         self._flights[flight] = None
-        if not self._hurried:
-            self._hurry()
+        if deadline < self._look_at:
+            self._look(deadline)
+
+    def _send(self, sock: "_Socket", query: bytes) -> None:
+        try:
+            sock.send(query)
+        except OSError as error:
+            sock.send(query)  # it was about what was sent before: the kernel tells it to whoever comes next
+            self._loop.call_soon(self._lost, list(sock.flights.values()), _reason(error))
 
     # ── sockets ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -81,19 +90,25 @@ class Forwarder:
         if pool is None:
             pool = self._pools[server] = []
         place = self._draw()[0]
+        old: _Socket | None = None
         if place < len(pool):
-            found = pool[place]
-            if found.uses < USES and now < found.born + AGE:
-                return found
-            self._give_up(found)
+            old = pool[place]
+            if old.uses < USES and now < old.born + AGE:
+                return old
             pool[place] = pool[-1]
             pool.pop()
+            if not old.flights:  # before the next is opened, which may need its descriptor
+                self._give_up(old)
+                old = None
         try:
             opened = self._open(server, now)
         except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM) or not pool:
+            if error.errno not in _FULL or not (old or pool):
                 raise
-            return pool[place % len(pool)]  # fewer ports are better than no answer
+            opened = old or pool.pop(place % len(pool))  # fewer ports are better than no answer
+        else:
+            if old is not None:
+                self._give_up(old)
         pool.append(opened)
         return opened
 
@@ -146,9 +161,7 @@ class Forwarder:
             except BlockingIOError:
                 continue
             except OSError as error:  # ECONNREFUSED: nobody listens there, for any of these questions
-                for flight in list(sock.flights.values()):
-                    self._end(flight)
-                    self._expire(flight.forward.token, _reason(error), True)
+                self._lost(list(sock.flights.values()), _reason(error))
                 continue
             awaited = sock.flights.get(packet[:2])
             if (
@@ -160,6 +173,12 @@ class Forwarder:
             else:
                 self.mismatched += 1
 
+    def _lost(self, flights: "Iterable[_Flight]", reason: str) -> None:
+        for flight in flights:
+            if flight in self._flights:
+                self._end(flight)
+                self._expire(flight.forward.token, reason, True)
+
     def _end(self, flight: "_Flight") -> None:
         del self._flights[flight]
         sock = flight.sock
@@ -170,30 +189,31 @@ class Forwarder:
 
     # ── time ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _hurry(self) -> None:
+    def _look(self, when: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._hurried = True
-        self._timer = self._loop.call_later(TICK, self._tick)
+        self._look_at = when
+        self._timer = self._loop.call_at(when, self._tick)
 
     def _tick(self) -> None:
-        """End what has waited long enough, give up old ports; come again while there is anything to look after."""
+        """End what has waited long enough, give up old ports; come again when there will be something to do."""
         now = self._loop.time()
+        self._timer, self._look_at = None, math.inf
         for flight in [each for each in self._flights if each.deadline <= now]:
             self._end(flight)
-            reason = f"did not answer in {flight.forward.timeout:.1f} s"
-            self._expire(flight.forward.token, reason, False)
-        if not self._flights:
-            for server, pool in list(self._pools.items()):
-                for sock in pool:
-                    if now >= sock.born + AGE:
-                        self._give_up(sock)
-                pool[:] = [sock for sock in pool if not sock.given_up]
-                if not pool:
-                    del self._pools[server]
-        self._hurried = bool(self._flights)
-        again = TICK if self._flights else IDLE
-        self._timer = self._loop.call_later(again, self._tick) if self._flights or self._pools else None
+            self._expire(flight.forward.token, f"did not answer in {flight.forward.timeout:.1f} s", False)
+        if self._flights:
+            self._look(max(min(each.deadline for each in self._flights), now + TICK))
+            return
+        for server, pool in list(self._pools.items()):  # while there are questions, they find those that are too old
+            for sock in pool:
+                if now >= sock.born + AGE:
+                    self._give_up(sock)
+            pool[:] = [sock for sock in pool if not sock.given_up]
+            if not pool:
+                del self._pools[server]
+        if self._pools:
+            self._look(now + AGE)
 
     async def _tcp(self, forward: Forward) -> None:
         writer: asyncio.StreamWriter | None = None
