@@ -7,7 +7,8 @@ Time comes in as `now`, seconds of a monotonic clock; nothing expires by itself.
 
 The cache is bounded by octets. A new entry stands in the queue of those on probation, a tenth of the room; whoever is asked
 for again before its end comes goes to the queue of the proven ones, and so does who comes back soon after he had to leave.
-So a flood of names asked once pushes out no more than other names asked once (S3-FIFO, Yang et al., SOSP 2023).
+So a flood of names asked once pushes out no more than other names asked once (S3-FIFO, Yang et al., SOSP 2023). Room is made
+before the last octet is taken, a bounded number of entries an answer, so that no answer waits for many others to go.
 
 What has expired is kept for a day, as long as there is room, for the case that no upstream answers (RFC 8767).
 """
@@ -18,9 +19,11 @@ from collections import deque
 
 from embargo.message import Answer
 
-OVERHEAD = 780  # octets of Python objects around an entry, measured with tracemalloc
+OVERHEAD = 740  # octets of Python objects around an entry, measured with tracemalloc
 PER_RECORD = 105  # and for each of its records
-CHANCES = 32  # proven entries spared at once because they were asked for: bounds what one answer costs
+PER_LEAD = 165  # and for each owner in its answer section
+STEPS = 32  # entries looked at for one answer as long as there is a margin
+MARGIN = 32  # the part of the room kept free for it, one in so many
 PROBATION = 10  # the part of the room, one in so many
 GHOSTS = 8192  # names remembered in each half after they had to leave
 NOBODY = -1  # the judgement of an entry that needs one every time
@@ -30,6 +33,7 @@ RETRY = 5.0  # seconds without asking again after no upstream answered
 REFRESH = 0.9  # the part of its life after which a name that is asked for is fetched anew
 SHORTEST = 10  # seconds of life that are worth it
 MAX_WANTED = 256  # names to be fetched anew at a time
+_NOTHING = Answer(0)
 
 
 class Entry:
@@ -51,7 +55,9 @@ class Entry:
         self.stored = now
         self.expires = now + answer.lifetime
         self.judged = judged
-        self.size = len(self.key) + 2 * len(answer.body) + PER_RECORD * len(answer.ttls) + OVERHEAD
+        self.size = (
+            OVERHEAD + len(self.key) + 2 * len(answer.body) + PER_RECORD * len(answer.ttls) + PER_LEAD * len(answer.leads)
+        )
         #: a hit after this is told the cache, see `Cache.near_expiry`
         self.refresh_at = now + REFRESH * answer.lifetime if answer.lifetime >= SHORTEST else math.inf
         self.retry_at = 0.0
@@ -75,7 +81,7 @@ class Entry:
         body = bytearray(self.answer.body)
         for offset, _ in self.answer.ttls:
             struct.pack_into("!I", body, offset, STALE_TTL)
-        return self.answer._replace(body=bytes(body))
+        return self.answer._replace(body=bytes(body), ttls=tuple((offset, STALE_TTL) for offset, _ in self.answer.ttls))
 
     def known_until(self, now: float) -> float:
         """Until when it may be given out without asking the cache again."""
@@ -89,6 +95,7 @@ class Entry:
 class Cache:
     def __init__(self, limit: int = 32 << 20) -> None:
         self._limit = limit
+        self._enough = limit - limit // MARGIN
         self._entries: dict[bytes, Entry] = {}
         self._queues: tuple[deque[Entry], deque[Entry]] = deque(), deque()  # on probation, proven
         self._held = [0, 0]  # octets in them
@@ -141,29 +148,32 @@ class Cache:
             self._held[entry.proven] -= entry.size
         entry.store(answer, now, judged)
         self._held[entry.proven] += entry.size
-        if self._held[0] + self._held[1] > self._limit:
+        if self._held[0] + self._held[1] > self._enough:
             self._shrink(now)
 
     def _shrink(self, now: float) -> None:
-        """Make room: from those on probation while they have more than their part, else from the proven ones."""
-        chances = CHANCES
-        while self.octets > self._limit:
-            proven = self._held[0] * PROBATION <= self._limit and bool(self._queues[1])
-            entry = self._queues[proven].popleft()
+        """Make room: from those on probation while they have more than their part, else from the proven ones.
+
+        Who was asked for is spared, unless there is no margin left and looking for another would take too long.
+        """
+        probation, proven = self._queues
+        steps = STEPS
+        while (octets := self._held[0] + self._held[1]) > self._enough and (steps or octets > self._limit):
+            queue = proven if proven and (self._held[0] * PROBATION <= self._limit or proven[0].expires <= now) else probation
+            entry = queue.popleft()
             if entry.gone:
                 self._gone -= 1
-                continue
-            if entry.used and entry.expires > now and (not proven or chances):
-                self._held[proven] -= entry.size
+            elif steps and entry.used and entry.expires > now:
+                self._held[entry.proven] -= entry.size
                 self._held[1] += entry.size
-                chances -= proven
                 entry.used, entry.proven = False, True
-                self._queues[1].append(entry)
-                continue
-            if not proven:
-                self._remember(entry.key)
-            self._held[proven] -= entry.size
-            del self._entries[entry.key]
+                proven.append(entry)
+            else:
+                if not entry.proven:
+                    self._remember(entry.key)
+                self._held[entry.proven] -= entry.size
+                del self._entries[entry.key]
+            steps -= steps > 0
 
     def _remember(self, key: bytes) -> None:
         if len(self._ghosts) >= GHOSTS:
@@ -176,6 +186,7 @@ class Cache:
             return
         self._held[entry.proven] -= entry.size
         entry.gone = True
+        entry.answer, entry._body = _NOTHING, b""
         self._gone += 1
         if self._gone > 1000 + len(self._entries):  # names that are stored and dropped again and again
             for queue in self._queues:
@@ -188,5 +199,6 @@ class Cache:
         self._entries.clear()
         for queue in self._queues:
             queue.clear()
+        self.wanted = []
         self._held = [0, 0]
         self._gone = 0
