@@ -1,9 +1,12 @@
 """A resolver process as it runs on a gateway: real sockets, real `dig`, orders over its channel."""
 
+import asyncio
 import itertools
 import os
 import signal
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -13,10 +16,14 @@ import dns.message
 import dns.rcode
 import pytest
 
+from embargo import accelerator, cache
+from embargo.daemon.resolver import Resolver
+from embargo.daemon.selector import Selector
+from embargo.image import Image
 from support.agent import until
-from support.playbook import query
+from support.playbook import compiled, query
 from support.upstream import Upstream, right
-from support.worker import LOOPBACK, Worker, framed, is_closed
+from support.worker import LOOPBACK, Worker, bound, framed, is_closed, read
 
 BLOCKED = "alipay.example"
 EDE = "app=alipay function=payment list=alipay/payment.list:1 rule=alipay.example"
@@ -279,6 +286,45 @@ def test_addresses_of_an_allowed_name_pass_before_its_reply_is_sent() -> None:
             sock.send(query("good.test"))
             worker.take(lambda message: message["op"] == "pass", "addresses to pass")
             assert dns.message.from_wire(sock.recv(4096)).rcode() == dns.rcode.NOERROR, "it does not wait for ever"
+
+
+@pytest.mark.parametrize("accelerated", [True, False], ids=["compiled", "python"])
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM], ids=["udp", "tcp"])
+def test_a_name_is_fetched_anew_although_nothing_else_wakes_the_worker(
+    kind: socket.SocketKind, accelerated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "REFRESH", 0.005)
+    if not accelerated:
+        monkeypatch.setattr(accelerator, "fast", None)
+    selector = Selector()
+
+    def client(address: tuple[str, int], upstream: Upstream) -> None:
+        with socket.socket(socket.AF_INET, kind) as sock:
+            sock.connect(address)
+            for pause in (0.0, 0.0, 1.6):  # asked for, asked for again, and when the answer is old and all timers are over
+                time.sleep(pause)
+                sock.send(query("free.test") if kind == socket.SOCK_DGRAM else framed(query("free.test")))
+                _ = sock.recv(4096) if kind == socket.SOCK_DGRAM else read(sock)
+            until(lambda: len(upstream.asked) == 2, "the name is fetched anew", 5.0)
+
+    async def run(upstream: Upstream) -> None:
+        udp, tcp = bound(["127.0.0.1"])
+        resolver = Resolver(lambda _: True, lambda *_: True, None, selector)
+        octets, board = compiled(BLOCKED)
+        settings = {"allow_from": ["127.0.0.0/8"], "block_mode": "nxdomain", "block_ttl": 10}
+        resolver.adopt(Image(octets), 1, board, settings | {"upstream": [f"udp://127.0.0.1:{upstream.port}"]})
+        await resolver.listen([udp], [tcp])
+        try:
+            await asyncio.to_thread(client, udp.getsockname(), upstream)
+            assert resolver.stats()["cache"]["refreshed"] == 1
+        finally:
+            await resolver.stop()
+
+    with (
+        Upstream(lambda asked: [right(asked)]) as upstream,
+        asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner,
+    ):
+        runner.run(run(upstream))
 
 
 def test_it_ends_when_the_supervisor_is_gone() -> None:

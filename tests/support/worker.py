@@ -25,7 +25,7 @@ PATIENCE = 20.0  # seconds until something has gone wrong
 LOOPBACK = ("127.0.0.1", "::1")
 
 
-def _bound(addresses: Sequence[str]) -> list[socket.socket]:
+def bound(addresses: Sequence[str]) -> list[socket.socket]:
     """UDP and TCP sockets on these addresses, all with one port, which nobody else has anywhere."""
     for _ in range(100):
         found: list[socket.socket] = []
@@ -57,7 +57,7 @@ class Worker:
     def __init__(
         self, addresses: Sequence[str] = LOOPBACK, sockets: Sequence[socket.socket] = (), accelerated: str = "native"
     ) -> None:
-        sockets = sockets or _bound(addresses)
+        sockets = sockets or bound(addresses)
         self.port = int(sockets[0].getsockname()[1])
         self.sockets = [("udp" if sock.type == socket.SOCK_DGRAM else "tcp", sock) for sock in sockets]
         self._channel, theirs = channel.pair()

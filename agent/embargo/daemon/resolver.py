@@ -52,7 +52,8 @@ class Resolver:
     ) -> None:
         self._report = report
         self._loop = asyncio.get_running_loop()
-        self._cache = Cache()
+        # queries are answered where the loop waits: it has to be woken
+        self._cache = Cache(wanting=lambda: self._loop.call_soon_threadsafe(self._refresh))
         self._judged = 0
         self._engine: Engine | None = None
         self._forwarder = Forwarder(self._completed, self._expired)
@@ -115,11 +116,14 @@ class Resolver:
         now = self._loop.time()
         self.counters["queries_udp"] += taken
         self.counters["fast"] += taken - len(declined)
-        if self._cache.wanted:
-            for forward in self.engine.refresh(now):
-                self._dispatch(forward, now)
         for packet in declined:
             self._dispatch(self.engine.handle(packet.data, packet.client, packet.way, now), now)
+
+    def _refresh(self) -> None:
+        """Ask for what the cache wants to have fetched anew."""
+        now = self._loop.time()
+        for forward in self.engine.refresh(now):
+            self._dispatch(forward, now)
 
     def _stream_query(self, packet: bytes, client: str, connection: Connection) -> bool:
         now = self._loop.time()
