@@ -1,6 +1,7 @@
 """A resolver process as it runs on a gateway: real sockets, real `dig`, orders over its channel."""
 
 import asyncio
+import ipaddress
 import itertools
 import os
 import signal
@@ -10,13 +11,16 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import dns.flags
 import dns.message
 import dns.rcode
+import dns.rdatatype
 import pytest
 
-from embargo import accelerator, cache
+from embargo import accelerator, cache, names
+from embargo.daemon import witness
 from embargo.daemon.resolver import Resolver
 from embargo.daemon.selector import Selector
 from embargo.image import Image
@@ -277,15 +281,101 @@ def test_what_was_done_is_told() -> None:
 def test_addresses_of_an_allowed_name_pass_before_its_reply_is_sent() -> None:
     with Upstream(lambda asked: [right(asked)]) as upstream, Worker() as worker:
         worker.start("192.0.2.80", allow="good.test", dns={"upstream": [f"udp://127.0.0.1:{upstream.port}"]})
+        worker.meet()
         with worker.udp() as sock:
             sock.send(query("good.test"))
-            asked = worker.take(lambda message: message["op"] == "pass", "addresses to pass")
+            asked = worker.told("pass")
             assert asked["addresses"] == [["c0000250", 300]]
-            worker.tell("passed", number=asked["number"])
+            worker.ready(asked["number"])
             assert dns.message.from_wire(sock.recv(4096)).rcode() == dns.rcode.NOERROR
             sock.send(query("good.test"))
-            worker.take(lambda message: message["op"] == "pass", "addresses to pass")
+            worker.told("pass")
             assert dns.message.from_wire(sock.recv(4096)).rcode() == dns.rcode.NOERROR, "it does not wait for ever"
+
+
+def heard(message: dict[str, Any]) -> list[tuple[str, list[str], int]]:
+    """The records of a message, readable."""
+    packed = message["records"] if "records" in message else bytes.fromhex(message["record"])
+    return [
+        (names.to_text(name), [str(ipaddress.ip_address(a)) for a in addresses], seconds)
+        for name, addresses, seconds in witness.unpack(packed)
+    ]
+
+
+@pytest.mark.parametrize("accelerated", ["native", "none"])
+@pytest.mark.parametrize("log_names", ["blocked", "none"])
+def test_what_is_behind_a_blocked_name_is_looked_up_and_told_the_guardian(accelerated: str, log_names: str) -> None:
+    with Upstream(lambda asked: [right(asked)]) as upstream, Worker(accelerated=accelerated) as worker:
+        dns_ = {"upstream": [f"udp://127.0.0.1:{upstream.port}"], "learn": True, "log_names": log_names}
+        worker.start(BLOCKED, dns=dns_)
+        worker.meet()
+        assert worker.asked(query(f"www.{BLOCKED}")).rcode() == dns.rcode.NXDOMAIN, "it is answered at once"
+        told = worker.told("leads")
+        assert heard(told) == [(f"www.{BLOCKED}", ["192.0.2.80"], 300)]
+        assert (told["class"], told["list"], told["line"]) == (["alipay", "payment"], "alipay/payment.list", 1)
+        assert told["rule"] == BLOCKED
+        assert {dns.rdatatype.to_text(q.message.question[0].rdtype) for q in upstream.asked} == {
+            "A",
+            "AAAA",
+        }
+        for _ in range(3):
+            worker.asked(query(f"www.{BLOCKED}"))
+        assert worker.stats()["counters"]["looked_up"] == 1, "once for as long as the answer lasts"
+        assert worker.stats()["cache"]["entries"] == 0, "nobody will ask the cache for it"
+
+
+def test_nothing_is_looked_up_for_the_firewall_when_it_does_not_learn() -> None:
+    with Upstream(lambda asked: [right(asked)]) as upstream, Worker() as worker:
+        worker.start(BLOCKED, dns={"upstream": [f"udp://127.0.0.1:{upstream.port}"], "learn": False})
+        worker.meet()
+        worker.asked(query(BLOCKED))
+        time.sleep(0.6)
+        assert worker.stats()["counters"]["looked_up"] == 0
+        assert upstream.asked == []
+
+
+def test_answers_of_unblocked_names_are_told_the_guardian_together() -> None:
+    with Upstream(lambda asked: [right(asked)]) as upstream, Worker() as worker:
+        worker.start(BLOCKED, dns={"upstream": [f"udp://127.0.0.1:{upstream.port}"]})
+        worker.meet()
+        for name in ("one.test", "two.test", "one.test"):
+            assert worker.asked(query(name)).rcode() == dns.rcode.NOERROR
+        found = heard(worker.told("answered"))
+        while len(found) < 2:
+            found += heard(worker.told("answered"))
+        assert found == [("one.test", ["192.0.2.80"], 300), ("two.test", ["192.0.2.80"], 300)]
+
+
+def test_a_reply_waits_until_its_address_is_free_but_not_for_ever() -> None:
+    with Upstream(lambda asked: [right(asked)]) as upstream, Worker() as worker:
+        worker.start(BLOCKED, dns={"upstream": [f"udp://127.0.0.1:{upstream.port}"]})
+        marks = worker.meet()
+        marks.add(ipaddress.ip_address("192.0.2.80").packed)
+        with worker.udp() as sock:
+            sock.send(query("neighbour.test"))
+            asked = worker.told("free")
+            assert heard(asked) == [("neighbour.test", ["192.0.2.80"], 300)]
+            sock.settimeout(0.1)
+            with pytest.raises(TimeoutError):
+                sock.recv(4096)
+            worker.ready(asked["number"])
+            sock.settimeout(10)
+            assert dns.message.from_wire(sock.recv(4096)).rcode() == dns.rcode.NOERROR
+            sock.send(query("other.test"))
+            worker.told("free")
+            assert dns.message.from_wire(sock.recv(4096)).rcode() == dns.rcode.NOERROR, "the guardian does not answer"
+        marks.remove(ipaddress.ip_address("192.0.2.80").packed)
+        assert worker.asked(query("third.test")).rcode() == dns.rcode.NOERROR
+        assert heard(worker.told("answered"))[0][0] == "third.test"
+
+
+def test_a_worker_goes_on_without_a_guardian_and_with_the_next_one() -> None:
+    with Upstream(lambda asked: [right(asked)]) as upstream, Worker() as worker:
+        worker.start(BLOCKED, dns={"upstream": [f"udp://127.0.0.1:{upstream.port}"]})
+        worker.meet().add(ipaddress.ip_address("192.0.2.80").packed)
+        worker.meet()
+        assert worker.asked(query("one.test")).rcode() == dns.rcode.NOERROR, "the page is the new guardian's"
+        assert heard(worker.told("answered"))[0][0] == "one.test"
 
 
 @pytest.mark.parametrize("accelerated", [True, False], ids=["compiled", "python"])
@@ -309,7 +399,7 @@ def test_a_name_is_fetched_anew_although_nothing_else_wakes_the_worker(
 
     async def run(upstream: Upstream) -> None:
         udp, tcp = bound(["127.0.0.1"])
-        resolver = Resolver(lambda _: True, lambda *_: True, None, selector)
+        resolver = Resolver(lambda *_: True, None, selector)
         octets, board = compiled(BLOCKED)
         settings = {"allow_from": ["127.0.0.0/8"], "block_mode": "nxdomain", "block_ttl": 10}
         resolver.adopt(Image(octets), 1, board, settings | {"upstream": [f"udp://127.0.0.1:{upstream.port}"]})

@@ -44,7 +44,7 @@ def test_an_empty_file_is_the_contracts_defaults() -> None:
     assert found.lists == config.Lists(
         ("/usr/share/embargo/blocklists", "/etc/embargo/apps.d"), "/etc/embargo/allow.list", "/etc/embargo/block.list"
     )
-    assert found.firewall == config.Firewall(True, (), (), True, True, "closed", "keep", 8137)
+    assert found.firewall == config.Firewall(True, (), (), True, True, "closed", "keep", 8137, 0xFF00_0000, True)
     assert (found.log.events, found.log.names) == ("/var/log/embargo/events.jsonl", "blocked")
     assert (found.state.dir, found.state.runtime, found.control) == (
         "/var/lib/embargo", "/run/embargo", "/run/embargo/control.sock",
@@ -122,6 +122,10 @@ def test_texts_that_mean_the_same_are_the_same_configuration() -> None:
         ("firewall", "on_stop", '"remove"', "remove"),
         ("firewall", "log_group", "0", 0),
         ("firewall", "log_group", "65535", 65535),
+        ("firewall", "ct_mark", "0", 0),
+        ("firewall", "ct_mark", "0xff0000", 0xFF0000),
+        ("firewall", "ct_mark", "0xffffffff", 0xFFFFFFFF),
+        ("firewall", "protect", "false", False),
         ("log", "events", '"/tmp/e"', "/tmp/e"),
         ("log", "names", '"none"', "none"),
         ("log", "names", '"all"', "all"),
@@ -244,6 +248,10 @@ BOOL = "it must be true or false"
         ("firewall", "fail", '"close"', '"close" is not allowed', 'did you mean "closed"? it must be one of closed, open'),
         ("firewall", "on_stop", "true", "wrong type", "it must be one of keep, remove"),
         ("firewall", "log_group", "65536", "65536 is out of range", "it must be a number from 0 to 65535"),
+        ("firewall", "ct_mark", "0x100000000", "4294967296 is out of range", "it must be a number from 0 to 4294967295"),
+        ("firewall", "ct_mark", "0xff00ff", "0x00ff00ff is not four or more bits side by side", "write it as in 0xff000000, or 0"),
+        ("firewall", "ct_mark", "7", "0x00000007 is not four or more bits side by side", "write it as in 0xff000000, or 0"),
+        ("firewall", "protect", "1", "wrong type", "it must be true or false"),
         ("log", "events", '"events.jsonl"', '"events.jsonl" is not an absolute path', "write it from / on"),
         ("log", "names", '"yes"', '"yes" is not allowed', "it must be one of blocked, all, none"),
         ("log", "max_bytes", "4095", "4095 is out of range", "it must be a number from 4096 to 1099511627776"),

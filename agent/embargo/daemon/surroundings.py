@@ -68,4 +68,5 @@ def resolver_settings(settings: Config, around: Surroundings, hosts: dict[str, l
         "forward": {zone: list(map(str, servers)) for zone, servers in settings.dns.forward},
         "hosts": hosts,
         "log_names": settings.log.names,
+        "learn": settings.firewall.enabled and settings.firewall.learn,
     }
