@@ -225,7 +225,7 @@ def _mask(value: Any) -> int:
     mask = _int(0, 0xFFFF_FFFF)(value)
     bits = mask // (mask & -mask) if mask else 0
     if mask and (bits & (bits + 1) or bits < 15):
-        raise Refused(f"0x{mask:08x} is not four or more bits side by side", "write it as in 0xff000000, or 0")
+        raise Refused(f"0x{mask:08x} is not four or more bits in a row", "write it as in 0xff000000, or 0")
     return mask
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from embargo.daemon import privileges
 from support.agent import Agent, running, until
 from tools.rig import LAN4, LAN6, OTHER4, OTHER6, UPSTREAM4, UPSTREAM6, WEB4, WEB6, Rig
 
@@ -444,6 +445,26 @@ def test_every_key_of_an_event_is_documented(agent: Agent) -> None:
     documented = set(re.findall(r"`(\w+)`", page))
     written = {key for event in agent.events() for key in event}
     assert {"qname", "dst", "rule"} <= written <= documented
+
+
+def capabilities(pid: int) -> tuple[set[int], set[int]]:
+    """(effective, permitted) of a process, as the kernel tells them."""
+    found = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
+    return tuple({n for n in range(64) if int(found[key], 16) >> n & 1} for key in ("CapEff", "CapPrm"))  # type: ignore[return-value]
+
+
+def test_the_guardian_alone_can_change_the_firewall(agent: Agent) -> None:
+    told = agent.told("status")
+    admin = {privileges.CAP_NET_ADMIN}
+    assert capabilities(told["firewall"]["guardian"]) == (admin, admin)
+    for worker in told["workers"]:
+        assert capabilities(worker) == (set(), set())
+        assert "Uid:\t0" not in Path(f"/proc/{worker}/status").read_text()
+    effective, permitted = capabilities(told["pid"])
+    assert effective == set(privileges.AT_HAND)
+    assert permitted == {*privileges.AT_HAND, *privileges.IN_RESERVE}
+    agent.cli("reload")
+    assert capabilities(told["pid"]) == (effective, permitted)
 
 
 def test_ctrl_c_stops_in_order_and_takes_the_rules_away(quiet: Rig, tmp_path: Path) -> None:

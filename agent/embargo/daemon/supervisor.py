@@ -160,9 +160,10 @@ class Supervisor:
             await self.workers.run(self.sockets, self._worker_count())
         except ChildError as error:
             raise StartError(str(error)) from None
+        privileges.settle()
 
     async def _start_guardian(self, guardian: Child) -> None:
-        if privileges.CAP_NET_ADMIN not in privileges.effective():
+        if privileges.CAP_NET_ADMIN not in privileges.permitted():
             raise FirewallError("firewall", NEEDS)
         await guardian.start()
         self._spawn(self._keep_guardian(guardian), "keeper of the guardian")
