@@ -39,6 +39,8 @@ class Dns:
     workers: int | None  # None: as many as the machine has processors, at most 4
     block_mode: str | tuple[str, ...]
     block_ttl: int
+    rebind: bool
+    ech: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,6 +351,9 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "block_mode": Option("nxdomain", _block_mode,
             'answer to a blocked name: nxdomain, nodata, null, refused or ["address", …]'),
         "block_ttl": Option(10, _int(0, 86400), "seconds a client may keep a block"),
+        "rebind": Option(False, _bool, "private addresses stay out of what the upstream answers, but for [dns] forward"),
+        "ech": Option("keep", _choice("keep", "strip"),
+            "strip: without keys for Encrypted Client Hello, so that a name stays visible on the way"),
     },
     "policy": {
         "apps": Option("default", _either("default", "all", check=_many(_text)),

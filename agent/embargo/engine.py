@@ -116,6 +116,8 @@ class Zones:
     forward: Mapping[Name, Upstreams] = field(default_factory=dict)
     hosts: Mapping[Name, tuple[bytes, ...]] = field(default_factory=dict)  # name → addresses
     reverse: Mapping[Name, Name] = field(default_factory=dict)  # reverse name → name
+    without_ech: bool = False
+    without_private: bool = False  # of the default upstreams: who names a zone's own server wants what that says
 
     def upstreams(self, qname: Name) -> Upstreams:
         if not self.forward:
@@ -388,7 +390,12 @@ class Engine:
         pending = self._pending[token]
         server = pending.attempts[-1]
         try:
-            answer = response.parse(packet, pending.question)
+            answer = response.parse(
+                packet,
+                pending.question,
+                without_ech=self.zones.without_ech,
+                without_private=self.zones.without_private and pending.upstreams is self.zones.default,
+            )
         except MessageError:
             pending.malformed = True
             return self._unhelpful(token, "sent a malformed response over TCP", now) if pending.tcp else None

@@ -38,6 +38,7 @@ def test_an_empty_file_is_the_contracts_defaults() -> None:
     assert found.dns == config.Dns(
         listen=(Listen("127.0.0.1", 53), Listen("::1", 53)), allow_from=("local",), upstream=(), upstream_system=True,
         forward=(), hosts=(), workers=None, block_mode="nxdomain", block_ttl=10,
+        rebind=False, ech="keep",
     )  # fmt: skip
     assert (found.policy.apps, found.policy.functions) == ("default", ("payment", "telemetry"))
     assert (found.policy.bypass, found.policy.shared, found.policy.mode) == (BYPASS_FUNCTIONS, False, Action.BLOCK)
@@ -99,6 +100,8 @@ def test_texts_that_mean_the_same_are_the_same_configuration() -> None:
         ("dns", "block_mode", '["192.0.2.1", "2001:db8::1"]', ("192.0.2.1", "2001:db8::1")),
         ("dns", "block_ttl", "0", 0),
         ("dns", "block_ttl", "86400", 86400),
+        ("dns", "rebind", "true", True),
+        ("dns", "ech", '"strip"', "strip"),
         ("policy", "apps", '"all"', "all"),
         ("policy", "apps", '["alipay", "qq"]', ("alipay", "qq")),
         ("policy", "apps", "[]", ()),
@@ -211,6 +214,8 @@ BOOL = "it must be true or false"
         ("dns", "block_mode", "[]", "is empty", "name at least one"),
         ("dns", "block_mode[0]", '["192.0.2.1:80"]', '"192.0.2.1:80" is not an IP address', ADDRESS),
         ("dns", "block_ttl", '"10"', "wrong type", "it must be a number from 0 to 86400"),
+        ("dns", "rebind", "1", "wrong type", "it must be true or false"),
+        ("dns", "ech", '"on"', '"on" is not allowed', "it must be one of keep, strip"),
         ("dns", "block_ttl", "86401", "86401 is out of range", "it must be a number from 0 to 86400"),
         ("policy", "apps", '"alipay"', '"alipay" is not allowed', 'it must be "default", "all" or a list'),
         ("policy", "apps", "true", "wrong type", 'it must be "default", "all" or a list'),

@@ -307,6 +307,8 @@ def zones_from(dns: dict[str, Any]) -> Zones:
         {names.from_text(zone): Upstreams(tuple(map(server, to))) for zone, to in dns.get("forward", {}).items()},
         hosts,
         reverse,
+        without_ech=dns.get("ech") == "strip",
+        without_private=dns.get("rebind", False),
     )
 
 
