@@ -227,7 +227,9 @@ def event(told: Told) -> str:
         text = f"{told.get('client')}  {told.get('qname', '-')} {told.get('qtype')}  {what}  {decided}{where}{times}"
     elif kind == "drop":
         target = f"{told.get('dst')} {told.get('proto')}/{told.get('dport')}"
-        text = f"{told.get('client')}  {target}  {what}  {decided}{where}{times}"
+        if told.get("unlogged"):
+            target = "packets without a record"
+        text = f"{told.get('client', '-')}  {target}  {what}  {decided}{where}{times}"
     else:
         rest = {key: value for key, value in told.items() if key not in ("schema", "ts", "event")}
         text = "  ".join(f"{key}={value}" for key, value in rest.items())

@@ -4,9 +4,11 @@ import json
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +34,7 @@ RECORDS = (
     "host-record=again.alipay.example,203.0.113.38", "host-record=use-application-dns.net,203.0.113.39",
     "host-record=early.alipay.example,203.0.113.40", "host-record=early.test,203.0.113.40",
 )  # fmt: skip
-SECTIONS = {
+SECTIONS: dict[str, dict[str, Any]] = {
     "dns": {"listen": ["127.0.0.1:53"], "upstream": [UPSTREAM4], "workers": 1},
     "firewall": {"enabled": True, "lan": ["lan0"], "on_stop": "remove", "log_group": 8300},
 }
@@ -134,7 +136,7 @@ def test_an_open_flow_ends_when_its_address_is_learnt(rig: Rig, agent: Agent) ->
             assert sock.recv(64) == b"before"
         ask(rig, "flow.alipay.example")
         began = time.monotonic()
-        with pytest.raises(ConnectionResetError):
+        with pytest.raises(ConnectionResetError):  # noqa: PT012  # some packet of them
             while time.monotonic() < began + 5:
                 flow.sendall(b"after")
                 assert flow.recv(64)
@@ -231,3 +233,46 @@ def test_a_drop_that_no_name_led_to_says_so(rig: Rig, agent: Agent) -> None:
         lambda: any(e["dst"] == "203.0.113.205" and e.get("direct") is True and e["names"] == [] for e in agent.events("drop")),
         "it is direct",
     )
+
+
+def test_a_client_is_named_as_the_hosts_file_names_it_by_any_address(rig: Rig, agent: Agent, tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text(f"{LAN4}.10 telephone.home\n")
+    agent.write_config(dns={"hosts": [str(tmp_path / "hosts")]})
+    agent.cli("reload")
+    try:
+        rig.run("client", "ping", "-c1", "-W1", f"{LAN4}.1", check=False)  # the gateway knows whose hardware address it is
+        rig.run("gateway", "ping", "-c1", "-W1", f"{LAN4}.10", check=False)
+        rig.reach("client", "203.0.113.206")
+        expected = {"dst": "203.0.113.206", "client": f"{LAN4}.10", "client_name": "telephone.home"}
+        until(lambda: any(expected.items() <= e.items() for e in agent.events("drop")), "the client has a name")
+    finally:
+        agent.write_config(dns={"hosts": []})
+        agent.cli("reload")
+
+
+def test_the_log_tells_of_as_many_packets_as_the_kernel_counts(rig: Rig, tmp_path: Path) -> None:
+    """More than the kernel gives records of."""
+    sections = {"dns": {**SECTIONS["dns"], "listen": ["127.0.0.1:5300"]}}
+    sections["firewall"] = {"enabled": True, "lan": [], "on_stop": "keep", "log_group": 8303, "protect": False}
+    flood = """
+import socket
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for n in range(20000):
+    try:
+        sock.sendto(b"x", (f"203.0.113.{200 + n % 8}", 1000 + n % 500))
+    except OSError:
+        pass  # the gateway's refusal of an earlier one
+"""
+    with Rig() as own:
+        own.serve_dns(*RECORDS)
+        with running(tmp_path, prefix=own.prefix("gateway"), apps=APPS, **sections) as first:
+            own.run("client", sys.executable, "-c", flood)
+            until(lambda: first.events("drop"), "the first ones are logged")
+        events = first.events("drop")
+        counter = own.run("gateway", "nft", "list", "counter", "inet", "embargo", "alipay_payment").stdout
+        counted = int(counter.split("packets ")[1].split()[0])
+    assert counted > 15_000
+    assert sum(event["count"] for event in events) == counted
+    unlogged = [event for event in events if event.get("unlogged")]
+    assert unlogged
+    assert sum(e["count"] for e in events if not e.get("unlogged")) >= 1000, "the rate that the kernel gives records at"

@@ -27,6 +27,17 @@ class Attribution(NamedTuple):
     clients: Mapping[str, str]  # names of clients by address, from local records
 
 
+class _Account:
+    """Packets of a class that the kernel counted, against those that the log tells of."""
+
+    __slots__ = ("offset", "packets", "told")
+
+    def __init__(self, offset: int) -> None:
+        self.offset = offset  # packets that are not ours to tell
+        self.packets = 0  # when we last looked
+        self.told = 0  # without a record
+
+
 class DropLog:
     def __init__(self, outbox: Outbox, book: Book) -> None:
         self._loop = asyncio.get_running_loop()
@@ -38,6 +49,7 @@ class DropLog:
         self._folder = events.Folder()
         self._neighbours = Neighbours()
         self.hits: Counter[str] = Counter()
+        self._accounts: dict[str, _Account] = {}
         self._tick()
 
     @property
@@ -79,12 +91,9 @@ class DropLog:
         self._outbox.noted(self._folder.noted)
 
     def _members(self, record: Record, now: float) -> str:
-        app, _, function = record.app_class.partition("/")
-        by = self._by
-        action = by.actions.get(record.app_class, Action.BLOCK) if by is not None else Action.BLOCK
         outward, decision = self._decision(record, now)
         client, other = (record.src, record.dst) if outward else (record.dst, record.src)
-        event: events.Event = {"event": "drop", "client": _text(client)}
+        event = self._about(record.app_class) | {"client": _text(client)}
         if mac := record.mac if outward else self._neighbours.mac(client, now):
             event["client_mac"] = mac
         if name := self._name(client, mac, now):
@@ -92,14 +101,11 @@ class DropLog:
         led = [names.to_text(each) for each in reversed(self._book.names(other))]
         event |= {
             "dst": _text(other), "dport": record.dport if outward else record.sport,
-            "proto": PROTOCOLS.get(record.proto, str(record.proto)),
-            "action": "pass" if action is Action.AUDIT else "reject", "mode": "audit" if action is Action.AUDIT else "block",
-            "app": app, "function": function, "names": led,
+            "proto": PROTOCOLS.get(record.proto, str(record.proto)), "names": led,
         }  # fmt: skip
         if not led:
             event["direct"] = True  # no name that we answered led there
-        event |= decision
-        return events.fragment(event | {"generation": by.generation if by is not None else 0})
+        return events.fragment(event | decision)
 
     def _name(self, client: bytes, mac: str, now: float) -> str:
         """What a client is called in the local records, by this address or another one of the same machine."""
@@ -123,6 +129,34 @@ class DropLog:
             if reason is not None and reason.class_ == class_:
                 return outward, {"list": reason.list, "line": reason.line, "rule": reason.rule, "learnt": True}
         return True, {}  # a rule about ports or content
+
+    def reconcile(self, counted: Mapping[str, int]) -> None:
+        """Tell of packets that the kernel counted and gave no record of: beyond the rate, or thrown away.
+
+        `counted`: packets by class, read a moment ago, so that their records have come. What was counted before this process
+        first looked is not its to tell.
+        """
+        for class_, packets in counted.items():
+            read = self.hits[class_]
+            account = self._accounts.get(class_)
+            if account is None:
+                account = self._accounts[class_] = _Account(packets - read)
+            elif packets < account.packets:  # the table is another one, and counts anew
+                account.offset = -read - account.told
+            account.packets = packets
+            missing = packets - account.offset - read - account.told
+            if missing > 0:
+                account.told += missing
+                self._outbox.add(events.encode(self._about(class_) | {"count": missing, "unlogged": True}, time.time()), 0)
+
+    def _about(self, class_: str) -> events.Event:
+        """What every drop of a class has in common."""
+        app, _, function = class_.partition("/")
+        audited = self._by is not None and self._by.actions.get(class_) is Action.AUDIT
+        return {
+            "event": "drop", "action": "pass" if audited else "reject", "mode": "audit" if audited else "block",
+            "app": app, "function": function, "generation": self._by.generation if self._by is not None else 0,
+        }  # fmt: skip
 
     def _tick(self) -> None:
         for line, count in self._folder.due(self._loop.time()):

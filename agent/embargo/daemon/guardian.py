@@ -40,6 +40,8 @@ HEAL = 0.2  # seconds between two looks at the kernel's generation
 LARGE = 100_000  # elements; a larger ruleset is counted through no more often than
 COUNTING = 10.0  # seconds
 JUDGE_AGAIN = 0.15  # seconds after an address was learnt until open flows are judged again
+RECONCILE = 10.0  # seconds between two comparisons of what the kernel counts with what it tells
+UNDER_WAY = 0.3  # seconds after which the record of a packet has come
 PASS_GRACE = 60  # seconds; clients connect a moment after an answer, also after one with TTL 0, and flows last
 MAX_PASSING = 64  # addresses that one answer lets through
 
@@ -76,6 +78,7 @@ class Guardian:
         self.flowtables: list[str] = []
         self._heal()
         self._loop.call_later(EVERY, self._save)
+        self._loop.call_later(RECONCILE, self._reconcile)
 
     def report(self, message: dict[str, Any]) -> bool:
         try:
@@ -96,7 +99,7 @@ class Guardian:
         return True
 
     def _tell(self, what: str, **members: Any) -> None:
-        self._outbox.add(events.encode({"event": "firewall", "what": what, **members}, time.time()))
+        self._outbox.add(events.encode({"event": "firewall", "what": what, **members}, time.time()), 0)
 
     # ── orders ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -120,9 +123,11 @@ class Guardian:
             self._learn, self._clients = order["learn"], tuple(map(ipaddress.ip_network, order["clients"]))
             self._book.guarded = guard(image, order["protected"])
             actions = {str(class_): action for class_, action in wanted.classes}
+            self._drops.reconcile(self._counted())  # before it counts anew
             self._drops.explain_by(Attribution(order["generation"], image, actions, order["names"]))
             await self._replace(wanted, lambda: self._book.judge(judge(image, board, learn=self._learn), self._loop.time()))
             self._is_blocked = blocks(image, board)
+            self._drops.reconcile(self._counted())  # from here on it is ours to tell
         if order["fail"] == "open":
             self.alive()
         self.flowtables = self._kernel.flowtables()
@@ -229,7 +234,9 @@ class Guardian:
 
     async def stop(self, rules: str) -> None:
         """`rules`: keep all of them, keep the block sets but not the redirect, or remove everything."""
-        self._wanted = None
+        counted, self._wanted = self._counted(), None
+        await asyncio.sleep(UNDER_WAY if counted else 0)
+        self._compare(counted)
         async with self._writing:
             if rules == "remove":
                 self._kernel.remove(TABLE)
@@ -285,7 +292,8 @@ class Guardian:
                 [(name, addresses, seconds)] = witness.unpack(bytes.fromhex(told["record"]))
                 app, function = told["class"]
                 reason = Reason(name, Class(str(app), str(function)), str(told["list"]), int(told["line"]), str(told["rule"]))
-                self._block(self._book.leads(reason, addresses, seconds, now) if self._learn else [], reason)
+                if self._learn and self._enforces(reason.class_):
+                    self._block(self._book.leads(reason, addresses, seconds, now), reason)
             case "free":
                 try:
                     [(name, addresses, seconds)] = witness.unpack(bytes.fromhex(told["record"]))
@@ -298,10 +306,13 @@ class Guardian:
                 finally:
                     channel.send({"op": "ready", "number": told["number"]})
 
+    def _enforces(self, class_: Class) -> bool:
+        return self._wanted is not None and any(each == class_ for each, _ in self._wanted.classes)
+
     def _block(self, learnt: list[tuple[bytes, int]], reason: Reason) -> None:
         """These addresses are blocked from now on, and open flows in a moment."""
         wanted = self._wanted
-        if not learnt or wanted is None or all(class_ != reason.class_ for class_, _ in wanted.classes):
+        if not learnt or wanted is None:
             return
         chain = ruleset.chain_name(reason.class_)
         if self._marks is not None:
@@ -457,6 +468,30 @@ class Guardian:
         if self._memory is not None:
             self._memory.save(self._loop.time())
         self._mark_all()  # what has had its time is not waited for any more
+
+    # ── the drop log ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _reconcile(self) -> None:
+        """Compare what the kernel counts with what it tells, as soon as the records of these packets have come."""
+        self._loop.call_later(RECONCILE, self._reconcile)
+        counted = self._counted()
+        self._loop.call_later(UNDER_WAY, self._compare, counted)
+
+    def _compare(self, counted: dict[str, int]) -> None:
+        self._drops.read()
+        self._drops.reconcile(counted)
+
+    def _counted(self) -> dict[str, int]:
+        """Packets by class."""
+        if self._wanted is None:
+            return {}
+        try:
+            found = self._kernel.counters(TABLE)
+        except FirewallError as error:
+            self._note_trouble(str(error))
+            return {}
+        names_ = {ruleset.chain_name(class_): str(class_) for class_, _ in self._wanted.classes}
+        return {names_[name]: packets for name, (packets, _) in found.items() if name in names_}
 
     def _spawn(self, work: Any) -> None:
         task = self._loop.create_task(work)

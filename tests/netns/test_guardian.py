@@ -1,0 +1,209 @@
+"""The guardian by itself: what resolvers tell it is bounded and checked, its orders are carried out in a kernel of its own."""
+
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embargo import names
+from embargo.daemon import channel, witness
+from embargo.daemon.channel import Channel
+from embargo.daemon.outbox import Ledger
+from embargo.daemon.witness import Marks
+from support.agent import until
+from support.playbook import compiled
+from tools.rig import Rig
+
+pytestmark = pytest.mark.root
+
+ADDRESS = bytes([203, 0, 113, 9])
+LEADS = {"op": "leads", "class": ["alipay", "payment"], "list": "alipay/payment.list", "line": 1, "rule": "alipay.example"}
+
+
+def record(address: bytes = ADDRESS, name: str = "pay.alipay.example") -> str:
+    return witness.pack(names.from_text(name), [address], 300).hex()
+
+
+class Guardian:
+    """A guardian process in a namespace, and this test as its supervisor and as one of its resolvers."""
+
+    def __init__(self, rig: Rig, state: Path) -> None:
+        self.channel, theirs = channel.pair()
+        self._ledger = Ledger.make()
+        fds = [theirs.fileno(), self._ledger]
+        command = [*rig.prefix("gateway"), sys.executable, "-m", "embargo.daemon.guardian", *map(str, fds)]
+        with theirs:
+            self.process = subprocess.Popen(command, pass_fds=fds)
+        self._number = 0
+        self._state = state
+        self.marks_fd = Marks.make()
+        self.marks = Marks(self.marks_fd)
+
+    def ask(self, op: str, fds: list[int] | None = None, **members: Any) -> dict[str, Any]:
+        self._number += 1
+        self.channel.send({"op": op, "id": self._number, **members}, fds or [])
+        while True:
+            assert select.select([self.channel.fileno()], [], [], 20)[0]
+            received = self.channel.receive()
+            assert received is not None, "the guardian is gone"
+            if received[0].get("id") == self._number:
+                return received[0]
+
+    def apply(self, *entries: str, generation: int = 1, **members: Any) -> dict[str, Any]:
+        octets, board = compiled(*entries)
+        with tempfile.TemporaryFile(buffering=0) as file:
+            file.write(octets)
+            order = {
+                "generation": generation, "switchboard": list(map(int, board.actions)), "lan": [], "except": [], "clients": [],
+                "intercept_port": 0, "fail": "closed", "log_group": 8320, "learn": True, "ct_mark": 0, "protect": True,
+                "protected": [], "state": str(self._state), "names": {},
+            }  # fmt: skip
+            return self.ask("apply", [file.fileno()], **order | members)
+
+    def resolver(self) -> Channel:
+        ours, theirs = channel.pair()
+        with theirs:
+            assert self.ask("meet", [theirs.fileno(), self.marks_fd])["op"] == "done"
+        return ours
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.channel.close()
+        os.close(self._ledger)
+        os.close(self.marks_fd)
+
+
+@pytest.fixture(scope="module")
+def rig() -> Iterator[Rig]:
+    with Rig() as made:
+        made.serve_web()
+        yield made
+
+
+@pytest.fixture
+def guardian(rig: Rig, tmp_path: Path) -> Iterator[Guardian]:
+    state = tmp_path / "learnt.jsonl"
+    state.write_text(json.dumps({"version": 1, "saved": time.time()}) + "\n")
+    made = Guardian(rig, state)
+    try:
+        yield made
+        made.ask("stop", rules="remove")
+    finally:
+        made.close()
+
+
+def heard(from_: Channel) -> dict[str, Any]:
+    assert select.select([from_.fileno()], [], [], 10)[0]
+    received = from_.receive()
+    assert received is not None
+    return received[0]
+
+
+def test_an_address_is_learnt_marked_freed_and_acknowledged(rig: Rig, guardian: Guardian) -> None:
+    assert guardian.apply("alipay.example")["op"] == "done"
+    resolver = guardian.resolver()
+    assert ADDRESS not in guardian.marks
+    resolver.send(LEADS | {"record": record()})
+    until(lambda: ADDRESS in guardian.marks, "it is marked")
+    assert guardian.ask("stats")["learning"]["addresses"] == 1
+    assert rig.reach("client", "203.0.113.9") == "refused"
+    resolver.send({"op": "free", "number": 7, "record": record(name="free.test")})
+    assert heard(resolver) == {"op": "ready", "number": 7}
+    assert ADDRESS not in guardian.marks
+    assert rig.reach("client", "203.0.113.9") == "open"
+    resolver.close()
+
+
+def test_a_class_that_nobody_enforces_blocks_nothing(rig: Rig, guardian: Guardian) -> None:
+    guardian.apply("alipay.example")
+    resolver = guardian.resolver()
+    resolver.send(LEADS | {"record": record(), "class": ["nobody", "nothing"]})
+    resolver.send({"op": "free", "number": 1, "record": record(bytes([203, 0, 113, 10]))})
+    assert heard(resolver)["number"] == 1
+    assert rig.reach("client", "203.0.113.9") == "open"
+    assert ADDRESS not in guardian.marks
+    assert guardian.ask("stats")["learning"]["addresses"] == 0
+    resolver.close()
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"op": "leads"}, {"op": "leads", "record": "zz"}, LEADS | {"record": ""}, LEADS | {"record": record() * 2},
+        LEADS | {"record": record()[:-2]}, LEADS | {"record": record(), "class": ["a"]},
+        LEADS | {"record": record(), "line": "x"},
+        LEADS | {"record": record(), "class": 5}, {"op": "free", "record": record()}, {"op": "free", "number": 1, "record": 5},
+        {"op": "pass", "number": 1, "addresses": 5}, {"op": "pass", "number": 1, "addresses": [["zzzzzzzz", 1]]},
+        {"op": "pass", "number": 1, "addresses": [["cb007109", "x"]]},
+    ],
+)  # fmt: skip
+def test_what_is_no_message_ends_the_conversation_with_that_resolver_alone(
+    rig: Rig, guardian: Guardian, told: dict[str, Any]
+) -> None:
+    guardian.apply("alipay.example", "203.0.113.200")
+    good, bad = guardian.resolver(), guardian.resolver()
+    bad.send(told)
+    until(lambda: select.select([bad.fileno()], [], [], 0)[0], "it hangs up or answers")
+    while (received := bad.receive()) is not None:
+        assert received[0]["op"] == "ready"
+        assert select.select([bad.fileno()], [], [], 10)[0]
+    good.send({"op": "free", "number": 3, "record": record()})
+    assert heard(good)["number"] == 3
+    assert rig.reach("client", "203.0.113.200") == "refused"
+    good.close()
+    bad.close()
+
+
+def test_raw_octets_end_it_too(guardian: Guardian) -> None:
+    guardian.apply("alipay.example")
+    resolver = guardian.resolver()
+    resolver._send(b"Agarbage", ())
+    assert select.select([resolver.fileno()], [], [], 10)[0]
+    assert resolver.receive() is None
+    assert guardian.ask("stats")["op"] == "done"
+    resolver.close()
+
+
+def test_a_learnt_address_waits_for_no_bulk_load(guardian: Guardian) -> None:
+    """While a large generation is laid down in steps, what a resolver tells is in force before the load is through."""
+    guardian.apply("alipay.example")
+    resolver = guardian.resolver()
+    octets, board = compiled("alipay.example", *(f"2001:db8:f::{2 * n:x}" for n in range(30_000)))
+    with tempfile.TemporaryFile(buffering=0) as file:
+        file.write(octets)
+        order = {
+            "op": "apply", "id": 99, "generation": 2, "switchboard": list(map(int, board.actions)), "lan": [], "except": [],
+            "clients": [], "intercept_port": 0, "fail": "closed", "log_group": 8320, "learn": True, "ct_mark": 0,
+            "protect": True, "protected": [], "state": str(guardian._state), "names": {},
+        }  # fmt: skip
+        guardian.channel.send(order, [file.fileno()])
+    resolver.send({"op": "free", "number": 1, "record": record(bytes([203, 0, 113, 77]))})
+    ready, loaded = heard(resolver), None
+    assert ready["number"] == 1
+    while loaded is None:
+        assert select.select([guardian.channel.fileno()], [], [], 30)[0]
+        received = guardian.channel.receive()
+        assert received is not None
+        loaded = received[0] if received[0].get("id") == 99 else None
+    assert loaded["op"] == "done"
+    resolver.close()
+
+
+def test_a_resolver_that_is_gone_is_forgotten(guardian: Guardian) -> None:
+    guardian.apply("alipay.example")
+    for _ in range(5):
+        guardian.resolver().close()
+    descriptors = Path(f"/proc/{guardian.process.pid}/fd")
+    before = until(lambda: (n := len(list(descriptors.iterdir()))) and n, "counted")
+    for _ in range(20):
+        guardian.resolver().close()
+    until(lambda: len(list(descriptors.iterdir())) <= before + 1, "none is left")
