@@ -38,6 +38,7 @@ from embargo.ruleset import (
     Rule,
     Ruleset,
     Set,
+    mask_of,
     pattern,
 )  # fmt: skip
 
@@ -136,12 +137,14 @@ def encode_expression(expression: Expression) -> bytes:
         case Meta(key, value):
             test = _lookup(value[1:]) if value.startswith("@") else _compare(_META_VALUES[value])
             return _meta(key) + test
-        case Address(6, side, set_, vmap, inside) if inside:  # its family is known where it stands
-            return _payload(1, OFFSETS[6, side] + inside, 4) + _lookup(set_, vmap=vmap)
-        case Address(family, side, set_, vmap):
+        case Address(6, side, set_, vmap, inside, prefix) if inside:  # its family is known where it stands
+            masked = _masked(mask_of(4, prefix)) if prefix else b""
+            return _payload(1, OFFSETS[6, side] + inside, 4) + masked + _lookup(set_, vmap=vmap)
+        case Address(family, side, set_, vmap, _, prefix):
             width = 4 if family == 4 else 16
             family_test = _meta("nfproto") + _compare(_META_VALUES[f"ipv{family}"])
-            return family_test + _payload(1, OFFSETS[family, side], width) + _lookup(set_, vmap=vmap)
+            masked = _masked(mask_of(family, prefix)) if prefix else b""
+            return family_test + _payload(1, OFFSETS[family, side], width) + masked + _lookup(set_, vmap=vmap)
         case Port(proto, port, side):
             protocol = _meta("l4proto") + _compare(_META_VALUES[proto])
             return protocol + _payload(2, 2 * (side == "dport"), 2) + _compare(port.to_bytes(2))
@@ -253,17 +256,21 @@ _MAX_NEST = 60_000  # octets; the length of a nested attribute is 16 bits
 
 
 def _element_messages(table: str, name: str, kind: int, elements: Iterable[bytes]) -> Iterator[Message]:
-    head = text(1, table) + text(2, name)
+    """Messages of as many list elements as fit in one."""
     parts: list[bytes] = []
     size = 0
     for element in elements:
         if size + len(element) > _MAX_NEST:
-            yield Message(kind, CREATE, head + nest(3, *parts), f"elements of {name}")
+            yield _elements(table, name, kind, b"".join(parts))
             parts, size = [], 0
         parts.append(element)
         size += len(element)
     if parts:
-        yield Message(kind, CREATE, head + nest(3, *parts), f"elements of {name}")
+        yield _elements(table, name, kind, b"".join(parts))
+
+
+def _elements(table: str, name: str, kind: int, listed: bytes) -> Message:
+    return Message(kind, CREATE, text(1, table) + text(2, name) + nest(3, listed), f"elements of {name}")
 
 
 def items_of(each: Set) -> int:
@@ -273,23 +280,52 @@ def items_of(each: Set) -> int:
     return len(each.elements) + len(each.words) + ends
 
 
-def _encode_elements(each: Set, elements: Sequence[Element]) -> Iterator[bytes]:
-    """List elements. A range is two: its first key, and the key behind its last with a flag; at the top of the space, one."""
+def _filling(table: str, each: Set, elements: Sequence[Element]) -> Iterator[Message]:
+    """These elements of a set: a range is two, its first key, and the key behind its last with a flag; at the top, one.
+
+    Nearly all octets are the same from element to element, so they are put together in columns, without a step each.
+    """
     if each.type == "ifname":
-        for word in each.words:
-            yield nest(1, nest(1, _value(word.encode().ljust(16, b"\0"))))
+        words = (nest(1, nest(1, _value(word.encode().ljust(16, b"\0")))) for word in each.words)
+        yield from _element_messages(table, each.name, NEWSETELEM, words)
         return
     width = _KEY_TYPES[each.type][1]
     top = (1 << 8 * width) - 1
-    verdicts: dict[str, bytes] = {"": b""}
-    for first, last, chain in elements:
-        if chain not in verdicts:
-            verdicts[chain] = nest(2, _verdict(_JUMP, chain))
-        start = nest(1, nest(1, _value(first.to_bytes(width))), verdicts[chain])
-        if each.interval and last < top:
-            yield start + nest(1, nest(1, _value((last + 1).to_bytes(width))), u32(3, INTERVAL_END))
-        else:
-            yield start
+    around = {chain: _around(width, chain) for chain in {element.chain for element in elements}}
+    before_end, behind_end = _around(width, "", INTERVAL_END)
+    # without end: what reaches the top of the space
+    whole = list(elements[:-1]) if each.interval and elements and elements[-1].last == top else elements
+    step = _MAX_NEST // max(
+        [(len(a) + len(b) + len(before_end) + len(behind_end) + 2 * width) for a, b in around.values()] or [1]
+    )
+    for start in range(0, len(whole), step):
+        part = whole[start : start + step]
+        pairs = [around[element.chain] for element in part]
+        columns = [[pair[0] for pair in pairs], _keys(width, [element.first for element in part])]
+        columns.append([pair[1] for pair in pairs])
+        if each.interval:
+            ends = _keys(width, [element.last + 1 for element in part])
+            columns += [[before_end] * len(part), ends, [behind_end] * len(part)]
+        woven: list[bytes] = [b""] * (len(columns) * len(part))
+        for number, column in enumerate(columns):
+            woven[number :: len(columns)] = column
+        yield _elements(table, each.name, NEWSETELEM, b"".join(woven))
+    for first, _, chain in elements[len(whole) :]:
+        before, behind = around[chain]
+        yield _elements(table, each.name, NEWSETELEM, before + first.to_bytes(width) + behind)
+
+
+def _keys(width: int, numbers: Sequence[int]) -> Sequence[bytes]:
+    if width == 4:
+        return struct.unpack("4s" * len(numbers), struct.pack(f"!{len(numbers)}I", *numbers))
+    return [number.to_bytes(width) for number in numbers]
+
+
+def _around(width: int, chain: str, flags: int = 0) -> tuple[bytes, bytes]:
+    """The octets of a list element before and behind its key."""
+    verdict = nest(2, _verdict(_JUMP, chain)) if chain else b""
+    whole = nest(1, nest(1, _value(bytes(width))), verdict, u32(3, flags) if flags else b"")
+    return whole[:12], whole[12 + width :]
 
 
 def timed_elements(table: str, name: str, keys: Iterable[tuple[bytes, int]], chain: str = "") -> list[Message]:
@@ -380,10 +416,9 @@ def fill(ruleset: Ruleset) -> Iterator[list[Message]]:
     """The elements, so many a transaction."""
     for each in ruleset.sets:
         if each.words:
-            yield list(_element_messages(ruleset.table, each.name, NEWSETELEM, _encode_elements(each, ())))
+            yield list(_filling(ruleset.table, each, ()))
         for start in range(0, len(each.elements), CHUNK):
-            part = each.elements[start : start + CHUNK]
-            yield list(_element_messages(ruleset.table, each.name, NEWSETELEM, _encode_elements(each, part)))
+            yield list(_filling(ruleset.table, each, each.elements[start : start + CHUNK]))
 
 
 def switch(ruleset: Ruleset, old: Holding) -> Iterator[Message]:

@@ -5,9 +5,10 @@ chains and rules; `render` shows it as `nft` would, for people and golden files.
 
 The layout. A packet is looked up, not walked: verdict maps lead from an address to the chain of its class, so the number of
 look-ups does not grow with apps or entries. Single addresses stand in hash maps, ranges in interval maps, never mixed: a
-hash changes in microseconds, an interval map in time that grows with it. Learnt addresses stand in hash maps of their own,
-each with its time. Maps carry the generation in their name, since content is replaced by filling new maps aside and
-switching the rules in one transaction; chains and counters keep theirs.
+hash changes in microseconds, an interval map in time that grows with it, also while it is filled. So of very many networks
+the most frequent lengths stand in hash maps of their own, which are asked for the address without its last bits. Learnt
+addresses stand in hash maps too, each with its time. Maps carry the generation in their name, since content is replaced by
+filling new maps aside and switching the rules in one transaction; chains and counters keep theirs.
 
     forward (filter -5, before any established-accept): judged already? → police → ports; to4, from4, to6, from6
     output (filter -5) → to4, to6                                                          → class chain: count, log, reject
@@ -20,7 +21,7 @@ again. An IPv6 form that carries an IPv4 address (RFC 4291, 6052, 8215, 3056) is
 """
 
 import ipaddress
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -44,6 +45,7 @@ HTTPDNS = (
     b"GET /d?dn=", b"GET /conf?id=", b"GET /v2/d?id=",
     b"GET /000000/d?host=", b"GET /000000/sign_d?host=", b"GET /000000/resolve?host=", b"GET /000000/sign_resolve?host=",
 )  # fmt: skip
+MANY = 50_000  # ranges of a family in one interval map; each transaction on one costs a tenth of a microsecond an element
 ALIVE_SECONDS = 3  # fail = "open": how long the kernel redirects port 53 after the guardian last said that somebody answers
 
 
@@ -53,13 +55,17 @@ class Meta(NamedTuple):
 
 
 class Address(NamedTuple):
-    """`inside`: the IPv4 address that begins at this octet of an IPv6 one; 0 for the address itself."""
+    """`inside`: the IPv4 address that begins at this octet of an IPv6 one; 0 for the address itself.
+
+    `prefix`: so many of its first bits, the others as zero; 0 for all of them.
+    """
 
     family: int
     side: str  # saddr | daddr
     set_: str
     vmap: bool = False
     inside: int = 0
+    prefix: int = 0
 
 
 class Port(NamedTuple):
@@ -235,21 +241,71 @@ def chain_name(class_: Class) -> str:
 
 def build(what: Spec, table: str = TABLE) -> Ruleset:
     """The table that enforces a Spec."""
+    listed = {family: _sort(family, what.ranges) for family in (4, 6)}
     return Ruleset(
         what.generation,
         tuple(chain_name(class_) for class_, _ in what.classes) + (("intercept_leak",) if what.intercept_port else ()),
-        tuple(_sets(what)),
-        tuple(_chains(what)),
+        tuple(_sets(what, listed)),
+        tuple(_chains(what, listed)),
         table,
     )
 
 
-def _sets(what: Spec) -> Iterator[Set]:
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """A family's listed addresses, by the kind of map they stand in."""
+
+    addresses: tuple[Element, ...]
+    networks: tuple[Element, ...]
+    prefixes: dict[int, tuple[Element, ...]]  # by length: first addresses of the networks of very many
+
+
+def _sort(family: int, ranges: Iterable[tuple[int, int, int, Class]]) -> _Listed:
+    """Single addresses, ranges; and when these are very many, those of the most frequent lengths apart, till few are left."""
+    chains: dict[Class, str] = {}
+    single: list[Element] = []
+    wide: list[Element] = []
+    for f, first, last, class_ in ranges:
+        if f == family:
+            chain = chains.get(class_) or chains.setdefault(class_, chain_name(class_))
+            (single if first == last else wide).append(Element(first, last, chain))
+    prefixes: dict[int, tuple[Element, ...]] = {}
+    if len(wide) > MANY:
+        by_length: dict[int, list[Element]] = {}
+        for element in wide:
+            for first, length in _networks(family, element.first, element.last):
+                by_length.setdefault(length, []).append(Element(first, first, element.chain))
+        bits = 32 if family == 4 else 128
+        single = sorted([*single, *by_length.pop(bits, ())])
+        for length in sorted(by_length, key=lambda length: -len(by_length[length])):
+            if sum(map(len, by_length.values())) <= MANY:
+                break
+            prefixes[length] = tuple(by_length.pop(length))
+        wide = sorted(
+            Element(first, first | (1 << bits - length) - 1, chain)
+            for length, elements in by_length.items()
+            for first, _, chain in elements
+        )
+    return _Listed(tuple(single), tuple(wide), prefixes)
+
+
+def _networks(family: int, first: int, last: int) -> Iterator[tuple[int, int]]:
+    """A range as networks: (first address, prefix length)."""
+    bits = 32 if family == 4 else 128
+    while first <= last:
+        size = min((first & -first).bit_length() - 1 if first else bits, (last - first + 1).bit_length() - 1)
+        yield first, bits - size
+        first += 1 << size
+
+
+def _sets(what: Spec, listed: Mapping[int, _Listed]) -> Iterator[Set]:
     generation = what.generation
     for family, type_ in ((4, "ipv4_addr"), (6, "ipv6_addr")):
-        mine = [Element(first, last, chain_name(class_)) for f, first, last, class_ in what.ranges if f == family]
-        yield Set(f"address{family}_{generation}", type_, tuple(e for e in mine if e.first == e.last), vmap=True)
-        yield Set(f"network{family}_{generation}", type_, tuple(e for e in mine if e.first != e.last), interval=True, vmap=True)
+        mine = listed[family]
+        yield Set(f"address{family}_{generation}", type_, mine.addresses, vmap=True)
+        yield Set(f"network{family}_{generation}", type_, mine.networks, interval=True, vmap=True)
+        for length, elements in mine.prefixes.items():
+            yield Set(f"prefix{family}_{length}_{generation}", type_, elements, vmap=True)
         yield Set(f"learnt{family}_{generation}", type_, timeout=True, vmap=True)
         yield Set(f"allow{family}", type_, timeout=True, keep=True)
         networks = [ipaddress.ip_network(text) for text in what.except_]
@@ -267,16 +323,17 @@ def _sets(what: Spec) -> Iterator[Set]:
         yield Set("alive", "ifname", timeout=True, keep=True)
 
 
-def _chains(what: Spec) -> Iterator[Chain]:
+def _chains(what: Spec, listed: Mapping[int, _Listed]) -> Iterator[Chain]:
     excepted: set[int] = {ipaddress.ip_network(text).version for text in what.except_}
     lan = f"@lan_{what.generation}"
     for class_, action in what.classes:
         yield Chain(chain_name(class_), tuple(_class_rules(class_, action, what.log_group)))
     for side, other in (("daddr", "saddr"), ("saddr", "daddr")):
         for at in sorted({at for _, at in EMBEDDED}):
-            yield Chain(f"{_SIDES[side]}6_in{at}", tuple(_listed(4, side, what.generation, at)))
+            yield Chain(f"{_SIDES[side]}6_in{at}", tuple(_look_up(4, side, what.generation, listed[4], at)))
         for family in (4, 6):
-            yield Chain(f"{_SIDES[side]}{family}", tuple(_police(family, side, other, what.generation, family in excepted)))
+            rules = _police(family, side, other, what.generation, listed[family], family in excepted)
+            yield Chain(f"{_SIDES[side]}{family}", tuple(rules))
     yield Chain("police", tuple(_policed_packet(what, lan, excepted)))
     yield Chain("forward", tuple(_forward(what, lan)), Hook("filter", "forward", FILTER_PRIORITY))
     # what we refuse a forwarded packet with leaves here: with the listed address as its source, so by destination alone; or
@@ -325,6 +382,12 @@ _SIDES = {"daddr": "to", "saddr": "from"}
 OFFSETS = {(4, "saddr"): 12, (4, "daddr"): 16, (6, "saddr"): 8, (6, "daddr"): 24}
 
 
+def mask_of(family: int, prefix: int) -> bytes:
+    """The octets of a network mask."""
+    bits = 32 if family == 4 else 128
+    return ((1 << bits) - (1 << bits - prefix)).to_bytes(bits // 8)
+
+
 def pattern(octets: bytes) -> Iterator[tuple[int, bytes, bytes]]:
     """(place, octets, mask if there is one) of what is compared, 16 octets at once: 0x30 to 0x3F stand for "0"."""
     for at in range(0, len(octets), 16):
@@ -346,22 +409,25 @@ def _class_rules(class_: Class, action: Action, group: int) -> Iterator[Rule]:
         yield Rule((Reject("admin"),))
 
 
-def _police(family: int, side: str, other: str, generation: int, excepted: bool) -> Iterator[Rule]:
+def _police(family: int, side: str, other: str, generation: int, listed: _Listed, excepted: bool) -> Iterator[Rule]:
     """The listed address on one side, the client on the other."""
     if excepted:
         yield Rule((Address(family, other, f"except{family}_{generation}"), Return()), "clients never policed")
-    yield from _listed(family, side, generation)
+    yield from _look_up(family, side, generation, listed)
     if family == 6:
         yield Rule((Address(6, side, f"{_SIDES[side]}_embedded_{generation}", vmap=True),), "IPv6 forms of IPv4 addresses")
 
 
-def _listed(family: int, side: str, generation: int, inside: int = 0) -> Iterator[Rule]:
+def _look_up(family: int, side: str, generation: int, listed: _Listed, inside: int = 0) -> Iterator[Rule]:
     """The look-ups of an address, or of the IPv4 address inside an IPv6 one."""
     carrier = 6 if inside else family
     allowed = Address(carrier, side, f"allow{family}", inside=inside)
     yield Rule((allowed, Return()), "behind names on the allow list")
     for kind in ("address", "network", "learnt"):
         yield Rule((Address(carrier, side, f"{kind}{family}_{generation}", vmap=True, inside=inside),))
+    for length in listed.prefixes:
+        set_ = f"prefix{family}_{length}_{generation}"
+        yield Rule((Address(carrier, side, set_, vmap=True, inside=inside, prefix=length),))
 
 
 def _ports(what: Spec, lan: str, excepted: set[int]) -> Iterator[Rule]:
@@ -452,10 +518,12 @@ def _expression_text(expression: Expression) -> str:
             return f"{key} {value}"
         case Meta(key, value):
             return f"meta {key} {value}"
-        case Address(_, side, set_, vmap, inside) if inside:
-            return f"@nh,{8 * (OFFSETS[6, side] + inside)},32 {'vmap ' if vmap else ''}@{set_}"
-        case Address(family, side, set_, vmap):
-            return f"{'ip' if family == 4 else 'ip6'} {side} {'vmap ' if vmap else ''}@{set_}"
+        case Address(_, side, set_, vmap, inside, prefix) if inside:
+            masked = f" & 0x{mask_of(4, prefix).hex()}" if prefix else ""
+            return f"@nh,{8 * (OFFSETS[6, side] + inside)},32{masked} {'vmap ' if vmap else ''}@{set_}"
+        case Address(family, side, set_, vmap, _, prefix):
+            masked = f" & {ipaddress.ip_address(mask_of(family, prefix))}" if prefix else ""
+            return f"{'ip' if family == 4 else 'ip6'} {side}{masked} {'vmap ' if vmap else ''}@{set_}"
         case Port(proto, port, side):
             return f"{proto} {side} {port}"
         case Begins(octets):

@@ -25,6 +25,7 @@ from embargo.ruleset import (
     Rule,
     Ruleset,
     Set,
+    mask_of,
 )  # fmt: skip
 
 ANY = ("nobody", 0)
@@ -150,7 +151,10 @@ class Firewall:
         packed = ipaddress.ip_address(packet.dst if expression.side == "daddr" else packet.src).packed
         if expression.inside:
             packed = packed[expression.inside : expression.inside + 4]
-        return find(self._sets[expression.set_], int.from_bytes(packed))
+        key = int.from_bytes(packed)
+        if expression.prefix:
+            key &= int.from_bytes(mask_of(4 if len(packed) == 4 else 6, expression.prefix))
+        return find(self._sets[expression.set_], key)
 
 
 def find(each: Set, key: int) -> str | None:

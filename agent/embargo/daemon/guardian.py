@@ -37,6 +37,7 @@ from embargo.policy import Action, Class, Network, Switchboard
 from embargo.ruleset import TABLE, Ruleset, Spec
 
 HEAL = 0.2  # seconds between two looks at the kernel's generation
+JUDGING = ("forward", "police")  # the chains in which the number of the judgement stands
 LARGE = 100_000  # elements; a larger ruleset is counted through no more often than
 COUNTING = 10.0  # seconds
 JUDGE_AGAIN = 0.15  # seconds after an address was learnt until open flows are judged again
@@ -351,12 +352,14 @@ class Guardian:
                 again = dataclasses.replace(wanted, judgement=wanted.judgement + 1)
                 value = ruleset.value_of(again.judgement, again.ct_mark)
                 await self._free_value(value, again.ct_mark)
-                table = ruleset.build(dataclasses.replace(again, ranges=()))
-                self._kernel.transact([*nft.renewal(table, "forward", "police")])
+                table = ruleset.build(dataclasses.replace(again, ranges=()))  # these two chains do not depend on them
+                self._kernel.transact([*nft.renewal(table, *JUDGING)])
                 self._clean.discard(value)
                 self._wanted = again
                 if self._table is not None:
-                    self._table = dataclasses.replace(self._table, chains=table.chains)
+                    fresh = {chain.name: chain for chain in table.chains if chain.name in JUDGING}
+                    chains = tuple(fresh.get(chain.name, chain) for chain in self._table.chains)
+                    self._table = dataclasses.replace(self._table, chains=chains)
                 self._seen = self._kernel.generation_id()
         learnt = {address for address, _, _ in self._book.blocked(self._loop.time())}
         await self._cut(learnt.__contains__)
