@@ -13,7 +13,7 @@ content is replaced by filling new maps aside and switching the rules in one tra
 """
 
 import ipaddress
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,6 +21,8 @@ from embargo.image import Image
 from embargo.policy import BYPASS, PORT_FUNCTIONS, Action, Class, Switchboard
 
 TABLE = "embargo"
+RESERVED = "embargo-verify"  # the interface of `embargo verify`, policed wherever a LAN is: what it proves holds for the LAN
+SINK = "embargo-sink"  # where its packets end
 FILTER_PRIORITY = -5  # before the filter chains of others, whose established-accept would keep open flows alive
 NAT_PRIORITY = -110  # before docker's and everybody's -100
 DOT_PORTS = (("tcp", 853),)  # RFC 7858
@@ -148,7 +150,7 @@ class Spec:
 
 
 def spec(
-    image: Image, board: Switchboard, generation: int, *, lan: Iterable[str] = (), except_: Iterable[str] = (),
+    image: Image, board: Switchboard, generation: int, *, lan: Collection[str] = (), except_: Iterable[str] = (),
     intercept_port: int = 0, fail: str = "closed", log_group: int = 0,
 ) -> Spec:  # fmt: skip
     """What the switchboard makes of the image's addresses."""
@@ -169,7 +171,8 @@ def spec(
         for class_, action in zip(image.classes, board.actions, strict=True)
         if action is not Action.PASS and (class_ in used or (class_.app == BYPASS and class_.function in PORT_FUNCTIONS))
     )
-    return Spec(generation, classes, tuple(ranges), tuple(lan), tuple(except_), intercept_port, fail, log_group)
+    policed = tuple(dict.fromkeys((*lan, RESERVED))) if lan else ()
+    return Spec(generation, classes, tuple(ranges), policed, tuple(except_), intercept_port, fail, log_group)
 
 
 def chain_name(class_: Class) -> str:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from pyroute2 import IPRoute
 
+from embargo.ruleset import RESERVED, SINK
 from embargo.upstream import Server
 
 #: "local" of [dns] allow_from, but for the networks of the lan interfaces
@@ -38,13 +39,14 @@ class Interface(NamedTuple):
 
 
 def interfaces() -> tuple[Interface, ...]:
-    """Every address of every interface, in the kernel's order."""
+    """Every address of every interface, in the kernel's order. What `embargo verify` sets up is no news and changes nothing."""
     with IPRoute() as route:
         named = {link["index"]: link.get("ifname") for link in route.get_links()}
         return tuple(
             # IFA_LOCAL is the address itself where IFA_ADDRESS is the other end's of a point-to-point link
             Interface(named.get(found["index"], ""), found.get("IFA_LOCAL") or found.get("IFA_ADDRESS"), found["prefixlen"])
             for found in route.get_addr()
+            if named.get(found["index"], "") not in (RESERVED, SINK)
         )
 
 
