@@ -77,8 +77,10 @@ class Hints:
 def gateways() -> tuple[str, ...]:
     """The next hops of the default routes."""
     with IPRoute() as route:
+        verified = {link["index"] for link in route.get_links() if link.get("ifname") in (RESERVED, SINK)}
         routes = [*route.get_default_routes(socket.AF_INET), *route.get_default_routes(socket.AF_INET6)]
-        return tuple(dict.fromkeys(found.get("RTA_GATEWAY") for found in routes if found.get("RTA_GATEWAY")))
+        real = (found for found in routes if found.get("RTA_OIF") not in verified)
+        return tuple(dict.fromkeys(found.get("RTA_GATEWAY") for found in real if found.get("RTA_GATEWAY")))
 
 
 def system_resolvers(own: Iterable[tuple[str, int]]) -> tuple[Server, ...]:

@@ -23,20 +23,23 @@ CONTROL = 3  # tries of a control: a lost packet must not turn a proof into a do
 _SO_RCVBUFFORCE = 33
 _ETH_P_ALL, _OUTGOING = 3, 4
 _TCP, _UDP, _ICMP, _ICMPV6 = 6, 17, 1, 58
+_FRAGMENT = 44
+_EXTENSIONS = {0, 43, _FRAGMENT, 60}  # hop-by-hop options, routing header, fragment, destination options (RFC 8200)
 _NUMBERS = {(4, "tcp"): _TCP, (6, "tcp"): _TCP, (4, "udp"): _UDP, (6, "udp"): _UDP, (4, "icmp"): _ICMP, (6, "icmp"): _ICMPV6}
 _REFUSED = {errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EPERM}
 
 
 class Probe(NamedTuple):
-    """One packet: `proto` is tcp, udp, icmp, or a word for one that is made by hand."""
+    """One packet, or what is sent in its place by hand: then `form` says how."""
 
-    proto: str
+    proto: str  # tcp | udp | icmp
     address: str
     port: int = 0
+    form: str = ""
 
     def __str__(self) -> str:
         place = f"[{self.address}]" if ":" in self.address else self.address
-        return f"{self.proto} {place}:{self.port}" if self.port else f"{self.proto} {self.address}"
+        return " ".join(filter(None, (self.proto, self.form, f"{place}:{self.port}" if self.port else self.address)))
 
 
 @dataclass(slots=True)
@@ -128,10 +131,8 @@ class Range:
             except OSError:  # too many at once; those that were taken count
                 continue
             arrival = None if kind == _OUTGOING else _arrival(packet)
-            if arrival is not None:
-                for key in (arrival, _Arrival(arrival.address, -1, 0)):
-                    for outcome in self._sent.get(key, ()):
-                        outcome.arrived = True
+            for outcome in self._sent.get(arrival, ()) if arrival is not None else ():
+                outcome.arrived = True
 
     # ── packets made by hand ─────────────────────────────────────────────────────────────────────────────────────────
 
@@ -147,6 +148,8 @@ class Range:
                 self._frames.send(_mac(GATEWAY_MAC) + _mac(CLIENT_MAC) + kind + packet)
         time.sleep(PAUSE)
         self.look()
+        for outcome in outcomes:  # the next form of the same packet is another matter
+            self._sent.pop(_key(outcome.probe), None)
         return outcomes
 
     # ── the control ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -206,9 +209,8 @@ def _mac(text: str) -> bytes:
 
 
 def _key(probe: Probe) -> _Arrival:
-    version = 6 if ":" in probe.address else 4
-    number = _NUMBERS.get((version, probe.proto), -1)  # -1: anything that arrives there
-    return _Arrival(socket.inet_pton(_family(probe.address), probe.address), number, probe.port if number != -1 else 0)
+    number = _NUMBERS[6 if ":" in probe.address else 4, probe.proto]
+    return _Arrival(socket.inet_pton(_family(probe.address), probe.address), number, probe.port)
 
 
 def _sockets(outcomes: Iterable[Outcome]) -> list[socket.socket]:
@@ -275,21 +277,27 @@ def _capture() -> socket.socket:
 
 
 def _arrival(packet: bytes) -> _Arrival | None:
-    if len(packet) >= 20 and packet[0] >> 4 == 4:
-        head, proto, address = 4 * (packet[0] & 15), packet[9], packet[16:20]
-        if int.from_bytes(packet[6:8]) & 0x1FFF:
-            return _Arrival(address, proto, 0)  # a later fragment has no ports
-    elif len(packet) >= 40 and packet[0] >> 4 == 6:
-        head, proto, address = 40, packet[6], packet[24:40]
-    else:
+    """What a packet is; None for a later fragment: without the first one it comes to nothing."""
+    try:
+        if packet[0] >> 4 == 4:
+            head, proto, address = 4 * (packet[0] & 15), packet[9], packet[16:20]
+            later = bool(int.from_bytes(packet[6:8]) & 0x1FFF)
+        else:
+            head, proto, address, later = 40, packet[6], packet[24:40], False
+            while proto in _EXTENSIONS:  # each is at least eight octets long
+                later = later or (proto == _FRAGMENT and int.from_bytes(packet[head + 2 : head + 4]) > 7)
+                proto, head = packet[head], head + (8 if proto == _FRAGMENT else 8 * (packet[head + 1] + 1))
+    except IndexError:
         return None
-    return _Arrival(address, proto, int.from_bytes(packet[head + 2 : head + 4]) if proto in (_TCP, _UDP) else 0)
+    return (
+        None if later else _Arrival(address, proto, int.from_bytes(packet[head + 2 : head + 4]) if proto in (_TCP, _UDP) else 0)
+    )
 
 
 # ── fragments and extension headers ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def crafted(each: Addresses, target: str, port: int = 443) -> dict[str, list[tuple[Probe, list[bytes]]]]:
+def crafted(each: Addresses, target: str, port: int) -> dict[str, list[tuple[Probe, list[bytes]]]]:
     """What no well-behaved program sends, by kind. ImportError without scapy."""
     from scapy.layers import inet, inet6  # optional, and slow to load
 
@@ -297,31 +305,30 @@ def crafted(each: Addresses, target: str, port: int = 443) -> dict[str, list[tup
     split6: Any = inet6.fragment6
     udp = inet.UDP(sport=40000, dport=port) / (b"embargo verify" * 40)
     syn = inet.TCP(sport=40001, dport=port, flags="S")
+
+    def made(proto: str, form: str, *made: Any) -> tuple[Probe, list[bytes]]:
+        return Probe(proto, target, port, form), list(map(bytes, made))
+
     if each.version == 4:
-        packet = inet.IP(src=each.client, dst=target, id=0x656D) / udp
-        pieces = split(packet, fragsize=200)
-        tiny = split(inet.IP(src=each.client, dst=target, id=0x656E) / syn, fragsize=8)
+        head = inet.IP(src=each.client, dst=target, id=0x656D)
+        recorded = inet.IP(src=each.client, dst=target, options=[inet.IPOption_RR()])
         return {
             "fragments": [
-                (Probe("udp in fragments", target), list(map(bytes, pieces))),
-                (Probe("tcp in fragments of 8 octets", target), list(map(bytes, tiny))),
+                made("udp", "in fragments", *split(head / udp, fragsize=200)),
+                made("tcp", "in fragments of 8 octets", *split(head / syn, fragsize=8)),
             ],
-            "options": [
-                (Probe("tcp behind IP options", target), [
-                    bytes(inet.IP(src=each.client, dst=target, options=[inet.IPOption_RR()]) / syn),
-                ]),
-            ],
-        }  # fmt: skip
-    head = inet6.IPv6(src=each.client, dst=target)
-    pieces = split6(head / inet6.IPv6ExtHdrFragment(id=0x656D) / udp, 300)
+            "options": [made("tcp", "with a record-route option", recorded / syn), made("udp", "with options", recorded / udp)],
+        }
+    bare = inet6.IPv6(src=each.client, dst=target)
+    hops, options = inet6.IPv6ExtHdrHopByHop(), inet6.IPv6ExtHdrDestOpt()
     return {
         "fragments": [
-            (Probe("udp in fragments", target), list(map(bytes, pieces))),
-            (Probe("atomic fragment", target), [bytes(head / inet6.IPv6ExtHdrFragment(id=0x656E) / syn)]),
+            made("udp", "in fragments", *split6(bare / inet6.IPv6ExtHdrFragment(id=0x656D) / udp, 300)),
+            made("tcp", "in an atomic fragment", bare / inet6.IPv6ExtHdrFragment(id=0x656E) / syn),
         ],
         "extension headers": [
-            (Probe("tcp behind hop-by-hop options", target), [bytes(head / inet6.IPv6ExtHdrHopByHop() / syn)]),
-            (Probe("tcp behind destination options", target), [bytes(head / inet6.IPv6ExtHdrDestOpt() / syn)]),
-            (Probe("udp behind both", target), [bytes(head / inet6.IPv6ExtHdrHopByHop() / inet6.IPv6ExtHdrDestOpt() / udp)]),
+            made("tcp", "behind hop-by-hop options", bare / hops / syn),
+            made("udp", "behind both kinds of options", bare / hops / options / udp),
         ],
-    }  # fmt: skip
+        "destination options": [made("tcp", "behind destination options", bare / options / syn)],
+    }

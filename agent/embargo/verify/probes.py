@@ -28,6 +28,7 @@ from embargo.verify.targets import Target, Targets
 QTYPES = (message.A, message.AAAA, message.HTTPS, message.QTYPES["TXT"])
 PORTS = (("tcp", 443), ("udp", 443), ("icmp", 0))  # how each listed address is tried
 CONTROL_PORT = 443
+CRAFTED_PORT = 8443  # of hand-made packets to listed addresses, where any port would do
 CONTROL_NAME = names.from_text(
     "localhost"
 )  # answered here (RFC 6761), so that the control leaves the machine no more than a probe
@@ -218,7 +219,7 @@ class Verification:
                     working.append(asker)
                     row.count(HELD)
                 else:
-                    row.count(UNPROVEN, f"{asker.way} does not answer localhost: does dns.allow_from hold the client?")
+                    row.count(UNPROVEN, f"{asker.way} does not answer for localhost, which is not blocked")
             if foreign and not row.probes:
                 row.skipped = "port 53 is not intercepted (firewall.lan, firewall.intercept_dns)"
             elif not row.probes:
@@ -379,7 +380,7 @@ class Verification:
         """Fragments, IP options and extension headers, which hide the ports and not the address."""
         for each in forwarded:
             try:
-                controls = packets.crafted(each, self.free(each.version))
+                controls = packets.crafted(each, self.free(each.version), CRAFTED_PORT)
             except ImportError:
                 self._skip(
                     BYPASS, "packets", f"IPv{each.version} made by hand", 'needs scapy: pip install "embargo-agent[verify]"'
@@ -389,12 +390,12 @@ class Verification:
             for kind, allowed in controls.items():
                 row = self._row(BYPASS, "packets", f"IPv{each.version} {kind}")
                 row.skipped = "nothing is blocked that they could be sent to"
-                through = {outcome.probe.proto for outcome in self._range.send_crafted(allowed) if outcome.arrived}
+                through = {outcome.probe.form for outcome in self._range.send_crafted(allowed) if outcome.arrived}
                 made = [probe for address, port in refused for probe in packets.crafted(each, address, port)[kind]]
                 for outcome in self._range.send_crafted(made):
                     if outcome.arrived:
                         row.count(LEAK, f"{outcome.probe} reached the sink")
-                    elif outcome.probe.proto in through:
+                    elif outcome.probe.form in through:
                         row.count(HELD)
                     else:
                         row.count(
@@ -404,7 +405,7 @@ class Verification:
     def _refused_addresses(self, version: int) -> list[tuple[str, int]]:
         listed = [next(self._spread(found[0], version), "") for (_, family), found in sorted(self._targets.ranges.items())
                   if family == version]  # fmt: skip
-        return [(address, 443) for address in self._chance.sample(listed, k=min(3, len(listed))) if address]
+        return [(address, CRAFTED_PORT) for address in self._chance.sample(listed, k=min(3, len(listed))) if address]
 
     def _refused_ports(self, version: int) -> list[tuple[str, int]]:
         """Ports that are closed to every address, each with an address of its own: the sink tells them apart by it."""

@@ -1,11 +1,13 @@
 """One run of `embargo verify`: asks the agent what is in force, sets up client and sink, probes, tells."""
 
+import contextlib
 import ipaddress
+import os
 import random
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 from embargo.config import Config
@@ -25,6 +27,7 @@ def run(settings: Config, *, samples: int, seed: int) -> Told:
     """Everything found out. NotRunning, ControlError, NetworkError or ImageError when nothing could be."""
     began = time.monotonic()
     status = _status(settings)
+    _beside(status["pid"])
     generation = Store(settings.state.dir).load(status["generation"], settings)
     try:
         chance = random.Random(seed)
@@ -63,18 +66,26 @@ def _status(settings: Config) -> Told:
     return {**status, "firewall": {"lan": [], "intercept_dns": False, **status["firewall"]}}
 
 
-@contextmanager
+def _beside(pid: int) -> None:
+    """NetworkError where the agent polices another network than ours."""
+    with contextlib.suppress(OSError):  # in another pid namespace, or gone
+        if os.stat(f"/proc/{pid}/ns/net").st_ino != os.stat("/proc/self/ns/net").st_ino:
+            raise NetworkError("the agent runs in another network namespace: run this in it (ip netns exec NAME …)")
+
+
+@contextlib.contextmanager
 def _stopped_in_order() -> Iterator[None]:
-    """SIGTERM ends it like SIGINT: with everything removed."""
+    """SIGTERM and SIGHUP end it like SIGINT: with everything removed."""
 
     def stop(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # ── where the resolver is ────────────────────────────────────────────────────────────────────────────────────────────────
