@@ -55,9 +55,9 @@ add rule inet other forward iifname embargo-verify oifname embargo-sink accept
 COUNTERS = """
 add table inet count
 add chain inet count post { type filter hook postrouting priority 0; }
-add rule inet count post icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
+add rule inet count post icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, mld2-listener-report } accept
 add rule inet count post oifname { wan0, lan0 } counter
-"""  # who is beside us is asked by the kernel, whenever it likes
+"""  # the kernel asks and tells its neighbours whenever it likes
 
 
 @pytest.fixture(scope="module")
@@ -358,6 +358,21 @@ def test_nothing_is_left_and_nothing_has_left(rig: Rig, agent: Agent) -> None:
         assert after[key] == status[key]
     assert after["reload"]["ago"] > status["reload"]["ago"]  # nothing was even looked at
     assert rig.dig("client", f"@{LAN4}.1", "free.example").rcode == "NOERROR"
+
+
+def test_what_leaks_one_way_stays_on_the_machine_too(rig: Rig, agent: Agent) -> None:
+    """An answer of the sink's would be refused on its way back, with a packet to the listed address: out of the machine."""
+    rig.run("gateway", "nft", COUNTERS)
+    try:
+        with asleep(agent):
+            rig.run("gateway", "nft", "flush chain inet embargo to4; flush chain inet embargo to6")
+            told = agent.told("verify", status=1)
+        assert {row["verdict"] for row in rows(told, kind="IPv4 addresses")} == {"LEAK"}
+        assert {row["verdict"] for row in rows(told, kind="IPv6 addresses")} == {"LEAK"}
+        assert "packets 0 " in rig.run("gateway", "nft", "list table inet count").stdout
+    finally:
+        rig.run("gateway", "nft", "delete table inet count")
+    until(lambda: agent.told("verify")["ok"], "the guardian has mended it")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

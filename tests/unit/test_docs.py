@@ -39,6 +39,12 @@ def test_the_readmes_verbs_exist() -> None:
     assert set(verbs) <= set(cli.commands)
 
 
+def test_every_option_of_verify_is_on_its_page() -> None:
+    page = (TOP / "docs/verify.md").read_text()
+    options = {option for parameter in cli.commands["verify"].params for option in parameter.opts if option.startswith("--")}
+    assert {option for option in options if f"`{option}" not in page} == {"--config"}
+
+
 def test_the_readmes_gateway_is_a_configuration() -> None:
     text = (TOP / "README.md").read_text()
     example = text.partition("```toml\n")[2].partition("```")[0]

@@ -164,6 +164,17 @@ class Network:
 
         return _in_thread(enter)
 
+    def mute(self) -> None:
+        """No answers to echo requests any more: one to a client that must not have them would be refused, towards a listed
+        address and so out of the machine. (Nobody refuses a reset or an ICMP error.)"""
+
+        def quiet() -> None:
+            for path in ("ipv4/icmp_echo_ignore_all", "ipv6/icmp/echo_ignore_all"):
+                with contextlib.suppress(FileNotFoundError), open(f"/proc/sys/net/{path}", "w", encoding="ascii") as file:
+                    file.write("1")
+
+        self.inside("sink", quiet)
+
     # ── setting up ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _build(self) -> None:

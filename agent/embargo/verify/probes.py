@@ -132,6 +132,7 @@ class Verification:
         if self._firewall["enabled"]:
             for each in forwarded:
                 self._control(each)
+        self._network.mute()
         self._ask_names(ways)
         if not self._firewall["enabled"]:
             self._skip("-", "-", "addresses", "firewall.enabled = false")
