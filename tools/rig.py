@@ -31,7 +31,7 @@ WAN4, WAN6 = "198.51.100", "2001:db8:2:"
 UPSTREAM4, UPSTREAM6 = f"{WAN4}.2", f"{WAN6}:2"
 OTHER4, OTHER6 = "203.0.113.53", "2001:db8:3::53"  # somebody else's resolver
 WEB4, WEB6 = "203.0.113.80", "2001:db8:3::80"  # what every name leads to that the upstream was not told of
-PORTS = (80, 443, 853, 8080)  # TCP and UDP, where the internet answers whoever connects
+PORTS = (80, 443, 784, 853, 8853, 8080)  # TCP and UDP, where the internet answers whoever connects
 
 _CLONE_NEWNET = 0x40000000
 _PR_SET_PDEATHSIG = 1

@@ -103,6 +103,7 @@ cdef enum:
     MAX_LINES = 1 << 16  # octets of event lines gathered before they are handed over
     CLIENTS = 4096  # whose text and permission are remembered; a power of two
     MEMO_HALF = 8192
+    ASKED = 256  # see `attempts.ASKED`
 
 
 cdef uint8_t _LOWER[256]
@@ -895,6 +896,7 @@ cdef class Intake:
     cdef Answering _answering
     cdef uint64_t[::1] _tally, _page
     cdef dict _kinds  # of the folder, by client and kind
+    cdef dict _asked  # names of first attempts
     cdef Py_ssize_t _most_kinds
     cdef long _noted, _records
     cdef uint8_t *_lines
@@ -961,6 +963,7 @@ cdef class Intake:
         self._cache, self._packet, self._way, self._attempts = cache, intake.Packet, intake.Way, attempts
         self._listeners = {}
         self._kinds, self._most_kinds, self._stamp = attempts.folder.kinds, events.MAX_KINDS, events.timestamp
+        self._asked = attempts.asked
 
     def watch(self, listener):
         self._listeners[listener.fileno] = listener
@@ -1087,6 +1090,8 @@ cdef class Intake:
         if kind is not None:
             kind.again(wall)
         else:
+            if len(self._asked) < ASKED:
+                self._asked[known.kind[: len(known.kind) - 9]] = None
             if self._written + 512 + PyBytes_GET_SIZE(known.members) > MAX_LINES:
                 lines = PyBytes_FromStringAndSize(<const char *>self._lines, self._written)
                 noted, records = self._noted, self._records

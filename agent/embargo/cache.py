@@ -16,6 +16,7 @@ What has expired is kept for a day, as long as there is room, for the case that 
 import math
 import struct
 from collections import deque
+from collections.abc import Callable
 
 from embargo.message import Answer
 
@@ -93,8 +94,11 @@ class Entry:
 
 
 class Cache:
-    def __init__(self, limit: int = 32 << 20) -> None:
+    """`wanting` is called when the first name is to be fetched anew; whoever takes `wanted` leaves an empty list there."""
+
+    def __init__(self, limit: int = 32 << 20, wanting: Callable[[], object] = lambda: None) -> None:
         self._limit = limit
+        self._wanting = wanting
         self._enough = limit - limit // MARGIN
         self._entries: dict[bytes, Entry] = {}
         self._queues: tuple[deque[Entry], deque[Entry]] = deque(), deque()  # on probation, proven
@@ -126,6 +130,8 @@ class Cache:
     def near_expiry(self, key: bytes, entry: Entry) -> None:
         """Somebody who is asked for often will soon be gone: he is fetched anew before, once."""
         entry.refresh_at = math.inf
+        if not self.wanted:
+            self._wanting()
         if len(self.wanted) < MAX_WANTED:
             self.wanted.append(key)
 

@@ -39,6 +39,8 @@ class Dns:
     workers: int | None  # None: as many as the machine has processors, at most 4
     block_mode: str | tuple[str, ...]
     block_ttl: int
+    rebind: bool
+    ech: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,8 @@ class Firewall:
     fail: str
     on_stop: str
     log_group: int
+    ct_mark: int
+    protect: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +223,14 @@ def _int(low: int, high: int) -> Callable[[Any], int]:
     return check
 
 
+def _mask(value: Any) -> int:
+    mask = _int(0, 0xFFFF_FFFF)(value)
+    bits = mask // (mask & -mask) if mask else 0
+    if mask and (bits & (bits + 1) or bits < 15):
+        raise Refused(f"0x{mask:08x} is not four or more bits in a row", "write it as in 0xff000000, or 0")
+    return mask
+
+
 def _choice(*words: str) -> Callable[[Any], str]:
     def check(value: Any) -> str:
         if not isinstance(value, str):
@@ -339,6 +351,9 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "block_mode": Option("nxdomain", _block_mode,
             'answer to a blocked name: nxdomain, nodata, null, refused or ["address", …]'),
         "block_ttl": Option(10, _int(0, 86400), "seconds a client may keep a block"),
+        "rebind": Option(False, _bool, "private addresses stay out of what the upstream answers, but for [dns] forward"),
+        "ech": Option("keep", _choice("keep", "strip"),
+            "strip: without keys for Encrypted Client Hello, so that a name stays visible on the way"),
     },
     "policy": {
         "apps": Option("default", _either("default", "all", check=_many(_text)),
@@ -361,10 +376,13 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "lan": Option([], _many(_interface), "interfaces of policed clients; empty: all forwarded traffic, no interception"),
         "except": Option([], _many(_network), "client addresses or networks never policed"),
         "intercept_dns": Option(True, _bool, "on lan interfaces, port 53 to any other resolver comes to us"),
-        "learn": Option(True, _bool, "block the addresses behind blocked names too (not in this version yet)"),
+        "learn": Option(True, _bool, "block the addresses behind blocked names too, where nobody else lives there"),
         "fail": Option("closed", _choice("closed", "open"), "clients' port 53 while nobody answers: rejected or passed on"),
         "on_stop": Option("keep", _choice("keep", "remove"), "the rules when the agent stops"),
         "log_group": Option(8137, _int(0, 65535), "the NFLOG group of the drop log"),
+        "ct_mark": Option(0xFF00_0000, _mask,
+            "bits of the connection mark that note which flows were let through; 0: every packet is judged anew"),
+        "protect": Option(True, _bool, "no other process may change or flush our table (Linux 6.9 or later)"),
     },
     "log": {
         "events": Option("/var/log/embargo/events.jsonl", _path, "the event log"),

@@ -47,6 +47,15 @@ class Forward(NamedTuple):
     timeout: float
 
 
+class Heard(NamedTuple):
+    """An upstream's answer for a name, for whoever remembers addresses; `decision`: the entry that blocks or audits it."""
+
+    qname: Name
+    decision: Decision | None
+    addresses: tuple[bytes, ...]
+    seconds: int  # for how long a client may use them
+
+
 class Joined(NamedTuple):
     """Somebody asked the same just now; the reply comes with theirs."""
 
@@ -70,21 +79,23 @@ class _Judged(NamedTuple):
     answer: Answer  # without what leads to something blocked and was not asked for
     passing: tuple[tuple[bytes, int], ...] = ()
     everyday: bool = False  # nothing is to be done about it: the fast path may give the answer out as it is
+    by_name: bool = True  # the decision is about a name, not about an address
 
 
 class _Pending:
     """A question on its way, and who waits for the answer."""
 
     __slots__ = (
-        "asked", "attempts", "bad", "edns", "key", "malformed", "network", "query", "question", "started", "tcp", "trouble",
-        "upstreams", "waiters",
+        "asked", "attempts", "bad", "edns", "key", "malformed", "network", "query", "question", "shadow", "started", "tcp",
+        "trouble", "upstreams", "waiters",
     )  # fmt: skip
 
     def __init__(self, key: bytes, upstreams: Upstreams, started: float, query: Query, waiters: list[_Waiter]) -> None:
         self.key = key
         self.upstreams = upstreams
         self.started = started
-        self.waiters = waiters  # none while it is asked to be fresh in the cache
+        self.waiters = waiters  # none while it is asked to be fresh in the cache, or
+        self.shadow = False  # to learn what is behind a blocked name
         self.query = query
         self.question = message.asked(query)
         self.attempts: tuple[Server, ...] = ()
@@ -105,6 +116,8 @@ class Zones:
     forward: Mapping[Name, Upstreams] = field(default_factory=dict)
     hosts: Mapping[Name, tuple[bytes, ...]] = field(default_factory=dict)  # name → addresses
     reverse: Mapping[Name, Name] = field(default_factory=dict)  # reverse name → name
+    without_ech: bool = False
+    without_private: bool = False  # of the default upstreams: who names a zone's own server wants what that says
 
     def upstreams(self, qname: Name) -> Upstreams:
         if not self.forward:
@@ -139,6 +152,7 @@ class Engine:
         self._token = 0
         self.stale = 0  # replies with an answer that had expired
         self.refreshed = 0  # names fetched anew before they expired
+        self.heard: list[Heard] | None = None  # what upstreams answered, when somebody listens and takes it
 
     @property
     def pending(self) -> int:
@@ -230,9 +244,9 @@ class Engine:
             addresses = [address for lead in answer.leads for address in lead.addresses]
             return _Judged(Action.PASS, None, answer, self._passing(answer, addresses))
         known = {qname: claims}
-        led, found, addresses = self._judge_leads(answer.leads, known)
+        led, found, addresses, by_name = self._judge_leads(answer.leads, known)
         if led is Action.BLOCK:
-            return _Judged(led, found, answer)
+            return _Judged(led, found, answer, by_name=by_name)
         whole = not answer.extra_leads or self._judge_leads(answer.extra_leads, known)[0] is not Action.BLOCK
         return _Judged(
             max(action, led),
@@ -240,12 +254,19 @@ class Engine:
             answer if whole else message.answer_only(answer),
             self._passing(answer, addresses),
             everyday=whole and not addresses and not (decision or found) and not self.rules.log_all,
+            by_name=by_name or decision is not None,
         )
 
-    def _judge_leads(self, leads: Iterable[Lead], known: dict[Name, Claims]) -> tuple[Action, Decision | None, list[bytes]]:
-        """(action, decision, the addresses that allowed names lead to): such a name passes with all that it leads to."""
+    def _judge_leads(
+        self, leads: Iterable[Lead], known: dict[Name, Claims]
+    ) -> tuple[Action, Decision | None, list[bytes], bool]:
+        """(action, decision, the addresses that allowed names lead to, whether the decision is about a name).
+
+        An allowed name passes with all that it leads to.
+        """
         image, choose = self.rules.image, self.rules.board.choose
         audited: Decision | None = None
+        by_name = True
         passed: set[Name] = set()
         addresses: list[bytes] = []
         for owner, targets, packed in leads:
@@ -257,11 +278,12 @@ class Engine:
                 addresses += packed
                 continue
             led = [known[owner], *(known[target] for target in targets), *map(image.lookup_address, packed)]
-            for action, decision in map(choose, led):
+            for number, (action, decision) in enumerate(map(choose, led)):
                 if action is Action.BLOCK:
-                    return action, decision, []
-                audited = audited or decision
-        return Action.AUDIT if audited else Action.PASS, audited, addresses
+                    return action, decision, [], number <= len(targets)
+                if decision is not None and audited is None:
+                    audited, by_name = decision, number <= len(targets)
+        return Action.AUDIT if audited else Action.PASS, audited, addresses, by_name
 
     def _passing(self, answer: Answer, addresses: Iterable[bytes]) -> tuple[tuple[bytes, int], ...]:
         image, choose = self.rules.image, self.rules.board.choose
@@ -303,6 +325,15 @@ class Engine:
                 self.refreshed += 1
                 found.append(outcome)
         return found
+
+    def shadow(self, qname: Name, qtype: int, now: float) -> Forward | None:
+        """Ask what is behind a name that is blocked: nobody gets the answer, it is `heard`. None: not now."""
+        query = Query(0, message.RD, qname + qtype.to_bytes(2) + b"\0\1", qname, qtype, True, False, message.MAX_UDP)
+        if query.key in self._by_key or len(self._pending) >= MAX_PENDING // 4:
+            return None
+        outcome = self._open(query.key, query, [], now)
+        self._pending[self._token].shadow = True
+        return outcome if isinstance(outcome, Forward) else None
 
     def impatient(self, now: float) -> list[Reply]:
         """Replies for clients that have waited long enough for a fresh answer when there is an old one (RFC 8767 section 5)."""
@@ -359,7 +390,12 @@ class Engine:
         pending = self._pending[token]
         server = pending.attempts[-1]
         try:
-            answer = response.parse(packet, pending.question)
+            answer = response.parse(
+                packet,
+                pending.question,
+                without_ech=self.zones.without_ech,
+                without_private=self.zones.without_private and pending.upstreams is self.zones.default,
+            )
         except MessageError:
             pending.malformed = True
             return self._unhelpful(token, "sent a malformed response over TCP", now) if pending.tcp else None
@@ -386,7 +422,13 @@ class Engine:
         pending = self._pending[token]
         self._close(token)
         judged = self._judge(pending.query.qname, answer)
-        self.cache.put(pending.key, answer, now, self.rules.judged if judged.everyday else NOBODY)
+        if self.heard is not None and (judged.by_name or judged.action is Action.PASS):
+            addresses = tuple([address for lead in answer.leads for address in lead.addresses])
+            if addresses or pending.shadow:
+                seconds = max((seconds for _, seconds in answer.ttls), default=0)
+                self.heard.append(Heard(pending.query.qname, judged.decision, addresses, seconds))
+        if pending.waiters or not pending.shadow:
+            self.cache.put(pending.key, answer, now, self.rules.judged if judged.everyday else NOBODY)
         return [self._reply(waiter, judged) for waiter in pending.waiters]
 
     def expire(self, token: int, reason: str, now: float, *, network: bool = False) -> list[Reply] | Forward:

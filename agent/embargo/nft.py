@@ -16,14 +16,19 @@ from typing import NamedTuple
 from embargo.ruleset import (
     ALIVE_SECONDS,
     LOG_RATE,
+    OFFSETS,
     SNAPLEN,
+    Accept,
     Address,
+    Begins,
     Chain,
     Counter,
     Element,
     Expression,
+    Judged,
     Jump,
     Log,
+    Mark,
     Meta,
     Port,
     Redirect,
@@ -33,23 +38,27 @@ from embargo.ruleset import (
     Rule,
     Ruleset,
     Set,
+    pattern,
 )  # fmt: skip
 
 CHUNK = 10_000  # elements a transaction: the commit lock is shared by the whole namespace, a learnt address must not wait
 
 (NEWTABLE, GETTABLE, DELTABLE, NEWCHAIN, GETCHAIN, DELCHAIN, NEWRULE, GETRULE, DELRULE, NEWSET, GETSET, DELSET,
  NEWSETELEM, GETSETELEM, DELSETELEM, _, GETGEN, _, NEWOBJ, GETOBJ, DELOBJ) = range(21)  # fmt: skip
+GETFLOWTABLE = 23
 CREATE, APPEND = 0x400, 0x800  # NLM_F_CREATE, NLM_F_APPEND
 INET = 1  # NFPROTO_INET
 INTERVAL_END = 1  # NFT_SET_ELEM_INTERVAL_END
 COUNTER = 1  # NFT_OBJECT_COUNTER
-DORMANT = 1  # NFT_TABLE_F_DORMANT
+DORMANT, OWNER, PERSIST = 1, 2, 4  # NFT_TABLE_F_*
 _NESTED = 0x8000
 
 _KEY_TYPES = {"ipv4_addr": (7, 4), "ipv6_addr": (8, 16), "ifname": (41, 16)}
 _SET_INTERVAL, _SET_MAP, _SET_TIMEOUT = 4, 8, 16
 _DATA_VERDICT = 0xFFFFFF00
-_JUMP, _RETURN = -3, -5
+_ACCEPT, _JUMP, _RETURN = 1, -3, -5
+_CT_MARK = 3
+_INNER = 3  # NFT_PAYLOAD_INNER_HEADER: what a TCP segment carries
 _HOOKS = {"prerouting": 0, "input": 1, "forward": 2, "output": 3, "postrouting": 4}
 _META_KEYS = {"iifname": 6, "oifname": 7, "nfproto": 15, "l4proto": 16}
 _META_VALUES = {"ipv4": b"\x02", "ipv6": b"\x0a", "tcp": b"\x06", "udp": b"\x11", "icmp": b"\1", "icmpv6": b"\x3a"}
@@ -104,9 +113,9 @@ def _compare(data: bytes, *, equal: bool = True) -> bytes:
     return _expression("cmp", u32(1, 1), u32(2, 0 if equal else 1), nest(3, _value(data)))
 
 
-def _masked(mask: bytes) -> bytes:
-    zero = bytes(len(mask))
-    return _expression("bitwise", u32(1, 1), u32(2, 1), u32(3, len(mask)), nest(4, _value(mask)), nest(5, _value(zero)))
+def _masked(mask: bytes, flip: bytes = b"") -> bytes:
+    flip = flip or bytes(len(mask))
+    return _expression("bitwise", u32(1, 1), u32(2, 1), u32(3, len(mask)), nest(4, _value(mask)), nest(5, _value(flip)))
 
 
 def _lookup(set_: str, *, vmap: bool = False) -> bytes:
@@ -127,13 +136,26 @@ def encode_expression(expression: Expression) -> bytes:
         case Meta(key, value):
             test = _lookup(value[1:]) if value.startswith("@") else _compare(_META_VALUES[value])
             return _meta(key) + test
+        case Address(6, side, set_, vmap, inside) if inside:  # its family is known where it stands
+            return _payload(1, OFFSETS[6, side] + inside, 4) + _lookup(set_, vmap=vmap)
         case Address(family, side, set_, vmap):
             width = 4 if family == 4 else 16
-            offset = {(4, "saddr"): 12, (4, "daddr"): 16, (6, "saddr"): 8, (6, "daddr"): 24}[family, side]
             family_test = _meta("nfproto") + _compare(_META_VALUES[f"ipv{family}"])
-            return family_test + _payload(1, offset, width) + _lookup(set_, vmap=vmap)
-        case Port(proto, port):
-            return _meta("l4proto") + _compare(_META_VALUES[proto]) + _payload(2, 2, 2) + _compare(port.to_bytes(2))
+            return family_test + _payload(1, OFFSETS[family, side], width) + _lookup(set_, vmap=vmap)
+        case Port(proto, port, side):
+            protocol = _meta("l4proto") + _compare(_META_VALUES[proto])
+            return protocol + _payload(2, 2 * (side == "dport"), 2) + _compare(port.to_bytes(2))
+        case Begins(octets):
+            return b"".join(
+                _payload(_INNER, at, len(part)) + (_masked(mask) if mask else b"") + _compare(part)
+                for at, part, mask in pattern(octets)
+            )
+        case Judged(mask, value):
+            load = _expression("ct", u32(1, 1), u32(2, _CT_MARK))
+            return load + _masked(struct.pack("=I", mask)) + _compare(struct.pack("=I", value))
+        case Mark(mask, value):
+            change = _masked(struct.pack("=I", ~mask & 0xFFFFFFFF), struct.pack("=I", value))
+            return _expression("ct", u32(1, 1), u32(2, _CT_MARK)) + change + _expression("ct", u32(2, _CT_MARK), u32(4, 1))
         case Counter(name):
             return _expression("objref", u32(1, 1), text(2, name))
         case Log(prefix, group):
@@ -157,14 +179,16 @@ def encode_expression(expression: Expression) -> bytes:
             return _expression("immediate", u32(1, 0), nest(2, _verdict(_JUMP, chain)))
         case Return():
             return _expression("immediate", u32(1, 0), nest(2, _verdict(_RETURN)))
+        case Accept():
+            return _expression("immediate", u32(1, 0), nest(2, _verdict(_ACCEPT)))
 
 
 # ── messages ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def new_table(table: str) -> Message:
-    """Without flags: one that somebody put to sleep wakes up."""
-    return Message(NEWTABLE, CREATE, text(1, table) + u32(2, 0), f"add table inet {table}")
+def new_table(table: str, flags: int = 0) -> Message:
+    """Without DORMANT: one that somebody put to sleep wakes up."""
+    return Message(NEWTABLE, CREATE, text(1, table) + u32(2, flags), f"add table inet {table}")
 
 
 def delete_table(table: str) -> Message:
@@ -242,6 +266,13 @@ def _element_messages(table: str, name: str, kind: int, elements: Iterable[bytes
         yield Message(kind, CREATE, head + nest(3, *parts), f"elements of {name}")
 
 
+def items_of(each: Set) -> int:
+    """How many list elements the kernel holds for a set: a range is two, unless it ends at the top."""
+    top = (1 << 8 * _KEY_TYPES[each.type][1]) - 1
+    ends = sum(last < top for _, last, _ in each.elements) if each.interval else 0
+    return len(each.elements) + len(each.words) + ends
+
+
 def _encode_elements(each: Set, elements: Sequence[Element]) -> Iterator[bytes]:
     """List elements. A range is two: its first key, and the key behind its last with a flag; at the top of the space, one."""
     if each.type == "ifname":
@@ -261,10 +292,39 @@ def _encode_elements(each: Set, elements: Sequence[Element]) -> Iterator[bytes]:
             yield start
 
 
-def timed_elements(table: str, name: str, keys: Iterable[tuple[bytes, int]]) -> list[Message]:
-    """Elements of a timeout set: (key, seconds). Both times are given, since equal timeouts alone renew nothing."""
-    encoded = (nest(1, nest(1, _value(key)), u64(4, seconds * 1000), u64(5, seconds * 1000)) for key, seconds in keys)
+def timed_elements(table: str, name: str, keys: Iterable[tuple[bytes, int]], chain: str = "") -> list[Message]:
+    """Elements of a timeout set: (key, seconds), in a map each leads to `chain`.
+
+    Both times are given, since equal timeouts alone renew nothing.
+    """
+    to = nest(2, _verdict(_JUMP, chain)) if chain else b""
+    encoded = (nest(1, nest(1, _value(key)), to, u64(4, seconds * 1000), u64(5, seconds * 1000)) for key, seconds in keys)
     return list(_element_messages(table, name, NEWSETELEM, encoded))
+
+
+def learnt_elements(generation: int, table: str, learnt: Iterable[tuple[bytes, str, int]]) -> list[Message]:
+    """Learnt addresses in the maps of a generation: (address, chain, seconds)."""
+    found: dict[tuple[int, str], list[tuple[bytes, int]]] = {}
+    for address, chain, seconds in learnt:
+        found.setdefault((4 if len(address) == 4 else 6, chain), []).append((address, seconds))
+    return [
+        message
+        for (family, chain), keys in found.items()
+        for message in timed_elements(table, f"learnt{family}_{generation}", keys, chain)
+    ]
+
+
+def delete_elements(table: str, name: str, keys: Iterable[bytes]) -> list[Message]:
+    """One that is not there (any more) fails the transaction."""
+    return list(_element_messages(table, name, DELSETELEM, (nest(1, nest(1, _value(key))) for key in keys)))
+
+
+def renewal(ruleset: Ruleset, *chains: str) -> Iterator[Message]:
+    """The rules of these chains anew, in place of those that are there."""
+    yield from (flush_chain(ruleset.table, name) for name in chains)
+    for chain in ruleset.chains:
+        if chain.name in chains:
+            yield from (new_rule(ruleset.table, chain.name, rule) for rule in chain.rules)
 
 
 def alive(table: str, lan: Iterable[str], seconds: int = ALIVE_SECONDS) -> list[Message]:
@@ -300,10 +360,10 @@ def additions(table: str, old: Holding, now: Holding) -> Iterator[Message]:
     yield from (delete_counter(table, name) for name in now.counters if name not in old.counters)
 
 
-def prepare(ruleset: Ruleset, old: Holding) -> Iterator[Message]:
+def prepare(ruleset: Ruleset, old: Holding, flags: int = 0) -> Iterator[Message]:
     """Everything that can stand there before it is used: table, counters, new class chains, empty sets."""
     table = ruleset.table
-    yield new_table(table)
+    yield new_table(table, flags)
     for name in ruleset.counters:
         yield new_counter(table, name)
     for number, each in enumerate(ruleset.sets, start=1):

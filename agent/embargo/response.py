@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from embargo import accelerator, message, names
+from embargo import accelerator, image, message, names
 from embargo.errors import MessageError
 from embargo.message import Answer, Lead
 from embargo.names import Name
@@ -19,6 +19,8 @@ from embargo.names import Name
 MAX_CHAIN = 16  # CNAMEs behind each other; BIND and Unbound follow 16 and 12
 MAX_TTL = 3600  # seconds; what a client may keep of an answer, so that a new block bites within the hour
 _ERRORS = frozenset({message.FORMERR, message.SERVFAIL, message.NOTIMP, message.REFUSED})
+_SERVICES = frozenset({message.SVCB, message.HTTPS})
+_MANDATORY, _ECH = 0, 5  # SvcParamKeys
 _PROOFS = frozenset({message.RRSIG, message.NSEC, message.NSEC3})
 #: type → (octets of rdata before its names, how many names): those of RFC 3597 section 4 and RFC 9460
 _NAMES_IN = {
@@ -58,10 +60,14 @@ def matches(packet: bytes, ident: int, question: bytes) -> bool:
     return packet[4:6] == b"\0\1" and packet[12 : 12 + len(question)] == question
 
 
-def parse(packet: bytes, question: bytes) -> Answer:
-    """A response that `matches`, as an Answer without its OPT record. Raises MessageError when it is malformed."""
+def parse(packet: bytes, question: bytes, *, without_ech: bool = False, without_private: bool = False) -> Answer:
+    """A response that `matches`, as an Answer without its OPT record. Raises MessageError when it is malformed.
+
+    `without_ech`: the keys of Encrypted Client Hello stay out of SVCB and HTTPS records (RFC 9848). `without_private`: so do
+    records with an address that is nobody's on the Internet, against DNS rebinding.
+    """
     usual: Answer | None = accelerator.fast.read(packet, question) if accelerator.fast else None
-    if usual is not None:
+    if usual is not None and not (without_private and any(is_private(a) for lead in usual.leads for a in lead.addresses)):
         return usual
     _, flags, questions, *counts = message.HEADER.unpack_from(packet)
     if not questions:
@@ -76,12 +82,18 @@ def parse(packet: bytes, question: bytes) -> Answer:
     answers = [record for record in kept if record.section == 0]
     if counts[0] and not answers:  # it speaks of something else
         raise MessageError(message.FORMERR, 6)
+    if without_private and (bad := [record for record in kept if any(map(is_private, record.addresses))]):
+        kept = [record for record in kept if record not in bad]
+        answers = [record for record in kept if record.section == 0]
     answered = rcode == message.NOERROR and any(qtype in (record.rtype, message.ANY) for record in answers)
     soa = next((record for record in kept if record.section == 1 and record.rtype == message.SOA), None)
     if soa and not answered:  # what does not exist is remembered for the lesser of two values (RFC 2308 section 5)
         minimum = int.from_bytes(packet[max(soa.end - 4, soa.start) : soa.end])
         kept = [record._replace(ttl=min(record.ttl, minimum)) if record is soa else record for record in kept]
-    body, ttls = _body(packet, 12 + len(question), records, kept, known)
+    if without_ech and any(record.rtype in _SERVICES for record in kept):
+        body, ttls = _rebuilt(packet, kept, known, without_ech=True)
+    else:
+        body, ttls = _body(packet, 12 + len(question), records, kept, known)
     others = [record for record in kept if record.section]
     cacheable = rcode in (message.NOERROR, message.NXDOMAIN) and (answered or soa)
     return Answer(
@@ -236,12 +248,16 @@ def _body(
     return bytes(body), ttls
 
 
-def _rebuilt(packet: bytes, kept: Iterable[_Record], known: dict[int, Name]) -> tuple[bytes, tuple[tuple[int, int], ...]]:
+def _rebuilt(
+    packet: bytes, kept: Iterable[_Record], known: dict[int, Name], *, without_ech: bool = False
+) -> tuple[bytes, tuple[tuple[int, int], ...]]:
     """The records written anew, without compression."""
     body = bytearray()
     ttls: list[tuple[int, int]] = []
     for record in kept:
         rdata = _expanded(packet, record, known)
+        if without_ech and record.rtype in _SERVICES:
+            rdata = _without_ech(rdata)
         ttls.append((len(body) + len(record.owner) + 4, record.ttl))
         body += record.owner + message.RECORD.pack(record.rtype, message.IN, record.ttl, len(rdata)) + rdata
     return bytes(body), tuple(ttls)
@@ -259,6 +275,37 @@ def _expanded(packet: bytes, record: _Record, known: dict[int, Name]) -> bytes:
     if at > end:
         raise MessageError(message.FORMERR, start)
     return rdata + packet[at:end]
+
+
+def _without_ech(rdata: bytes) -> bytes:
+    """A service's rdata without its ECH keys, and without the word that a client must understand them (RFC 9460 section 8)."""
+    target = names.read(rdata, 2)[1]
+    made = bytearray(rdata[:target])
+    for key, value in message.options(rdata, target, len(rdata)):
+        if key == _MANDATORY:
+            value = b"".join(value[i : i + 2] for i in range(0, len(value), 2) if value[i : i + 2] != _ECH.to_bytes(2))
+        if key != _ECH and (value or key != _MANDATORY):
+            made += key.to_bytes(2) + len(value).to_bytes(2) + value
+    return bytes(made)
+
+
+def is_private(address: bytes) -> bool:
+    """Is it an address that nobody on the Internet has: private, loopback, link-local, unspecified, or one wrapped in IPv6?"""
+    if len(address) == 16:
+        inner = image.embedded(address)
+        if inner is not None:
+            return is_private(inner)
+        number = int.from_bytes(address)
+        return any(number >> 128 - bits == prefix for prefix, bits in _PRIVATE6)
+    number = int.from_bytes(address)
+    return any(number >> 32 - bits == prefix for prefix, bits in _PRIVATE4)
+
+
+#: RFC 1122 (this network, loopback), RFC 1918, RFC 6598, RFC 3927: (prefix, bits)
+_PRIVATE4 = (
+    (0, 8), (10, 8), (127, 8), (0xAC1, 12), (0xC0A8, 16), (0xA9FE, 16), (0x191, 10),
+)  # fmt: skip
+_PRIVATE6 = ((0, 127), (0xFC >> 1, 7), (0xFE80 >> 6, 10))  # RFC 4291 (unspecified, loopback, link-local), RFC 4193
 
 
 def _end_of(count: int, ttls: Sequence[tuple[int, int]], body: bytes) -> int:

@@ -5,30 +5,46 @@ chains and rules; `render` shows it as `nft` would, for people and golden files.
 
 The layout. A packet is looked up, not walked: verdict maps lead from an address to the chain of its class, so the number of
 look-ups does not grow with apps or entries. Single addresses stand in hash maps, ranges in interval maps, never mixed: a
-hash changes in microseconds, an interval map in time that grows with it. Maps carry the generation in their name, since
-content is replaced by filling new maps aside and switching the rules in one transaction; chains and counters keep theirs.
+hash changes in microseconds, an interval map in time that grows with it. Learnt addresses stand in hash maps of their own,
+each with its time. Maps carry the generation in their name, since content is replaced by filling new maps aside and
+switching the rules in one transaction; chains and counters keep theirs.
 
-    forward, output (filter -5, before any established-accept) → to4, from4, to6, from6 → class chain: count, log, reject
+    forward (filter -5, before any established-accept): judged already? → police → ports; to4, from4, to6, from6
+    output (filter -5) → to4, to6                                                          → class chain: count, log, reject
     prerouting (nat -110): port 53 of policed clients comes to us
+
+Where connections are tracked anyway, a flow that was let through is marked with the number of the judgement that did it
+(some bits of its conntrack mark), and its next packets cost one comparison. Whatever a flow's judgement depends on must
+therefore be seen in both directions, and whenever something becomes blocked the number changes: every open flow is judged
+again. An IPv6 form that carries an IPv4 address (RFC 4291, 6052, 8215, 3056) is looked up by the address inside.
 """
 
 import ipaddress
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from embargo.image import Image
-from embargo.policy import BYPASS, PORT_FUNCTIONS, Action, Class, Switchboard
+from embargo.policy import BYPASS, Action, Class, Switchboard
 
 TABLE = "embargo"
-RESERVED = "embargo-verify"  # the interface of `embargo verify`, policed wherever a LAN is: what it proves holds for the LAN
-SINK = "embargo-sink"  # where its packets end
 FILTER_PRIORITY = -5  # before the filter chains of others, whose established-accept would keep open flows alive
 NAT_PRIORITY = -110  # before docker's and everybody's -100
 DOT_PORTS = (("tcp", 853),)  # RFC 7858
 DOQ_PORTS = (("udp", 853), ("udp", 784), ("udp", 8853))  # RFC 9250 and its drafts
 LOG_RATE = 100  # records a second and class; counters count every packet
 SNAPLEN = 64  # octets of a packet: its IP and transport headers
+RESERVED = "embargo-verify"  # always policed, and led nowhere: where `embargo verify` sends its packets
+SINK = "embargo-sink"  # where they end
+CT_MARK = 0xFF00_0000  # the bits of the conntrack mark that are ours, unless configured otherwise
+#: IPv6 prefixes that carry an IPv4 address, and the octet where it begins (RFC 4291, 6052, 8215, 3056)
+EMBEDDED = (("::ffff:0:0/96", 12), ("64:ff9b::/96", 12), ("64:ff9b:1::/48", 12), ("2002::/16", 2))
+#: how the cleartext questions of HTTPDNS libraries begin, "0" standing for any digit: Tencent's look-up and server list,
+#: Alibaba's look-ups (v2, and the older ones behind an account number of six digits)
+HTTPDNS = (
+    b"GET /d?dn=", b"GET /conf?id=", b"GET /v2/d?id=",
+    b"GET /000000/d?host=", b"GET /000000/sign_d?host=", b"GET /000000/resolve?host=", b"GET /000000/sign_resolve?host=",
+)  # fmt: skip
 ALIVE_SECONDS = 3  # fail = "open": how long the kernel redirects port 53 after the guardian last said that somebody answers
 
 
@@ -38,15 +54,39 @@ class Meta(NamedTuple):
 
 
 class Address(NamedTuple):
+    """`inside`: the IPv4 address that begins at this octet of an IPv6 one; 0 for the address itself."""
+
     family: int
     side: str  # saddr | daddr
     set_: str
     vmap: bool = False
+    inside: int = 0
 
 
 class Port(NamedTuple):
     proto: str
     port: int
+    side: str = "dport"  # sport | dport
+
+
+class Begins(NamedTuple):
+    """What a TCP segment carries begins like this, any digit standing for "0"; 64 octets at most."""
+
+    octets: bytes
+
+
+class Judged(NamedTuple):
+    """The flow's conntrack mark says, in the bits of `mask`, that this judgement let it through."""
+
+    mask: int
+    value: int
+
+
+class Mark(NamedTuple):
+    """Write that into the flow's conntrack mark."""
+
+    mask: int
+    value: int
 
 
 class Counter(NamedTuple):
@@ -80,7 +120,13 @@ class Return(NamedTuple):
     pass
 
 
-Expression = Meta | Address | Port | Counter | Log | Reject | Refusal | Redirect | Jump | Return
+class Accept(NamedTuple):
+    """This chain's hook has seen enough of the packet. It does not overrule a drop in somebody else's table."""
+
+
+Expression = (
+    Meta | Address | Port | Begins | Judged | Mark | Counter | Log | Reject | Refusal | Redirect | Jump | Return | Accept
+)
 
 
 class Rule(NamedTuple):
@@ -120,6 +166,7 @@ class Set:
     timeout: bool = False
     vmap: bool = False
     keep: bool = False  # its content is the kernel's: not replaced with a generation
+    fixed: bool = False  # the same in every ruleset
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +179,8 @@ class Ruleset:
 
     @property
     def elements(self) -> int:
-        return sum(len(each.elements) for each in self.sets)
+        """Addresses and networks."""
+        return sum(len(each.elements) for each in self.sets if not each.fixed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +195,14 @@ class Spec:
     intercept_port: int = 0  # 0: port 53 is left alone
     fail: str = "closed"
     log_group: int = 0
+    ct_mark: int = 0  # bits of the conntrack mark; 0: every packet is judged
+    judgement: int = 1  # what stands in them, see `value_of`
+    patterns: bool = True  # look into cleartext HTTP for HTTPDNS
 
 
 def spec(
-    image: Image, board: Switchboard, generation: int, *, lan: Collection[str] = (), except_: Iterable[str] = (),
-    intercept_port: int = 0, fail: str = "closed", log_group: int = 0,
+    image: Image, board: Switchboard, generation: int, *, lan: Iterable[str] = (), except_: Iterable[str] = (),
+    intercept_port: int = 0, fail: str = "closed", log_group: int = 0, ct_mark: int = 0, patterns: bool = True,
 ) -> Spec:  # fmt: skip
     """What the switchboard makes of the image's addresses."""
     ranges: list[tuple[int, int, int, Class]] = []
@@ -165,14 +216,18 @@ def spec(
                 ranges[-1] = (family, ranges[-1][1], last, class_)
             else:
                 ranges.append((family, first, last, class_))
-    used = {range_[3] for range_ in ranges}
-    classes = tuple(
-        (class_, action)
-        for class_, action in zip(image.classes, board.actions, strict=True)
-        if action is not Action.PASS and (class_ in used or (class_.app == BYPASS and class_.function in PORT_FUNCTIONS))
-    )
-    policed = tuple(dict.fromkeys((*lan, RESERVED))) if lan else ()
-    return Spec(generation, classes, tuple(ranges), policed, tuple(except_), intercept_port, fail, log_group)
+    # also those without an address in the lists: one may be learnt at any time
+    classes = tuple((c, action) for c, action in zip(image.classes, board.actions, strict=True) if action is not Action.PASS)
+    return Spec(
+        generation, classes, tuple(ranges), tuple(lan), tuple(except_), intercept_port, fail, log_group, ct_mark,
+        patterns=patterns,
+    )  # fmt: skip
+
+
+def value_of(judgement: int, mask: int) -> int:
+    """The judgement's number in the bits of a mask. Never 0, which is what a new flow has there."""
+    shift = (mask & -mask).bit_length() - 1
+    return (1 + judgement % (mask >> shift)) << shift
 
 
 def chain_name(class_: Class) -> str:
@@ -196,14 +251,19 @@ def _sets(what: Spec) -> Iterator[Set]:
         mine = [Element(first, last, chain_name(class_)) for f, first, last, class_ in what.ranges if f == family]
         yield Set(f"address{family}_{generation}", type_, tuple(e for e in mine if e.first == e.last), vmap=True)
         yield Set(f"network{family}_{generation}", type_, tuple(e for e in mine if e.first != e.last), interval=True, vmap=True)
+        yield Set(f"learnt{family}_{generation}", type_, timeout=True, vmap=True)
         yield Set(f"allow{family}", type_, timeout=True, keep=True)
         networks = [ipaddress.ip_network(text) for text in what.except_]
         merged = ipaddress.collapse_addresses(n for n in networks if n.version == family)  # type: ignore[type-var]
         excepted = tuple(Element(int(n[0]), int(n[-1])) for n in sorted(merged))
         if excepted:
             yield Set(f"except{family}_{generation}", type_, excepted, interval=True)
+    for side in _SIDES.values():
+        inside = [(ipaddress.IPv6Network(prefix), f"{side}6_in{at}") for prefix, at in EMBEDDED]
+        ranges = sorted(Element(int(net[0]), int(net[-1]), chain) for net, chain in inside)
+        yield Set(f"{side}_embedded_{generation}", "ipv6_addr", tuple(ranges), interval=True, vmap=True, fixed=True)
     if what.lan:
-        yield Set(f"lan_{generation}", "ifname", words=what.lan)
+        yield Set(f"lan_{generation}", "ifname", words=(*what.lan, RESERVED))
     if what.fail == "open":  # also where nothing is intercepted: the guardian renews it without asking
         yield Set("alive", "ifname", timeout=True, keep=True)
 
@@ -213,17 +273,13 @@ def _chains(what: Spec) -> Iterator[Chain]:
     lan = f"@lan_{what.generation}"
     for class_, action in what.classes:
         yield Chain(chain_name(class_), tuple(_class_rules(class_, action, what.log_group)))
-    for family in (4, 6):
-        for side, other in (("daddr", "saddr"), ("saddr", "daddr")):
+    for side, other in (("daddr", "saddr"), ("saddr", "daddr")):
+        for at in sorted({at for _, at in EMBEDDED}):
+            yield Chain(f"{_SIDES[side]}6_in{at}", tuple(_listed(4, side, what.generation, at)))
+        for family in (4, 6):
             yield Chain(f"{_SIDES[side]}{family}", tuple(_police(family, side, other, what.generation, family in excepted)))
-    forward: list[Rule] = []
-    if what.lan:
-        forward += _ports(what, lan, excepted)
-        for interface in ("iifname", "oifname"):
-            forward += _into(("daddr", "saddr"), (Meta(interface, lan),))
-    else:
-        forward += _into(("daddr", "saddr"))
-    yield Chain("forward", tuple(forward), Hook("filter", "forward", FILTER_PRIORITY))
+    yield Chain("police", tuple(_policed_packet(what, lan, excepted)))
+    yield Chain("forward", tuple(_forward(what, lan)), Hook("filter", "forward", FILTER_PRIORITY))
     # what we refuse a forwarded packet with leaves here: with the listed address as its source, so by destination alone; or
     # to the listed address, and would be counted and logged as if the client had tried to reach it
     refusals = [Rule((Refusal(proto), Return()), "sent by a reject") for proto in ("tcp", "icmp", "icmpv6")]
@@ -232,7 +288,50 @@ def _chains(what: Spec) -> Iterator[Chain]:
         yield Chain("prerouting", tuple(_intercept(what, lan, excepted)), Hook("nat", "prerouting", NAT_PRIORITY))
 
 
+def _forward(what: Spec, lan: str) -> Iterator[Rule]:
+    if what.fail == "open" and what.lan and what.intercept_port:
+        yield from _dns(what, lan)  # who is passed on while nobody answers is not let through for ever
+    if what.ct_mark:
+        judged = Judged(what.ct_mark, value_of(what.judgement, what.ct_mark))
+        yield Rule((judged, Accept()), f"let through by judgement {what.judgement}")
+    if what.lan:
+        yield Rule((Meta("iifname", lan), Jump("police")))
+        yield Rule((Meta("oifname", lan), Jump("police")))
+    else:
+        yield Rule((Jump("police"),))
+
+
+def _policed_packet(what: Spec, lan: str, excepted: set[int]) -> Iterator[Rule]:
+    """One packet from or to a client, up to the last word about it."""
+    if what.lan:
+        yield from _ports(what, lan, excepted)
+    yield from _into(("daddr", "saddr"))
+    httpdns = Class(BYPASS, "httpdns")
+    if what.patterns and any(class_ == httpdns for class_, _ in what.classes):
+        if not what.lan:
+            for family in sorted(excepted):
+                match = Address(family, "saddr", f"except{family}_{what.generation}")
+                yield Rule((match, Accept()), "clients never policed")
+        yield from (Rule((Port("tcp", 80), Begins(start), Jump(chain_name(httpdns)))) for start in HTTPDNS)
+        for side in ("dport", "sport"):  # the question comes after packets without content
+            yield Rule((Port("tcp", 80, side), Accept()), "every packet is looked at")
+    if what.ct_mark:
+        yield Rule((Mark(what.ct_mark, value_of(what.judgement, what.ct_mark)), Accept()))
+    else:
+        yield Rule((Accept(),))
+
+
 _SIDES = {"daddr": "to", "saddr": "from"}
+#: where the address begins in an IP header, by family and side
+OFFSETS = {(4, "saddr"): 12, (4, "daddr"): 16, (6, "saddr"): 8, (6, "daddr"): 24}
+
+
+def pattern(octets: bytes) -> Iterator[tuple[int, bytes, bytes]]:
+    """(place, octets, mask if there is one) of what is compared, 16 octets at once: 0x30 to 0x3F stand for "0"."""
+    for at in range(0, len(octets), 16):
+        part = octets[at : at + 16]
+        mask = bytes(0xF0 if octet == 0x30 else 0xFF for octet in part)
+        yield at, part, mask if mask.strip(b"\xff") else b""
 
 
 def _into(sides: Iterable[str], match: tuple[Expression, ...] = ()) -> list[Rule]:
@@ -252,27 +351,43 @@ def _police(family: int, side: str, other: str, generation: int, excepted: bool)
     """The listed address on one side, the client on the other."""
     if excepted:
         yield Rule((Address(family, other, f"except{family}_{generation}"), Return()), "clients never policed")
-    yield Rule((Address(family, side, f"allow{family}"), Return()), "behind names on the allow list")
-    yield Rule((Address(family, side, f"address{family}_{generation}", vmap=True),))
-    yield Rule((Address(family, side, f"network{family}_{generation}", vmap=True),))
+    yield from _listed(family, side, generation)
+    if family == 6:
+        yield Rule((Address(6, side, f"{_SIDES[side]}_embedded_{generation}", vmap=True),), "IPv6 forms of IPv4 addresses")
+
+
+def _listed(family: int, side: str, generation: int, inside: int = 0) -> Iterator[Rule]:
+    """The look-ups of an address, or of the IPv4 address inside an IPv6 one."""
+    carrier = 6 if inside else family
+    allowed = Address(carrier, side, f"allow{family}", inside=inside)
+    yield Rule((allowed, Return()), "behind names on the allow list")
+    for kind in ("address", "network", "learnt"):
+        yield Rule((Address(carrier, side, f"{kind}{family}_{generation}", vmap=True, inside=inside),))
 
 
 def _ports(what: Spec, lan: str, excepted: set[int]) -> Iterator[Rule]:
     """Encrypted DNS by port, and what slips past the interception."""
     for family in sorted(excepted):
-        yield Rule((Address(family, "saddr", f"except{family}_{what.generation}"), Return()), "clients never policed")
+        for interface, side in (("iifname", "saddr"), ("oifname", "daddr")):
+            match = Meta(interface, lan), Address(family, side, f"except{family}_{what.generation}")
+            yield Rule((*match, Accept()), "clients never policed")
     on = {class_ for class_, _ in what.classes}
     for function, ports in (("dot", DOT_PORTS), ("doq", DOQ_PORTS)):
         class_ = Class(BYPASS, function)
         if class_ in on:
-            yield from (Rule((Meta("iifname", lan), Port(*port), Jump(chain_name(class_)))) for port in ports)
-    if what.intercept_port:
-        for proto in ("udp", "tcp"):
-            reject = Reject("reset" if proto == "tcp" else "port")
-            yield Rule(
-                (Meta("iifname", _policed(what, lan)), Port(proto, 53), Counter("intercept_leak"), reject),
-                "only this gateway's resolver",
-            )
+            for port in ports:
+                yield Rule((Meta("iifname", lan), Port(*port), Jump(chain_name(class_))))
+                yield Rule((Meta("oifname", lan), Port(*port, "sport"), Jump(chain_name(class_))))
+    if what.intercept_port and what.fail != "open":
+        yield from _dns(what, lan)
+
+
+def _dns(what: Spec, lan: str) -> Iterator[Rule]:
+    for proto in ("udp", "tcp"):
+        reject = Reject("reset" if proto == "tcp" else "port")
+        for interface, side in (("iifname", "dport"), ("oifname", "sport")):
+            match = Meta(interface, _policed(what, lan)), Port(proto, 53, side)
+            yield Rule((*match, Counter("intercept_leak"), reject), "only this gateway's resolver")
 
 
 def _intercept(what: Spec, lan: str, excepted: set[int]) -> Iterator[Rule]:
@@ -338,10 +453,21 @@ def _expression_text(expression: Expression) -> str:
             return f"{key} {value}"
         case Meta(key, value):
             return f"meta {key} {value}"
+        case Address(_, side, set_, vmap, inside) if inside:
+            return f"@nh,{8 * (OFFSETS[6, side] + inside)},32 {'vmap ' if vmap else ''}@{set_}"
         case Address(family, side, set_, vmap):
             return f"{'ip' if family == 4 else 'ip6'} {side} {'vmap ' if vmap else ''}@{set_}"
-        case Port(proto, port):
-            return f"{proto} dport {port}"
+        case Port(proto, port, side):
+            return f"{proto} {side} {port}"
+        case Begins(octets):
+            return " ".join(
+                f"@ih,{8 * at},{8 * len(part)} " + (f"& 0x{mask.hex()} == " if mask else "") + f"0x{part.hex()}"
+                for at, part, mask in pattern(octets)
+            )
+        case Judged(mask, value):
+            return f"ct mark & 0x{mask:08x} == 0x{value:08x}"
+        case Mark(mask, value):
+            return f"ct mark set ct mark & 0x{~mask & 0xFFFFFFFF:08x} | 0x{value:08x}"
         case Counter(name):
             return f'counter name "{name}"'
         case Log(prefix, group):
@@ -363,3 +489,5 @@ def _expression_text(expression: Expression) -> str:
             return f"jump {chain}"
         case Return():
             return "return"
+        case Accept():
+            return "accept"

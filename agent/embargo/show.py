@@ -91,12 +91,19 @@ def _firewall(told: Told) -> None:
     if not told["enabled"]:
         print("firewall   off (firewall.enabled = false)")
         return
-    there = "in force" if told["present"] else "MISSING"
+    there = ("in force" + (" and ours alone" if told["owned"] else "")) if told["present"] else "MISSING"
+    if told["restored"]:
+        there += f" (restored {told['restored']} times after others changed it)"
     lan = ", ".join(told["lan"]) or "none, all forwarded traffic is policed"
     port = "intercepted" if told["intercept_dns"] else "not intercepted"
     print(
         f"firewall   table {told['table']} {there}, lan {lan}, port 53 {port}, fail {told['fail']}, on_stop {told['on_stop']}"
     )
+    learning = told["learning"]
+    if learning.get("on"):
+        freed, shared = (learning["counters"].get(name, 0) for name in ("freed", "shared"))
+        wait = f", noted only for {seconds(learning['proving'])} yet" if learning["proving"] else ""
+        print(f"learnt     {learning['addresses']} addresses behind blocked names, spared {shared} times, freed {freed}{wait}")
     hit = {name: packets for name, (packets, _) in told["counters"].items() if packets}
     if hit:
         print("           rejected packets: " + ", ".join(f"{name} {packets}" for name, packets in sorted(hit.items())))
@@ -188,6 +195,13 @@ def why(told: Told) -> None:
     for line in told.get("lines", []):
         if (line["list"], line["line"]) not in known:
             print(f"  beaten: {_place(line)}")
+    if told.get("learnt"):
+        print(f"  learnt: {clean(told['learnt'])} led there")
+    elif told.get("spared"):
+        spared = told["spared"]
+        print(f"  {clean(spared['name'])} leads there and is blocked, but {clean(spared['neighbour'])} is there too")
+    if told.get("names"):
+        print(f"  names answered with it: {clean(', '.join(told['names']))}")
     if told.get("passing"):
         print("  it passes all the same just now: a name on the allow list led to it")
     if told.get("client_refused"):

@@ -38,13 +38,15 @@ def made(
     except_: tuple[str, ...] = (),
     port: int = 0,
     fail: str = "closed",
+    ct_mark: int = 0,
 ) -> Ruleset:
     """The ruleset of this catalogue, by way of policy and image as in the daemon."""
     apps = catalogue.apps(files)
     combined = policy.combine(apps, OWN if files else (), selection)
     built, board = Image(image.encode(combined)), policy.select(apps, combined.classes, selection)
     what = ruleset.spec(
-        built, board, generation, lan=lan, except_=except_, intercept_port=port, fail=fail, log_group=8137
+        built, board, generation, lan=lan, except_=except_, intercept_port=port, fail=fail, log_group=8137,
+        ct_mark=ct_mark,
     )  # fmt: skip
     return ruleset.build(what)
 
@@ -61,6 +63,11 @@ CASES: dict[str, Callable[[], Ruleset]] = {
     "except_with_lan": lambda: made(lan=("lan0",), except_=EXCEPT, port=53),
     "except_ipv4_alone": lambda: made(except_=EXCEPT[:1]),
     "audit": lambda: made(Selection(apps="all", mode=Action.AUDIT), lan=("lan0",), port=53),
+    "judged_once": lambda: made(lan=("lan0",), port=53, ct_mark=ruleset.CT_MARK),
+    "judged_once_fail_open": lambda: made(lan=("lan0",), port=53, fail="open", ct_mark=0xF000),
+    "httpdns": lambda: made(
+        Selection(apps="all"), files=FILES | {"bypass/httpdns.list": ["203.0.113.150"]}, lan=("lan0",), ct_mark=ruleset.CT_MARK
+    ),
     "bypass_ports_off": lambda: made(Selection(apps="all", bypass=("doh",)), lan=("lan0",), port=53),
 }
 

@@ -1,22 +1,33 @@
 """A resolver process as it runs on a gateway: real sockets, real `dig`, orders over its channel."""
 
+import asyncio
+import ipaddress
 import itertools
 import os
 import signal
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import dns.flags
 import dns.message
 import dns.rcode
+import dns.rdatatype
 import pytest
 
+from embargo import accelerator, cache, names
+from embargo.daemon import witness
+from embargo.daemon.resolver import Resolver
+from embargo.daemon.selector import Selector
+from embargo.image import Image
 from support.agent import until
-from support.playbook import query
+from support.playbook import compiled, query
 from support.upstream import Upstream, right
-from support.worker import LOOPBACK, Worker, framed, is_closed
+from support.worker import LOOPBACK, Worker, bound, framed, is_closed, read
 
 BLOCKED = "alipay.example"
 EDE = "app=alipay function=payment list=alipay/payment.list:1 rule=alipay.example"
@@ -270,15 +281,140 @@ def test_what_was_done_is_told() -> None:
 def test_addresses_of_an_allowed_name_pass_before_its_reply_is_sent() -> None:
     with Upstream(lambda asked: [right(asked)]) as upstream, Worker() as worker:
         worker.start("192.0.2.80", allow="good.test", dns={"upstream": [f"udp://127.0.0.1:{upstream.port}"]})
+        worker.meet()
         with worker.udp() as sock:
             sock.send(query("good.test"))
-            asked = worker.take(lambda message: message["op"] == "pass", "addresses to pass")
+            asked = worker.told("pass")
             assert asked["addresses"] == [["c0000250", 300]]
-            worker.tell("passed", number=asked["number"])
+            worker.ready(asked["number"])
             assert dns.message.from_wire(sock.recv(4096)).rcode() == dns.rcode.NOERROR
             sock.send(query("good.test"))
-            worker.take(lambda message: message["op"] == "pass", "addresses to pass")
+            worker.told("pass")
             assert dns.message.from_wire(sock.recv(4096)).rcode() == dns.rcode.NOERROR, "it does not wait for ever"
+
+
+def heard(message: dict[str, Any]) -> list[tuple[str, list[str], int]]:
+    """The records of a message, readable."""
+    packed = message["records"] if "records" in message else bytes.fromhex(message["record"])
+    return [
+        (names.to_text(name), [str(ipaddress.ip_address(a)) for a in addresses], seconds)
+        for name, addresses, seconds in witness.unpack(packed)
+    ]
+
+
+@pytest.mark.parametrize("accelerated", ["native", "none"])
+@pytest.mark.parametrize("log_names", ["blocked", "none"])
+def test_what_is_behind_a_blocked_name_is_looked_up_and_told_the_guardian(accelerated: str, log_names: str) -> None:
+    with Upstream(lambda asked: [right(asked)]) as upstream, Worker(accelerated=accelerated) as worker:
+        dns_ = {"upstream": [f"udp://127.0.0.1:{upstream.port}"], "learn": True, "log_names": log_names}
+        worker.start(BLOCKED, dns=dns_)
+        worker.meet()
+        assert worker.asked(query(f"www.{BLOCKED}")).rcode() == dns.rcode.NXDOMAIN, "it is answered at once"
+        told = worker.told("leads")
+        assert heard(told) == [(f"www.{BLOCKED}", ["192.0.2.80"], 300)]
+        assert (told["class"], told["list"], told["line"]) == (["alipay", "payment"], "alipay/payment.list", 1)
+        assert told["rule"] == BLOCKED
+        assert {dns.rdatatype.to_text(q.message.question[0].rdtype) for q in upstream.asked} == {
+            "A",
+            "AAAA",
+        }
+        for _ in range(3):
+            worker.asked(query(f"www.{BLOCKED}"))
+        assert worker.stats()["counters"]["looked_up"] == 1, "once for as long as the answer lasts"
+        assert worker.stats()["cache"]["entries"] == 0, "nobody will ask the cache for it"
+
+
+def test_nothing_is_looked_up_for_the_firewall_when_it_does_not_learn() -> None:
+    with Upstream(lambda asked: [right(asked)]) as upstream, Worker() as worker:
+        worker.start(BLOCKED, dns={"upstream": [f"udp://127.0.0.1:{upstream.port}"], "learn": False})
+        worker.meet()
+        worker.asked(query(BLOCKED))
+        time.sleep(0.6)
+        assert worker.stats()["counters"]["looked_up"] == 0
+        assert upstream.asked == []
+
+
+def test_answers_of_unblocked_names_are_told_the_guardian_together() -> None:
+    with Upstream(lambda asked: [right(asked)]) as upstream, Worker() as worker:
+        worker.start(BLOCKED, dns={"upstream": [f"udp://127.0.0.1:{upstream.port}"]})
+        worker.meet()
+        for name in ("one.test", "two.test", "one.test"):
+            assert worker.asked(query(name)).rcode() == dns.rcode.NOERROR
+        found = heard(worker.told("answered"))
+        while len(found) < 2:
+            found += heard(worker.told("answered"))
+        assert found == [("one.test", ["192.0.2.80"], 300), ("two.test", ["192.0.2.80"], 300)]
+
+
+def test_a_reply_waits_until_its_address_is_free_but_not_for_ever() -> None:
+    with Upstream(lambda asked: [right(asked)]) as upstream, Worker() as worker:
+        worker.start(BLOCKED, dns={"upstream": [f"udp://127.0.0.1:{upstream.port}"]})
+        marks = worker.meet()
+        marks.add(ipaddress.ip_address("192.0.2.80").packed)
+        with worker.udp() as sock:
+            sock.send(query("neighbour.test"))
+            asked = worker.told("free")
+            assert heard(asked) == [("neighbour.test", ["192.0.2.80"], 300)]
+            sock.settimeout(0.1)
+            with pytest.raises(TimeoutError):
+                sock.recv(4096)
+            worker.ready(asked["number"])
+            sock.settimeout(10)
+            assert dns.message.from_wire(sock.recv(4096)).rcode() == dns.rcode.NOERROR
+            sock.send(query("other.test"))
+            worker.told("free")
+            assert dns.message.from_wire(sock.recv(4096)).rcode() == dns.rcode.NOERROR, "the guardian does not answer"
+        marks.remove(ipaddress.ip_address("192.0.2.80").packed)
+        assert worker.asked(query("third.test")).rcode() == dns.rcode.NOERROR
+        assert heard(worker.told("answered"))[0][0] == "third.test"
+
+
+def test_a_worker_goes_on_without_a_guardian_and_with_the_next_one() -> None:
+    with Upstream(lambda asked: [right(asked)]) as upstream, Worker() as worker:
+        worker.start(BLOCKED, dns={"upstream": [f"udp://127.0.0.1:{upstream.port}"]})
+        worker.meet().add(ipaddress.ip_address("192.0.2.80").packed)
+        worker.meet()
+        assert worker.asked(query("one.test")).rcode() == dns.rcode.NOERROR, "the page is the new guardian's"
+        assert heard(worker.told("answered"))[0][0] == "one.test"
+
+
+@pytest.mark.parametrize("accelerated", [True, False], ids=["compiled", "python"])
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM], ids=["udp", "tcp"])
+def test_a_name_is_fetched_anew_although_nothing_else_wakes_the_worker(
+    kind: socket.SocketKind, accelerated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "REFRESH", 0.005)
+    if not accelerated:
+        monkeypatch.setattr(accelerator, "fast", None)
+    selector = Selector()
+
+    def client(address: tuple[str, int], upstream: Upstream) -> None:
+        with socket.socket(socket.AF_INET, kind) as sock:
+            sock.connect(address)
+            for pause in (0.0, 0.0, 1.6):  # asked for, asked for again, and when the answer is old and all timers are over
+                time.sleep(pause)
+                sock.send(query("free.test") if kind == socket.SOCK_DGRAM else framed(query("free.test")))
+                _ = sock.recv(4096) if kind == socket.SOCK_DGRAM else read(sock)
+            until(lambda: len(upstream.asked) == 2, "the name is fetched anew", 5.0)
+
+    async def run(upstream: Upstream) -> None:
+        udp, tcp = bound(["127.0.0.1"])
+        resolver = Resolver(lambda *_: True, None, selector)
+        octets, board = compiled(BLOCKED)
+        settings = {"allow_from": ["127.0.0.0/8"], "block_mode": "nxdomain", "block_ttl": 10}
+        resolver.adopt(Image(octets), 1, board, settings | {"upstream": [f"udp://127.0.0.1:{upstream.port}"]})
+        await resolver.listen([udp], [tcp])
+        try:
+            await asyncio.to_thread(client, udp.getsockname(), upstream)
+            assert resolver.stats()["cache"]["refreshed"] == 1
+        finally:
+            await resolver.stop()
+
+    with (
+        Upstream(lambda asked: [right(asked)]) as upstream,
+        asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner,
+    ):
+        runner.run(run(upstream))
 
 
 def test_it_ends_when_the_supervisor_is_gone() -> None:

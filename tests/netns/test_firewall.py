@@ -278,7 +278,7 @@ def test_the_table_reads_well(rig: Rig, lay: Lay) -> None:
     lay((NETWORKS[0], PAY), (SINGLE[1], LOGS), lan=("lan0", "wlan-guest"), except_=("192.0.2.11/32",), intercept_port=5353)
     text = rig.run("gateway", "nft", "list", "table", "inet", TABLE).stdout
     for line in (
-        'elements = { "lan0",', '"wlan-guest" }', "elements = { 203.0.113.64/26 : jump alipay_payment }",
+        'elements = { "lan0",', '"wlan-guest",', '"embargo-verify" }', "elements = { 203.0.113.64/26 : jump alipay_payment }",
         "elements = { 2001:db8:b::7 : jump qq_telemetry }", "elements = { 192.0.2.11 }",
         'counter name "alipay_payment" comment "app alipay, function payment"',
         'log prefix "embargo alipay/payment" group 8310', "meta l4proto tcp reject with tcp reset",

@@ -1,16 +1,21 @@
 """A naive reading of a ruleset's values: what the kernel would do with one packet. Only what our expressions need."""
 
 import ipaddress
+import re
 from collections import Counter as Count
 from dataclasses import dataclass, field
 from typing import assert_never
 
 from embargo.ruleset import (
+    Accept,
     Address,
+    Begins,
     Chain,
     Counter,
+    Judged,
     Jump,
     Log,
+    Mark,
     Meta,
     Port,
     Redirect,
@@ -34,6 +39,9 @@ class Packet:
     iif: str = ""
     oif: str = ""
     refusal: bool = False  # a reset, or an ICMP error
+    sport: int = 50_000
+    content: bytes = b""
+    mark: int = 0  # of its flow
 
     @property
     def family(self) -> int:
@@ -47,6 +55,7 @@ class Fate:
     verdict: str = "accept"
     counted: Count[str] = field(default_factory=Count)
     logged: list[str] = field(default_factory=list)
+    mark: int = 0  # of the flow, afterwards
 
 
 class _Returned(Exception):
@@ -66,7 +75,7 @@ class Firewall:
         self._alive = alive
 
     def pass_through(self, hook: str, packet: Packet) -> Fate:
-        fate = Fate()
+        fate = Fate(mark=packet.mark)
         try:
             for chain in self._chains.values():
                 if chain.hook is not None and chain.hook.name == hook:
@@ -94,9 +103,19 @@ class Firewall:
                         return
                     if expression.vmap:
                         self._walk(self._chains[chain], packet, fate)
-                case Port(proto, port):
-                    if (packet.proto, packet.port) != (proto, port):
+                case Port(proto, port, side):
+                    if (packet.proto, packet.port if side == "dport" else packet.sport) != (proto, port):
                         return
+                case Begins(octets):
+                    if not re.match(re.escape(octets).replace(b"0", b"[0-?]"), packet.content):
+                        return
+                case Judged(mask, value):
+                    if fate.mark & mask != value:
+                        return
+                case Mark(mask, value):
+                    fate.mark = fate.mark & ~mask | value
+                case Accept():
+                    raise _Decided
                 case Counter(name):
                     fate.counted[name] += 1
                 case Log(prefix):
@@ -128,8 +147,10 @@ class Firewall:
         """The chain that an address leads to, "" from a set, None when it is not there."""
         if expression.family != packet.family:
             return None
-        text = packet.dst if expression.side == "daddr" else packet.src
-        return find(self._sets[expression.set_], int(ipaddress.ip_address(text)))
+        packed = ipaddress.ip_address(packet.dst if expression.side == "daddr" else packet.src).packed
+        if expression.inside:
+            packed = packed[expression.inside : expression.inside + 4]
+        return find(self._sets[expression.set_], int.from_bytes(packed))
 
 
 def find(each: Set, key: int) -> str | None:

@@ -17,15 +17,16 @@ import dns.message
 
 from embargo import accelerator
 from embargo.daemon import channel
-from embargo.daemon.channel import Message
+from embargo.daemon.channel import Channel, Message
 from embargo.daemon.outbox import Ledger
+from embargo.daemon.witness import Marks
 from support.playbook import compiled
 
 PATIENCE = 20.0  # seconds until something has gone wrong
 LOOPBACK = ("127.0.0.1", "::1")
 
 
-def _bound(addresses: Sequence[str]) -> list[socket.socket]:
+def bound(addresses: Sequence[str]) -> list[socket.socket]:
     """UDP and TCP sockets on these addresses, all with one port, which nobody else has anywhere."""
     for _ in range(100):
         found: list[socket.socket] = []
@@ -57,7 +58,7 @@ class Worker:
     def __init__(
         self, addresses: Sequence[str] = LOOPBACK, sockets: Sequence[socket.socket] = (), accelerated: str = "native"
     ) -> None:
-        sockets = sockets or _bound(addresses)
+        sockets = sockets or bound(addresses)
         self.port = int(sockets[0].getsockname()[1])
         self.sockets = [("udp" if sock.type == socket.SOCK_DGRAM else "tcp", sock) for sock in sockets]
         self._channel, theirs = channel.pair()
@@ -68,6 +69,7 @@ class Worker:
             self.process = subprocess.Popen(command, pass_fds=[theirs.fileno(), self._ledger], env=environment)
         self._number = 0
         self._generation = 0
+        self._guardian: Channel | None = None
         self.news: list[Message] = []
 
     # ── orders ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -102,15 +104,42 @@ class Worker:
 
     def take(self, wanted: Any, what: str) -> Message:
         """The next message that is wanted."""
+        return self._take(self._channel, wanted, what)
+
+    def _take(self, channel: Channel, wanted: Any, what: str) -> Message:
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
-            if select.select([self._channel.fileno()], [], [], 0.1)[0]:
-                received = self._channel.receive()
+            if select.select([channel.fileno()], [], [], 0.1)[0]:
+                received = channel.receive()
                 assert received is not None, "the worker is gone"
                 if wanted(received[0]):
                     return received[0]
                 self.news.append(received[0])
         raise AssertionError(f"not within {PATIENCE} s: {what}")
+
+    # ── as a guardian ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def meet(self) -> Marks:
+        """Be a guardian that the worker speaks to; what is set in the page is blocked because of a name."""
+        ours, theirs = channel.pair()
+        if self._guardian is not None:
+            self._guardian.close()
+        self._guardian = ours
+        page = Marks.make()
+        with theirs:
+            self.ask("meet", [theirs.fileno(), page])
+        marks = Marks(page, write=True)
+        os.close(page)
+        return marks
+
+    def told(self, op: str) -> Message:
+        """The next message of this kind to the guardian."""
+        assert self._guardian is not None
+        return self._take(self._guardian, lambda message: message["op"] == op, f"{op} for the guardian")
+
+    def ready(self, number: int) -> None:
+        assert self._guardian is not None
+        self._guardian.send({"op": "ready", "number": number})
 
     def stats(self) -> Message:
         return self.ask("stats")
@@ -136,6 +165,8 @@ class Worker:
             self.process.kill()
         self.process.wait()
         self._channel.close()
+        if self._guardian is not None:
+            self._guardian.close()
         os.close(self._ledger)
         for _, sock in self.sockets:
             sock.close()

@@ -38,13 +38,14 @@ def test_an_empty_file_is_the_contracts_defaults() -> None:
     assert found.dns == config.Dns(
         listen=(Listen("127.0.0.1", 53), Listen("::1", 53)), allow_from=("local",), upstream=(), upstream_system=True,
         forward=(), hosts=(), workers=None, block_mode="nxdomain", block_ttl=10,
+        rebind=False, ech="keep",
     )  # fmt: skip
     assert (found.policy.apps, found.policy.functions) == ("default", ("payment", "telemetry"))
     assert (found.policy.bypass, found.policy.shared, found.policy.mode) == (BYPASS_FUNCTIONS, False, Action.BLOCK)
     assert found.lists == config.Lists(
         ("/usr/share/embargo/blocklists", "/etc/embargo/apps.d"), "/etc/embargo/allow.list", "/etc/embargo/block.list"
     )
-    assert found.firewall == config.Firewall(True, (), (), True, True, "closed", "keep", 8137)
+    assert found.firewall == config.Firewall(True, (), (), True, True, "closed", "keep", 8137, 0xFF00_0000, True)
     assert (found.log.events, found.log.names) == ("/var/log/embargo/events.jsonl", "blocked")
     assert (found.state.dir, found.state.runtime, found.control) == (
         "/var/lib/embargo", "/run/embargo", "/run/embargo/control.sock",
@@ -99,6 +100,8 @@ def test_texts_that_mean_the_same_are_the_same_configuration() -> None:
         ("dns", "block_mode", '["192.0.2.1", "2001:db8::1"]', ("192.0.2.1", "2001:db8::1")),
         ("dns", "block_ttl", "0", 0),
         ("dns", "block_ttl", "86400", 86400),
+        ("dns", "rebind", "true", True),
+        ("dns", "ech", '"strip"', "strip"),
         ("policy", "apps", '"all"', "all"),
         ("policy", "apps", '["alipay", "qq"]', ("alipay", "qq")),
         ("policy", "apps", "[]", ()),
@@ -122,6 +125,10 @@ def test_texts_that_mean_the_same_are_the_same_configuration() -> None:
         ("firewall", "on_stop", '"remove"', "remove"),
         ("firewall", "log_group", "0", 0),
         ("firewall", "log_group", "65535", 65535),
+        ("firewall", "ct_mark", "0", 0),
+        ("firewall", "ct_mark", "0xff0000", 0xFF0000),
+        ("firewall", "ct_mark", "0xffffffff", 0xFFFFFFFF),
+        ("firewall", "protect", "false", False),
         ("log", "events", '"/tmp/e"', "/tmp/e"),
         ("log", "names", '"none"', "none"),
         ("log", "names", '"all"', "all"),
@@ -207,6 +214,8 @@ BOOL = "it must be true or false"
         ("dns", "block_mode", "[]", "is empty", "name at least one"),
         ("dns", "block_mode[0]", '["192.0.2.1:80"]', '"192.0.2.1:80" is not an IP address', ADDRESS),
         ("dns", "block_ttl", '"10"', "wrong type", "it must be a number from 0 to 86400"),
+        ("dns", "rebind", "1", "wrong type", "it must be true or false"),
+        ("dns", "ech", '"on"', '"on" is not allowed', "it must be one of keep, strip"),
         ("dns", "block_ttl", "86401", "86401 is out of range", "it must be a number from 0 to 86400"),
         ("policy", "apps", '"alipay"', '"alipay" is not allowed', 'it must be "default", "all" or a list'),
         ("policy", "apps", "true", "wrong type", 'it must be "default", "all" or a list'),
@@ -244,6 +253,10 @@ BOOL = "it must be true or false"
         ("firewall", "fail", '"close"', '"close" is not allowed', 'did you mean "closed"? it must be one of closed, open'),
         ("firewall", "on_stop", "true", "wrong type", "it must be one of keep, remove"),
         ("firewall", "log_group", "65536", "65536 is out of range", "it must be a number from 0 to 65535"),
+        ("firewall", "ct_mark", "0x100000000", "4294967296 is out of range", "it must be a number from 0 to 4294967295"),
+        ("firewall", "ct_mark", "0xf00f", "0x0000f00f is not four or more bits in a row", "write it as in 0xff000000, or 0"),
+        ("firewall", "ct_mark", "7", "0x00000007 is not four or more bits in a row", "write it as in 0xff000000, or 0"),
+        ("firewall", "protect", "1", "wrong type", "it must be true or false"),
         ("log", "events", '"events.jsonl"', '"events.jsonl" is not an absolute path', "write it from / on"),
         ("log", "names", '"yes"', '"yes" is not allowed', "it must be one of blocked, all, none"),
         ("log", "max_bytes", "4095", "4095 is out of range", "it must be a number from 4096 to 1099511627776"),

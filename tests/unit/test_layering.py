@@ -15,7 +15,7 @@ TIERS = (
     ("accelerator", "errors"),
     ("names", "toml", "events"),
     ("policy",),
-    ("lists", "message", "upstream"),
+    ("learning", "lists", "message", "upstream"),
     ("image",),
     ("cache", "config", "response", "ruleset"),
     ("fastpath", "nft"),

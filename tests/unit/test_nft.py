@@ -129,7 +129,9 @@ def test_what_remains_is_what_the_new_rules_do_not_use() -> None:
     old = made(1, lan=("lan0",), intercept_port=53)
     assert said(nft.remains(made(2, LOGS), holding(old))) == [
         "flush chain alipay_payment", "flush chain prerouting",
-        "delete set address4_1", "delete set network4_1", "delete set address6_1", "delete set network6_1", "delete set lan_1",
+        "delete set address4_1", "delete set network4_1", "delete set learnt4_1",
+        "delete set address6_1", "delete set network6_1", "delete set learnt6_1",
+        "delete set to_embedded_1", "delete set from_embedded_1", "delete set lan_1",
         "delete chain alipay_payment", "delete chain prerouting",
     ]  # fmt: skip
     assert said(nft.remains(made(1), holding(made(1)))) == []
@@ -146,7 +148,9 @@ def test_additions_are_what_has_come_since() -> None:
     old, new = holding(made(1)), holding(made(2, LOGS))
     now = Holding(True, [*old.sets, *new.sets], {**old.chains, **new.chains}, [*old.counters, *new.counters])
     assert said(nft.additions("embargo", old, now)) == [
-        "delete set address4_2", "delete set network4_2", "delete set address6_2", "delete set network6_2",
+        "delete set address4_2", "delete set network4_2", "delete set learnt4_2",
+        "delete set address6_2", "delete set network6_2", "delete set learnt6_2",
+        "delete set to_embedded_2", "delete set from_embedded_2",
         "flush chain alipay_telemetry", "delete chain alipay_telemetry", "delete counter alipay_telemetry",
     ]  # fmt: skip
     assert said(nft.additions("embargo", nft.NOTHING, now)) == ["delete table inet embargo"]

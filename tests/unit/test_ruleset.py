@@ -68,15 +68,14 @@ def test_the_table_can_have_another_name() -> None:
 def test_content_carries_its_generation_and_what_the_kernel_keeps_does_not() -> None:
     names = sets(rulesets.made(generation=42, lan=("lan0",), except_=rulesets.EXCEPT, port=53, fail="open"))
     assert {name for name, each in names.items() if not each.keep} == {
-        "address4_42", "network4_42", "except4_42", "address6_42", "network6_42", "except6_42", "lan_42",
+        "address4_42", "network4_42", "learnt4_42", "except4_42", "address6_42", "network6_42", "learnt6_42", "except6_42",
+        "to_embedded_42", "from_embedded_42", "lan_42",
     }  # fmt: skip
     assert {name for name, each in names.items() if each.keep} == {"allow4", "allow6", "alive"}
 
 
-@pytest.mark.parametrize("lan", [("lan0",), ("lan0", ruleset.RESERVED)])
-def test_the_interface_of_verify_is_policed_where_a_lan_is(lan: tuple[str, ...]) -> None:
-    made = rulesets.made(generation=1, lan=lan, port=53, fail="open")
-    assert sets(made)["lan_1"].words == ("lan0", ruleset.RESERVED)
+def test_the_interface_of_verify_is_policed_where_a_lan_is() -> None:
+    assert sets(rulesets.made(generation=1, lan=("lan0",), port=53))["lan_1"].words == ("lan0", ruleset.RESERVED)
     assert not any(each.words for each in rulesets.made(generation=1, fail="open").sets)
 
 
@@ -125,7 +124,7 @@ def test_single_addresses_stand_in_hash_sets_and_ranges_in_interval_sets() -> No
 
 
 def test_what_is_allowed_or_off_stands_in_no_set() -> None:
-    held = {element.chain for each in CASES["no_lan"]().sets for element in each.elements}
+    held = {element.chain for each in CASES["no_lan"]().sets for element in each.elements if not each.fixed}
     assert held == {"alipay_payment", "alipay_telemetry", "bypass_doh", "qq_payment", "local_block"}
     fate = Firewall(CASES["no_lan"]()).pass_through("forward", Packet(CLIENT4, "203.0.113.65"))  # on the allow list
     assert (fate.verdict, fate.counted) == ("accept", {})
@@ -143,7 +142,8 @@ def test_elements_are_counted() -> None:
 
 
 def test_only_classes_that_act_have_a_chain() -> None:
-    assert set(chains(CASES["nothing"]())) == {"to4", "from4", "to6", "from6", "forward", "output"}
+    always = {"to4", "from4", "to6", "from6", "to6_in2", "to6_in12", "from6_in2", "from6_in12", "police", "forward", "output"}
+    assert set(chains(CASES["nothing"]())) == always | {"local_block"}
     assert "bypass_dot" in chains(CASES["lan_fail_closed"]())
     assert "bypass_dot" not in chains(CASES["bypass_ports_off"]())
     assert "qq_core" not in chains(CASES["no_lan"]())
@@ -272,7 +272,7 @@ def test_a_spec_holds_what_acts_and_nothing_else() -> None:
     combined = policy.combine(apps, (), selection)
     built = image.Image(image.encode(combined))
     what = ruleset.spec(built, policy.select(apps, combined.classes, selection), 9)
-    assert what.classes == ((Class("alipay", "telemetry"), Action.AUDIT),)
+    assert what.classes == ((Class("local", "block"), Action.AUDIT), (Class("alipay", "telemetry"), Action.AUDIT))
     assert [(family, first & 255, last & 255) for family, first, last, _ in what.ranges] == [
         (4, 64, 79), (4, 96, 127), (4, 200, 200),
     ]  # fmt: skip

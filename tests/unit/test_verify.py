@@ -1,11 +1,12 @@
 """What `embargo verify` tries and what it makes of it; with real packets: tests/netns/test_verify.py."""
 
+import ipaddress
 import random
 
 import pytest
 from scapy.layers import inet, inet6
 
-from embargo import image, names, policy
+from embargo import image, names, policy, ruleset
 from embargo.image import Image
 from embargo.names import Name
 from embargo.policy import Class, Level, Selection, Switchboard
@@ -13,7 +14,7 @@ from embargo.verify import ask, packets, targets
 from embargo.verify.ask import Asker, Way
 from embargo.verify.network import Addresses
 from embargo.verify.packets import Outcome, Probe
-from embargo.verify.probes import FORMS, Row
+from embargo.verify.probes import Row, wrapped
 from support import catalogue
 
 CLIENT4 = Addresses("192.0.2.1", "169.254.213.2", "169.254.213.3")
@@ -89,13 +90,12 @@ def test_a_name_without_room_for_one_below_is_asked_for_itself() -> None:
     assert asked(of, Class("alipay", "core")) == {long}
 
 
-@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
-def test_an_address_is_where_the_form_carries_it(form: object) -> None:
-    assert form in FORMS
-    wrapped = {each.name: each.wrap("203.0.113.7") for each in FORMS}
-    assert wrapped == {
-        "NAT64": "64:ff9b::cb00:7107", "local NAT64": "64:ff9b:1::cb00:7107", "6to4": "2002:cb00:7107::",
-    }  # fmt: skip
+def test_an_address_is_where_the_firewall_looks_for_it() -> None:
+    assert [wrapped("203.0.113.7", prefix, at) for prefix, at in ruleset.EMBEDDED] == [
+        "::ffff:cb00:7107", "64:ff9b::cb00:7107", "64:ff9b:1::cb00:7107", "2002:cb00:7107::",
+    ]  # fmt: skip
+    for prefix, at in ruleset.EMBEDDED:
+        assert image.embedded(ipaddress.ip_address(wrapped("203.0.113.7", prefix, at)).packed) == b"\xcb\0\x71\7"
 
 
 # ── names ────────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -3,14 +3,16 @@
 import asyncio
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from embargo import events, message, names
 from embargo.daemon.outbox import Outbox
 from embargo.fastpath import Attempt, Rules
+from embargo.names import Name
 
 TICK = 0.25  # seconds between two looks for kinds whose window has passed
 CLIENTS = 256  # whose kinds an attempt remembers; forged addresses must not fill memory
+ASKED = 256  # names remembered between two ticks
 KINDS_A_TICK = 1000  # written down at once, some 3 ms; all that a folder holds is through well within its window
 
 
@@ -23,6 +25,8 @@ class Attempts:
         self._rules: Rules | None = None
         self.tally = array("Q")  # hits of the classes of `_rules`; the compiled fast path counts here too
         self.names = True
+        self.asked: dict[bytes, None] = {}  # names of first attempts since the last tick; the compiled fast path adds to it
+        self.curious: Callable[[list[Name]], None] = lambda asked: None
         self._timer = self._loop.call_later(TICK, self._tick)
 
     def adopt(self, rules: Rules, *, names: bool) -> None:
@@ -77,6 +81,8 @@ class Attempts:
         key = client.encode() + b"\0" + (attempt.kind if self.names else attempt.kind[len(attempt.qname) :])
         line, kind = b"", self.folder.again(key, wall)
         if kind is None:
+            if attempt.decision is not None and len(self.asked) < ASKED:
+                self.asked[attempt.qname] = None
             if not attempt.members:
                 attempt.members = self.about(attempt)
             members = f'"event":"dns","client":{events.quote(client)},{attempt.members}'
@@ -101,6 +107,10 @@ class Attempts:
         return f'{asked}"mode":"{"audit" if attempt.audit else "block"}",{rules.told(decision)},"generation":{rules.generation}'
 
     def _tick(self) -> None:
+        if self.asked:
+            asked = [Name(name) for name in self.asked]
+            self.asked.clear()
+            self.curious(asked)
         for line, count in self.folder.due(self._loop.time(), KINDS_A_TICK):
             self._outbox.add(line, count)
         self._timer = self._loop.call_later(TICK, self._tick)

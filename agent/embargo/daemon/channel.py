@@ -19,7 +19,7 @@ MAX_PACKET = 120_000  # octets: below the default send buffer, so a packet alway
 MAX_MESSAGE = 256 << 20  # octets of a message in memory
 MAX_FDS = 250  # SCM_MAX_FD is 253
 _IN_MEMORY = b"@"  # what stands for the message when it is in the last descriptor
-_EVENTS = b"E"  # what stands before event lines; JSON begins with a brace
+_EVENTS, _ANSWERED = b"E", b"A"  # what stands before event lines and answered addresses; JSON begins with a brace
 
 Message = dict[str, Any]
 
@@ -63,6 +63,10 @@ class Channel:
         """Event lines as they are, with the number of events lost before them: too many to wrap them in JSON."""
         self._send(_EVENTS + lost.to_bytes(8) + lines, ())
 
+    def send_answered(self, records: bytes) -> None:
+        """Addresses that names were answered with, packed (`witness.pack`): one for nearly every answer of an upstream."""
+        self._send(_ANSWERED + records, ())
+
     def _send(self, data: bytes, fds: Sequence[int]) -> None:
         if len(fds) > MAX_FDS:
             raise ChannelError(f"a message cannot carry {len(fds)} descriptors, {MAX_FDS} at most")
@@ -87,6 +91,9 @@ class Channel:
             if data.startswith(_EVENTS):
                 _close(fds)
                 return {"op": "events", "lost": int.from_bytes(data[1:9]), "lines": data[9:]}, []
+            if data.startswith(_ANSWERED):
+                _close(fds)
+                return {"op": "answered", "records": data[1:]}, []
             if data == _IN_MEMORY and fds:
                 data = _content(fds.pop())
             message = json.loads(data)

@@ -163,6 +163,7 @@ class _Control:
             counters.update(each["counters"])
             cache.update(each["cache"])
         last = agent.last
+        lists = [{**row, "age": round(now - row["modified"])} for row in report["lists"]]
         return {
             "running": True, "pid": os.getpid(), "version": embargo.__version__, "uptime": round(now - agent.started, 1),
             "config": settings.file, "generation": generation.number, "since": round(now - agent.since, 1),
@@ -171,7 +172,7 @@ class _Control:
             "accelerator": accelerator.NAME,
             "workers": agent.workers.pids, "inside": agent.workers.inside, "worker_restarts": agent.workers.restarts,
             "listen": list(map(str, agent.sockets.endpoints)),
-            "lists": [{**row, "age": round(now - row["modified"])} for row in report["lists"]],
+            "lists": lists,
             "problems": [_problem(p) for p in report["problems"]],
             "reload": {
                 "ok": last.ok if last else True, "errors": list(map(str, last.errors)) if last else [],
@@ -182,7 +183,7 @@ class _Control:
             "upstreams": _upstreams(stats),
             "counters": dict(counters), "cache": dict(cache),
             "events": {"file": agent.journal.path, "lost": agent.journal.lost, "trouble": agent.journal.trouble},
-            "uncovered": explain.uncovered(settings, report, bool(agent.sockets.endpoints)),
+            "uncovered": explain.uncovered(settings, report, bool(agent.sockets.endpoints), lists, wall),
         }  # fmt: skip
 
     async def _apps(self) -> Told:
@@ -212,8 +213,7 @@ class _Control:
         if isinstance(asked, Network) and agent.guardian is not None:
             with contextlib.suppress(ChildError):
                 packed = asked.first.to_bytes(4 if asked.family == 4 else 16)
-                passing = await agent.guardian.ask("passing", address=packed.hex())
-                told["passing"] = passing["passing"]
+                explain.add_learnt(told, await agent.guardian.ask("about", address=packed.hex()))
         return {"ok": True, **told, "generation": generation.number}
 
     async def _rollback(self, uid: int) -> Told:
@@ -297,7 +297,9 @@ def _firewall(agent: Supervisor, wall: Told) -> Told:
         "enabled": True, "table": "inet embargo", "present": bool(wall.get("present")), "lan": list(settings.lan),
         "intercept_dns": bool(endpoints.intercept_port(agent.settings)), "fail": settings.fail,
         "on_stop": settings.on_stop, "guardian": agent.guardian.pid, "guardian_restarts": agent.guardian_restarts,
-        "counters": wall.get("counters", {}), "log_lost": wall.get("lost", 0),
+        "counters": wall.get("counters", {}), "log_lost": wall.get("lost", 0), "noted": wall.get("noted", 0),
+        "owned": bool(wall.get("owned")), "restored": wall.get("restored", 0), "cut": wall.get("cut", 0),
+        "learning": wall.get("learning", {}),
     }  # fmt: skip
 
 

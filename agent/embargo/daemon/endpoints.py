@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from embargo.config import Config
-from embargo.daemon import machine
+from embargo.daemon import machine, privileges
 from embargo.daemon.machine import Interface
 from embargo.errors import EmbargoError
 
@@ -156,7 +156,8 @@ def _socket(endpoint: Endpoint, kind: socket.SocketKind, *, share: bool, anyway:
 def _pair(endpoint: Endpoint) -> tuple[socket.socket, socket.socket]:
     udp = _socket(endpoint, socket.SOCK_DGRAM, share=True, anyway=True)
     try:
-        udp.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
+        with privileges.raised(privileges.CAP_NET_ADMIN):
+            udp.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
     except PermissionError:
         udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
     try:

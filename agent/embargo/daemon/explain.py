@@ -4,7 +4,7 @@ The verdict comes from the image and the switchboard, by the same look-ups that 
 else matches comes from the lists themselves, so that an administrator sees the lines that lost.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from embargo import engine, lists, message, names, policy
@@ -115,7 +115,35 @@ def _weight(entry: policy.Entry, asked: Network | Name) -> int:
     return 2 * len(entry.name) if any(suffix == entry.name for suffix in names.suffixes(asked)) else 0
 
 
-def uncovered(settings: Any, report: Told, listening: bool) -> list[str]:
+def add_learnt(told: Told, about: Told) -> None:
+    """What the guardian knows of an address beside the lists: whether a name led there, and who else lives there."""
+    told |= {key: about[key] for key in ("passing", "names", "spared") if key in about}
+    learnt = about.get("learnt")
+    if learnt is not None and told["verdict"] == "passed":
+        told |= {key: learnt[key] for key in ("app", "function", "list", "line", "rule")}
+        told |= {"verdict": "blocked", "learnt": learnt["name"]}
+
+
+STALE = 180 * 86_400  # seconds after which a list of servers that come and go is called old
+CHANGING = ("doh", "httpdns")
+
+
+def _lists_of_servers(chosen: policy.Selection, rows: list[Told]) -> Iterator[str]:
+    """The lists of servers behind a way round that are missing or old."""
+    for function in CHANGING:
+        mine = [row for row in rows if row["list"].startswith(f"{policy.BYPASS}/{function}.") and row["entries"]]
+        if function not in chosen.bypass:
+            continue
+        if not mine:
+            yield f"servers of {function}: there is no list {policy.BYPASS}/{function}.list"
+        yield from (
+            f"servers of {function} that came in the last {row['age'] // 86_400} days: {row['list']} is that old"
+            for row in mine
+            if row["age"] > STALE
+        )
+
+
+def uncovered(settings: Any, report: Told, listening: bool, lists_: list[Told], wall: Told) -> list[str]:
     """What the configuration leaves open, in words."""
     firewall, chosen = settings.firewall, settings.policy
     on = [app for app in report["apps"] if app["on"] and app["id"] != policy.BYPASS]
@@ -131,10 +159,12 @@ def uncovered(settings: Any, report: Told, listening: bool) -> list[str]:
     elif not firewall.intercept_dns:
         found.append("port 53 to other resolvers (firewall.intercept_dns = false)")
     if firewall.enabled:
-        found.append("addresses that only DNS answers show: this version does not learn them")
+        found += _not_learnt(firewall, wall.get("learning") or {})
+        found += [f"open flows that the flowtable {each} forwards past all rules" for each in wall.get("flowtables", ())]
         nameless = [a["id"] for a in on if not any(f["on"] and f.get("networks") for f in a["functions"].values())]
         if nameless:
             found.append(f"hard-coded addresses of {', '.join(nameless)}: none are known for the functions that are on")
+    found += _lists_of_servers(chosen, lists_)
     found += [f"{entry}: it is this gateway's own upstream" for entry in report["spared"]]
     closed = [function for function in policy.BYPASS_FUNCTIONS if function not in chosen.bypass]
     if closed:
@@ -149,3 +179,16 @@ def uncovered(settings: Any, report: Told, listening: bool) -> list[str]:
     if not listening:
         found.append("no address is listened on")
     return found
+
+
+def _not_learnt(firewall: Any, learning: Told) -> Iterator[str]:
+    if not firewall.learn:
+        yield "addresses that only DNS answers show (firewall.learn = false)"
+        return
+    if learning.get("proving"):
+        yield f"addresses that only DNS answers show: for {learning['proving']} s yet they are noted and not blocked"
+    if learning.get("trouble"):
+        yield f"addresses learnt before a restart: they cannot be saved: {learning['trouble']}"
+    spared = learning.get("spared") or ()
+    if spared:
+        yield f"{len(spared)} addresses behind blocked names that others use too (embargo status --json, firewall.learning)"

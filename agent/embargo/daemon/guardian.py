@@ -1,8 +1,12 @@
-"""The only process that may change the firewall. It parses netlink and nothing else.
+"""The only process that may change the firewall. It parses netlink, and bounded messages of our own processes.
 
-The supervisor sends what is to be enforced: the policy image as a descriptor, the switchboard, the firewall's settings.
-The guardian lays it down, reads the drop log and gives it attribution. When the supervisor is gone it ends and leaves the
+The supervisor sends what is to be enforced: the policy image as a descriptor, the switchboard, the firewall's settings. The
+resolvers tell which addresses names were answered with and what is behind blocked ones. The guardian lays the table down,
+keeps the learnt addresses in it, and gives the drop log attribution. When the supervisor is gone it ends and leaves the
 rules where they are: what the kernel does without us stands in the rules.
+
+One writer. All that is sent to the kernel is sent from here: a large change in steps, and between two of them what cannot
+wait: an address learnt, freed or let through.
 """
 
 import asyncio
@@ -14,23 +18,32 @@ import os
 import socket
 import sys
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from embargo import events, nft, ruleset
-from embargo.daemon import privileges
-from embargo.daemon.channel import Channel, orders
+from embargo import events, learning, lists, names, nft, ruleset
+from embargo.daemon import conntrack, privileges, witness
+from embargo.daemon.channel import Channel, ChannelError, orders
+from embargo.daemon.conntrack import Conntrack, Flow
+from embargo.daemon.droplog import Attribution, DropLog
+from embargo.daemon.memory import EVERY, Memory
 from embargo.daemon.netlink import Nftables
-from embargo.daemon.nflog import NfLog, Record
 from embargo.daemon.outbox import Ledger, Outbox
+from embargo.daemon.witness import Marks
 from embargo.errors import FirewallError
 from embargo.image import Image
-from embargo.policy import Action, Class, Decision, Switchboard
+from embargo.learning import Book, Reason
+from embargo.policy import Action, Class, Network, Switchboard
+from embargo.ruleset import RESERVED, TABLE, Ruleset, Spec
 
 HEAL = 0.2  # seconds between two looks at the kernel's generation
+LARGE = 100_000  # elements; a larger ruleset is counted through no more often than
+COUNTING = 10.0  # seconds
+JUDGE_AGAIN = 0.15  # seconds after an address was learnt until open flows are judged again
 PASS_GRACE = 60  # seconds; clients connect a moment after an answer, also after one with TTL 0, and flows last
-PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
+MAX_PASSING = 64  # addresses that one answer lets through
+
+_SPECIAL = tuple(ipaddress.ip_network(text) for text, _ in lists.SPECIAL)
 
 
 class Guardian:
@@ -38,20 +51,31 @@ class Guardian:
         self._channel = channel
         self._loop = asyncio.get_running_loop()
         self._kernel = Nftables()
-        self._wanted: ruleset.Spec | None = None
-        self._chains: tuple[ruleset.Chain, ...] = ()
+        self._writing = asyncio.Lock()
+        self._wanted: Spec | None = None
+        self._table: Ruleset | None = None
         self._seen = 0  # the kernel's generation after our own last look
-        self._log: NfLog | None = None
-        self._group = -1
-        self._image: Image | None = None
-        self._board = Switchboard(())
-        self._generation = 0
-        self._actions: dict[str, Action] = {}
-        self._folder = events.Folder()
+        self._counted_at = 0.0
+        self._book = Book()
+        self._memory: Memory | None = None
+        self._marks: Marks | None = None
+        self._learn = False
+        self._clients: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
+        self._resolvers: list[Channel] = []
         self._outbox = Outbox(self._send_events, ledger)
-        self.hits: Counter[str] = Counter()
-        self._tick()
+        self._drops = DropLog(self._outbox, self._book)
+        self._patterns: bool | None = None
+        self._marking: bool | None = None
+        self._clean: set[int] = set()  # values that no flow carries in its mark
+        self._judging: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._trouble = ""
+        self._is_blocked: Callable[[bytes], bool] = lambda address: False
+        self.restored = 0
+        self.cut = 0  # connections that the kernel was told to forget
+        self.flowtables: list[str] = []
         self._heal()
+        self._loop.call_later(EVERY, self._save)
 
     def report(self, message: dict[str, Any]) -> bool:
         try:
@@ -71,152 +95,411 @@ class Guardian:
             return True
         return True
 
+    def _tell(self, what: str, **members: Any) -> None:
+        self._outbox.add(events.encode({"event": "firewall", "what": what, **members}, time.time()))
+
     # ── orders ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def apply(self, order: dict[str, Any], fd: int) -> dict[str, Any]:
+    async def apply(self, order: dict[str, Any], fd: int) -> dict[str, Any]:
         """Put a generation in force. FirewallError leaves the old one there."""
         try:
             image = Image(memoryview(mmap.mmap(fd, 0, prot=mmap.PROT_READ)))
         finally:
             os.close(fd)
         board = Switchboard(tuple(map(Action, order["switchboard"])))
-        wanted = ruleset.spec(
-            image, board, self._next_mark(), lan=order["lan"], except_=order["except"],
-            intercept_port=order["intercept_port"], fail=order["fail"], log_group=order["log_group"],
-        )  # fmt: skip
-        self._listen(order["log_group"])
-        table = ruleset.build(wanted)
-        self._kernel.replace(table)
-        self._wanted, self._chains, self._seen = wanted, table.chains, self._kernel.generation_id()
-        self._image, self._board, self._generation = image, board, order["generation"]
-        self._actions = {str(class_): action for class_, action in wanted.classes}
+        async with self._writing:
+            self._drops.listen(order["log_group"])
+            self._recall(order["state"])
+            self._kernel.claim(TABLE, alone=order["protect"])
+            wanted = ruleset.spec(
+                image, board, self._next_mark(), lan=order["lan"], except_=order["except"],
+                intercept_port=order["intercept_port"], fail=order["fail"], log_group=order["log_group"],
+                ct_mark=self._ct_mark(order), patterns=self._can_look_inside(),
+            )  # fmt: skip
+            wanted = dataclasses.replace(wanted, judgement=self._kernel.judgement(TABLE) + 1)
+            self._learn, self._clients = order["learn"], tuple(map(ipaddress.ip_network, order["clients"]))
+            self._book.guarded = guard(image, order["protected"])
+            actions = {str(class_): action for class_, action in wanted.classes}
+            self._drops.explain_by(Attribution(order["generation"], image, actions, order["names"]))
+            await self._replace(wanted, lambda: self._book.judge(judge(image, board, learn=self._learn), self._loop.time()))
+            self._is_blocked = blocks(image, board)
         if order["fail"] == "open":
             self.alive()
+        self.flowtables = self._kernel.flowtables()
+        self._spawn(self._cut(self._is_blocked))
         return {"elements": len(wanted.ranges)}
+
+    async def _replace(self, wanted: Spec, decide: Callable[[], None]) -> None:
+        """Lay this down, with what is learnt by the time that it comes in force."""
+        value = ruleset.value_of(wanted.judgement, wanted.ct_mark) if wanted.ct_mark else 0
+        await self._free_value(value, wanted.ct_mark)
+        table = ruleset.build(wanted)
+
+        def last() -> list[nft.Message]:
+            decide()
+            return nft.learnt_elements(wanted.generation, TABLE, self._learnt(wanted))
+
+        def switched() -> None:
+            self._wanted, self._table = wanted, table
+            self._clean.discard(value)
+            self._mark_all()
+
+        steps = self._kernel.replacing(table, last, switched)
+        with contextlib.closing(steps):
+            for pause in steps:
+                await asyncio.sleep(pause)
+        self._seen = self._kernel.generation_id()
+
+    def _learnt(self, wanted: Spec) -> Iterable[tuple[bytes, str, int]]:
+        on = {class_ for class_, _ in wanted.classes}
+        found = self._book.blocked(self._loop.time())
+        return ((a, ruleset.chain_name(class_), seconds) for a, class_, seconds in found if class_ in on)
 
     def _next_mark(self) -> int:
         """What tells the new sets from those in force. Not the generation: a new guardian applies the same one again."""
-        marks = [name.rpartition("_")[2] for name in self._kernel.sets(ruleset.TABLE)]
+        marks = [name.rpartition("_")[2] for name in self._kernel.sets(TABLE)]
         return 1 + max((int(mark) for mark in marks if mark.isascii() and mark.isdecimal()), default=0)
 
-    def _listen(self, group: int) -> None:
-        """Read the drop log before anything can be dropped."""
-        if group == self._group:
-            return
-        log = NfLog(group)
-        if self._log is not None:
-            self._loop.remove_reader(self._log.fileno())
-            self._log.close()
-        self._log, self._group = log, group
-        self._loop.add_reader(log.fileno(), self._readable)
+    def _ct_mark(self, order: dict[str, Any]) -> int:
+        """The bits of the connection mark that we may use; none where connections would be tracked because of us alone."""
+        mask = int(order["ct_mark"])
+        if mask and self._marking is None:
+            self._marking = self._kernel.can(ruleset.Judged(mask, mask), ruleset.Mark(mask, mask))
+        tracked = (order["intercept_port"] and order["lan"]) or conntrack.in_use()
+        return mask if tracked and self._marking else 0
+
+    def _can_look_inside(self) -> bool:
+        if self._patterns is None:  # from Linux 5.17 on
+            self._patterns = self._kernel.can(*(ruleset.Begins(start) for start in ruleset.HTTPDNS))
+        return self._patterns
 
     def pass_addresses(self, addresses: Sequence[tuple[str, int]]) -> None:
         """Addresses behind names on the allow list go ahead of the block sets for so many seconds, and a grace."""
         for name, width in (("allow4", 4), ("allow6", 16)):
             keys = [(bytes.fromhex(a), seconds + PASS_GRACE) for a, seconds in addresses if len(a) == 2 * width]
             if keys:
-                self._kernel.transact(nft.timed_elements(ruleset.TABLE, name, keys))
-
-    def passing(self, address: bytes) -> bool:
-        """Does this address go ahead of the block sets just now?"""
-        return address in self._kernel.keys(ruleset.TABLE, "allow4" if len(address) == 4 else "allow6")
+                self._kernel.transact(nft.timed_elements(TABLE, name, keys))
 
     def alive(self) -> None:
         """Somebody answers: for the next seconds port 53 may be redirected (fail = "open")."""
-        messages = nft.alive(ruleset.TABLE, self._wanted.lan) if self._wanted is not None else []
-        if messages:
-            self._kernel.transact(messages)
+        if self._wanted is not None and self._wanted.lan:
+            self._kernel.transact(nft.alive(TABLE, (*self._wanted.lan, RESERVED)))
 
-    def _heal(self) -> None:
-        """Somebody may have flushed the ruleset: lay ours down again. Asking for the kernel's generation costs microseconds."""
-        self._loop.call_later(HEAL, self._heal)
-        if self._wanted is None:
-            return
-        try:
-            if self._kernel.generation_id() == self._seen:
-                return
-            if not self._kernel.intact(ruleset.TABLE, self._chains):
-                self._restore(self._wanted)
-            self._seen = self._kernel.generation_id()
-        except FirewallError as error:
-            self._outbox.add(events.encode({"event": "firewall", "what": f"table missing: {error}"}, time.time()))
-
-    def _restore(self, wanted: ruleset.Spec) -> None:
-        what = "rules changed" if self._kernel.has_table(ruleset.TABLE) else "table removed"
-        self._kernel.replace(ruleset.build(dataclasses.replace(wanted, generation=self._next_mark())))
-        self._outbox.add(events.encode({"event": "firewall", "what": f"{what} by others, restored"}, time.time()))
+    def about(self, address: bytes) -> dict[str, Any]:
+        """What is known of an address beside the lists."""
+        told: dict[str, Any] = {
+            "passing": address in self._kernel.keys(TABLE, "allow4" if len(address) == 4 else "allow6"),
+            "names": [names.to_text(name) for name in self._book.names(address)],
+        }
+        reason = self._book.reason(address, self._loop.time())
+        if reason is not None:
+            name, class_, path, line, rule = reason
+            told["learnt"] = {
+                "app": class_.app, "function": class_.function, "list": path, "line": line, "rule": rule,
+                "name": names.to_text(name),
+            }  # fmt: skip
+        spared = self._book.shared(address)
+        if spared is not None:
+            told["spared"] = {"name": names.to_text(spared.blocked), "neighbour": names.to_text(spared.neighbour)}
+        return told
 
     def stats(self) -> dict[str, Any]:
+        now = self._loop.time()
+        spared = [
+            (_text(each.address), names.to_text(each.blocked), names.to_text(each.neighbour)) for each in self._book.spared
+        ]
         return {
-            "counters": {name: list(both) for name, both in self._kernel.counters(ruleset.TABLE).items()},
-            "present": self._kernel.has_table(ruleset.TABLE),
-            "hits": dict(self.hits),
-            "lost": self._log.lost if self._log else 0,
-        }
+            "counters": {name: list(both) for name, both in self._kernel.counters(TABLE).items()},
+            "present": self._kernel.has_table(TABLE),
+            "owned": self._kernel.owned,
+            "restored": self.restored,
+            "cut": self.cut,
+            "flowtables": self.flowtables,
+            "patterns": bool(self._patterns),
+            "hits": dict(self._drops.hits),
+            "noted": self._drops.noted,
+            "lost": self._drops.lost,
+            "learning": {
+                "on": self._learn, "addresses": self._book.learnt, "known": len(self._book),
+                "proving": max(round(self._book.proving - now), 0), "spared": spared,
+                "counters": dict(self._book.counters), "trouble": self._memory.trouble if self._memory else "",
+            },
+        }  # fmt: skip
 
     async def stop(self, rules: str) -> None:
         """`rules`: keep all of them, keep the block sets but not the redirect, or remove everything."""
         self._wanted = None
-        if self._log is not None:
-            self._readable()
-        if rules == "remove":
-            self._kernel.remove(ruleset.TABLE)
-        elif rules == "unredirect":
-            self._kernel.transact([nft.flush_set(ruleset.TABLE, "alive")])
-        for line, count in self._folder.flush():
-            self._outbox.add(line, count)
+        async with self._writing:
+            if rules == "remove":
+                self._kernel.remove(TABLE)
+            elif rules == "unredirect":
+                self._kernel.transact([nft.flush_set(TABLE, "alive")])
+        if self._memory is not None:
+            self._memory.save(self._loop.time())
+            self._memory.close()
+        self._drops.flush()
         await self._outbox.empty(1.0)
 
-    # ── the drop log ─────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── what the resolvers tell ──────────────────────────────────────────────────────────────────────────────────────
 
-    def _readable(self) -> None:
-        assert self._log is not None
-        now, wall = self._loop.time(), time.time()
-        for record in self._log.read():
-            self._note(record, now, wall)
-        self._outbox.noted(self._folder.noted)
+    def meet(self, channel: Channel, marks: int) -> None:
+        """A resolver is at the other end of this channel; `marks`: the page in which it sees what may be blocked."""
+        channel.setblocking(False)
+        if self._marks is None:
+            self._marks = Marks(marks, write=True)
+            self._marks.clear()
+            self._mark_all()
+        self._resolvers.append(channel)
+        self._loop.add_reader(channel.fileno(), self._hear, channel)
 
-    def _note(self, record: Record, now: float, wall: float) -> None:
-        self.hits[record.app_class] += 1
-        key = (record.src, record.dst, record.proto, record.dport, record.app_class, self._generation)
-        line = self._folder.note(key, lambda: self._members(record), now, wall)
-        if line is not None:
-            self._outbox.add(line)
+    def _hear(self, channel: Channel) -> None:
+        """Take what a resolver says, some of it at once. One that says what is no message is not listened to any more."""
+        for _ in range(16):
+            try:
+                received = channel.receive()
+                if received is None:
+                    break
+                for fd in received[1]:
+                    os.close(fd)
+                self._take(channel, received[0])
+            except BlockingIOError:
+                return
+            except FirewallError as error:
+                self._note_trouble(str(error))
+            except (OSError, ChannelError, ValueError, TypeError, LookupError):
+                break
+        else:
+            return
+        self._loop.remove_reader(channel.fileno())
+        self._resolvers.remove(channel)
+        channel.close()
 
-    def _members(self, record: Record) -> str:
-        app, _, function = record.app_class.partition("/")
-        action = self._actions.get(record.app_class, Action.BLOCK)
-        outward, decision = self._decision(record)
-        client, other = (record.src, record.dst) if outward else (record.dst, record.src)
-        event: events.Event = {"event": "drop", "client": _text(client)}
-        if record.mac and outward:
-            event["client_mac"] = record.mac
-        event |= {
-            "dst": _text(other), "dport": record.dport if outward else record.sport,
-            "proto": PROTOCOLS.get(record.proto, str(record.proto)),
-            "action": "pass" if action is Action.AUDIT else "reject", "mode": "audit" if action is Action.AUDIT else "block",
-            "app": app, "function": function,
-        }  # fmt: skip
-        if decision is not None and self._image is not None:
-            source = self._image.sources[decision.source]
-            event |= {"list": source.path, "line": decision.line, "rule": decision.rule}
-        return events.fragment(event | {"generation": self._generation})
+    def _take(self, channel: Channel, told: dict[str, Any]) -> None:
+        now = self._loop.time()
+        match told.get("op"):
+            case "answered":
+                for name, addresses, seconds in witness.unpack(told["records"]):
+                    self._release(self._book.answered(name, addresses, seconds, now))
+            case "leads":
+                [(name, addresses, seconds)] = witness.unpack(bytes.fromhex(told["record"]))
+                app, function = told["class"]
+                reason = Reason(name, Class(str(app), str(function)), str(told["list"]), int(told["line"]), str(told["rule"]))
+                self._block(self._book.leads(reason, addresses, seconds, now) if self._learn else [], reason)
+            case "free":
+                try:
+                    [(name, addresses, seconds)] = witness.unpack(bytes.fromhex(told["record"]))
+                    self._release(self._book.answered(name, addresses, seconds, now))
+                finally:
+                    channel.send({"op": "ready", "number": told["number"]})
+            case "pass":
+                try:
+                    self.pass_addresses([(str(a), int(s)) for a, s in told["addresses"][:MAX_PASSING]])
+                finally:
+                    channel.send({"op": "ready", "number": told["number"]})
 
-    def _decision(self, record: Record) -> tuple[bool, Decision | None]:
-        """(did the client send it, the entry that decided): the listed address is the destination or the source."""
-        app, _, function = record.app_class.partition("/")
-        for outward, address in ((True, record.dst), (False, record.src)):
-            if self._image is None or len(address) not in (4, 16):
-                continue
-            for claim in self._image.lookup_address(address):
-                if self._image.classes[claim.class_] == Class(app, function):
-                    return outward, claim
-        return True, None  # a rule about ports
+    def _block(self, learnt: list[tuple[bytes, int]], reason: Reason) -> None:
+        """These addresses are blocked from now on, and open flows in a moment."""
+        wanted = self._wanted
+        if not learnt or wanted is None or all(class_ != reason.class_ for class_, _ in wanted.classes):
+            return
+        chain = ruleset.chain_name(reason.class_)
+        if self._marks is not None:
+            for address, _ in learnt:
+                self._marks.add(address)
+        messages = nft.learnt_elements(wanted.generation, TABLE, [(address, chain, seconds) for address, seconds in learnt])
+        self._kernel.transact(messages)
+        if self._memory is not None:
+            self._memory.note([address for address, _ in learnt], self._loop.time())
+        if self._judging is None:
+            self._judging = self._loop.call_later(JUDGE_AGAIN, lambda: self._spawn(self._judge_again()))
 
-    def _tick(self) -> None:
-        for line, count in self._folder.due(self._loop.time()):
-            self._outbox.add(line, count)
-        self._loop.call_later(1.0, self._tick)
+    def _release(self, freed: list[bytes]) -> None:
+        """These addresses are not blocked any more: somebody else lives there."""
+        if not freed or self._wanted is None:
+            return
+        for family, width in ((4, 4), (6, 16)):
+            keys = [address for address in freed if len(address) == width]
+            self._kernel.drop_keys(TABLE, f"learnt{family}_{self._wanted.generation}", keys)
+        self._mark_all()
+        if self._memory is not None:
+            self._memory.note(freed, self._loop.time())
+
+    def _mark_all(self) -> None:
+        if self._marks is not None:
+            self._marks.set(address for address, _, _ in self._book.blocked(self._loop.time()))
+
+    # ── open flows ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _judge_again(self) -> None:
+        """Open flows meet all rules once more: what they were let through by is another judgement now."""
+        self._judging = None
+        async with self._writing:
+            wanted = self._wanted
+            if wanted is not None and wanted.ct_mark:
+                again = dataclasses.replace(wanted, judgement=wanted.judgement + 1)
+                value = ruleset.value_of(again.judgement, again.ct_mark)
+                await self._free_value(value, again.ct_mark)
+                table = ruleset.build(dataclasses.replace(again, ranges=()))
+                self._kernel.transact([*nft.renewal(table, "forward", "police")])
+                self._clean.discard(value)
+                self._wanted = again
+                if self._table is not None:
+                    self._table = dataclasses.replace(self._table, chains=table.chains)
+                self._seen = self._kernel.generation_id()
+        learnt = {address for address, _, _ in self._book.blocked(self._loop.time())}
+        await self._cut(learnt.__contains__)
+
+    async def _free_value(self, value: int, mask: int) -> None:
+        """No flow may carry a number that is about to be given out: idle since it was in use before, it was never judged."""
+        if not mask or value in self._clean:
+            return
+
+        def sweep() -> None:
+            with contextlib.closing(Conntrack()) as table:
+                table.unmark(list(table.flows(value, mask)), mask)
+
+        try:
+            await asyncio.to_thread(sweep)
+            self._clean.add(value)
+        except FirewallError as error:
+            self._note_trouble(str(error))
+
+    async def _cut(self, judge_: Callable[[bytes], bool]) -> None:
+        """Let the kernel forget the connections of policed clients to blocked addresses."""
+        if not conntrack.in_use():
+            return
+        clients, passing = self._clients, self._excepted()
+
+        def ours(flow: Flow) -> bool:
+            if not conntrack.blocked(flow, judge_):
+                return False
+            source = ipaddress.ip_address(flow.source)
+            other = ipaddress.ip_address(flow.answers)
+            mine = not clients or any(a in network for network in clients for a in (source, other))
+            return mine and not any(a in network for network in passing for a in (source, other))
+
+        def cut() -> int:
+            with contextlib.closing(Conntrack()) as table:
+                return table.delete([flow for flow in table.flows() if ours(flow)])
+
+        try:
+            self.cut += await asyncio.to_thread(cut)
+        except FirewallError as error:
+            self._note_trouble(str(error))
+
+    def _excepted(self) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+        wanted = self._wanted
+        return [ipaddress.ip_network(text) for text in wanted.except_] if wanted is not None else []
+
+    # ── what others do ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _heal(self) -> None:
+        """Somebody may have flushed the ruleset: lay ours down again. Asking for the kernel's generation costs microseconds."""
+        self._loop.call_later(HEAL, self._heal)
+        if self._wanted is None or self._table is None or self._writing.locked():
+            return
+        try:
+            seen = self._kernel.generation_id()
+            if seen == self._seen:
+                return
+            if not self._kernel.intact(TABLE, self._table.chains):
+                self._spawn(self._restore())
+            elif not self._kernel.owned and not self._elements_there(self._table):
+                self._spawn(self._restore())
+            self._seen = seen
+            self.flowtables = self._kernel.flowtables()
+        except FirewallError as error:
+            self._note_trouble(f"table missing: {error}")
+
+    def _elements_there(self, table: Ruleset) -> bool:
+        """Are all of them there? A large ruleset takes a while to count, so not each time that others change theirs."""
+        now = self._loop.time()
+        if table.elements > LARGE and now < self._counted_at + COUNTING:
+            return True
+        self._counted_at = now
+        return self._kernel.whole(table, learnt=self._book.learnt)
+
+    async def _restore(self) -> None:
+        async with self._writing:
+            if self._wanted is None:
+                return
+            what = "rules changed" if self._kernel.has_table(TABLE) else "table removed"
+            try:
+                self._kernel.claim(TABLE, alone=self._kernel.owned)
+                wanted = self._wanted
+                again = dataclasses.replace(wanted, generation=self._next_mark(), judgement=wanted.judgement + 1)
+                await self._replace(again, lambda: None)
+            except FirewallError as error:
+                self._seen = 0
+                self._note_trouble(f"{what} by others, not restored: {error}")
+                return
+        self.restored += 1
+        self._trouble = ""
+        self._tell(f"{what} by others, restored")
+
+    def _note_trouble(self, what: str) -> None:
+        """Once for as long as it lasts."""
+        if what != self._trouble:
+            self._trouble = what
+            self._tell(what)
+
+    # ── memory ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _recall(self, path: str) -> None:
+        if self._memory is None or self._memory.path != path:
+            self._memory = Memory(path, self._book)
+            self._memory.recall(self._loop.time())
+            self._memory.save(self._loop.time())
+
+    def _save(self) -> None:
+        self._loop.call_later(EVERY, self._save)
+        if self._memory is not None:
+            self._memory.save(self._loop.time())
+        self._mark_all()  # what has had its time is not waited for any more
+
+    def _spawn(self, work: Any) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def judge(image: Image, board: Switchboard, *, learn: bool) -> Callable[[Reason], Reason | None]:
+    """Tells why an address that was blocked for some reason is to be blocked today; None when it is not."""
+
+    def why(reason: Reason) -> Reason | None:
+        # what nobody claims itself was blocked for an alias that it led to
+        claims = image.lookup(reason.name) or image.lookup(names.from_text(reason.rule.lstrip("=")))
+        action, decision = board.choose(claims)
+        if action is Action.PASS or decision is None:
+            return None
+        source = image.sources[decision.source]
+        return Reason(reason.name, image.classes[decision.class_], source.path, decision.line, decision.rule)
+
+    return why if learn else lambda reason: None
+
+
+def guard(image: Image, protected: Iterable[str]) -> Callable[[bytes], bool]:
+    """Tells the addresses that are never blocked because of a name: special ones, ours and our networks', listed ones."""
+    ranges = [_range(ipaddress.ip_network(text)) for text in protected] + [_range(network) for network in _SPECIAL]
+    special = learning.guard(ranges)
+    return lambda address: special(address) or bool(image.lookup_address(address))
+
+
+def blocks(image: Image, board: Switchboard) -> Callable[[bytes], bool]:
+    """Tells the addresses that the lists block."""
+    known: dict[bytes, bool] = {}
+
+    def blocked(address: bytes) -> bool:
+        found = known.get(address)
+        if found is None:
+            found = known[address] = board.choose(image.lookup_address(address))[0] is Action.BLOCK
+        return found
+
+    return blocked
+
+
+def _range(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> Network:
+    return Network(network.version, int(network[0]), int(network[-1]))
 
 
 def _text(address: bytes) -> str:
@@ -227,13 +510,15 @@ async def obey(guardian: Guardian, order: dict[str, Any], fds: list[int]) -> dic
     """Carry out one order; the members of the answer."""
     match order["op"]:
         case "apply":
-            return guardian.apply(order, fds[0])
-        case "pass":
-            guardian.pass_addresses([(a, s) for a, s in order["addresses"]])
+            return await guardian.apply(order, fds[0])
+        case "meet":
+            channel, marks = fds
+            guardian.meet(Channel(socket.socket(fileno=channel)), marks)
+            os.close(marks)
         case "alive":
             guardian.alive()
-        case "passing":
-            return {"passing": guardian.passing(bytes.fromhex(order["address"]))}
+        case "about":
+            return guardian.about(bytes.fromhex(order["address"]))
         case "stats":
             return guardian.stats()
         case "stop":

@@ -1,5 +1,6 @@
 """UDP in and out: take a batch, offer each packet to the fast path, hand back the rest."""
 
+import os
 import select
 import socket
 import struct
@@ -104,7 +105,7 @@ class Intake:
         True when something else is ready; False when the time is over or `taken` was called.
         """
         if self._poll is None or self._poll[0] != epoll:
-            self._poll = epoll, select.epoll.fromfd(epoll)
+            self._poll = epoll, select.epoll.fromfd(os.dup(epoll))  # it closes what it is given
         others = False
         for number, _ in self._poll[1].poll(timeout):
             listener = self._listeners.get(number)

@@ -8,19 +8,21 @@ every message that failed, with its sequence number, which leads back to the obj
 import contextlib
 import errno
 import os
+import re
 import socket
 import struct
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 
 from embargo import nft
 from embargo.errors import FirewallError
 from embargo.nft import Holding, Message
-from embargo.ruleset import Chain, Ruleset
+from embargo.ruleset import Chain, Expression, Hook, Rule, Ruleset
 
 GRACE = 0.02  # seconds after which no packet is on the old rules any more; one spends microseconds there
 _ACK_TIMEOUT = 30.0  # seconds; a million elements take six
+_TRIAL = "embargo_trial"  # the name of a table that never comes to be
 _DATAGRAM = 1 << 16  # octets; the kernel's are of 32 KiB at most
 _DUMP_TRIES = 20  # others may commit while we list; a list of names takes 80 microseconds
 
@@ -50,6 +52,7 @@ class Nftables:
             raise FirewallError("open nftables", error.strerror or str(error)) from None
         self._sequence = 0
         self._buffer = 0
+        self._flags = 0  # of the table
 
     def close(self) -> None:
         self._sock.close()
@@ -112,18 +115,18 @@ class Nftables:
                 self._sock.recv(_DATAGRAM)
         self._sock.settimeout(_ACK_TIMEOUT)
 
-    def _dump(self, kind: int, payload: bytes, about: str) -> list[bytes]:
+    def _dump(self, kind: int, payload: bytes, about: str, family: int = nft.INET) -> list[bytes]:
         """The answers to a request for a list, all of one moment. Nothing when there is no such table."""
         for _ in range(_DUMP_TRIES):
-            found, torn = self._ask(kind, payload, about, _NLM_F_DUMP)
+            found, torn = self._ask(kind, payload, about, _NLM_F_DUMP, family)
             if not torn:
                 return found
         raise FirewallError(about, "others change the ruleset all the time")
 
-    def _ask(self, kind: int, payload: bytes, about: str, flags: int = 0) -> tuple[list[bytes], bool]:
+    def _ask(self, kind: int, payload: bytes, about: str, flags: int = 0, family: int = nft.INET) -> tuple[list[bytes], bool]:
         """(the answers to a request without their nfgenmsg, whether somebody changed the ruleset between two of them)."""
         self._sequence += 1
-        body = struct.pack("=BBH", nft.INET, 0, 0) + payload
+        body = struct.pack("=BBH", family, 0, 0) + payload
         self._send(_header(_NFTABLES << 8 | kind, _NLM_F_REQUEST | flags, self._sequence, body), about)
         found: list[bytes] = []
         torn = False
@@ -165,11 +168,82 @@ class Nftables:
 
     def intact(self, table: str, chains: Sequence[Chain]) -> bool:
         """Are the rules of these chains there, and the table awake? Somebody may have flushed it. About 3 µs a rule."""
-        tables = self._ask(nft.GETTABLE, nft.text(1, table), "read table")[0]
-        if not tables or int.from_bytes(nft.attributes(tables[0])[2]) & nft.DORMANT:
+        flags = self.flags(table)
+        if flags is None or flags & nft.DORMANT:
             return False
         rules = Counter(nft.string(row[2]) for row in self._rows(nft.GETRULE, table, 1, "list rules"))
         return all(rules[chain.name] == len(chain.rules) for chain in chains)
+
+    def whole(self, ruleset: Ruleset, learnt: int = 0) -> bool:
+        """Are the elements of its maps and sets there, and so many learnt ones? About 0.3 µs each."""
+        table = ruleset.table
+        if any(self._items(table, each.name) < nft.items_of(each) for each in ruleset.sets if not each.timeout):
+            return False
+        return not learnt or sum(self._items(table, each.name) for each in ruleset.sets if each.timeout and each.vmap) >= learnt
+
+    def flowtables(self) -> list[str]:
+        """Whatever forwards packets of open flows past all rules, as `table/name`."""
+        try:
+            rows = map(nft.attributes, self._dump(nft.GETFLOWTABLE, b"", "list flowtables", family=0))
+            return [f"{nft.string(row[1])}/{nft.string(row[2])}" for row in rows]
+        except FirewallError:  # a kernel without them
+            return []
+
+    def _items(self, table: str, name: str) -> int:
+        payload = nft.text(1, table) + nft.text(2, name)
+        found = self._dump(nft.GETSETELEM, payload, f"list {name}")
+        return sum(sum(1 for _ in nft.items(nft.attributes(message).get(3, b""))) for message in found)
+
+    def flags(self, table: str) -> int | None:
+        """Its flags, None without a table."""
+        rows = self._ask(nft.GETTABLE, nft.text(1, table), "read table")[0]
+        return int.from_bytes(nft.attributes(rows[0])[2]) if rows else None
+
+    @property
+    def owned(self) -> bool:
+        """Is the table ours alone? Then no other process can change it, nor flush it."""
+        return bool(self._flags & nft.OWNER)
+
+    def claim(self, table: str, *, alone: bool) -> None:
+        """Decide whose the table will be, or take over the one that is there.
+
+        `alone`: ours, as far as the kernel can (PERSIST: from 6.9 on), so that a foreign `flush ruleset` passes it over and it
+        outlives this process. A table keeps the flags that it was made with; one whose owner has died is adopted.
+        """
+        flags = self.flags(table)
+        both = nft.OWNER | nft.PERSIST
+        if flags is None:
+            self._flags = both if alone and self._can_own() else 0
+        elif not flags & nft.PERSIST:
+            self._flags = flags & nft.OWNER
+        elif flags & nft.OWNER or not alone:
+            self._flags = flags & both
+        else:
+            self.transact([nft.new_table(table, both)])
+            self._flags = both
+
+    def _can_own(self) -> bool:
+        try:
+            self.transact([nft.new_table(_TRIAL, nft.OWNER | nft.PERSIST), nft.delete_table(_TRIAL)])
+        except FirewallError:
+            return False
+        return True
+
+    def can(self, *expressions: Expression) -> bool:
+        """Does this kernel know a rule of these expressions?"""
+        chain = Chain("trial", (Rule(expressions),), Hook("filter", "forward", 0))
+        rules = (nft.new_chain(_TRIAL, chain), nft.new_rule(_TRIAL, chain.name, chain.rules[0]))
+        try:
+            self.transact([nft.new_table(_TRIAL, nft.DORMANT), *rules, nft.delete_table(_TRIAL)])
+        except FirewallError:
+            return False
+        return True
+
+    def judgement(self, table: str) -> int:
+        """The number of the judgement in force, which stands in a comment (`ruleset.Judged`); 0 without one."""
+        rows = self._rows(nft.GETRULE, table, 1, "list rules")
+        found = [re.search(rb"judgement (\d+)", row[7]) for row in rows if 7 in row]
+        return max((int(each[1]) for each in found if each), default=0)
 
     def counters(self, table: str) -> dict[str, tuple[int, int]]:
         """Counter → (packets, bytes)."""
@@ -194,21 +268,36 @@ class Nftables:
 
     def replace(self, ruleset: Ruleset) -> None:
         """Put this ruleset in force instead of whatever the table holds, without a packet let through or lost."""
+        for pause in self.replacing(ruleset):
+            time.sleep(pause)
+
+    def replacing(
+        self,
+        ruleset: Ruleset,
+        last: Callable[[], Iterable[Message]] = tuple,
+        switched: Callable[[], None] = lambda: None,
+    ) -> Generator[float]:
+        """The same, step by step: each time it wants so many seconds to pass, in which other transactions may be sent.
+
+        `last` gives what is to be in the new maps from the first moment on and was not known before; `switched` is called
+        when the ruleset is in force.
+        """
         old = self._holding(ruleset.table)
         mine = {each.name for each in ruleset.sets if not each.keep}
         if stale := mine & set(old.sets):  # left over from an attempt of the same generation that failed, or in use by it
             raise FirewallError("replace", f"set {min(stale)} of this generation exists already")
         try:
-            self.transact([*nft.prepare(ruleset, old)])
+            self.transact([*nft.prepare(ruleset, old, self._flags)])
             for chunk in nft.fill(ruleset):
                 self.transact(chunk)
-                time.sleep(0.001)  # others wait for the same lock
-            self.transact([*nft.switch(ruleset, old)])
-        except FirewallError:
+                yield 0.001  # others wait for the same lock
+            self.transact([*last(), *nft.switch(ruleset, old)])
+            switched()
+        except (FirewallError, GeneratorExit):
             self._undo(ruleset.table, old)
             raise
         if remains := [*nft.remains(ruleset, old)]:
-            time.sleep(GRACE)
+            yield GRACE
             with contextlib.suppress(FirewallError):  # nothing refers to them; the next replacement takes them along
                 self.transact(remains)
 
@@ -219,6 +308,17 @@ class Nftables:
         with contextlib.suppress(FirewallError):  # what stays is used by nothing, and the first failure is the one to tell
             if additions := [*nft.additions(table, old, self._holding(table))]:
                 self.transact(additions)
+
+    def drop_keys(self, table: str, name: str, keys: Sequence[bytes]) -> None:
+        """Delete elements, also when some of them are gone already: their time may be over."""
+        if not keys:
+            return
+        try:
+            self.transact(nft.delete_elements(table, name, keys))
+        except FirewallError:
+            for key in keys:
+                with contextlib.suppress(FirewallError):
+                    self.transact(nft.delete_elements(table, name, [key]))
 
     def check(self, ruleset: Ruleset) -> None:
         """A dry run: the kernel builds the ruleset and forgets it, in one transaction. Raises FirewallError."""

@@ -1,12 +1,20 @@
 """Giving up power: who a process is and which capabilities it keeps (capabilities(7))."""
 
+import contextlib
 import ctypes
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-CAP_DAC_READ_SEARCH, CAP_NET_ADMIN, CAP_SYS_ADMIN = 2, 12, 21
+CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER, CAP_KILL, CAP_SETGID, CAP_SETUID = 0, 1, 2, 3, 5, 6, 7
+CAP_NET_BIND_SERVICE, CAP_NET_ADMIN, CAP_SYS_ADMIN = 10, 12, 21
+
+#: what the supervisor acts with: its files, its socket's group, its children, port 53
+AT_HAND = (CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_KILL, CAP_NET_BIND_SERVICE)
+#: what it may pick up: its children are started with these, and give up what they do not need
+IN_RESERVE = (CAP_DAC_READ_SEARCH, CAP_NET_ADMIN, CAP_SETGID, CAP_SETUID)
 _VERSION_3 = 0x20080522
+_PR_CAPBSET_DROP = 24
 _PR_SET_KEEPCAPS, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 8, 38, 47, 4
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -20,21 +28,56 @@ def _call(result: int, what: str) -> None:
 
 def effective() -> frozenset[int]:
     """The capabilities in force in this process."""
+    return _sets()[0]
+
+
+def permitted() -> frozenset[int]:
+    """The capabilities that this process may put in force."""
+    return _sets()[1]
+
+
+def _sets() -> tuple[frozenset[int], frozenset[int]]:
     header = struct.pack("<II", _VERSION_3, 0)
     data = ctypes.create_string_buffer(24)
     _call(_libc.capget(header, data), "capget")
     words = struct.unpack("<6I", data.raw)
-    bits = words[0] | words[3] << 32
-    return frozenset(n for n in range(64) if bits >> n & 1)
+    both = words[0] | words[3] << 32, words[1] | words[4] << 32
+    return tuple(frozenset(n for n in range(64) if bits >> n & 1) for bits in both)  # type: ignore[return-value]
+
+
+def _set(effective_: Iterable[int], permitted_: Iterable[int]) -> None:
+    low, high = (sum(1 << n for n in set(each)) for each in (effective_, permitted_))
+    words = low & 0xFFFFFFFF, high & 0xFFFFFFFF, 0, low >> 32, high >> 32, 0
+    _call(_libc.capset(struct.pack("<II", _VERSION_3, 0), struct.pack("<6I", *words)), "capset")
+
+
+def settle() -> None:
+    """Act with what is AT_HAND, keep what is IN_RESERVE, give up the rest, for every process started from now on too."""
+    held = permitted()
+    for number in held - {*AT_HAND, *IN_RESERVE}:
+        _libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0)  # without CAP_SETPCAP it was bounded by whoever started us
+    _set(held & set(AT_HAND), held & {*AT_HAND, *IN_RESERVE})
+
+
+@contextlib.contextmanager
+def raised(capability: int) -> Iterator[None]:
+    """Act with this one too, for a moment, if it may be had."""
+    before, held = _sets()
+    if capability in before or capability not in held:
+        yield
+        return
+    _set(before | {capability}, held)
+    try:
+        yield
+    finally:
+        _set(before, held)
 
 
 def keep(capabilities: Sequence[int]) -> None:
     """Keep these capabilities of those held, effective and permitted, and nothing else, now and through any exec."""
-    bits = sum(1 << n for n in set(capabilities) & effective())
-    low, high = bits & 0xFFFFFFFF, bits >> 32
+    kept = permitted() & set(capabilities)
     _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-    header = struct.pack("<II", _VERSION_3, 0)
-    _call(_libc.capset(header, struct.pack("<6I", low, low, 0, high, high, 0)), "capset")
+    _set(kept, kept)
     _call(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
 
 

@@ -27,6 +27,7 @@ from embargo.daemon.forward import Forwarder
 from embargo.daemon.outbox import Ledger, Outbox
 from embargo.daemon.selector import Selector
 from embargo.daemon.stream import Connection, Streams
+from embargo.daemon.witness import Marks, Witness
 from embargo.engine import Drop, Engine, Forward, Joined, Reply, Zones
 from embargo.fastpath import Acl, BlockMode, Rules
 from embargo.image import Image
@@ -40,19 +41,16 @@ ANSWER_TRIES = 500  # hundredths of a second that an answer waits for the superv
 LAST_BATCHES = 64  # of queries that wait in a socket when the worker stops; in a flood the rest is the next worker's
 LAST_WORDS = 1.0  # seconds for what is on its way when the worker stops, and again for its events
 
-Report = Callable[[dict[str, Any]], bool]  # False: not now, try again
 SendEvents = Callable[[bytes, int], bool]  # lines and the number of events lost before them
 
 
 class Resolver:
     """Answers queries by one judgement until it is given the next."""
 
-    def __init__(
-        self, report: Report, send_events: SendEvents, ledger: Ledger | None, selector: Selector | None = None
-    ) -> None:
-        self._report = report
+    def __init__(self, send_events: SendEvents, ledger: Ledger | None, selector: Selector | None = None) -> None:
         self._loop = asyncio.get_running_loop()
-        self._cache = Cache()
+        # queries are answered where the loop waits: it has to be woken
+        self._cache = Cache(wanting=lambda: self._loop.call_soon_threadsafe(self._refresh))
         self._judged = 0
         self._engine: Engine | None = None
         self._forwarder = Forwarder(self._completed, self._expired)
@@ -60,11 +58,13 @@ class Resolver:
         self._listeners: list[intake.Listener] = []
         self._streams = Streams(lambda client: self.engine.rules.acl.allows(client), self._stream_query)
         self._attempts = Attempts(Outbox(send_events, ledger))
+        self._witness = Witness(self._shadow, self.passed)
+        self._attempts.curious = self._witness.curious
         self._intake = intake.make(self._cache, self._attempts)
         self._log_names = "blocked"
         self._number = 0
         self._patience: asyncio.TimerHandle | None = None
-        self._held_back: dict[int, Reply] = {}
+        self._held_back: dict[int, list[Reply]] = {}
         self.counters: Counter[str] = Counter()
 
     @property
@@ -78,6 +78,7 @@ class Resolver:
         if dns is not None:
             acl, mode, zones = Acl(dns["allow_from"]), block_mode(dns), zones_from(dns)
             self._log_names = dns.get("log_names", "blocked")
+            self._witness.learning = dns.get("learn", False)
         elif old is not None:
             acl, mode, zones = old.acl, old.mode, None
         else:
@@ -89,8 +90,18 @@ class Resolver:
             self._engine = Engine(rules, zones, self._cache)
         else:
             self._engine.adopt(rules, zones)
+        self._listen_in()
         self._attempts.adopt(rules, names=self._log_names != "none")
         self._intake.adopt(rules)
+
+    def meet(self, channel: Channel, marks: int) -> None:
+        """The guardian is at the other end, or the next one; `marks`: the descriptor of the page that it writes."""
+        self._witness.meet(channel, Marks(marks))
+        self._listen_in()
+
+    def _listen_in(self) -> None:
+        if self._engine is not None and self._witness.listening and self._engine.heard is None:
+            self._engine.heard = []
 
     async def listen(self, udp: list[socket.socket], tcp: list[socket.socket]) -> None:
         for sock in udp:
@@ -115,11 +126,14 @@ class Resolver:
         now = self._loop.time()
         self.counters["queries_udp"] += taken
         self.counters["fast"] += taken - len(declined)
-        if self._cache.wanted:
-            for forward in self.engine.refresh(now):
-                self._dispatch(forward, now)
         for packet in declined:
             self._dispatch(self.engine.handle(packet.data, packet.client, packet.way, now), now)
+
+    def _refresh(self) -> None:
+        """Ask for what the cache wants to have fetched anew."""
+        now = self._loop.time()
+        for forward in self.engine.refresh(now):
+            self._dispatch(forward, now)
 
     def _stream_query(self, packet: bytes, client: str, connection: Connection) -> bool:
         now = self._loop.time()
@@ -159,18 +173,29 @@ class Resolver:
     def _pass(self, reply: Reply) -> bool:
         """Hold a reply until its addresses pass the firewall, or the client would come too early. False: do not wait."""
         number = self._number = self._number + 1
-        addresses = [[a.hex(), seconds] for a, seconds in reply.passing]
-        if not self._report({"op": "pass", "number": number, "addresses": addresses}):
+        if not self._witness.ask_to_pass(number, reply.passing):
             return False
-        self._held_back[number] = reply._replace(passing=())
-        self._loop.call_later(PASS_PATIENCE, self.passed, number)
+        self._hold(number, [reply._replace(passing=())])
         return True
 
+    def _hold(self, number: int, replies: list[Reply]) -> None:
+        self._held_back[number] = replies
+        self._loop.call_later(PASS_PATIENCE, self.passed, number)
+
     def passed(self, number: int) -> None:
-        """The addresses of a reply pass, or have been waited for long enough."""
-        reply = self._held_back.pop(number, None)
-        if reply is not None:
+        """The firewall lets the addresses of these replies through, or has been waited for long enough."""
+        for reply in self._held_back.pop(number, ()):
             self._deliver(reply, self._loop.time())
+
+    def _shadow(self, name: names.Name, qtype: int) -> bool:
+        """Look up what is behind a blocked name; False when it is not blocked any more."""
+        now, rules = self._loop.time(), self.engine.rules
+        if rules.board.choose(rules.image.lookup(name))[0] is Action.PASS:
+            return False
+        forward = self.engine.shadow(name, qtype, now)
+        if forward is not None:
+            self._dispatch(forward, now)
+        return True
 
     def _completed(self, token: int, packet: bytes) -> bool:
         now = self._loop.time()
@@ -187,14 +212,30 @@ class Resolver:
         if isinstance(outcome, Forward):
             self._dispatch(outcome, now)
             return
+        if self.engine.heard and self._hear(outcome):
+            return
         for reply in outcome:
             self._deliver(reply, now)
+
+    def _hear(self, replies: list[Reply]) -> bool:
+        """Tell the guardian what an upstream answered. True: the replies wait, an address in them was blocked till now."""
+        assert self.engine.heard is not None
+        held = False
+        for heard in self.engine.heard:
+            if self._witness.hear(heard, self.engine.rules):
+                number = self._number = self._number + 1
+                if self._witness.ask_to_free(number, heard):
+                    self._hold(number, replies)
+                    held = True
+        self.engine.heard.clear()
+        return held
 
     def stats(self) -> dict[str, Any]:
         """What was done so far, and the health of the upstreams."""
         upstreams = [self.engine.zones.default, *self.engine.zones.forward.values()]
         counters = {
             "mismatched": self._forwarder.mismatched, "pending": self.engine.pending,
+            "looked_up": self._witness.counters["looked_up"], "untold": self._witness.counters["untold"],
             "dropped_tcp_limit": self._streams.turned_away, "unsent": sum(listener.unsent for listener in self._listeners),
         }  # fmt: skip
         return {
@@ -234,6 +275,7 @@ class Resolver:
         await self._streams.close()
         for listener in self._listeners:
             listener.sock.close()
+        self._witness.stop()
         await self._attempts.stop(LAST_WORDS)
 
 
@@ -265,6 +307,8 @@ def zones_from(dns: dict[str, Any]) -> Zones:
         {names.from_text(zone): Upstreams(tuple(map(server, to))) for zone, to in dns.get("forward", {}).items()},
         hosts,
         reverse,
+        without_ech=dns.get("ech") == "strip",
+        without_private=dns.get("rebind", False),
     )
 
 
@@ -290,7 +334,7 @@ async def serve(channel: Channel, ledger: Ledger | None = None, selector: Select
     def send_events(lines: bytes, lost: int) -> bool:
         return taken(lambda: channel.send_events(lines, lost))
 
-    resolver = Resolver(report, send_events, ledger, selector)
+    resolver = Resolver(send_events, ledger, selector)
     async with contextlib.aclosing(orders(channel)) as inbox:
         async for order, fds in inbox:
             answer = await _obey(resolver, order, fds)
@@ -311,9 +355,10 @@ async def _obey(resolver: Resolver, order: dict[str, Any], fds: list[int]) -> di
                 await _start(resolver, order, fds)
             case "policy":
                 _adopt(resolver, order, fds[0])
-            case "passed":
-                resolver.passed(order["number"])
-                return {}
+            case "meet":
+                channel, marks = fds
+                resolver.meet(Channel(socket.socket(fileno=channel)), marks)
+                os.close(marks)
             case "stats":
                 return {"op": "stats", "id": order.get("id"), **resolver.stats()}
             case "stop":

@@ -13,6 +13,7 @@ import logging
 import os
 import pwd
 import signal
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from embargo.daemon.journal import Journal
 from embargo.daemon.netlink import NEEDS, Nftables
 from embargo.daemon.surroundings import Surroundings
 from embargo.daemon.watch import Watch
+from embargo.daemon.witness import Marks
 from embargo.daemon.workers import Settings, Workers
 from embargo.errors import ConfigError, EmbargoError, FirewallError, ImageError, Problem
 from embargo.ruleset import TABLE
@@ -38,6 +40,7 @@ log = logging.getLogger(__name__)
 STABLE = 0.25  # seconds without a change before a changed file is read: editors write in pieces
 PATIENCE = 0.5  # seconds after which it is read all the same
 RESCAN = 30.0  # seconds; bind and network mounts send no hints
+LEARNT = "learnt.jsonl"  # in [state] dir: the guardian's memory of addresses
 HEARTBEAT = 1.0  # seconds between two proofs that somebody answers, where fail = "open" hangs on them
 APPLY = 60.0  # seconds for the firewall to take a generation
 TOLD = 20  # problems told one by one; a list of another kind may have as many as lines
@@ -66,7 +69,8 @@ class Supervisor:
         self.store = Store(settings.state.dir)
         self.journal = Journal(settings.log.events, settings.log.max_bytes, settings.log.keep)
         self.sockets = Sockets()
-        self.workers = Workers(self._in_force, self._news)
+        self.workers = Workers(self._in_force, self._news, self._introduce)
+        self._marks = Marks.make()
         self.guardian = Child("guardian", "embargo.daemon.guardian", self._news) if settings.firewall.enabled else None
         self.generation: Generation | None = None
         self.started = time.time()
@@ -156,9 +160,10 @@ class Supervisor:
             await self.workers.run(self.sockets, self._worker_count())
         except ChildError as error:
             raise StartError(str(error)) from None
+        privileges.settle()
 
     async def _start_guardian(self, guardian: Child) -> None:
-        if privileges.CAP_NET_ADMIN not in privileges.effective():
+        if privileges.CAP_NET_ADMIN not in privileges.permitted():
             raise FirewallError("firewall", NEEDS)
         await guardian.start()
         self._spawn(self._keep_guardian(guardian), "keeper of the guardian")
@@ -172,7 +177,7 @@ class Supervisor:
             generation = self.store.load(number, self.settings)
         except ImageError:
             raise ConfigError(outcome.errors) from None
-        await self._guard(generation)
+        await self._guard(generation, self.around)
         self.generation = generation
         log.error("the lists cannot be used; generation %d, the last good one, is in force", number)
 
@@ -257,7 +262,9 @@ class Supervisor:
                 await guardian.start()
                 async with self._lock:
                     if self.generation is not None:
-                        await self._guard(self.generation)
+                        await self._guard(self.generation, self.around)
+                for resolver in self.workers.children:
+                    await self._introduce(resolver)
             except (ChildError, OSError) as error:
                 log.error("%s", error)
                 guardian.kill()
@@ -402,6 +409,7 @@ class Supervisor:
             and old.settings == new.settings
             and settings == self._resolver_settings(old)
             and around.endpoints == self.around.endpoints
+            and surroundings.protected(new.settings, around) == surroundings.protected(old.settings, self.around)
         )
 
     async def _switch(self, old: Generation | None, new: Generation, around: Surroundings) -> None:
@@ -410,7 +418,7 @@ class Supervisor:
         logged = new.settings.log
         try:
             self.journal.configure(logged.events, logged.max_bytes, logged.keep)
-            await self._guard(new)
+            await self._guard(new, around)
             self.settings, self.around, self.generation = new.settings, around, new
             if old is not None:
                 await self.workers.adopt(new, self._resolver_settings(new))
@@ -434,22 +442,39 @@ class Supervisor:
         logged = old.settings.log
         with contextlib.suppress(OSError):
             self.journal.configure(logged.events, logged.max_bytes, logged.keep)
-        for half in (self.workers.adopt(old, self._resolver_settings(old)), self._guard(old)):
+        for half in (self.workers.adopt(old, self._resolver_settings(old)), self._guard(old, self.around)):
             try:
                 await half
             except ChildError as error:
                 log.critical("the old generation could not be put back everywhere: %s", error)
 
-    async def _guard(self, generation: Generation) -> None:
+    async def _guard(self, generation: Generation, around: Surroundings) -> None:
         """The firewall's part of a generation."""
         if self.guardian is None:
             return
-        firewall = generation.settings.firewall
+        settings = generation.settings
+        firewall = settings.firewall
+        clients = [each.network for each in around.interfaces if each.name in firewall.lan]
         await self.guardian.ask(
-            "apply", [generation.fd], APPLY, generation=generation.number, lan=list(firewall.lan),
-            switchboard=list(map(int, generation.board.actions)), intercept_port=endpoints.intercept_port(generation.settings),
-            fail=firewall.fail, log_group=firewall.log_group, **{"except": list(firewall.except_)},
+            "apply", [generation.fd], APPLY, generation=generation.number, lan=list(firewall.lan), clients=clients,
+            switchboard=list(map(int, generation.board.actions)), intercept_port=endpoints.intercept_port(settings),
+            fail=firewall.fail, log_group=firewall.log_group, learn=firewall.learn, ct_mark=firewall.ct_mark,
+            protect=firewall.protect, protected=[network for network, _ in surroundings.protected(settings, around)],
+            state=f"{settings.state.dir}/{LEARNT}", names=_clients(generation.report["hosts"]),
+            **{"except": list(firewall.except_)},
         )  # fmt: skip
+
+    async def _introduce(self, resolver: Child) -> None:
+        """Let a resolver and the guardian speak to each other; without that, nothing is learnt, and nobody fails."""
+        if self.guardian is None or not self.guardian.running or not resolver.running:
+            return  # whoever comes later is introduced then
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours, theirs:
+            try:
+                await self.guardian.ask("meet", [ours.fileno(), self._marks])
+                await resolver.ask("meet", [theirs.fileno(), self._marks])
+            except ChildError as error:
+                log.error("%s", error)
 
     def _tell(self, outcome: Outcome, why: str) -> None:
         """A reload that changed something or failed is an event and a message."""
@@ -585,15 +610,11 @@ class Supervisor:
                     self.journal.note_lost(message["lost"])
                 if lines:
                     self.journal.lines(lines, lines.count(b"\n"))
-            case "pass":
-                self._spawn(self._pass(child, message["number"], message["addresses"]), "pass")
 
-    async def _pass(self, resolver: Child, number: int, addresses: list[list[Any]]) -> None:
-        """Let addresses behind an allowed name go ahead of the block sets, then tell the resolver that waits for it."""
-        if self.guardian is not None:
-            with contextlib.suppress(ChildError):
-                await self.guardian.ask("pass", addresses=addresses, seconds=1.0)
-        resolver.tell("passed", number=number)
+
+def _clients(hosts: dict[str, list[str]]) -> dict[str, str]:
+    """Local records the other way: names of clients by address."""
+    return {address: name for name, addresses in reversed(hosts.items()) for address in addresses}
 
 
 def _said(error: EmbargoError | OSError) -> str:

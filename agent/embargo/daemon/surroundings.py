@@ -67,5 +67,8 @@ def resolver_settings(settings: Config, around: Surroundings, hosts: dict[str, l
         "upstream": list(map(str, around.upstreams)),
         "forward": {zone: list(map(str, servers)) for zone, servers in settings.dns.forward},
         "hosts": hosts,
+        "ech": settings.dns.ech,
+        "rebind": settings.dns.rebind,
         "log_names": settings.log.names,
+        "learn": settings.firewall.enabled and settings.firewall.learn,
     }

@@ -10,7 +10,7 @@ import gc
 import logging
 import socket
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from embargo.daemon import channel, resolver
@@ -63,10 +63,13 @@ class Inside(Child):
 
 
 class Workers:
-    """`in_force` tells the generation and the settings that a worker starts with."""
+    """`in_force` tells the generation and the settings that a worker starts with; `started` is told of each that has."""
 
-    def __init__(self, in_force: Callable[[], tuple[Generation, Settings]], news: News) -> None:
+    def __init__(
+        self, in_force: Callable[[], tuple[Generation, Settings]], news: News, started: Callable[[Child], Awaitable[None]]
+    ) -> None:
         self._in_force = in_force
+        self._started = started
         self._news = news
         self._sockets = Sockets()
         self._children: list[Child] = []
@@ -78,6 +81,10 @@ class Workers:
         self.user: tuple[int, int] | None = None
         self.inside = False
         self.restarts = 0
+
+    @property
+    def children(self) -> list[Child]:
+        return list(self._children)
 
     @property
     def pids(self) -> list[int]:
@@ -108,6 +115,7 @@ class Workers:
             sockets=[kind for kind, _ in mine], user=None if self.inside else self.user, inside=self.inside,
         )  # fmt: skip
         self._had[number] = settings
+        await self._started(child)
 
     async def _keep(self, number: int) -> None:
         """Start a worker again whenever it ends, with growing pauses."""

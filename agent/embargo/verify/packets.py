@@ -5,6 +5,7 @@ says of the socket.
 """
 
 import errno
+import random
 import select
 import socket
 import time
@@ -70,7 +71,7 @@ class Range:
         self._sent: defaultdict[_Arrival, list[Outcome]] = defaultdict(list)
         self._frames = network.inside("client", lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW))
         self._frames.bind(("eth0", 0))
-        self._number = 0
+        self._number = random.randrange(1 << 16)  # of echo requests: an identifier each is a flow each
 
     def close(self) -> None:
         self._capture.close()
@@ -259,7 +260,7 @@ def _said(sock: socket.socket, probe: Probe) -> str:
 
 def _echo(v6: bool, number: int) -> bytes:
     """An echo request (RFC 792, RFC 4443); the kernel fills in the checksum of ICMPv6."""
-    body = bytes(2) + number.to_bytes(4)[-2:] + b"embargo verify"
+    body = number.to_bytes(4)[-2:] + b"\0\1" + b"embargo verify"
     if v6:
         return b"\x80\0\0\0" + body
     total = sum(int.from_bytes((b"\x08\0\0\0" + body)[i : i + 2]) for i in range(0, 4 + len(body), 2))
@@ -303,14 +304,14 @@ def crafted(each: Addresses, target: str, port: int) -> dict[str, list[tuple[Pro
 
     split: Any = inet.fragment
     split6: Any = inet6.fragment6
-    udp = inet.UDP(sport=40000, dport=port) / (b"embargo verify" * 40)
-    syn = inet.TCP(sport=40001, dport=port, flags="S")
+    udp = inet.UDP(sport=_fresh(), dport=port) / (b"embargo verify" * 40)
+    syn = inet.TCP(sport=_fresh(), dport=port, flags="S")
 
     def made(proto: str, form: str, *made: Any) -> tuple[Probe, list[bytes]]:
         return Probe(proto, target, port, form), list(map(bytes, made))
 
     if each.version == 4:
-        head = inet.IP(src=each.client, dst=target, id=0x656D)
+        head = inet.IP(src=each.client, dst=target, id=_fresh())
         recorded = inet.IP(src=each.client, dst=target, options=[inet.IPOption_RR()])
         return {
             "fragments": [
@@ -323,8 +324,8 @@ def crafted(each: Addresses, target: str, port: int) -> dict[str, list[tuple[Pro
     hops, options = inet6.IPv6ExtHdrHopByHop(), inet6.IPv6ExtHdrDestOpt()
     return {
         "fragments": [
-            made("udp", "in fragments", *split6(bare / inet6.IPv6ExtHdrFragment(id=0x656D) / udp, 300)),
-            made("tcp", "in an atomic fragment", bare / inet6.IPv6ExtHdrFragment(id=0x656E) / syn),
+            made("udp", "in fragments", *split6(bare / inet6.IPv6ExtHdrFragment(id=_fresh()) / udp, 300)),
+            made("tcp", "in an atomic fragment", bare / inet6.IPv6ExtHdrFragment(id=_fresh()) / syn),
         ],
         "extension headers": [
             made("tcp", "behind hop-by-hop options", bare / hops / syn),
@@ -332,3 +333,16 @@ def crafted(each: Addresses, target: str, port: int) -> dict[str, list[tuple[Pro
         ],
         "destination options": [made("tcp", "behind destination options", bare / options / syn)],
     }
+
+
+def _fresh() -> int:
+    """A port or number that makes a packet a flow of its own: those of an earlier run may have been let through for good."""
+    return random.randrange(0x4000, 0xF000)
+
+
+def plain(each: Addresses, target: str, port: int) -> tuple[Probe, list[bytes]]:
+    """A first packet of TCP, for an address that this kernel would not send to. ImportError without scapy."""
+    from scapy.layers import inet, inet6
+
+    packet = inet6.IPv6(src=each.client, dst=target) / inet.TCP(sport=_fresh(), dport=port, flags="S")
+    return Probe("tcp", target, port, "by hand"), [bytes(packet)]

@@ -10,7 +10,7 @@ import ipaddress
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from embargo import message, names, ruleset
 from embargo.config import Config
@@ -33,28 +33,17 @@ CONTROL_NAME = names.from_text(
     "localhost"
 )  # answered here (RFC 6761), so that the control leaves the machine no more than a probe
 DDR = ("_dns.resolver.arpa", "resolver.arpa")  # RFC 9462
+NEEDS_SCAPY = 'needs scapy: pip install "embargo-agent[verify]"'
 HELD, LEAK, UNPROVEN, SKIPPED = "held", "LEAK", "unproven", "skipped"
 
 
-class Form(NamedTuple):
-    """An IPv6 address that carries an IPv4 one. `closed`: the firewall of this version unwraps it (docs/limits.md)."""
-
-    name: str
-    prefix: str
-    shift: int  # bits below the IPv4 address
-    closed: bool
-
-    def wrap(self, address: str) -> str:
-        return str(
-            ipaddress.IPv6Address(int(ipaddress.IPv6Address(self.prefix)) | int(ipaddress.IPv4Address(address)) << self.shift)
-        )
+MAPPED = "::ffff:0:0/96"  # a kernel makes IPv4 of it: such packets are made by hand
 
 
-FORMS = (
-    Form("NAT64", "64:ff9b::", 0, closed=False),  # RFC 6052
-    Form("local NAT64", "64:ff9b:1::", 0, closed=False),  # RFC 8215
-    Form("6to4", "2002::", 80, closed=False),  # RFC 3056
-)
+def wrapped(address: str, prefix: str, at: int) -> str:
+    """The IPv6 address with this prefix that carries an IPv4 one from this octet on (`ruleset.EMBEDDED`)."""
+    carried = int(ipaddress.IPv4Address(address)) << 8 * (12 - at)
+    return str(ipaddress.IPv6Address(int(ipaddress.IPv6Network(prefix)[0]) | carried))
 
 
 @dataclass(slots=True)
@@ -359,23 +348,37 @@ class Verification:
 
     def _wrapped(self, forwarded: Sequence[Addresses]) -> None:
         """Listed IPv4 addresses inside IPv6 ones."""
-        listed = [(class_, target) for (class_, version), found in sorted(self._targets.ranges.items()) if version == 4
-                  for target in found]  # fmt: skip
-        for form in FORMS:
-            row = self._row(BYPASS, form.name, "IPv6 forms of IPv4 addresses")
-            if not any(each.version == 6 for each in forwarded):
+        listed = [address for (_, version), found in sorted(self._targets.ranges.items()) if version == 4
+                  for target in found for address in self._spread(target, 4)]  # fmt: skip
+        here = next((each for each in forwarded if each.version == 6), None)
+        for prefix, at in ruleset.EMBEDDED:
+            row = self._row(BYPASS, "packets", f"IPv4 inside {prefix}")
+            if here is None:
                 row.skipped = "IPv6 is not forwarded here"
-            elif not listed:
-                row.skipped = "no IPv4 address is listed"
             elif network.translates():
                 row.skipped = "a NAT64 translator runs here, which would send them on"
+            elif prefix == MAPPED:
+                self._mapped(row, here, [wrapped(address, prefix, at) for address in listed])
             else:
-                probes = [Probe("tcp", form.wrap(address), 443) for _, target in listed for address in self._spread(target, 4)]
-                outcomes = self._range.send(probes)
-                if not form.closed and any(outcome.passed for outcome in outcomes):
-                    row.skipped = f"{len(probes)} tried, and they pass: this version does not unwrap them (docs/limits.md)"
-                else:
-                    self._pending.append((row, outcomes, False))
+                probes = [Probe("tcp", wrapped(address, prefix, at), 443) for address in listed]
+                self._pending.append((row, self._range.send(probes), False))
+                row.skipped = "no IPv4 address is listed"
+
+    def _mapped(self, row: Row, here: Addresses, addresses: Sequence[str]) -> None:
+        row.skipped = "no IPv4 address is listed"
+        try:
+            made = [packets.plain(here, address, CRAFTED_PORT) for address in addresses]
+        except ImportError:
+            row.skipped = NEEDS_SCAPY
+            return
+        for outcome in self._range.send_crafted(made):
+            if outcome.arrived:
+                row.count(LEAK, f"{outcome.probe} reached the sink")
+            else:
+                row.count(
+                    HELD if self._proven[6, "tcp"] else UNPROVEN,
+                    "tcp to an address that is not listed does not get through either",
+                )
 
     def _crafted(self, forwarded: Sequence[Addresses]) -> None:
         """Fragments, IP options and extension headers, which hide the ports and not the address."""
@@ -383,9 +386,7 @@ class Verification:
             try:
                 controls = packets.crafted(each, self.free(each.version), CRAFTED_PORT)
             except ImportError:
-                self._skip(
-                    BYPASS, "packets", f"IPv{each.version} made by hand", 'needs scapy: pip install "embargo-agent[verify]"'
-                )
+                self._skip(BYPASS, "packets", f"IPv{each.version} made by hand", NEEDS_SCAPY)
                 continue
             refused = [*self._refused_addresses(each.version), *self._refused_ports(each.version)]
             for kind, allowed in controls.items():

@@ -1,0 +1,101 @@
+"""The guardian's memory of addresses on disk: a snapshot now and then, and each address learnt or freed after it.
+
+The file is JSON lines: a head with the time, the rows of `learning.Book.saved`, then what came since. A line that was not
+written whole, and all after it, is left out. What is older than a day is no memory.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import time
+from typing import IO, Any
+
+from embargo.learning import PROVING, RECENT, Book
+
+VERSION = 1
+EVERY = 60.0  # seconds between two snapshots, if anything changed
+MOST = 64 << 20  # octets read; a full memory is a third of it
+
+log = logging.getLogger(__name__)
+
+
+class Memory:
+    def __init__(self, path: str, book: Book) -> None:
+        self.path = path
+        self._book = book
+        self._file: IO[str] | None = None
+        self.trouble = ""
+
+    def recall(self, now: float) -> bool:
+        """Read what was saved. False when there is nothing to rely on: then nothing is blocked for a while."""
+        try:
+            with open(self.path, encoding="utf-8") as file:
+                found = self._read(file.read(MOST).split("\n"), now)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if not isinstance(error, FileNotFoundError):
+                log.warning("%s: what was learnt cannot be read: %s; it is learnt anew", self.path, error)
+            found = False
+        if not found:
+            self._book.proving = now + PROVING
+        return found
+
+    def _read(self, lines: list[str], now: float) -> bool:
+        head = json.loads(lines[0])
+        age = max(time.time() - head["saved"], 0.0)  # a clock that was set back makes it no younger than it is
+        if head["version"] != VERSION or age > RECENT:
+            return False
+        rows: dict[str, dict[str, Any]] = {}
+        for line in lines[1:-1]:  # the last one is empty, or was cut short
+            try:
+                row = json.loads(line)
+                then = age - row.pop("after", 0.0)
+                for key in ("used", "until"):
+                    if key in row:
+                        row[key] -= then
+                rows.pop(row["address"], None)
+                rows[row["address"]] = row
+            except (ValueError, TypeError, KeyError, AttributeError):
+                break
+        self._book.restore(rows.values(), now)
+        return True
+
+    def save(self, now: float) -> None:
+        """Write all of it, whole or not at all."""
+        temporary = f"{self.path}.new"
+        try:
+            with open(temporary, "w", encoding="utf-8", opener=_private) as file:
+                self._saved = time.time()
+                file.write(json.dumps({"version": VERSION, "saved": self._saved}) + "\n")
+                for row in self._book.saved(now):
+                    file.write(json.dumps(row, separators=(",", ":")) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.path)
+            if self._file is not None:
+                self._file.close()
+            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  # it stays open until the next snapshot
+            self.trouble = ""
+        except OSError as error:
+            if not self.trouble:
+                log.error("%s: what was learnt cannot be saved: %s", self.path, error.strerror)
+            self.trouble = error.strerror or str(error)
+
+    def note(self, addresses: list[bytes], now: float) -> None:
+        """These were learnt or freed just now: a guardian that is killed must not forget them."""
+        if self._file is None:
+            return
+        after = round(time.time() - self._saved, 1)
+        with contextlib.suppress(OSError):  # the next snapshot tells of it
+            for row in self._book.rows(addresses, now):
+                self._file.write(json.dumps(row | {"after": after}, separators=(",", ":")) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

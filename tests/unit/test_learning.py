@@ -1,0 +1,174 @@
+"""Which addresses are blocked because of a name, and which are not, without a clock or a kernel."""
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embargo import learning, names
+from embargo.learning import GRACE, MAX_NAMES, PROVING, RECENT, SHORTEST, Book, Reason
+from embargo.policy import Class, Network
+
+A, B, C = b"\xcb\0\x71\1", b"\xcb\0\x71\2", bytes(15) + b"\7"
+PAY, LOG, FREE = map(names.from_text, ("pay.alipay.example", "log.alipay.example", "free.test"))
+CLASS = Class("alipay", "payment")
+
+
+def reason(name: names.Name = PAY) -> Reason:
+    return Reason(name, CLASS, "alipay/payment.list", 1, "alipay.example")
+
+
+def blocked(book: Book, now: float) -> set[bytes]:
+    return {address for address, _, _ in book.blocked(now)}
+
+
+def test_what_is_behind_a_blocked_name_is_blocked_for_its_time_and_a_grace() -> None:
+    book = Book()
+    assert book.leads(reason(), [A, C], 300, 0.0) == [(A, 300 + GRACE), (C, 300 + GRACE)]
+    assert set(book.blocked(0.0)) == {(A, CLASS, 300 + GRACE), (C, CLASS, 300 + GRACE)}
+    assert book.reason(A, 299.0 + GRACE) == reason()
+    assert book.reason(A, 300.0 + GRACE) is None
+    assert blocked(book, 300.0 + GRACE) == set()
+    assert book.learnt == 0
+
+
+def test_an_answer_without_a_time_is_blocked_for_a_while_all_the_same() -> None:
+    assert Book().leads(reason(), [A], 0, 0.0) == [(A, SHORTEST + GRACE)]
+
+
+def test_the_same_answer_again_makes_the_time_longer_and_never_shorter() -> None:
+    book = Book()
+    book.leads(reason(), [A], 3600, 0.0)
+    assert book.leads(reason(), [A], 60, 10.0) == [(A, 3600 + GRACE - 10)]
+    assert book.leads(reason(), [A], 3600, 100.0) == [(A, 3600 + GRACE)]
+
+
+def test_an_address_of_an_unblocked_name_is_spared_until_long_after_its_answer() -> None:
+    book = Book()
+    assert book.answered(FREE, [A], 300, 0.0) == []
+    assert book.leads(reason(), [A, B], 300, 299.0 + RECENT) == [(B, 300 + GRACE)]
+    assert [(s.address, s.blocked, s.neighbour) for s in book.spared] == [(A, PAY, FREE)]
+    assert book.shared(A) == book.spared[0]
+    assert book.counters["shared"] == 1
+    assert book.leads(reason(), [A], 300, 300.0 + RECENT) == [(A, 300 + GRACE)]
+
+
+def test_an_unblocked_name_frees_its_address_once() -> None:
+    book = Book()
+    book.leads(reason(), [A, B], 300, 0.0)
+    assert book.answered(FREE, [A], 60, 1.0) == [A]
+    assert book.answered(FREE, [A], 60, 2.0) == []
+    assert blocked(book, 2.0) == {B}
+    assert book.leads(reason(), [A], 300, 3.0) == [], "it is in use now"
+
+
+def test_without_a_memory_nothing_new_is_blocked_and_what_is_known_is_kept() -> None:
+    book = Book(proving=PROVING)
+    assert book.leads(reason(), [A], 300, PROVING - 1) == []
+    assert book.counters["noted"] == 1
+    assert book.leads(reason(), [A], 300, PROVING) == [(A, 300 + GRACE)]
+    book.proving = 2 * PROVING
+    assert book.leads(reason(), [A, B], 300, PROVING + 1) == [(A, 300 + GRACE)], "renewed, the other one noted"
+
+
+def test_guarded_addresses_are_never_blocked() -> None:
+    book = Book()
+    book.guarded = learning.guard([Network(4, int.from_bytes(A), int.from_bytes(A)), Network(6, 0, 100)])
+    assert book.leads(reason(), [A, B, C], 300, 0.0) == [(B, 300 + GRACE)]
+    assert book.counters["guarded"] == 2
+
+
+def test_a_policy_that_blocks_less_frees_and_one_that_blocks_otherwise_explains_otherwise() -> None:
+    book = Book()
+    book.leads(reason(PAY), [A], 300, 0.0)
+    book.leads(reason(LOG), [B], 300, 0.0)
+    other = Reason(LOG, Class("alipay", "telemetry"), "alipay/telemetry.list", 7, "log.alipay.example")
+    book.judge(lambda each: other if each.name == LOG else None, 1.0)
+    assert blocked(book, 1.0) == {B}
+    assert book.reason(B, 1.0) == other
+    book.guarded = lambda address: True
+    book.judge(lambda each: each, 1.0)
+    assert blocked(book, 1.0) == set()
+
+
+def test_the_latest_names_of_an_address_are_remembered() -> None:
+    book = Book()
+    for number in range(MAX_NAMES + 2):
+        book.answered(names.from_text(f"n{number}.test"), [A], 60, 0.0)
+    book.answered(names.from_text("n3.test"), [A], 60, 0.0)
+    assert [names.to_text(name) for name in book.names(A)] == ["n2.test", "n4.test", "n5.test", "n3.test"]
+    assert book.names(B) == ()
+
+
+def test_memory_is_bounded_and_a_full_one_blocks_nothing_new_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learning, "MAX_ADDRESSES", 3)
+    monkeypatch.setattr(learning, "MAX_LEARNT", 2)
+    addresses = [number.to_bytes(4) for number in range(1, 9)]
+    book = Book()
+    book.leads(reason(), addresses[:1], 300, 0.0)
+    book.answered(FREE, addresses[1:4], 300, 0.0)
+    assert len(book) == 3
+    assert blocked(book, 0.0) == set(), "the one untouched for longest was forgotten"
+    assert book.proving == 0.0, "and nobody else was known to live there"
+    book.answered(FREE, addresses[4:5], 300, 5.0)
+    assert book.counters["forgotten"] == 1
+    assert book.proving == 5.0 + PROVING, "somebody may live where we do not know"
+    book = Book()
+    assert len(book.leads(reason(), addresses[:3], 300, 0.0)) == 2
+    assert book.counters["overflow"] == 1
+
+
+def test_what_was_saved_is_restored() -> None:
+    book, again = Book(), Book()
+    book.leads(reason(), [A, C], 300, 0.0)
+    book.answered(FREE, [B], 300, 0.0)
+    book.leads(reason(), [b"\1\2\3\4"], 1, 0.0)
+    rows = list(book.saved(100.0))
+    again.restore(rows, 5000.0)
+    assert {(a, s) for a, _, s in again.blocked(5000.0)} == {(a, s) for a, _, s in book.blocked(100.0)}
+    assert again.reason(A, 5000.0) == reason()
+    assert again.names(B) == (FREE,)
+    assert sorted(map(str, again.saved(5000.0))) == sorted(map(str, rows))
+    assert again.leads(reason(), [B], 300, 5000.0) == [], "it is still known to be in use"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {}, {"address": "zz", "names": []}, {"address": "010203", "names": []}, {"address": "01020304"},
+        {"address": "01020304", "names": ["zz"]}, {"address": "01020304", "names": [], "until": 5, "reason": ["00"]},
+        {"address": "01020304", "names": [], "used": "5", "neighbour": "00"}, {"address": 5, "names": []},
+    ],
+)  # fmt: skip
+def test_what_was_not_saved_by_us_is_refused(row: dict[str, object]) -> None:
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        Book().restore([row], 0.0)
+
+
+Step = tuple[str, int, int, float]
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["leads", "answered"]), st.integers(0, 3), st.integers(0, 7200), st.floats(0, 100_000)),
+    max_size=40,
+)
+
+
+@given(STEPS)
+def test_no_address_is_blocked_that_an_unblocked_name_used_lately(steps: list[Step]) -> None:
+    book, used = Book(), dict[bytes, float]()
+    now = 0.0
+    for kind, which, ttl, pause in steps:
+        now += pause
+        address = bytes([192, 0, 2, which])
+        do: Callable[[], object]
+        if kind == "leads":
+            do = lambda: book.leads(reason(), [address], ttl, now)  # noqa: B023, E731
+        else:
+            do = lambda: book.answered(FREE, [address], ttl, now)  # noqa: B023, E731
+            used[address] = max(used.get(address, 0.0), now + max(ttl, SHORTEST) + RECENT)
+        do()
+        assert not [a for a in blocked(book, now) if now < used.get(a, 0.0)]
+        assert book.learnt == len(blocked(book, now))
+        assert all(seconds > 0 for _, _, seconds in book.blocked(now))
+    assert len(set(itertools.chain(used, blocked(book, now)))) <= 4
