@@ -98,7 +98,6 @@ class Verification:
         found: Targets, chance: random.Random,
     ) -> None:  # fmt: skip
         self._settings = settings
-        self._generation = generation
         self._image, self._board = generation.image, generation.board
         self._firewall = firewall
         self._network = where
@@ -257,19 +256,19 @@ class Verification:
             elif said is None:
                 row.count(UNPROVEN, f"{text} by {asker.way}: no answer")
             else:
-                self._judge_answer(row, class_, target.decision, said, qtype, _answered(text, qtype, asker.way, said))
+                self._judge_answer(row, class_, target.decision, said, _answered(text, qtype, asker.way, said))
 
-    def _judge_answer(self, row: Row, class_: Class, decision: Decision, said: Said, qtype: int, words: str) -> None:
+    def _judge_answer(self, row: Row, class_: Class, decision: Decision, said: Said, words: str) -> None:
         source = self._image.sources[decision.source]
         expected = f"app={class_.app} function={class_.function} list={source.path}:{decision.line}"
-        if said.ede != message.EDE_BLOCKED or not set(said.answers) <= self._placeholders(class_, qtype):
+        if said.ede != message.EDE_BLOCKED or not set(said.answers) <= self._placeholders():
             row.count(LEAK, words)
         elif not said.text.startswith(expected):
             row.count(UNPROVEN, f"{words}: blocked by something else: {said.text}")
         else:
             row.count(HELD)
 
-    def _placeholders(self, class_: Class, qtype: int) -> set[str]:
+    def _placeholders(self) -> set[str]:
         """The answers that dns.block_mode puts in place of the real ones."""
         mode = self._settings.dns.block_mode
         addresses = ("0.0.0.0", "::") if mode == "null" else mode if isinstance(mode, tuple) else ()
