@@ -344,6 +344,38 @@ def _lines(path: str, *, follow: bool) -> Iterator[str]:
             time.sleep(0.2)
 
 
+# ── proving ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@verb(reads=True)
+@click.option("--samples", type=click.IntRange(1), default=5, show_default=True,
+              help="Names and networks of each app and function that are tried.")  # fmt: skip
+@click.option("--all", "everything", is_flag=True, help="Try every name and network that is blocked.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Which ones a sample holds; the same seed, the same ones.")
+def verify(file: str, samples: int, everything: bool, seed: int, as_json: bool) -> None:
+    """Proves with real packets that the running agent blocks what it should. Needs root; no packet leaves this machine.
+
+    A client in a network namespace of its own asks for listed names and connects to listed addresses, by every way round the
+    filter too; a sink in another one shows what gets through. Exit status 0: nothing leaks, 1: something does, or no agent
+    runs. What could not be proven (another firewall drops it too) is told and is no leak. The attempts stand in the block log
+    like any client's.
+    """
+    settings = _settings(file)
+    if not {privileges.CAP_NET_ADMIN, privileges.CAP_SYS_ADMIN} <= set(privileges.effective()):
+        _fail("embargo verify needs root: it makes network namespaces", USAGE)
+    from embargo.verify import run as verification  # slow to load, and for this verb alone
+
+    try:
+        told = verification.run(settings, samples=0 if everything else samples, seed=seed)
+    except NotRunning as error:
+        if as_json:
+            show.as_json({"ok": False, "running": False, "reason": str(error)})
+            sys.exit(NO)
+        raise
+    show.as_json(told) if as_json else show.verify(told)
+    sys.exit(0 if told["ok"] else NO)
+
+
 # ── changing ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -222,6 +222,13 @@ class Image:
         class_, source, line, start, length = _DECISION.unpack_from(self._decisions, 16 * number)
         return Decision(class_, source, line, str(self._rules[start : start + length], "utf-8"))
 
+    def listed(self) -> Iterator[tuple[Name, Claims, Claims]]:
+        """Every listed name with the claims on itself and on the names below it."""
+        for at in range(0, len(self._slots), 4):
+            if begin := self._slots[at + 1]:
+                name = Name(bytes(self._blob[begin - 1 : names.end(self._blob, begin - 1)]))
+                yield name, self._claims_in(at, name, below=False), self._claims_in(at, name, below=True)
+
     def lookup_address(self, packed: bytes) -> Claims:
         """Who claims this address (4 or 16 octets, network order). An IPv6 form that carries an IPv4 address counts as both."""
         if len(packed) == 4:

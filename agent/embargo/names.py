@@ -111,7 +111,7 @@ def _escape(octet: int) -> str:
     return "\\" + chr(octet) if octet in b'.\\"();@$' else f"\\{octet:03d}"
 
 
-def end(names: bytes, start: int) -> int:
+def end(names: bytes | memoryview, start: int) -> int:
     """Where the name that begins at `start` of names in wire form ends."""
     while length := names[start]:
         start += 1 + length

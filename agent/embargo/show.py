@@ -212,6 +212,24 @@ def _place(told: Told) -> str:
     return clean(f"{told['list']}:{told['line']}, rule {told['rule']}")
 
 
+# ── verify ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def verify(told: Told) -> None:
+    table(
+        ("APP", "FUNCTION", "KIND", "PROBES", "HELD", "LEAKS", "VERDICT", "DETAIL"),
+        (
+            (r["app"], r["function"], r["kind"], r["probes"], r["held"], r["leaks"], r["verdict"], r["detail"])
+            for r in told["rows"]
+        ),
+    )
+    print()
+    lines(told["notes"])
+    which = f"a sample, seed {told['seed']}" if told["samples"] else "all entries"
+    print(f"generation {told['generation']}, {told['probes']} probes ({which}) in {told['seconds']} s: "
+          f"{told['held']} held, {told['unproven']} unproven, {told['leaks'] or 'no'} leaks")  # fmt: skip
+
+
 # ── the block log ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -122,7 +122,7 @@ def test_the_demonstration_runs_and_finds_nothing_wrong() -> None:
 def test_the_gateways_commands_work_on_a_gateway(tmp_path: Path) -> None:
     """With the README's configuration in /etc, under overlays that keep this machine as it is."""
     example = README.partition("```toml\n")[2].partition("```")[0]
-    assert GATEWAY == ["embargo check", "embargo run"]
+    assert GATEWAY == ["embargo check", "embargo run", "embargo verify"]
     overlays = "".join(
         f"mkdir -p {tmp_path}/{n}/u {tmp_path}/{n}/w; mount -t overlay o -o "
         f"lowerdir={d},upperdir={tmp_path}/{n}/u,workdir={tmp_path}/{n}/w {d}\n"
@@ -145,6 +145,7 @@ for i in $(seq 200); do
 done
 dig +tries=1 @192.0.2.1 www.alipay.com
 embargo status
+embargo verify
 kill $agent
 wait $agent
 """
@@ -157,3 +158,4 @@ wait $agent
     assert done.stdout.startswith("no problems\n")
     assert "app=alipay function=payment" in done.stdout
     assert "port 53 intercepted" in done.stdout
+    assert re.search(r"held, 0 unproven, no leaks$", done.stdout, re.MULTILINE)

@@ -56,6 +56,12 @@ def test_lookup_is_the_dictionarys_answer(policy: Policy, others: list[Name], la
     assert built.lookup(names.ROOT) == ()
 
 
+@given(POLICIES)
+def test_the_listed_names_are_the_dictionarys(policy: Policy) -> None:
+    found = {name: Claimed(itself, deeper) for name, itself, deeper in Image(image.encode(policy)).listed()}
+    assert found == policy.names
+
+
 @given(POLICIES, st.lists(st.integers(0, (1 << 128) - 1)))
 def test_addresses_are_found_in_their_ranges_and_nowhere_else(policy: Policy, others: list[int]) -> None:
     built = Image(image.encode(policy))

@@ -20,7 +20,7 @@ def test_the_configuration_page_is_what_the_code_declares() -> None:
 
 def test_every_module_stands_on_the_map_and_everything_on_the_map_exists() -> None:
     text = (TOP / "docs/ARCHITECTURE.md").read_text()
-    shown = {name for line in text.splitlines() for name in re.findall(r"^  ((?:daemon/)?\w+\.pyx?)|, (\w+\.py)", line)}
+    shown = {name for line in text.splitlines() for name in re.findall(r"^  ((?:daemon/|verify/)?\w+\.pyx?)|, (\w+\.py)", line)}
     mapped = {name for pair in shown for name in pair if name}
     package = TOP / "agent/embargo"
     modules = {str(path.relative_to(package)) for path in (*package.rglob("*.py"), *package.rglob("*.pyx"))}
@@ -39,6 +39,12 @@ def test_the_readmes_verbs_exist() -> None:
     assert set(verbs) <= set(cli.commands)
 
 
+def test_every_option_of_verify_is_on_its_page() -> None:
+    page = (TOP / "docs/verify.md").read_text()
+    options = {option for parameter in cli.commands["verify"].params for option in parameter.opts if option.startswith("--")}
+    assert {option for option in options if f"`{option}" not in page} == {"--config"}
+
+
 def test_the_readmes_gateway_is_a_configuration() -> None:
     text = (TOP / "README.md").read_text()
     example = text.partition("```toml\n")[2].partition("```")[0]
@@ -53,7 +59,8 @@ def test_the_lists_pages_app_is_an_app() -> None:
 
 def test_every_dependency_has_its_line() -> None:
     project = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
-    named = [*project["dependencies"], *project["optional-dependencies"]["test"], *project["optional-dependencies"]["bench"]]
+    extras = project["optional-dependencies"]
+    named = [*project["dependencies"], *(each for extra in ("verify", "test", "bench") for each in extras[extra])]
     table = (TOP / "docs/ARCHITECTURE.md").read_text().partition("## Dependencies")[2]
     for requirement in named:
         name = re.split(r"[<>=]", requirement)[0]

@@ -67,6 +67,7 @@ def test_an_image_holds_what_the_policy_says() -> None:
     everything = combined.claimed()
     assert set(combined.names) == set(map(names.from_text, ("mail.alipay.com", "alipay.com", "mygw.alipay.com")))
     assert len(everything) == len(combined) == 5
+    assert {name: (itself, below) for name, itself, below in built.listed()} == everything
     for name, claimed in everything.items():
         assert built.lookup(name) == claimed.itself
         assert built.lookup(Name(b"\1x" + name)) == claimed.below

@@ -98,10 +98,21 @@ def test_a_daemon_module_knows_nothing_of_the_command_line(path: Path) -> None:
     assert [name for _, name in imports(tree(path)) if name in ("embargo.cli", "embargo.show", "click", "rich")] == []
 
 
-def test_scapy_is_not_loaded_by_the_daemon() -> None:
-    """Slow to import, and for probes and tools only."""
+def test_the_daemon_knows_nothing_of_verify() -> None:
+    """What it brings along (scapy, hand-made packets) has no place in a process that runs for months."""
     for path in PACKAGE.rglob("*.py"):
-        assert "scapy" not in {name.partition(".")[0] for _, name in imports(tree(path))}, path
+        if path.parent.name != "verify" and path.name != "cli.py":
+            assert not [name for _, name in imports(tree(path)) if name.startswith("embargo.verify")], path
+
+
+def test_scapy_is_loaded_for_hand_made_packets_alone() -> None:
+    """Slow to import, and optional: not at the top of a module, and nowhere else."""
+    for path in PACKAGE.rglob("*.py"):
+        module = tree(path)
+        loaded = [line for line, name in imports(module) if name.partition(".")[0] == "scapy"]
+        top = [node.lineno for node in module.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        assert not loaded or path.relative_to(PACKAGE).as_posix() == "verify/packets.py", path
+        assert not set(loaded) & set(top)
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,11 @@ def test_content_carries_its_generation_and_what_the_kernel_keeps_does_not() -> 
     assert {name for name, each in names.items() if each.keep} == {"allow4", "allow6", "alive"}
 
 
+def test_the_interface_of_verify_is_policed_where_a_lan_is() -> None:
+    assert sets(rulesets.made(generation=1, lan=("lan0",), port=53))["lan_1"].words == ("lan0", ruleset.RESERVED)
+    assert not any(each.words for each in rulesets.made(generation=1, fail="open").sets)
+
+
 def test_two_generations_share_no_content_and_all_chains_and_counters() -> None:
     one, two = rulesets.made(generation=1, lan=("lan0",), port=53), rulesets.made(generation=2, lan=("lan0",), port=53)
     assert set(sets(one)) & set(sets(two)) == {"allow4", "allow6"}

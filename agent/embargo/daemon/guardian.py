@@ -34,7 +34,7 @@ from embargo.errors import FirewallError
 from embargo.image import Image
 from embargo.learning import Book, Reason
 from embargo.policy import Action, Class, Network, Switchboard
-from embargo.ruleset import TABLE, Ruleset, Spec
+from embargo.ruleset import RESERVED, TABLE, Ruleset, Spec
 
 HEAL = 0.2  # seconds between two looks at the kernel's generation
 JUDGING = ("forward", "police")  # the chains in which the number of the judgement stands
@@ -188,9 +188,8 @@ class Guardian:
 
     def alive(self) -> None:
         """Somebody answers: for the next seconds port 53 may be redirected (fail = "open")."""
-        messages = nft.alive(TABLE, self._wanted.lan) if self._wanted is not None else []
-        if messages:
-            self._kernel.transact(messages)
+        if self._wanted is not None and self._wanted.lan:
+            self._kernel.transact(nft.alive(TABLE, (*self._wanted.lan, RESERVED)))
 
     def about(self, address: bytes) -> dict[str, Any]:
         """What is known of an address beside the lists."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from pyroute2 import IPRoute
 
+from embargo.ruleset import RESERVED, SINK
 from embargo.upstream import Server
 
 #: "local" of [dns] allow_from, but for the networks of the lan interfaces
@@ -38,13 +39,14 @@ class Interface(NamedTuple):
 
 
 def interfaces() -> tuple[Interface, ...]:
-    """Every address of every interface, in the kernel's order."""
+    """Every address of every interface, in the kernel's order. What `embargo verify` sets up is no news and changes nothing."""
     with IPRoute() as route:
         named = {link["index"]: link.get("ifname") for link in route.get_links()}
         return tuple(
             # IFA_LOCAL is the address itself where IFA_ADDRESS is the other end's of a point-to-point link
             Interface(named.get(found["index"], ""), found.get("IFA_LOCAL") or found.get("IFA_ADDRESS"), found["prefixlen"])
             for found in route.get_addr()
+            if named.get(found["index"], "") not in (RESERVED, SINK)
         )
 
 
@@ -75,8 +77,10 @@ class Hints:
 def gateways() -> tuple[str, ...]:
     """The next hops of the default routes."""
     with IPRoute() as route:
+        verified = {link["index"] for link in route.get_links() if link.get("ifname") in (RESERVED, SINK)}
         routes = [*route.get_default_routes(socket.AF_INET), *route.get_default_routes(socket.AF_INET6)]
-        return tuple(dict.fromkeys(found.get("RTA_GATEWAY") for found in routes if found.get("RTA_GATEWAY")))
+        real = (found for found in routes if found.get("RTA_OIF") not in verified)
+        return tuple(dict.fromkeys(found.get("RTA_GATEWAY") for found in real if found.get("RTA_GATEWAY")))
 
 
 def system_resolvers(own: Iterable[tuple[str, int]]) -> tuple[Server, ...]:

@@ -1,0 +1,191 @@
+"""What `embargo verify` tries and what it makes of it; with real packets: tests/netns/test_verify.py."""
+
+import ipaddress
+import random
+
+import pytest
+from scapy.layers import inet, inet6
+
+from embargo import image, names, policy, ruleset
+from embargo.image import Image
+from embargo.names import Name
+from embargo.policy import Class, Level, Selection, Switchboard
+from embargo.verify import ask, packets, targets
+from embargo.verify.ask import Asker, Way
+from embargo.verify.network import Addresses
+from embargo.verify.packets import Outcome, Probe
+from embargo.verify.probes import Row, wrapped
+from support import catalogue
+
+CLIENT4 = Addresses("192.0.2.1", "169.254.213.2", "169.254.213.3")
+CLIENT6 = Addresses("2001:db8::1", "fd65::2", "fd65::3")
+FILES = {
+    "alipay/payment.list": ["alipay.test", "=pay.test", "203.0.113.0/28", "203.0.113.32", "2001:db8::/64"],
+    "alipay/core.list": [*(f"n{number}.test" for number in range(40)), "core.alipay.test"],
+    "qq/payment.list": ["qq.test", "allowed.test", "203.0.113.64"],
+}
+ALLOW = catalogue.local(Level.ALLOW, "allowed.test", "203.0.113.64")
+
+
+def compiled(selection: Selection) -> tuple[Image, Switchboard]:
+    apps = catalogue.apps(FILES)
+    combined = policy.combine(apps, (ALLOW,), selection)
+    return Image(image.encode(combined)), policy.select(apps, combined.classes, selection)
+
+
+def found(selection: Selection = Selection(apps="all", functions="all"), samples: int = 0, seed: int = 0) -> targets.Targets:  # noqa: B008
+    return targets.find(*compiled(selection), samples, random.Random(seed))
+
+
+def asked(of: targets.Targets, class_: Class) -> set[str]:
+    return {names.to_text(target.name) for target in of.names.get(class_, ())}
+
+
+# ── what is tried ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_suffix_is_asked_for_itself_and_below_and_an_exact_name_for_itself() -> None:
+    selection = Selection(apps=("alipay",), functions=("payment",))
+    assert asked(found(selection), Class("alipay", "payment")) == {
+        "alipay.test", "embargo-verify.alipay.test", "pay.test",
+        "core.alipay.test", "embargo-verify.core.alipay.test",  # the shorter line claims it, as the longer one is off
+    }  # fmt: skip
+
+
+def test_what_is_off_or_allowed_is_not_tried() -> None:
+    everything = found(Selection(apps="all", functions=("payment",)))
+    assert set(everything.names) == {Class("alipay", "payment"), Class("qq", "payment")}
+    assert asked(everything, Class("qq", "payment")) == {"qq.test", "embargo-verify.qq.test"}
+    assert set(everything.ranges) == {(Class("alipay", "payment"), 4), (Class("alipay", "payment"), 6)}
+
+
+def test_what_is_only_logged_is_not_tried() -> None:
+    audited = found(Selection(apps="all", functions="all", mode=policy.Action.AUDIT))
+    assert (dict(audited.names), dict(audited.ranges)) == ({}, {})
+
+
+def test_every_target_is_one_that_the_look_up_blocks() -> None:
+    built, board = compiled(Selection(apps="all", functions="all"))
+    for class_, listed in targets.find(built, board, 0, random.Random(0)).names.items():
+        for target in listed:
+            assert board.choose(built.lookup(target.name))[1] == target.decision
+            assert built.classes[target.decision.class_] == class_
+
+
+def test_a_sample_is_of_the_size_asked_for_and_the_same_for_a_seed() -> None:
+    core = Class("alipay", "core")
+    assert len(found().names[core]) == 82
+    assert len(found(samples=5).names[core]) == 5
+    assert found(samples=5, seed=1).names[core] == found(samples=5, seed=1).names[core]
+    assert found(samples=5, seed=1).names[core] != found(samples=5, seed=2).names[core]
+    assert len(found(samples=5).names[Class("qq", "payment")]) == 2
+
+
+def test_a_name_without_room_for_one_below_is_asked_for_itself() -> None:
+    long = ".".join(["a" * 49] * 4 + ["b" * 40])
+    apps = catalogue.apps({"alipay/core.list": [long]})
+    combined = policy.combine(apps, (), Selection(apps="all", functions="all"))
+    board = policy.select(apps, combined.classes, Selection(apps="all", functions="all"))
+    of = targets.find(Image(image.encode(combined)), board, 0, random.Random(0))
+    assert asked(of, Class("alipay", "core")) == {long}
+
+
+def test_an_address_is_where_the_firewall_looks_for_it() -> None:
+    assert [wrapped("203.0.113.7", prefix, at) for prefix, at in ruleset.EMBEDDED] == [
+        "::ffff:cb00:7107", "64:ff9b::cb00:7107", "64:ff9b:1::cb00:7107", "2002:cb00:7107::",
+    ]  # fmt: skip
+    for prefix, at in ruleset.EMBEDDED:
+        assert image.embedded(ipaddress.ip_address(wrapped("203.0.113.7", prefix, at)).packed) == b"\xcb\0\x71\7"
+
+
+# ── names ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_mixed_case_changes_letters_and_nothing_else() -> None:
+    name = names.from_text("a-b9.alipay\\.x.test")
+    mixed = ask.mixed_case(name, 0b10101011)
+    assert mixed != name
+    assert Name(mixed.lower()) == name
+
+
+def test_only_the_answer_to_the_question_is_read() -> None:
+    question = b"\4free\4test\0\0\1\0\1"
+    query = ask._query(7, question)
+    head = b"\0\7\x81\x80\0\1\0\1\0\0\0\0"
+    answer = head + question + b"\xc0\x0c\0\1\0\1\0\0\0\x0a\0\4\xc0\0\2\x07"
+    said = ask._read(answer, query, question)
+    assert said is not None
+    assert (said.rcode, said.answers, said.ede) == (0, ("A 192.0.2.7",), -1)
+    assert ask._read(b"\0\x08" + answer[2:], query, question) is None  # another id
+    assert ask._read(answer.replace(b"free", b"fRee"), query, question) is None
+    assert ask._read(query, query, question) is None  # a question
+    assert ask._read(answer[:-1], query, question) is None
+    assert ask._read(b"", query, question) is None
+
+
+def test_an_asker_that_nobody_answers_says_so() -> None:
+    def make(_: object) -> object:
+        raise OSError
+
+    way = Way("192.0.2.1", 53, "udp", False)
+    assert Asker(way, make).ask(names.from_text("free.test"), 1) is None  # type: ignore[arg-type]
+    assert str(way) == "udp 192.0.2.1:53"
+    assert str(way._replace(address="2001:db8::1")) == "udp [2001:db8::1]:53"
+
+
+# ── packets ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def key(probe: Probe) -> object:
+    return packets._key(probe)
+
+
+@pytest.mark.parametrize("each", [CLIENT4, CLIENT6], ids=["ipv4", "ipv6"])
+def test_every_hand_made_packet_is_known_by_its_first_fragment(each: Addresses) -> None:
+    target = "203.0.113.7" if each.version == 4 else "2001:db8::7"
+    for probes in packets.crafted(each, target, 8443).values():
+        for probe, sent in probes:
+            seen = [packets._arrival(packet) for packet in sent]
+            assert seen[0] == key(probe)
+            assert not any(seen[1:])
+            assert probe.form in str(probe)
+
+
+def test_plain_packets_are_known_too() -> None:
+    udp4 = bytes(inet.IP(dst="203.0.113.7", src="192.0.2.1") / inet.UDP(dport=443))
+    assert packets._arrival(udp4) == key(Probe("udp", "203.0.113.7", 443))
+    echo6 = bytes(inet6.IPv6(dst="2001:db8::7", src="fd65::2") / inet6.ICMPv6EchoRequest())
+    assert packets._arrival(echo6) == key(Probe("icmp", "2001:db8::7"))
+    for size in range(20):
+        assert packets._arrival(echo6[:size]) is None or size > 6
+
+
+def test_an_echo_request_has_its_checksum() -> None:
+    made = inet.ICMP(packets._echo(v6=False, number=513))
+    sent = made.chksum
+    del made.chksum
+    assert inet.ICMP(bytes(made)).chksum == sent
+
+
+@pytest.mark.parametrize(
+    ("said", "arrived", "passed"),
+    [("refused", False, False), ("refused", True, True), ("silent", True, True), ("open", False, True)],
+)
+def test_what_arrives_or_is_answered_has_passed(said: str, arrived: bool, passed: bool) -> None:
+    assert Outcome(Probe("tcp", "203.0.113.7", 443), said, arrived).passed is passed
+
+
+# ── rows ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_worst_is_the_verdict_and_leaks_are_told_first() -> None:
+    row = Row("alipay", "payment", "names", skipped="nothing tried yet")
+    assert (row.verdict, row.detail) == ("skipped", "nothing tried yet")
+    row.count("held")
+    assert (row.verdict, row.detail) == ("held", "")
+    row.count("unproven", "in doubt")
+    assert (row.verdict, row.detail) == ("unproven", "in doubt")
+    row.count("LEAK", "out")
+    row.count("LEAK", "out again")
+    assert (row.verdict, row.detail) == ("LEAK", "out; out again; in doubt")
+    assert (row.probes, row.held, row.leaks, row.unproven) == (4, 1, 2, 1)
