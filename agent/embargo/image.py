@@ -24,7 +24,7 @@ import json
 import struct
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from zlib import crc32
 
@@ -297,7 +297,8 @@ class _Ranges:
         data = bytes(view[start : start + count * 2 * width])
         if width == 4:
             numbers = memoryview(data).cast("I")
-            self.firsts, self.lasts = numbers[:count].tolist(), numbers[count:].tolist()
+            self.firsts: Sequence[int] = numbers[:count]
+            self.lasts: Sequence[int] = numbers[count:]
         else:
             words = [int.from_bytes(data[i : i + 16]) for i in range(0, len(data), 16)]
             self.firsts, self.lasts = words[:count], words[count:]

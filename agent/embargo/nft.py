@@ -9,12 +9,16 @@ are the old maps: deleting a map deactivates its elements, and a packet that is 
 one of 100,000 got through). If anything is refused up to the switch, `additions` go and the old rules were never touched.
 """
 
+import socket
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from embargo.policy import Action
 from embargo.ruleset import (
+    ACCEPT,
     ALIVE_SECONDS,
+    LEARNT,
     LOG_RATE,
     OFFSETS,
     SNAPLEN,
@@ -38,8 +42,11 @@ from embargo.ruleset import (
     Rule,
     Ruleset,
     Set,
+    Spec,
+    mark_chain,
     mask_of,
     pattern,
+    value_of,
 )  # fmt: skip
 
 CHUNK = 10_000  # elements a transaction: the commit lock is shared by the whole namespace, a learnt address must not wait
@@ -54,7 +61,7 @@ COUNTER = 1  # NFT_OBJECT_COUNTER
 DORMANT, OWNER, PERSIST = 1, 2, 4  # NFT_TABLE_F_*
 _NESTED = 0x8000
 
-_KEY_TYPES = {"ipv4_addr": (7, 4), "ipv6_addr": (8, 16), "ifname": (41, 16)}
+_KEY_TYPES = {"ipv4_addr": (7, 4), "ipv6_addr": (8, 16), "mark": (19, 4), "ifname": (41, 16)}
 _SET_INTERVAL, _SET_MAP, _SET_TIMEOUT = 4, 8, 16
 _DATA_VERDICT = 0xFFFFFF00
 _ACCEPT, _JUMP, _RETURN = 1, -3, -5
@@ -153,9 +160,9 @@ def encode_expression(expression: Expression) -> bytes:
                 _payload(_INNER, at, len(part)) + (_masked(mask) if mask else b"") + _compare(part)
                 for at, part, mask in pattern(octets)
             )
-        case Judged(mask, value):
+        case Judged(mask, set_):
             load = _expression("ct", u32(1, 1), u32(2, _CT_MARK))
-            return load + _masked(struct.pack("=I", mask)) + _compare(struct.pack("=I", value))
+            return load + _masked(struct.pack("=I", mask)) + _lookup(set_, vmap=True)
         case Mark(mask, value):
             change = _masked(struct.pack("=I", ~mask & 0xFFFFFFFF), struct.pack("=I", value))
             return _expression("ct", u32(1, 1), u32(2, _CT_MARK)) + change + _expression("ct", u32(2, _CT_MARK), u32(4, 1))
@@ -239,7 +246,7 @@ def new_set(table: str, each: Set, number: int) -> Message:
         payload += u32(6, _DATA_VERDICT) + u32(7, 16)
     if not each.interval and not each.timeout:
         payload += nest(9, u32(1, max(len(each.elements) + len(each.words), 1)))  # sized: a quarter of the load time
-    if each.type == "ifname":
+    if each.type in ("ifname", "mark"):
         payload += attribute(13, struct.pack("=BBI", 0, 4, 1))  # NFTNL_UDATA_SET_KEYBYTEORDER: host, so that nft lists names
     return Message(NEWSET, CREATE, payload, f"add set {each.name}")
 
@@ -291,6 +298,8 @@ def _filling(table: str, each: Set, elements: Sequence[Element]) -> Iterator[Mes
         return
     width = _KEY_TYPES[each.type][1]
     top = (1 << 8 * width) - 1
+    if each.type == "mark":  # in the host's order
+        elements = [element._replace(first=socket.htonl(element.first)) for element in elements]
     around = {chain: _around(width, chain) for chain in {element.chain for element in elements}}
     before_end, behind_end = _around(width, "", INTERVAL_END)
     # without end: what reaches the top of the space
@@ -323,31 +332,24 @@ def _keys(width: int, numbers: Sequence[int]) -> Sequence[bytes]:
 
 def _around(width: int, chain: str, flags: int = 0) -> tuple[bytes, bytes]:
     """The octets of a list element before and behind its key."""
-    verdict = nest(2, _verdict(_JUMP, chain)) if chain else b""
+    verdict = nest(2, _verdict(_JUMP, chain) if chain != ACCEPT else _verdict(_ACCEPT)) if chain else b""
     whole = nest(1, nest(1, _value(bytes(width))), verdict, u32(3, flags) if flags else b"")
     return whole[:12], whole[12 + width :]
 
 
-def timed_elements(table: str, name: str, keys: Iterable[tuple[bytes, int]], chain: str = "") -> list[Message]:
-    """Elements of a timeout set: (key, seconds), in a map each leads to `chain`.
-
-    Both times are given, since equal timeouts alone renew nothing.
-    """
-    to = nest(2, _verdict(_JUMP, chain)) if chain else b""
-    encoded = (nest(1, nest(1, _value(key)), to, u64(4, seconds * 1000), u64(5, seconds * 1000)) for key, seconds in keys)
+def timed_elements(table: str, name: str, keys: Iterable[tuple[bytes, int]]) -> list[Message]:
+    """Elements of a timeout set: (key, seconds). Both times are given, since equal timeouts alone renew nothing."""
+    encoded = (nest(1, nest(1, _value(key)), u64(4, seconds * 1000), u64(5, seconds * 1000)) for key, seconds in keys)
     return list(_element_messages(table, name, NEWSETELEM, encoded))
 
 
-def learnt_elements(generation: int, table: str, learnt: Iterable[tuple[bytes, str, int]]) -> list[Message]:
-    """Learnt addresses in the maps of a generation: (address, chain, seconds)."""
-    found: dict[tuple[int, str], list[tuple[bytes, int]]] = {}
-    for address, chain, seconds in learnt:
-        found.setdefault((4 if len(address) == 4 else 6, chain), []).append((address, seconds))
-    return [
-        message
-        for (family, chain), keys in found.items()
-        for message in timed_elements(table, f"learnt{family}_{generation}", keys, chain)
-    ]
+def learnt_elements(generation: int, table: str, learnt: Iterable[tuple[bytes, Action, int]]) -> list[Message]:
+    """Learnt addresses in the sets of a generation: (address, what is done about it, seconds)."""
+    found: dict[str, list[tuple[bytes, int]]] = {}
+    for address, action, seconds in learnt:
+        name = f"{LEARNT[action].set_}{4 if len(address) == 4 else 6}_{generation}"
+        found.setdefault(name, []).append((address, seconds))
+    return [message for name, keys in found.items() for message in timed_elements(table, name, keys)]
 
 
 def delete_elements(table: str, name: str, keys: Iterable[bytes]) -> list[Message]:
@@ -355,12 +357,15 @@ def delete_elements(table: str, name: str, keys: Iterable[bytes]) -> list[Messag
     return list(_element_messages(table, name, DELSETELEM, (nest(1, nest(1, _value(key))) for key in keys)))
 
 
-def renewal(ruleset: Ruleset, *chains: str) -> Iterator[Message]:
-    """The rules of these chains anew, in place of those that are there."""
-    yield from (flush_chain(ruleset.table, name) for name in chains)
-    for chain in ruleset.chains:
-        if chain.name in chains:
-            yield from (new_rule(ruleset.table, chain.name, rule) for rule in chain.rules)
+def judge_again(table: str, old: Spec, new: Spec) -> Iterator[Message]:
+    """Another judgement in force: flows that were let through by the old one meet all rules once more."""
+    name = f"judged_{new.generation}"
+    now, before = (Element(value, value, ACCEPT) for value in (value_of(each.judgement, each.ct_mark) for each in (new, old)))
+    yield from _filling(table, Set(name, "mark", vmap=True), (now,))
+    yield from delete_elements(table, name, (struct.pack("=I", before.first),))
+    chain = mark_chain(new)
+    yield flush_chain(table, chain.name)
+    yield from (new_rule(table, chain.name, rule) for rule in chain.rules)
 
 
 def alive(table: str, lan: Iterable[str], seconds: int = ALIVE_SECONDS) -> list[Message]:
@@ -397,19 +402,20 @@ def additions(table: str, old: Holding, now: Holding) -> Iterator[Message]:
 
 
 def prepare(ruleset: Ruleset, old: Holding, flags: int = 0) -> Iterator[Message]:
-    """Everything that can stand there before it is used: table, counters, new class chains, empty sets."""
+    """Everything that can stand there before it is used: table, counters, empty sets, the new chains that these lead to."""
     table = ruleset.table
     yield new_table(table, flags)
     for name in ruleset.counters:
         yield new_counter(table, name)
     for number, each in enumerate(ruleset.sets, start=1):
         yield new_set(table, each, number)
-    classes = {element.chain for each in ruleset.sets for element in each.elements}
-    for chain in ruleset.chains:
-        if chain.name in classes and chain.name not in old.chains:
-            yield new_chain(table, chain)
-            for rule in chain.rules:
-                yield new_rule(table, chain.name, rule)
+    led = {element.chain for each in ruleset.sets for element in each.elements}
+    led |= {
+        e.chain for c in ruleset.chains if c.name in led for rule in c.rules for e in rule.expressions if isinstance(e, Jump)
+    }
+    fresh = [chain for chain in ruleset.chains if chain.name in led and chain.name not in old.chains]
+    yield from (new_chain(table, chain) for chain in fresh)
+    yield from (new_rule(table, chain.name, rule) for chain in fresh for rule in chain.rules)
 
 
 def fill(ruleset: Ruleset) -> Iterator[list[Message]]:

@@ -10,7 +10,7 @@ the most frequent lengths stand in hash maps of their own, which are asked for t
 addresses stand in hash maps too, each with its time. Maps carry the generation in their name, since content is replaced by
 filling new maps aside and switching the rules in one transaction; chains and counters keep theirs.
 
-    forward (filter -5, before any established-accept): judged already? → police → ports; to4, from4, to6, from6
+    forward (filter -5, before any established-accept): judged already? → police → ports; to4, from4, to6, from6; mark
     output (filter -5) → to4, to6                                                          → class chain: count, log, reject
     prerouting (nat -110): port 53 of policed clients comes to us
 
@@ -50,6 +50,17 @@ MANY = 50_000  # ranges of a family in one interval map; each transaction on one
 ALIVE_SECONDS = 3  # fail = "open": how long the kernel redirects port 53 after the guardian last said that somebody answers
 
 
+class Learnt(NamedTuple):
+    """Where learnt addresses stand, and the chain that they lead to: sets, since each element of a map of verdicts that is in
+    use makes the kernel look through all of them (70 ms at a million, a set takes 12 µs)."""
+
+    set_: str
+    class_: Class
+
+
+LEARNT = {Action.BLOCK: Learnt("learnt", Class("learnt", "block")), Action.AUDIT: Learnt("audited", Class("learnt", "audit"))}
+
+
 class Meta(NamedTuple):
     key: str  # nfproto | l4proto | iifname | oifname
     value: str  # ipv4, ipv6, tcp, udp; "@name" for a set
@@ -82,10 +93,10 @@ class Begins(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """The flow's conntrack mark says, in the bits of `mask`, that this judgement let it through."""
+    """The flow's conntrack mark, in the bits of `mask`, is looked up in a map of verdicts."""
 
     mask: int
-    value: int
+    set_: str
 
 
 class Mark(NamedTuple):
@@ -152,8 +163,11 @@ class Chain(NamedTuple):
     hook: Hook | None = None
 
 
+ACCEPT = "accept"  # in place of a chain
+
+
 class Element(NamedTuple):
-    """Keys first to last (equal in hash sets); the chain it leads to in a verdict map."""
+    """Keys first to last (equal in hash sets); the chain it leads to in a verdict map, or ACCEPT."""
 
     first: int
     last: int
@@ -162,7 +176,7 @@ class Element(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Set:
-    """A set, or a verdict map. `type`: ipv4_addr, ipv6_addr or ifname; ifname elements are in `words`."""
+    """A set, or a verdict map. `type`: ipv4_addr, ipv6_addr, mark or ifname; ifname elements are in `words`."""
 
     name: str
     type: str
@@ -173,6 +187,7 @@ class Set:
     vmap: bool = False
     keep: bool = False  # its content is the kernel's: not replaced with a generation
     fixed: bool = False  # the same in every ruleset
+    learnt: bool = False  # filled while the ruleset is in force
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,11 +260,20 @@ def build(what: Spec, table: str = TABLE) -> Ruleset:
     listed = {family: _sort(family, what.ranges) for family in (4, 6)}
     return Ruleset(
         what.generation,
-        tuple(chain_name(class_) for class_, _ in what.classes) + (("intercept_leak",) if what.intercept_port else ()),
+        (*(chain_name(class_) for class_, _ in _acting(what)), *(("intercept_leak",) if what.intercept_port else ())),
         tuple(_sets(what, listed)),
         tuple(_chains(what, listed)),
         table,
     )
+
+
+def _actions(what: Spec) -> list[Action]:
+    return sorted({action for _, action in what.classes}, reverse=True)
+
+
+def _acting(what: Spec) -> list[tuple[Class, Action]]:
+    """The classes that have a chain, with those of learnt addresses."""
+    return [*what.classes, *((LEARNT[action].class_, action) for action in _actions(what))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +331,7 @@ def _sets(what: Spec, listed: Mapping[int, _Listed]) -> Iterator[Set]:
         yield Set(f"network{family}_{generation}", type_, mine.networks, interval=True, vmap=True)
         for length, elements in mine.prefixes.items():
             yield Set(f"prefix{family}_{length}_{generation}", type_, elements, vmap=True)
-        yield Set(f"learnt{family}_{generation}", type_, timeout=True, vmap=True)
+        yield from (Set(f"{LEARNT[a].set_}{family}_{generation}", type_, timeout=True, learnt=True) for a in _actions(what))
         yield Set(f"allow{family}", type_, timeout=True, keep=True)
         networks = [ipaddress.ip_network(text) for text in what.except_]
         merged = ipaddress.collapse_addresses(n for n in networks if n.version == family)  # type: ignore[type-var]
@@ -318,6 +342,9 @@ def _sets(what: Spec, listed: Mapping[int, _Listed]) -> Iterator[Set]:
         inside = [(ipaddress.IPv6Network(prefix), f"{side}6_in{at}") for prefix, at in EMBEDDED]
         ranges = sorted(Element(int(net[0]), int(net[-1]), chain) for net, chain in inside)
         yield Set(f"{side}_embedded_{generation}", "ipv6_addr", tuple(ranges), interval=True, vmap=True, fixed=True)
+    if what.ct_mark:
+        value = value_of(what.judgement, what.ct_mark)
+        yield Set(f"judged_{generation}", "mark", (Element(value, value, ACCEPT),), vmap=True, fixed=True)
     if what.lan:
         yield Set(f"lan_{generation}", "ifname", words=(*what.lan, RESERVED))
     if what.fail == "open":  # also where nothing is intercepted: the guardian renews it without asking
@@ -327,14 +354,16 @@ def _sets(what: Spec, listed: Mapping[int, _Listed]) -> Iterator[Set]:
 def _chains(what: Spec, listed: Mapping[int, _Listed]) -> Iterator[Chain]:
     excepted: set[int] = {ipaddress.ip_network(text).version for text in what.except_}
     lan = f"@lan_{what.generation}"
-    for class_, action in what.classes:
+    for class_, action in _acting(what):
         yield Chain(chain_name(class_), tuple(_class_rules(class_, action, what.log_group)))
     for side, other in (("daddr", "saddr"), ("saddr", "daddr")):
         for at in sorted({at for _, at in EMBEDDED}):
-            yield Chain(f"{_SIDES[side]}6_in{at}", tuple(_look_up(4, side, what.generation, listed[4], at)))
+            yield Chain(f"{_SIDES[side]}6_in{at}", tuple(_look_up(4, side, what, listed[4], at)))
         for family in (4, 6):
-            rules = _police(family, side, other, what.generation, listed[family], family in excepted)
+            rules = _police(family, side, other, what, listed[family], family in excepted)
             yield Chain(f"{_SIDES[side]}{family}", tuple(rules))
+    if what.ct_mark:
+        yield mark_chain(what)
     yield Chain("police", tuple(_policed_packet(what, lan, excepted)))
     yield Chain("forward", tuple(_forward(what, lan)), Hook("filter", "forward", FILTER_PRIORITY))
     # what we refuse a forwarded packet with leaves here: with the listed address as its source, so by destination alone; or
@@ -349,8 +378,7 @@ def _forward(what: Spec, lan: str) -> Iterator[Rule]:
     if what.fail == "open" and what.lan and what.intercept_port:
         yield from _dns(what, lan)  # who is passed on while nobody answers is not let through for ever
     if what.ct_mark:
-        judged = Judged(what.ct_mark, value_of(what.judgement, what.ct_mark))
-        yield Rule((judged, Accept()), f"let through by judgement {what.judgement}")
+        yield Rule((Judged(what.ct_mark, f"judged_{what.generation}"),), "let through by the judgement in force")
     if what.lan:
         yield Rule((Meta("iifname", lan), Jump("police")))
         yield Rule((Meta("oifname", lan), Jump("police")))
@@ -373,9 +401,15 @@ def _policed_packet(what: Spec, lan: str, excepted: set[int]) -> Iterator[Rule]:
         for side in ("dport", "sport"):  # the question comes after packets without content
             yield Rule((Port("tcp", 80, side), Accept()), "every packet is looked at")
     if what.ct_mark:
-        yield Rule((Mark(what.ct_mark, value_of(what.judgement, what.ct_mark)), Accept()))
-    else:
-        yield Rule((Accept(),))
+        yield Rule((Jump("let_through"),))
+    yield Rule((Accept(),))
+
+
+def mark_chain(what: Spec) -> Chain:
+    """By itself, since the judgement changes more often than anything else: a rule that jumps would be looked behind."""
+    return Chain(
+        "let_through", (Rule((Mark(what.ct_mark, value_of(what.judgement, what.ct_mark)),), f"judgement {what.judgement}"),)
+    )
 
 
 _SIDES = {"daddr": "to", "saddr": "from"}
@@ -410,25 +444,30 @@ def _class_rules(class_: Class, action: Action, group: int) -> Iterator[Rule]:
         yield Rule((Reject("admin"),))
 
 
-def _police(family: int, side: str, other: str, generation: int, listed: _Listed, excepted: bool) -> Iterator[Rule]:
+def _police(family: int, side: str, other: str, what: Spec, listed: _Listed, excepted: bool) -> Iterator[Rule]:
     """The listed address on one side, the client on the other."""
     if excepted:
-        yield Rule((Address(family, other, f"except{family}_{generation}"), Return()), "clients never policed")
-    yield from _look_up(family, side, generation, listed)
+        yield Rule((Address(family, other, f"except{family}_{what.generation}"), Return()), "clients never policed")
+    yield from _look_up(family, side, what, listed)
     if family == 6:
-        yield Rule((Address(6, side, f"{_SIDES[side]}_embedded_{generation}", vmap=True),), "IPv6 forms of IPv4 addresses")
+        forms = f"{_SIDES[side]}_embedded_{what.generation}"
+        yield Rule((Address(6, side, forms, vmap=True),), "IPv6 forms of IPv4 addresses")
 
 
-def _look_up(family: int, side: str, generation: int, listed: _Listed, inside: int = 0) -> Iterator[Rule]:
+def _look_up(family: int, side: str, what: Spec, listed: _Listed, inside: int = 0) -> Iterator[Rule]:
     """The look-ups of an address, or of the IPv4 address inside an IPv6 one."""
-    carrier = 6 if inside else family
+    carrier, generation = 6 if inside else family, what.generation
     allowed = Address(carrier, side, f"allow{family}", inside=inside)
     yield Rule((allowed, Return()), "behind names on the allow list")
-    for kind in ("address", "network", "learnt"):
+    for kind in ("address", "network"):
         yield Rule((Address(carrier, side, f"{kind}{family}_{generation}", vmap=True, inside=inside),))
     for length in listed.prefixes:
         set_ = f"prefix{family}_{length}_{generation}"
         yield Rule((Address(carrier, side, set_, vmap=True, inside=inside, prefix=length),))
+    for action in _actions(what):
+        set_, class_ = LEARNT[action]
+        match = Address(carrier, side, f"{set_}{family}_{generation}", inside=inside)
+        yield Rule((match, Jump(chain_name(class_))), "behind blocked names")
 
 
 def _ports(what: Spec, lan: str, excepted: set[int]) -> Iterator[Rule]:
@@ -500,6 +539,8 @@ def render(ruleset: Ruleset, *, elements: bool = True) -> str:
 def _elements(each: Set) -> list[str]:
     if each.type == "ifname":
         return [f'"{word}"' for word in each.words]
+    if each.type == "mark":
+        return [f"0x{first:08x} : {chain}" for first, _, chain in each.elements]
     make = ipaddress.IPv4Address if each.type == "ipv4_addr" else ipaddress.IPv6Address
     shown = []
     for first, last, chain in each.elements:
@@ -532,8 +573,8 @@ def _expression_text(expression: Expression) -> str:
                 f"@ih,{8 * at},{8 * len(part)} " + (f"& 0x{mask.hex()} == " if mask else "") + f"0x{part.hex()}"
                 for at, part, mask in pattern(octets)
             )
-        case Judged(mask, value):
-            return f"ct mark & 0x{mask:08x} == 0x{value:08x}"
+        case Judged(mask, set_):
+            return f"ct mark & 0x{mask:08x} vmap @{set_}"
         case Mark(mask, value):
             return f"ct mark set ct mark & 0x{~mask & 0xFFFFFFFF:08x} | 0x{value:08x}"
         case Counter(name):

@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import ipaddress
 import itertools
+import json
 import re
 import socket
 from collections.abc import Iterator
@@ -10,8 +12,9 @@ from collections.abc import Iterator
 import pytest
 
 from embargo import ruleset
-from embargo.daemon import conntrack
+from embargo.daemon import conntrack, neighbours
 from embargo.daemon.conntrack import Conntrack
+from embargo.daemon.neighbours import Neighbours
 from embargo.daemon.netlink import Nftables
 from embargo.policy import Action, Class
 from embargo.ruleset import CT_MARK, Spec, value_of
@@ -160,6 +163,21 @@ for sock in socks:
     assert len(flows) > 80_000
     assert table.delete(flows) == len(flows)
     assert len(list(table.flows())) < 1000
+
+
+def test_the_neighbours_are_those_of_the_kernel(rig: Rig) -> None:
+    rig.reach("client", FREE4)
+    rig.reach("client", FREE6)
+    shown = json.loads(rig.run("gateway", "ip", "-j", "neighbour").stdout)
+    expected = {(row["dst"], row["lladdr"]) for row in shown if "lladdr" in row}
+    found = rig.within("gateway", lambda: dict(neighbours._table()))
+    assert {(str(ipaddress.ip_address(address)), mac) for address, mac in found.items()} == expected
+    assert expected
+    table = Neighbours()
+    mac = rig.within("gateway", lambda: table.mac(socket.inet_aton(f"{LAN4}.10"), 0.0))
+    assert mac in {each for _, each in expected}
+    assert f"{LAN4}.10" in table.addresses(mac, 1.0)
+    assert table.addresses("", 1.0) == []
 
 
 def test_whether_connections_are_tracked_is_read_from_the_kernel(rig: Rig, kernel: Nftables) -> None:

@@ -110,9 +110,10 @@ class Firewall:
                 case Begins(octets):
                     if not re.match(re.escape(octets).replace(b"0", b"[0-?]"), packet.content):
                         return
-                case Judged(mask, value):
-                    if fate.mark & mask != value:
+                case Judged(mask, set_):
+                    if find(self._sets[set_], fate.mark & mask) is None:
                         return
+                    raise _Decided
                 case Mark(mask, value):
                     fate.mark = fate.mark & ~mask | value
                 case Accept():

@@ -4,7 +4,7 @@ import pytest
 
 from embargo import image, policy, ruleset
 from embargo.policy import Action, Class, Selection
-from embargo.ruleset import Address, Chain, Counter, Element, Jump, Log, Meta, Reject, Ruleset, Set, Spec
+from embargo.ruleset import Address, Chain, Counter, Element, Judged, Jump, Log, Meta, Reject, Ruleset, Set, Spec
 from golden import rulesets
 from support import catalogue
 from support.firewall import Fate, Firewall, Packet
@@ -91,9 +91,10 @@ def test_everything_that_is_referred_to_is_there(name: str) -> None:
     case = CASES[name]()
     expressions = [expression for chain in case.chains for rule in chain.rules for expression in rule.expressions]
     led = {e.chain for e in expressions if isinstance(e, Jump)} | {
-        e.chain for each in case.sets for e in each.elements if e.chain
+        e.chain for each in case.sets for e in each.elements if e.chain not in ("", ruleset.ACCEPT)
     }
     used = {e.set_ for e in expressions if isinstance(e, Address)}
+    used |= {e.set_ for e in expressions if isinstance(e, Judged)}
     used |= {e.value[1:] for e in expressions if isinstance(e, Meta) and e.value.startswith("@")}
     assert led <= set(chains(case))
     assert used | {"alive"} == set(sets(case)) | {"alive"}
@@ -143,7 +144,7 @@ def test_elements_are_counted() -> None:
 
 def test_only_classes_that_act_have_a_chain() -> None:
     always = {"to4", "from4", "to6", "from6", "to6_in2", "to6_in12", "from6_in2", "from6_in12", "police", "forward", "output"}
-    assert set(chains(CASES["nothing"]())) == always | {"local_block"}
+    assert set(chains(CASES["nothing"]())) == always | {"local_block", "learnt_block"}
     assert "bypass_dot" in chains(CASES["lan_fail_closed"]())
     assert "bypass_dot" not in chains(CASES["bypass_ports_off"]())
     assert "qq_core" not in chains(CASES["no_lan"]())

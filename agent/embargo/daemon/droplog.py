@@ -18,6 +18,9 @@ from embargo.policy import Action, Class, Decision
 PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
 
 
+_LEARNT = "learnt/"  # what the classes of learnt addresses begin with, see `ruleset.LEARNT`
+
+
 class Attribution(NamedTuple):
     """What a record is explained by: the policy that the kernel enforces."""
 
@@ -48,7 +51,8 @@ class DropLog:
         self._by: Attribution | None = None
         self._folder = events.Folder()
         self._neighbours = Neighbours()
-        self.hits: Counter[str] = Counter()
+        self._records: Counter[str] = Counter()  # by class of the rule
+        self.hits: Counter[str] = Counter()  # by class of the entry or name
         self._accounts: dict[str, _Account] = {}
         self._tick()
 
@@ -83,7 +87,8 @@ class DropLog:
         now, wall = self._loop.time(), time.time()
         note = self._folder.note
         for record in self._log.read():
-            self.hits[record.app_class] += 1
+            self._records[record.app_class] += 1
+            self.hits[self._class(record, now)] += 1
             key = (record.src, record.dst, record.proto, record.dport, record.app_class)
             line = note(key, lambda record=record: self._members(record, now), now, wall)  # type: ignore[misc]
             if line is not None:
@@ -92,8 +97,9 @@ class DropLog:
 
     def _members(self, record: Record, now: float) -> str:
         outward, decision = self._decision(record, now)
+        class_ = self._class(record, now)
         client, other = (record.src, record.dst) if outward else (record.dst, record.src)
-        event = self._about(record.app_class) | {"client": _text(client)}
+        event = self._about(class_) | {"client": _text(client)}
         if mac := record.mac if outward else self._neighbours.mac(client, now):
             event["client_mac"] = mac
         if name := self._name(client, mac, now):
@@ -107,6 +113,13 @@ class DropLog:
             event["direct"] = True  # no name that we answered led there
         return events.fragment(event | decision)
 
+    def _class(self, record: Record, now: float) -> str:
+        """The app and function that an attempt is put down to: a learnt address is its name's."""
+        if not record.app_class.startswith(_LEARNT):
+            return record.app_class
+        reason = self._book.reason(record.dst, now) or self._book.reason(record.src, now)
+        return str(reason.class_) if reason is not None else record.app_class
+
     def _name(self, client: bytes, mac: str, now: float) -> str:
         """What a client is called in the local records, by this address or another one of the same machine."""
         known = self._by.clients if self._by is not None else {}
@@ -117,16 +130,16 @@ class DropLog:
 
     def _decision(self, record: Record, now: float) -> tuple[bool, events.Event]:
         """(did the client send it, what decided): the listed or learnt address is the destination or the source."""
-        app, _, function = record.app_class.partition("/")
-        class_ = Class(app, function)
+        learnt = record.app_class.startswith(_LEARNT)
+        class_ = Class(*record.app_class.split("/", 1))
         for outward, address in ((True, record.dst), (False, record.src)):
             if self._by is None or len(address) not in (4, 16):
                 continue
             for claim in self._by.image.lookup_address(address):
                 if self._by.image.classes[claim.class_] == class_:
                     return outward, _listed(self._by.image, claim)
-            reason = self._book.reason(address, now)
-            if reason is not None and reason.class_ == class_:
+            reason = self._book.reason(address, now) if learnt else None
+            if reason is not None:
                 return outward, {"list": reason.list, "line": reason.line, "rule": reason.rule, "learnt": True}
         return True, {}  # a rule about ports or content
 
@@ -137,7 +150,7 @@ class DropLog:
         first looked is not its to tell.
         """
         for class_, packets in counted.items():
-            read = self.hits[class_]
+            read = self._records[class_]
             account = self._accounts.get(class_)
             if account is None:
                 account = self._accounts[class_] = _Account(packets - read)
@@ -152,7 +165,7 @@ class DropLog:
     def _about(self, class_: str) -> events.Event:
         """What every drop of a class has in common."""
         app, _, function = class_.partition("/")
-        audited = self._by is not None and self._by.actions.get(class_) is Action.AUDIT
+        audited = class_ == f"{_LEARNT}audit" or (self._by is not None and self._by.actions.get(class_) is Action.AUDIT)
         return {
             "event": "drop", "action": "pass" if audited else "reject", "mode": "audit" if audited else "block",
             "app": app, "function": function, "generation": self._by.generation if self._by is not None else 0,

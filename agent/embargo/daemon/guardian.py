@@ -12,13 +12,14 @@ wait: an address learnt, freed or let through.
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import ipaddress
 import mmap
 import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any
 
 from embargo import events, learning, lists, names, nft, ruleset
@@ -37,7 +38,6 @@ from embargo.policy import Action, Class, Network, Switchboard
 from embargo.ruleset import RESERVED, TABLE, Ruleset, Spec
 
 HEAL = 0.2  # seconds between two looks at the kernel's generation
-JUDGING = ("forward", "police")  # the chains in which the number of the judgement stands
 LARGE = 100_000  # elements; a larger ruleset is counted through no more often than
 COUNTING = 10.0  # seconds
 JUDGE_AGAIN = 0.15  # seconds after an address was learnt until open flows are judged again
@@ -111,12 +111,12 @@ class Guardian:
         finally:
             os.close(fd)
         board = Switchboard(tuple(map(Action, order["switchboard"])))
-        async with self._writing:
+        async with self._writing, _without_collections():
             self._drops.listen(order["log_group"])
             self._recall(order["state"])
             self._kernel.claim(TABLE, alone=order["protect"])
-            wanted = ruleset.spec(
-                image, board, self._next_mark(), lan=order["lan"], except_=order["except"],
+            wanted = await asyncio.to_thread(  # a second for a million; what cannot wait must not
+                ruleset.spec, image, board, self._next_mark(), lan=order["lan"], except_=order["except"],
                 intercept_port=order["intercept_port"], fail=order["fail"], log_group=order["log_group"],
                 ct_mark=self._ct_mark(order), patterns=self._can_look_inside(),
             )  # fmt: skip
@@ -139,7 +139,7 @@ class Guardian:
         """Lay this down, with what is learnt by the time that it comes in force."""
         value = ruleset.value_of(wanted.judgement, wanted.ct_mark) if wanted.ct_mark else 0
         await self._free_value(value, wanted.ct_mark)
-        table = ruleset.build(wanted)
+        table = await asyncio.to_thread(ruleset.build, wanted)
 
         def last() -> list[nft.Message]:
             decide()
@@ -156,10 +156,10 @@ class Guardian:
                 await asyncio.sleep(pause)
         self._seen = self._kernel.generation_id()
 
-    def _learnt(self, wanted: Spec) -> Iterable[tuple[bytes, str, int]]:
-        on = {class_ for class_, _ in wanted.classes}
+    def _learnt(self, wanted: Spec) -> Iterable[tuple[bytes, Action, int]]:
+        on = dict(wanted.classes)
         found = self._book.blocked(self._loop.time())
-        return ((a, ruleset.chain_name(class_), seconds) for a, class_, seconds in found if class_ in on)
+        return ((address, on[class_], seconds) for address, class_, seconds in found if class_ in on)
 
     def _next_mark(self) -> int:
         """What tells the new sets from those in force. Not the generation: a new guardian applies the same one again."""
@@ -170,7 +170,7 @@ class Guardian:
         """The bits of the connection mark that we may use; none where connections would be tracked because of us alone."""
         mask = int(order["ct_mark"])
         if mask and self._marking is None:
-            self._marking = self._kernel.can(ruleset.Judged(mask, mask), ruleset.Mark(mask, mask))
+            self._marking = self._kernel.can(ruleset.Mark(mask, mask))
         tracked = (order["intercept_port"] and order["lan"]) or conntrack.in_use()
         return mask if tracked and self._marking else 0
 
@@ -292,8 +292,9 @@ class Guardian:
                 [(name, addresses, seconds)] = witness.unpack(bytes.fromhex(told["record"]))
                 app, function = told["class"]
                 reason = Reason(name, Class(str(app), str(function)), str(told["list"]), int(told["line"]), str(told["rule"]))
-                if self._learn and self._enforces(reason.class_):
-                    self._block(self._book.leads(reason, addresses, seconds, now), reason)
+                action = dict(self._wanted.classes).get(reason.class_) if self._wanted is not None and self._learn else None
+                if action is not None:
+                    self._block(self._book.leads(reason, addresses, seconds, now), action)
             case "free":
                 try:
                     [(name, addresses, seconds)] = witness.unpack(bytes.fromhex(told["record"]))
@@ -306,20 +307,16 @@ class Guardian:
                 finally:
                     channel.send({"op": "ready", "number": told["number"]})
 
-    def _enforces(self, class_: Class) -> bool:
-        return self._wanted is not None and any(each == class_ for each, _ in self._wanted.classes)
-
-    def _block(self, learnt: list[tuple[bytes, int]], reason: Reason) -> None:
+    def _block(self, learnt: list[tuple[bytes, int]], action: Action) -> None:
         """These addresses are blocked from now on, and open flows in a moment."""
         wanted = self._wanted
         if not learnt or wanted is None:
             return
-        chain = ruleset.chain_name(reason.class_)
         if self._marks is not None:
             for address, _ in learnt:
                 self._marks.add(address)
-        messages = nft.learnt_elements(wanted.generation, TABLE, [(address, chain, seconds) for address, seconds in learnt])
-        self._kernel.transact(messages)
+        rows = [(address, action, seconds) for address, seconds in learnt]
+        self._kernel.transact(nft.learnt_elements(wanted.generation, TABLE, rows))
         if self._memory is not None:
             self._memory.note([address for address, _ in learnt], self._loop.time())
         if self._judging is None:
@@ -331,7 +328,8 @@ class Guardian:
             return
         for family, width in ((4, 4), (6, 16)):
             keys = [address for address in freed if len(address) == width]
-            self._kernel.drop_keys(TABLE, f"learnt{family}_{self._wanted.generation}", keys)
+            for action in {action for _, action in self._wanted.classes}:
+                self._kernel.drop_keys(TABLE, f"{ruleset.LEARNT[action].set_}{family}_{self._wanted.generation}", keys)
         self._mark_all()
         if self._memory is not None:
             self._memory.note(freed, self._loop.time())
@@ -351,14 +349,9 @@ class Guardian:
                 again = dataclasses.replace(wanted, judgement=wanted.judgement + 1)
                 value = ruleset.value_of(again.judgement, again.ct_mark)
                 await self._free_value(value, again.ct_mark)
-                table = ruleset.build(dataclasses.replace(again, ranges=()))  # these two chains do not depend on them
-                self._kernel.transact([*nft.renewal(table, *JUDGING)])
+                self._kernel.transact([*nft.judge_again(TABLE, wanted, again)])
                 self._clean.discard(value)
                 self._wanted = again
-                if self._table is not None:
-                    fresh = {chain.name: chain for chain in table.chains if chain.name in JUDGING}
-                    chains = tuple(fresh.get(chain.name, chain) for chain in self._table.chains)
-                    self._table = dataclasses.replace(self._table, chains=chains)
                 self._seen = self._kernel.generation_id()
         learnt = {address for address, _, _ in self._book.blocked(self._loop.time())}
         await self._cut(learnt.__contains__)
@@ -492,13 +485,24 @@ class Guardian:
         except FirewallError as error:
             self._note_trouble(str(error))
             return {}
-        names_ = {ruleset.chain_name(class_): str(class_) for class_, _ in self._wanted.classes}
+        classes = [*(class_ for class_, _ in self._wanted.classes), *(each.class_ for each in ruleset.LEARNT.values())]
+        names_ = {ruleset.chain_name(class_): str(class_) for class_ in classes}
         return {names_[name]: packets for name, (packets, _) in found.items() if name in names_}
 
     def _spawn(self, work: Any) -> None:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+@contextlib.asynccontextmanager
+async def _without_collections() -> AsyncIterator[None]:
+    """A large ruleset is a million tuples without a cycle: looking for one costs as much as making them."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def judge(image: Image, board: Switchboard, *, learn: bool) -> Callable[[Reason], Reason | None]:

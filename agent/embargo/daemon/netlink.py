@@ -179,7 +179,7 @@ class Nftables:
         table = ruleset.table
         if any(self._items(table, each.name) < nft.items_of(each) for each in ruleset.sets if not each.timeout):
             return False
-        return not learnt or sum(self._items(table, each.name) for each in ruleset.sets if each.timeout and each.vmap) >= learnt
+        return not learnt or sum(self._items(table, each.name) for each in ruleset.sets if each.learnt) >= learnt
 
     def flowtables(self) -> list[str]:
         """Whatever forwards packets of open flows past all rules, as `table/name`."""
@@ -240,7 +240,7 @@ class Nftables:
         return True
 
     def judgement(self, table: str) -> int:
-        """The number of the judgement in force, which stands in a comment (`ruleset.Judged`); 0 without one."""
+        """The number of the judgement in force, which stands in a comment (`ruleset.mark_chain`); 0 without one."""
         rows = self._rows(nft.GETRULE, table, 1, "list rules")
         found = [re.search(rb"judgement (\d+)", row[7]) for row in rows if 7 in row]
         return max((int(each[1]) for each in found if each), default=0)
