@@ -245,7 +245,8 @@ def new_set(table: str, each: Set, number: int) -> Message:
     if each.vmap:
         payload += u32(6, _DATA_VERDICT) + u32(7, 16)
     if not each.interval and not each.timeout:
-        payload += nest(9, u32(1, max(len(each.elements) + len(each.words), 1)))  # sized: a quarter of the load time
+        # sized: a quarter of the load time; and one may come before another has gone
+        payload += nest(9, u32(1, len(each.elements) + len(each.words) + 1))
     if each.type in ("ifname", "mark"):
         payload += attribute(13, struct.pack("=BBI", 0, 4, 1))  # NFTNL_UDATA_SET_KEYBYTEORDER: host, so that nft lists names
     return Message(NEWSET, CREATE, payload, f"add set {each.name}")

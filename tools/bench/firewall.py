@@ -246,8 +246,7 @@ def open_flows() -> Iterator[Row]:
     with Rig() as rig:
         rig.serve_web()
         with Guardian(rig) as guardian:
-            guardian.apply(*data)
-            guardian.apply(*data, generation=2)  # connections are tracked by now
+            guardian.apply(*data, lan=["lan0"], intercept_port=53)  # connections are tracked, and flows judged once
             for number in range(20):
                 address = f"203.0.113.{10 + number}"
                 with rig.socket("client", socket.SOCK_STREAM, address) as flow:
@@ -292,10 +291,12 @@ class _Iovec(ctypes.Structure):
 
 
 class _Header(ctypes.Structure):
+    """struct mmsghdr; the integers at its ends are followed by padding, so long is as good as int."""
+
     _fields_ = (
         ("name", ctypes.c_void_p), ("name_length", ctypes.c_uint32),
         ("parts", ctypes.c_void_p), ("part_count", ctypes.c_size_t),
-        ("control", ctypes.c_void_p), ("control_length", ctypes.c_size_t), ("flags", ctypes.c_int), ("sent", ctypes.c_uint32),
+        ("control", ctypes.c_void_p), ("control_length", ctypes.c_size_t), ("flags", ctypes.c_long), ("sent", ctypes.c_long),
     )  # fmt: skip
 
 

@@ -19,7 +19,8 @@ import os
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+import traceback
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 from embargo import events, learning, lists, names, nft, ruleset
@@ -37,6 +38,7 @@ from embargo.learning import Book, Reason
 from embargo.policy import Action, Class, Network, Switchboard
 from embargo.ruleset import RESERVED, TABLE, Ruleset, Spec
 
+FAILED = 70  # the exit status of a guardian that does not understand what happened
 HEAL = 0.2  # seconds between two looks at the kernel's generation
 LARGE = 100_000  # elements; a larger ruleset is counted through no more often than
 COUNTING = 10.0  # seconds
@@ -489,10 +491,19 @@ class Guardian:
         names_ = {ruleset.chain_name(class_): str(class_) for class_ in classes}
         return {names_[name]: packets for name, (packets, _) in found.items() if name in names_}
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, FirewallError):
+            self._note_trouble(str(error))
+        elif error is not None:  # not to be survived: the supervisor starts another, and the rules stay
+            traceback.print_exception(error)
+            os._exit(FAILED)
 
 
 @contextlib.asynccontextmanager
