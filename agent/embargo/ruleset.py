@@ -21,8 +21,9 @@ again. An IPv6 form that carries an IPv4 address (RFC 4291, 6052, 8215, 3056) is
 """
 
 import ipaddress
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from embargo.image import Image
@@ -46,7 +47,7 @@ HTTPDNS = (
     b"GET /d?dn=", b"GET /conf?id=", b"GET /v2/d?id=",
     b"GET /000000/d?host=", b"GET /000000/sign_d?host=", b"GET /000000/resolve?host=", b"GET /000000/sign_resolve?host=",
 )  # fmt: skip
-MANY = 50_000  # ranges of a family in one interval map; each transaction on one costs a tenth of a microsecond an element
+MANY = 20_000  # ranges of a family in one interval map; each transaction on one costs a tenth of a microsecond an element
 ALIVE_SECONDS = 3  # fail = "open": how long the kernel redirects port 53 after the guardian last said that somebody answers
 
 
@@ -58,6 +59,8 @@ class Learnt(NamedTuple):
     class_: Class
 
 
+#: where the addresses of very many lists lead to: the guardian finds in the image which app each belongs to
+LISTED = {action: Class("listed", word) for action, word in ((Action.BLOCK, "block"), (Action.AUDIT, "audit"))}
 LEARNT = {Action.BLOCK: Learnt("learnt", Class("learnt", "block")), Action.AUDIT: Learnt("audited", Class("learnt", "audit"))}
 
 
@@ -257,10 +260,10 @@ def chain_name(class_: Class) -> str:
 
 def build(what: Spec, table: str = TABLE) -> Ruleset:
     """The table that enforces a Spec."""
-    listed = {family: _sort(family, what.ranges) for family in (4, 6)}
+    listed = {family: _sort(family, what.ranges, _actions(what)) for family in (4, 6)}
     return Ruleset(
         what.generation,
-        (*(chain_name(class_) for class_, _ in _acting(what)), *(("intercept_leak",) if what.intercept_port else ())),
+        (*(chain_name(class_) for class_, _ in _acting(what, listed)), *(("intercept_leak",) if what.intercept_port else ())),
         tuple(_sets(what, listed)),
         tuple(_chains(what, listed)),
         table,
@@ -271,9 +274,10 @@ def _actions(what: Spec) -> list[Action]:
     return sorted({action for _, action in what.classes}, reverse=True)
 
 
-def _acting(what: Spec) -> list[tuple[Class, Action]]:
-    """The classes that have a chain, with those of learnt addresses."""
-    return [*what.classes, *((LEARNT[action].class_, action) for action in _actions(what))]
+def _acting(what: Spec, listed: "Mapping[int, _Listed]") -> list[tuple[Class, Action]]:
+    """The classes that have a chain, with those of learnt addresses and of very many listed ones."""
+    found = [*what.classes, *((LEARNT[action].class_, action) for action in _actions(what))]
+    return found + [(LISTED[action], action) for action in _actions(what) if any(each.chain for each in listed.values())]
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,24 +287,31 @@ class _Listed:
     addresses: tuple[Element, ...]
     networks: tuple[Element, ...]
     prefixes: dict[int, tuple[Element, ...]]  # by length: first addresses of the networks of very many
+    chain: str = ""  # where all of them lead to, when they stand in sets and not in maps of verdicts
 
 
-def _sort(family: int, ranges: Iterable[tuple[int, int, int, Class]]) -> _Listed:
-    """Single addresses, ranges; and when these are very many, those of the most frequent lengths apart, till few are left."""
-    chains: dict[Class, str] = {}
-    single: list[Element] = []
-    wide: list[Element] = []
-    for f, first, last, class_ in ranges:
-        if f == family:
-            chain = chains.get(class_) or chains.setdefault(class_, chain_name(class_))
-            (single if first == last else wide).append(Element(first, last, chain))
+def _sort(family: int, ranges: Sequence[tuple[int, int, int, Class]], actions: Sequence[Action]) -> _Listed:
+    """Single addresses, ranges; and when these are very many, those of the most frequent lengths apart, till few are left.
+
+    Very many stand in sets: the kernel looks through every map of verdicts again and again (a second at a million).
+    """
+    bits = 32 if family == 4 else 128
+    mine = [each for each in ranges if each[0] == family]
+    common = chain_name(LISTED[actions[0]]) if len(mine) > MANY and len(actions) == 1 else ""
+    chains = {class_: "" if common else chain_name(class_) for class_ in {each[3] for each in mine}}
+    made = partial(tuple.__new__, Element)  # a third of the time of Element(…), a million times
+    single: list[Element] = [made((first, last, chains[class_])) for _, first, last, class_ in mine if first == last]
+    wide: list[Element] = [made((first, last, chains[class_])) for _, first, last, class_ in mine if first != last]
     prefixes: dict[int, tuple[Element, ...]] = {}
     if len(wide) > MANY:
         by_length: dict[int, list[Element]] = {}
-        for element in wide:
-            for first, length in _networks(family, element.first, element.last):
-                by_length.setdefault(length, []).append(Element(first, first, element.chain))
-        bits = 32 if family == 4 else 128
+        for first, last, chain in wide:
+            size = last - first + 1
+            if not size & (size - 1) and not first & (size - 1):  # nearly always a network
+                by_length.setdefault(bits + 1 - size.bit_length(), []).append(made((first, first, chain)))
+                continue
+            for start, length in _networks(bits, first, last):
+                by_length.setdefault(length, []).append(Element(start, start, chain))
         single = sorted([*single, *by_length.pop(bits, ())])
         for length in sorted(by_length, key=lambda length: -len(by_length[length])):
             if sum(map(len, by_length.values())) <= MANY:
@@ -311,12 +322,11 @@ def _sort(family: int, ranges: Iterable[tuple[int, int, int, Class]]) -> _Listed
             for length, elements in by_length.items()
             for first, _, chain in elements
         )
-    return _Listed(tuple(single), tuple(wide), prefixes)
+    return _Listed(tuple(single), tuple(wide), prefixes, common)
 
 
-def _networks(family: int, first: int, last: int) -> Iterator[tuple[int, int]]:
+def _networks(bits: int, first: int, last: int) -> Iterator[tuple[int, int]]:
     """A range as networks: (first address, prefix length)."""
-    bits = 32 if family == 4 else 128
     while first <= last:
         size = min((first & -first).bit_length() - 1 if first else bits, (last - first + 1).bit_length() - 1)
         yield first, bits - size
@@ -327,10 +337,11 @@ def _sets(what: Spec, listed: Mapping[int, _Listed]) -> Iterator[Set]:
     generation = what.generation
     for family, type_ in ((4, "ipv4_addr"), (6, "ipv6_addr")):
         mine = listed[family]
-        yield Set(f"address{family}_{generation}", type_, mine.addresses, vmap=True)
-        yield Set(f"network{family}_{generation}", type_, mine.networks, interval=True, vmap=True)
+        vmap = not mine.chain
+        yield Set(f"address{family}_{generation}", type_, mine.addresses, vmap=vmap)
+        yield Set(f"network{family}_{generation}", type_, mine.networks, interval=True, vmap=vmap)
         for length, elements in mine.prefixes.items():
-            yield Set(f"prefix{family}_{length}_{generation}", type_, elements, vmap=True)
+            yield Set(f"prefix{family}_{length}_{generation}", type_, elements, vmap=vmap)
         yield from (Set(f"{LEARNT[a].set_}{family}_{generation}", type_, timeout=True, learnt=True) for a in _actions(what))
         yield Set(f"allow{family}", type_, timeout=True, keep=True)
         networks = [ipaddress.ip_network(text) for text in what.except_]
@@ -354,7 +365,7 @@ def _sets(what: Spec, listed: Mapping[int, _Listed]) -> Iterator[Set]:
 def _chains(what: Spec, listed: Mapping[int, _Listed]) -> Iterator[Chain]:
     excepted: set[int] = {ipaddress.ip_network(text).version for text in what.except_}
     lan = f"@lan_{what.generation}"
-    for class_, action in _acting(what):
+    for class_, action in _acting(what, listed):
         yield Chain(chain_name(class_), tuple(_class_rules(class_, action, what.log_group)))
     for side, other in (("daddr", "saddr"), ("saddr", "daddr")):
         for at in sorted({at for _, at in EMBEDDED}):
@@ -459,11 +470,11 @@ def _look_up(family: int, side: str, what: Spec, listed: _Listed, inside: int = 
     carrier, generation = 6 if inside else family, what.generation
     allowed = Address(carrier, side, f"allow{family}", inside=inside)
     yield Rule((allowed, Return()), "behind names on the allow list")
-    for kind in ("address", "network"):
-        yield Rule((Address(carrier, side, f"{kind}{family}_{generation}", vmap=True, inside=inside),))
-    for length in listed.prefixes:
-        set_ = f"prefix{family}_{length}_{generation}"
-        yield Rule((Address(carrier, side, set_, vmap=True, inside=inside, prefix=length),))
+    kinds = {"address": 0, "network": 0, **{f"prefix{family}_{length}": length for length in listed.prefixes}}
+    for kind, length in kinds.items():
+        set_ = f"{kind}_{generation}" if length else f"{kind}{family}_{generation}"
+        match = Address(carrier, side, set_, vmap=not listed.chain, inside=inside, prefix=length)
+        yield Rule((match, Jump(listed.chain)) if listed.chain else (match,))
     for action in _actions(what):
         set_, class_ = LEARNT[action]
         match = Address(carrier, side, f"{set_}{family}_{generation}", inside=inside)

@@ -57,6 +57,16 @@ class Guardian:
             if received[0].get("id") == self._number:
                 return received[0]
 
+    def event(self) -> dict[str, Any]:
+        """The next event that it hands over."""
+        while True:
+            assert select.select([self.channel.fileno()], [], [], 20)[0]
+            received = self.channel.receive()
+            assert received is not None
+            if received[0]["op"] == "events" and received[0]["lines"]:
+                event: dict[str, Any] = json.loads(received[0]["lines"].splitlines()[0])
+                return event
+
     def apply(self, *entries: str, generation: int = 1, **members: Any) -> dict[str, Any]:
         octets, board = compiled(*entries)
         with tempfile.TemporaryFile(buffering=0) as file:
@@ -85,6 +95,7 @@ class Guardian:
 @pytest.fixture(scope="module")
 def rig() -> Iterator[Rig]:
     with Rig() as made:
+        made.own("2001:db8:f::/48")
         made.serve_web()
         yield made
 
@@ -173,7 +184,7 @@ def test_raw_octets_end_it_too(guardian: Guardian) -> None:
     resolver.close()
 
 
-def test_a_learnt_address_waits_for_no_bulk_load(guardian: Guardian) -> None:
+def test_a_learnt_address_waits_for_no_bulk_load(rig: Rig, guardian: Guardian) -> None:
     """While a large generation is laid down in steps, what a resolver tells is in force before the load is through."""
     guardian.apply("alipay.example")
     resolver = guardian.resolver()
@@ -195,6 +206,13 @@ def test_a_learnt_address_waits_for_no_bulk_load(guardian: Guardian) -> None:
         assert received is not None
         loaded = received[0] if received[0].get("id") == 99 else None
     assert loaded["op"] == "done"
+    assert rig.reach("client", "2001:db8:f::2") == "refused"
+    assert rig.reach("client", "2001:db8:f::3") == "open"
+    event = guardian.event()
+    assert (event["dst"], event["app"], event["function"], event["line"]) == ("2001:db8:f::2", "alipay", "payment", 3), (
+        "it stands in a set with many others, and the guardian knows whose it is"
+    )
+    assert guardian.ask("stats")["hits"] == {"alipay/payment": 1}
     resolver.close()
 
 

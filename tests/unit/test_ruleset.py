@@ -1,6 +1,11 @@
 """The ruleset: golden files for its text, a naive reading of its values for what it does to packets."""
 
+import ipaddress
+from unittest import mock
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from embargo import image, policy, ruleset
 from embargo.policy import Action, Class, Selection
@@ -277,3 +282,63 @@ def test_a_spec_holds_what_acts_and_nothing_else() -> None:
     assert [(family, first & 255, last & 255) for family, first, last, _ in what.ranges] == [
         (4, 64, 79), (4, 96, 127), (4, 200, 200),
     ]  # fmt: skip
+
+
+# ── very many ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+ROWS = st.lists(
+    st.tuples(st.sampled_from([4, 6]), st.integers(0, 400), st.integers(0, 40), st.sampled_from(["payment", "telemetry"])),
+    max_size=14,
+)
+
+
+def disjoint(rows: list[tuple[int, int, int, str]]) -> tuple[tuple[int, int, int, Class], ...]:
+    found: list[tuple[int, int, int, Class]] = []
+    for family, first, more, function in sorted(rows):
+        if not found or found[-1][0] != family or found[-1][2] < first:
+            found.append((family, first, first + more, Class("alipay", function)))
+    return tuple(found)
+
+
+@given(ROWS, st.integers(0, 6))
+def test_very_many_are_laid_out_otherwise_and_mean_the_same(rows: list[tuple[int, int, int, str]], many: int) -> None:
+    classes = tuple((Class("alipay", function), Action.BLOCK) for function in ("payment", "telemetry"))
+    what = Spec(1, classes, disjoint(rows), log_group=8137)
+    few = ruleset.build(what)
+    with mock.patch.object(ruleset, "MANY", many):
+        built = ruleset.build(what)
+    for family, make in ((4, ipaddress.IPv4Address), (6, ipaddress.IPv6Address)):
+        mine = [each for each in what.ranges if each[0] == family]
+        networks = sets(built)[f"network{family}_1"]
+        assert len(networks.elements) <= max(many, sum(first != last for _, first, last, _ in mine)), "bounded"
+        for key in {number + step for _, *ends, _ in mine for number in ends for step in (-1, 0, 1) if number + step >= 0}:
+            packet = Packet(str(make(2**31)), str(make(key)))
+            was, now = (Firewall(each).pass_through("forward", packet) for each in (few, built))
+            assert (was.verdict, len(was.logged)) == (now.verdict, len(now.logged)), key
+        if len(mine) > many:
+            held = [e for s in built.sets if s.name.endswith("_1") and not s.fixed for e in s.elements]
+            assert not [e for e in held if e.chain and family == 4 and e.first < 2**20], "in sets, not in maps of verdicts"
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 2**16))
+def test_a_range_is_taken_apart_into_networks_without_a_rest(first: int, more: int) -> None:
+    last = min(first + more, 2**32 - 1)
+    at = first
+    for start, length in ruleset._networks(32, first, last):
+        assert start == at
+        network = ipaddress.ip_network((start, length))
+        at = int(network[-1]) + 1
+    assert at == last + 1
+
+
+def test_very_many_of_two_modes_stay_in_maps() -> None:
+    what = Spec(
+        1,
+        ((Class("a", "x"), Action.BLOCK), (Class("a", "y"), Action.AUDIT)),
+        ((4, 1, 9, Class("a", "x")), (4, 20, 20, Class("a", "y"))),
+    )
+    with mock.patch.object(ruleset, "MANY", 1):
+        built = ruleset.build(what)
+    assert all(e.chain for s in built.sets for e in s.elements)
+    fate = Firewall(built).pass_through("forward", Packet("192.0.2.1", "0.0.0.20"))
+    assert (fate.verdict, fate.counted) == ("accept", {"a_y": 1})

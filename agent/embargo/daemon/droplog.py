@@ -18,6 +18,7 @@ from embargo.policy import Action, Class, Decision
 PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
 
 
+_LISTED = "listed/"  # the same of very many listed ones
 _LEARNT = "learnt/"  # what the classes of learnt addresses begin with, see `ruleset.LEARNT`
 
 
@@ -114,11 +115,20 @@ class DropLog:
         return events.fragment(event | decision)
 
     def _class(self, record: Record, now: float) -> str:
-        """The app and function that an attempt is put down to: a learnt address is its name's."""
-        if not record.app_class.startswith(_LEARNT):
-            return record.app_class
-        reason = self._book.reason(record.dst, now) or self._book.reason(record.src, now)
-        return str(reason.class_) if reason is not None else record.app_class
+        """The app and function that an attempt is put down to: a learnt address is its name's, one of many its list's."""
+        if record.app_class.startswith(_LEARNT):
+            reason = self._book.reason(record.dst, now) or self._book.reason(record.src, now)
+            return str(reason.class_) if reason is not None else record.app_class
+        if record.app_class.startswith(_LISTED) and self._by is not None:
+            claim = self._acting(self._by, record.dst) or self._acting(self._by, record.src)
+            return str(self._by.image.classes[claim.class_]) if claim is not None else record.app_class
+        return record.app_class
+
+    @staticmethod
+    def _acting(by: Attribution, address: bytes) -> Decision | None:
+        """The entry that decides about an address."""
+        claims = by.image.lookup_address(address) if len(address) in (4, 16) else ()
+        return next((claim for claim in claims if str(by.image.classes[claim.class_]) in by.actions), None)
 
     def _name(self, client: bytes, mac: str, now: float) -> str:
         """What a client is called in the local records, by this address or another one of the same machine."""
@@ -131,7 +141,7 @@ class DropLog:
     def _decision(self, record: Record, now: float) -> tuple[bool, events.Event]:
         """(did the client send it, what decided): the listed or learnt address is the destination or the source."""
         learnt = record.app_class.startswith(_LEARNT)
-        class_ = Class(*record.app_class.split("/", 1))
+        class_ = Class(*self._class(record, now).split("/", 1))
         for outward, address in ((True, record.dst), (False, record.src)):
             if self._by is None or len(address) not in (4, 16):
                 continue
@@ -165,7 +175,9 @@ class DropLog:
     def _about(self, class_: str) -> events.Event:
         """What every drop of a class has in common."""
         app, _, function = class_.partition("/")
-        audited = class_ == f"{_LEARNT}audit" or (self._by is not None and self._by.actions.get(class_) is Action.AUDIT)
+        audited = class_ in (f"{_LEARNT}audit", f"{_LISTED}audit") or (
+            self._by is not None and self._by.actions.get(class_) is Action.AUDIT
+        )
         return {
             "event": "drop", "action": "pass" if audited else "reject", "mode": "audit" if audited else "block",
             "app": app, "function": function, "generation": self._by.generation if self._by is not None else 0,

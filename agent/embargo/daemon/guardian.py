@@ -42,7 +42,7 @@ FAILED = 70  # the exit status of a guardian that does not understand what happe
 HEAL = 0.2  # seconds between two looks at the kernel's generation
 LARGE = 100_000  # elements; a larger ruleset is counted through no more often than
 COUNTING = 10.0  # seconds
-JUDGE_AGAIN = 0.15  # seconds after an address was learnt until open flows are judged again
+JUDGE_AGAIN = 0.1  # seconds after an address was learnt until open flows are judged again
 RECONCILE = 10.0  # seconds between two comparisons of what the kernel counts with what it tells
 UNDER_WAY = 0.3  # seconds after which the record of a packet has come
 PASS_GRACE = 60  # seconds; clients connect a moment after an answer, also after one with TTL 0, and flows last
@@ -488,6 +488,7 @@ class Guardian:
             self._note_trouble(str(error))
             return {}
         classes = [*(class_ for class_, _ in self._wanted.classes), *(each.class_ for each in ruleset.LEARNT.values())]
+        classes += ruleset.LISTED.values()
         names_ = {ruleset.chain_name(class_): str(class_) for class_ in classes}
         return {names_[name]: packets for name, (packets, _) in found.items() if name in names_}
 
