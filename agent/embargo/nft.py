@@ -309,12 +309,10 @@ def _filling(table: str, each: Set, elements: Sequence[Element]) -> Iterator[Mes
         [(len(a) + len(b) + len(before_end) + len(behind_end) + 2 * width) for a, b in around.values()] or [1]
     )
     for start in range(0, len(whole), step):
-        part = whole[start : start + step]
-        pairs = [around[element.chain] for element in part]
-        columns = [[pair[0] for pair in pairs], _keys(width, [element.first for element in part])]
-        columns.append([pair[1] for pair in pairs])
+        firsts, lasts, chains = zip(*(part := whole[start : start + step]), strict=True)
+        columns = [[around[chain][0] for chain in chains], _keys(width, firsts), [around[chain][1] for chain in chains]]
         if each.interval:
-            ends = _keys(width, [element.last + 1 for element in part])
+            ends = _keys(width, [last + 1 for last in lasts])
             columns += [[before_end] * len(part), ends, [behind_end] * len(part)]
         woven: list[bytes] = [b""] * (len(columns) * len(part))
         for number, column in enumerate(columns):

@@ -230,12 +230,14 @@ def spec(
 ) -> Spec:  # fmt: skip
     """What the switchboard makes of the image's addresses."""
     ranges: list[tuple[int, int, int, Class]] = []
+    acting = [
+        class_ if action is not Action.PASS else None for class_, action in zip(image.classes, board.actions, strict=True)
+    ]
     for family in (4, 6):
-        for first, last, claims in image.ranges(family):
-            action, decision = board.choose(claims)
-            if action is Action.PASS or decision is None:
+        for first, last, claiming in image.classed(family):
+            class_ = acting[claiming[0]] or next((acting[number] for number in claiming if acting[number]), None)
+            if class_ is None:
                 continue
-            class_ = image.classes[decision.class_]
             if ranges and ranges[-1][0] == family and ranges[-1][2] + 1 == first and ranges[-1][3] == class_:
                 ranges[-1] = (family, ranges[-1][1], last, class_)
             else:
@@ -301,17 +303,21 @@ def _sort(family: int, ranges: Sequence[tuple[int, int, int, Class]], actions: S
     chains = {class_: "" if common else chain_name(class_) for class_ in {each[3] for each in mine}}
     made = partial(tuple.__new__, Element)  # a third of the time of Element(…), a million times
     single: list[Element] = [made((first, last, chains[class_])) for _, first, last, class_ in mine if first == last]
-    wide: list[Element] = [made((first, last, chains[class_])) for _, first, last, class_ in mine if first != last]
+    wide: list[Element] = []
     prefixes: dict[int, tuple[Element, ...]] = {}
-    if len(wide) > MANY:
+    if len(mine) - len(single) <= MANY:
+        wide = [made((first, last, chains[class_])) for _, first, last, class_ in mine if first != last]
+    else:
         by_length: dict[int, list[Element]] = {}
-        for first, last, chain in wide:
+        for _, first, last, class_ in mine:
             size = last - first + 1
+            if size == 1:
+                continue
             if not size & (size - 1) and not first & (size - 1):  # nearly always a network
-                by_length.setdefault(bits + 1 - size.bit_length(), []).append(made((first, first, chain)))
+                by_length.setdefault(bits + 1 - size.bit_length(), []).append(made((first, first, chains[class_])))
                 continue
             for start, length in _networks(bits, first, last):
-                by_length.setdefault(length, []).append(Element(start, start, chain))
+                by_length.setdefault(length, []).append(Element(start, start, chains[class_]))
         single = sorted([*single, *by_length.pop(bits, ())])
         for length in sorted(by_length, key=lambda length: -len(by_length[length])):
             if sum(map(len, by_length.values())) <= MANY:
@@ -322,6 +328,7 @@ def _sort(family: int, ranges: Sequence[tuple[int, int, int, Class]], actions: S
             for length, elements in by_length.items()
             for first, _, chain in elements
         )
+    del mine  # a million of them need not be there twice
     return _Listed(tuple(single), tuple(wide), prefixes, common)
 
 

@@ -1,13 +1,16 @@
 """The benchmark's generators, its readings of dnsperf and /proc, and its page."""
 
+import ipaddress
+import itertools
 import re
 from pathlib import Path
 
 import pytest
 
 from embargo import lists
+from embargo.image import Image
 from embargo.policy import Kind, Level, Source
-from tools.bench import data, measure, report, rounds
+from tools.bench import data, firewall, measure, report, rounds
 from tools.bench.__main__ import options, plan
 from tools.bench.rounds import Measure, Plan, Results
 from tools.bench.servers import SERVERS
@@ -321,3 +324,29 @@ def test_every_round_is_in_the_json() -> None:
     told = report.as_json(results(), Plan(1000, 1.0, 3, 5000), ["a machine"])
     assert told["plan"] == {"names": 1000, "seconds": 1.0, "rounds": 3, "rate": 5000}
     assert told["results"][0]["rounds"]["Embargo"] == [50_000.0, 60_000.0, 40_000.0]
+
+
+# ── the firewall ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("count", [1, 100, 20_000])
+def test_the_networks_of_a_load_are_networks_in_order_and_apart(count: int) -> None:
+    found = firewall.networks(count, 1)
+    assert len(found) == count
+    assert all(before[1] < after[0] for before, after in itertools.pairwise(found))
+    assert [ipaddress.ip_network(firewall.text(*each)) for each in found] == [
+        next(ipaddress.summarize_address_range(*map(ipaddress.IPv4Address, each))) for each in found
+    ]
+    assert firewall.networks(count, 1) == found != firewall.networks(count, 2)
+
+
+def test_quantiles_are_the_median_and_the_worst_but_one_in_a_hundred() -> None:
+    assert firewall.quantiles([number / 1000 for number in range(1000)], 1000) == "500 / 990"
+    assert firewall.quantiles([0.002], 1e3) == "2 / 2"
+
+
+def test_an_image_of_a_load_holds_its_networks() -> None:
+    found = firewall.networks(50, 3)
+    data, board = firewall.compiled(found)
+    assert [(first, last) for first, last, _ in Image(data).ranges(4)] == found
+    assert board

@@ -290,7 +290,7 @@ class Nftables:
             self.transact([*nft.prepare(ruleset, old, self._flags)])
             for chunk in nft.fill(ruleset):
                 self.transact(chunk)
-                yield 0.001  # others wait for the same lock
+                yield 0.0  # others wait for the same lock
             self.transact([*last(), *nft.switch(ruleset, old)])
             switched()
         except (FirewallError, GeneratorExit):
