@@ -281,7 +281,29 @@ def _elements(table: str, name: str, kind: int, listed: bytes) -> Message:
     return Message(kind, CREATE, text(1, table) + text(2, name) + nest(3, listed), f"elements of {name}")
 
 
-def items_of(each: Set) -> int:
+class Shape(NamedTuple):
+    """What is to be found of a ruleset in the kernel, without its elements, of which there may be a million."""
+
+    table: str
+    rules: dict[str, int]  # by chain
+    items: dict[str, int]  # by set, those that nobody adds to
+    learnt: tuple[str, ...]  # sets
+
+    @property
+    def elements(self) -> int:
+        return sum(self.items.values())
+
+
+def shape(ruleset: Ruleset) -> Shape:
+    return Shape(
+        ruleset.table,
+        {chain.name: len(chain.rules) for chain in ruleset.chains},
+        {each.name: _items_of(each) for each in ruleset.sets if not each.timeout},
+        tuple(each.name for each in ruleset.sets if each.learnt),
+    )
+
+
+def _items_of(each: Set) -> int:
     """How many list elements the kernel holds for a set: a range is two, unless it ends at the top."""
     top = (1 << 8 * _KEY_TYPES[each.type][1]) - 1
     ends = sum(last < top for _, last, _ in each.elements) if each.interval else 0

@@ -341,16 +341,16 @@ def test_ranges_at_the_ends_of_the_address_space(rig: Rig, kernel: Nftables) -> 
 )  # fmt: skip
 def test_rules_that_others_have_changed_are_noticed_and_laid_down_again(rig: Rig, kernel: Nftables, meddling: str) -> None:
     table = made(1)
-    assert not kernel.intact(TABLE, table.chains)
+    assert not kernel.intact(nft.shape(table))
     kernel.replace(table)
     rig.run("gateway", "nft", "add table inet other")
-    assert kernel.intact(TABLE, table.chains), "others may do what they like with theirs"
+    assert kernel.intact(nft.shape(table)), "others may do what they like with theirs"
     rig.run("gateway", "nft", meddling)
-    assert not kernel.intact(TABLE, table.chains)
+    assert not kernel.intact(nft.shape(table))
     assert rig.reach("client", BLOCKED) == "open"
     table = made(2)
     kernel.replace(table)
-    assert kernel.intact(TABLE, table.chains)
+    assert kernel.intact(nft.shape(table))
     assert rig.reach("client", BLOCKED) == "refused"
 
 

@@ -143,7 +143,7 @@ def _flow(data: bytes, offset: int, end: int) -> Flow | None:
 
 def _addresses(tuple_: bytes) -> tuple[bytes, bytes]:
     """(source, destination) of a tuple: the first attribute in it is the addresses', and they stand in this order."""
-    length, kind = _ATTRIBUTE.unpack_from(tuple_, 8)
+    _, kind = _ATTRIBUTE.unpack_from(tuple_, 8)
     if kind & 0x3FFF == _V4_SRC:
         return tuple_[12:16], tuple_[20:24]
     return tuple_[12:28], tuple_[32:48]

@@ -21,6 +21,7 @@ import sys
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from embargo import events, learning, lists, names, nft, ruleset
@@ -35,8 +36,9 @@ from embargo.daemon.witness import Marks
 from embargo.errors import FirewallError
 from embargo.image import Image
 from embargo.learning import Book, Reason
+from embargo.nft import Shape
 from embargo.policy import Action, Class, Network, Switchboard
-from embargo.ruleset import RESERVED, TABLE, Ruleset, Spec
+from embargo.ruleset import RESERVED, TABLE, Spec
 
 FAILED = 70  # the exit status of a guardian that does not understand what happened
 HEAL = 0.2  # seconds between two looks at the kernel's generation
@@ -58,7 +60,8 @@ class Guardian:
         self._kernel = Nftables()
         self._writing = asyncio.Lock()
         self._wanted: Spec | None = None
-        self._table: Ruleset | None = None
+        self._shape: Shape | None = None
+        self._work_out: Callable[[int], Spec] = lambda generation: Spec(generation, (), ())
         self._seen = 0  # the kernel's generation after our own last look
         self._counted_at = 0.0
         self._book = Book()
@@ -117,25 +120,27 @@ class Guardian:
             self._drops.listen(order["log_group"])
             self._recall(order["state"])
             self._kernel.claim(TABLE, alone=order["protect"])
-            wanted = await asyncio.to_thread(  # a second for a million; what cannot wait must not
-                ruleset.spec, image, board, self._next_mark(), lan=order["lan"], except_=order["except"],
-                intercept_port=order["intercept_port"], fail=order["fail"], log_group=order["log_group"],
+            work_out = partial(
+                ruleset.spec, image, board, lan=order["lan"], except_=order["except"], fail=order["fail"],
+                intercept_port=order["intercept_port"], log_group=order["log_group"],
                 ct_mark=self._ct_mark(order), patterns=self._can_look_inside(),
             )  # fmt: skip
-            wanted = dataclasses.replace(wanted, judgement=self._kernel.judgement(TABLE) + 1)
+            wanted = await asyncio.to_thread(work_out, self._next_mark())  # a second for a million; others must not wait
+            wanted, elements = dataclasses.replace(wanted, judgement=self._kernel.judgement(TABLE) + 1), len(wanted.ranges)
             self._learn, self._clients = order["learn"], tuple(map(ipaddress.ip_network, order["clients"]))
             self._book.guarded = guard(image, order["protected"])
             actions = {str(class_): action for class_, action in wanted.classes}
             self._drops.reconcile(self._counted())  # before it counts anew
             self._drops.explain_by(Attribution(order["generation"], image, actions, order["names"]))
-            await self._replace(wanted, lambda: self._book.judge(judge(image, board, learn=self._learn), self._loop.time()))
-            self._is_blocked = blocks(image, board)
+            decide = judge(image, board, learn=self._learn)
+            await self._replace(wanted, lambda: self._book.judge(decide, self._loop.time()))
+            self._is_blocked, self._work_out = blocks(image, board), work_out
             self._drops.reconcile(self._counted())  # from here on it is ours to tell
         if order["fail"] == "open":
             self.alive()
         self.flowtables = self._kernel.flowtables()
         self._spawn(self._cut(self._is_blocked))
-        return {"elements": len(wanted.ranges)}
+        return {"elements": elements}
 
     async def _replace(self, wanted: Spec, decide: Callable[[], None]) -> None:
         """Lay this down, with what is learnt by the time that it comes in force."""
@@ -147,8 +152,8 @@ class Guardian:
             decide()
             return nft.learnt_elements(wanted.generation, TABLE, self._learnt(wanted))
 
-        def switched() -> None:
-            self._wanted, self._table = wanted, table
+        def switched() -> None:  # what has a million elements is not kept
+            self._wanted, self._shape = dataclasses.replace(wanted, ranges=()), nft.shape(table)
             self._clean.discard(value)
             self._mark_all()
 
@@ -405,28 +410,26 @@ class Guardian:
     def _heal(self) -> None:
         """Somebody may have flushed the ruleset: lay ours down again. Asking for the kernel's generation costs microseconds."""
         self._loop.call_later(HEAL, self._heal)
-        if self._wanted is None or self._table is None or self._writing.locked():
+        if self._wanted is None or self._shape is None or self._writing.locked():
             return
         try:
             seen = self._kernel.generation_id()
             if seen == self._seen:
                 return
-            if not self._kernel.intact(TABLE, self._table.chains):
-                self._spawn(self._restore())
-            elif not self._kernel.owned and not self._elements_there(self._table):
+            if not self._kernel.intact(self._shape) or (not self._kernel.owned and not self._elements_there(self._shape)):
                 self._spawn(self._restore())
             self._seen = seen
             self.flowtables = self._kernel.flowtables()
         except FirewallError as error:
             self._note_trouble(f"table missing: {error}")
 
-    def _elements_there(self, table: Ruleset) -> bool:
+    def _elements_there(self, shape: Shape) -> bool:
         """Are all of them there? A large ruleset takes a while to count, so not each time that others change theirs."""
         now = self._loop.time()
-        if table.elements > LARGE and now < self._counted_at + COUNTING:
+        if shape.elements > LARGE and now < self._counted_at + COUNTING:
             return True
         self._counted_at = now
-        return self._kernel.whole(table, learnt=self._book.learnt)
+        return self._kernel.whole(shape, learnt=self._book.learnt)
 
     async def _restore(self) -> None:
         async with self._writing:
@@ -435,9 +438,8 @@ class Guardian:
             what = "rules changed" if self._kernel.has_table(TABLE) else "table removed"
             try:
                 self._kernel.claim(TABLE, alone=self._kernel.owned)
-                wanted = self._wanted
-                again = dataclasses.replace(wanted, generation=self._next_mark(), judgement=wanted.judgement + 1)
-                await self._replace(again, lambda: None)
+                again = await asyncio.to_thread(self._work_out, self._next_mark())
+                await self._replace(dataclasses.replace(again, judgement=self._wanted.judgement + 1), lambda: None)
             except FirewallError as error:
                 self._seen = 0
                 self._note_trouble(f"{what} by others, not restored: {error}")

@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 
 from embargo import nft
 from embargo.errors import FirewallError
-from embargo.nft import Holding, Message
+from embargo.nft import Holding, Message, Shape
 from embargo.ruleset import Chain, Expression, Hook, Rule, Ruleset
 
 GRACE = 0.02  # seconds after which no packet is on the old rules any more; one spends microseconds there
@@ -166,20 +166,19 @@ class Nftables:
         """Name → whether a hook leads there."""
         return {nft.string(row[3]): 4 in row for row in self._rows(nft.GETCHAIN, table, 1, "list chains")}
 
-    def intact(self, table: str, chains: Sequence[Chain]) -> bool:
-        """Are the rules of these chains there, and the table awake? Somebody may have flushed it. About 3 µs a rule."""
-        flags = self.flags(table)
+    def intact(self, shape: Shape) -> bool:
+        """Are its rules there, and the table awake? Somebody may have flushed it. About 3 µs a rule."""
+        flags = self.flags(shape.table)
         if flags is None or flags & nft.DORMANT:
             return False
-        rules = Counter(nft.string(row[2]) for row in self._rows(nft.GETRULE, table, 1, "list rules"))
-        return all(rules[chain.name] == len(chain.rules) for chain in chains)
+        rules = Counter(nft.string(row[2]) for row in self._rows(nft.GETRULE, shape.table, 1, "list rules"))
+        return all(rules[chain] == count for chain, count in shape.rules.items())
 
-    def whole(self, ruleset: Ruleset, learnt: int = 0) -> bool:
+    def whole(self, shape: Shape, learnt: int = 0) -> bool:
         """Are the elements of its maps and sets there, and so many learnt ones? About 0.3 µs each."""
-        table = ruleset.table
-        if any(self._items(table, each.name) < nft.items_of(each) for each in ruleset.sets if not each.timeout):
+        if any(self._items(shape.table, name) < count for name, count in shape.items.items()):
             return False
-        return not learnt or sum(self._items(table, each.name) for each in ruleset.sets if each.learnt) >= learnt
+        return not learnt or sum(self._items(shape.table, name) for name in shape.learnt) >= learnt
 
     def flowtables(self) -> list[str]:
         """Whatever forwards packets of open flows past all rules, as `table/name`."""
