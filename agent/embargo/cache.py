@@ -127,6 +127,10 @@ class Cache:
         entry.used = True
         return entry
 
+    def held(self, now: float) -> list[Entry]:
+        """The entries whose answers have not expired."""
+        return [entry for entry in self._entries.values() if entry.expires > now]
+
     def near_expiry(self, key: bytes, entry: Entry) -> None:
         """Somebody who is asked for often will soon be gone: he is fetched anew before, once."""
         entry.refresh_at = math.inf

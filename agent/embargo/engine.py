@@ -422,14 +422,25 @@ class Engine:
         pending = self._pending[token]
         self._close(token)
         judged = self._judge(pending.query.qname, answer)
-        if self.heard is not None and (judged.by_name or judged.action is Action.PASS):
-            addresses = tuple([address for lead in answer.leads for address in lead.addresses])
-            if addresses or pending.shadow:
-                seconds = max((seconds for _, seconds in answer.ttls), default=0)
-                self.heard.append(Heard(pending.query.qname, judged.decision, addresses, seconds))
+        self._hear(pending.query.qname, judged, answer)
         if pending.waiters or not pending.shadow:
             self.cache.put(pending.key, answer, now, self.rules.judged if judged.everyday else NOBODY)
         return [self._reply(waiter, judged) for waiter in pending.waiters]
+
+    def _hear(self, qname: Name, judged: _Judged, answer: Answer) -> None:
+        """What an answer says about addresses. One that is blocked for an address alone says nothing about the others in it."""
+        if self.heard is None or not (judged.by_name or judged.action is Action.PASS):
+            return
+        addresses = tuple([address for lead in answer.leads for address in lead.addresses])
+        if addresses:
+            seconds = max((seconds for _, seconds in answer.ttls), default=0)
+            self.heard.append(Heard(qname, judged.decision, addresses, seconds))
+
+    def hear_again(self, entries: Iterable[Entry]) -> None:
+        """Whoever listens now has not heard of these cached answers."""
+        for entry in entries:
+            qname = Name(entry.key[:-3])
+            self._hear(qname, self._judge(qname, entry.answer), entry.answer)
 
     def expire(self, token: int, reason: str, now: float, *, network: bool = False) -> list[Reply] | Forward:
         """No usable response came. `network`: because of an error of the network, not of silence."""

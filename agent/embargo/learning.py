@@ -116,8 +116,10 @@ class Book:
                 found.append((address, round(known.until - now)))
         return found
 
-    def judge(self, judge: Callable[[Reason], Reason | None], now: float) -> None:
-        """The policy is another: what it does not block any more is free, and every reason is today's."""
+    def judge(self, judge: Callable[[Reason], Reason | None], is_blocked: Callable[[Name], bool], now: float) -> None:
+        """The policy is another: what it does not block any more is free, every reason is today's, and who is blocked is no
+        neighbour any more."""
+        self._review(is_blocked, now)
         for address, known in self._blocked(now):
             assert known.reason is not None
             reason = None if self.guarded(address) else judge(known.reason)
@@ -125,6 +127,16 @@ class Book:
                 self._unlearn(address, known)
             else:
                 known.reason = reason
+
+    def _review(self, is_blocked: Callable[[Name], bool], now: float) -> None:
+        blocked = {name: is_blocked(name) for name in {known.neighbour for known in self._known.values() if now < known.used}}
+        for known in self._known.values():
+            if now < known.used and blocked[known.neighbour]:
+                others = [name for name in known.names if not is_blocked(name)]
+                if others:
+                    known.neighbour = others[-1]
+                elif len(known.names) < MAX_NAMES:  # else there may be others that are not remembered
+                    known.used = 0.0
 
     def blocked(self, now: float) -> Iterator[tuple[bytes, Class, int]]:
         """All that is blocked: address, class, seconds left."""

@@ -369,6 +369,18 @@ def test_a_reply_waits_until_its_address_is_free_but_not_for_ever() -> None:
         assert heard(worker.told("answered"))[0][0] == "third.test"
 
 
+def test_a_new_guardian_is_told_what_is_in_the_cache() -> None:
+    with Upstream(lambda asked: [right(asked)]) as upstream, Worker() as worker:
+        worker.start(BLOCKED, dns={"upstream": [f"udp://127.0.0.1:{upstream.port}"]})
+        for number in range(300):
+            assert worker.asked(query(f"n{number}.test")).rcode() == dns.rcode.NOERROR
+        worker.meet()
+        found: set[str] = set()
+        while len(found) < 4:  # of an address, no more names are remembered
+            found |= {name for name, _, _ in heard(worker.told("answered"))}
+        assert found <= {f"n{number}.test" for number in range(300)}
+
+
 def test_a_worker_goes_on_without_a_guardian_and_with_the_next_one() -> None:
     with Upstream(lambda asked: [right(asked)]) as upstream, Worker() as worker:
         worker.start(BLOCKED, dns={"upstream": [f"udp://127.0.0.1:{upstream.port}"]})

@@ -175,6 +175,18 @@ def test_what_is_not_blocked_any_more_is_free_again(rig: Rig, agent: Agent) -> N
     agent.cli("forget", "dropped.alipay.example")
 
 
+def test_a_name_that_becomes_blocked_is_no_reason_to_spare_its_address(rig: Rig, agent: Agent) -> None:
+    assert ask(rig, "early.test") == "NOERROR"
+    time.sleep(0.3)
+    agent.cli("block", "early.test")
+    try:
+        assert ask(rig, "early.test") == "NXDOMAIN"
+        until(lambda: is_blocked(rig, "203.0.113.40"), "its address is learnt")
+    finally:
+        agent.cli("forget", "early.test")
+    assert rig.reach("client", "203.0.113.40") == "open"
+
+
 def test_what_was_learnt_outlives_a_guardian_that_is_killed(rig: Rig, agent: Agent) -> None:
     ask(rig, "again.alipay.example")
     until(lambda: is_blocked(rig, "203.0.113.38"), "it is blocked")

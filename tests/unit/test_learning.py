@@ -20,6 +20,11 @@ def reason(name: names.Name = PAY) -> Reason:
     return Reason(name, CLASS, "alipay/payment.list", 1, "alipay.example")
 
 
+def nobody(name: names.Name) -> bool:
+    del name
+    return False
+
+
 def blocked(book: Book, now: float) -> set[bytes]:
     return {address for address, _, _ in book.blocked(now)}
 
@@ -85,12 +90,31 @@ def test_a_policy_that_blocks_less_frees_and_one_that_blocks_otherwise_explains_
     book.leads(reason(PAY), [A], 300, 0.0)
     book.leads(reason(LOG), [B], 300, 0.0)
     other = Reason(LOG, Class("alipay", "telemetry"), "alipay/telemetry.list", 7, "log.alipay.example")
-    book.judge(lambda each: other if each.name == LOG else None, 1.0)
+    book.judge(lambda each: other if each.name == LOG else None, nobody, 1.0)
     assert blocked(book, 1.0) == {B}
     assert book.reason(B, 1.0) == other
     book.guarded = lambda address: True
-    book.judge(lambda each: each, 1.0)
+    book.judge(lambda each: each, nobody, 1.0)
     assert blocked(book, 1.0) == set()
+
+
+def test_who_becomes_blocked_is_no_neighbour_any_more() -> None:
+    book = Book()
+    book.answered(FREE, [A, B], 300, 0.0)
+    book.answered(LOG, [B], 300, 1.0)
+    book.judge(lambda each: each, lambda name: name == LOG, 2.0)
+    assert book.leads(reason(LOG), [B], 300, 3.0) == [], "the other one lives there still"
+    assert book.spared[-1].neighbour == FREE
+    book.judge(lambda each: each, lambda name: name in (LOG, FREE), 4.0)
+    assert book.leads(reason(LOG), [A, B], 300, 5.0) == [(A, 300 + GRACE), (B, 300 + GRACE)]
+
+
+def test_neighbours_that_are_not_remembered_may_live_there_still() -> None:
+    book = Book()
+    for number in range(MAX_NAMES + 1):
+        book.answered(names.from_text(f"n{number}.test"), [A], 300, 0.0)
+    book.judge(lambda each: each, lambda name: True, 1.0)
+    assert book.leads(reason(), [A], 300, 2.0) == []
 
 
 def test_the_latest_names_of_an_address_are_remembered() -> None:

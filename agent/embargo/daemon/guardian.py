@@ -36,6 +36,7 @@ from embargo.daemon.witness import Marks
 from embargo.errors import FirewallError
 from embargo.image import Image
 from embargo.learning import Book, Reason
+from embargo.names import Name
 from embargo.nft import Shape
 from embargo.policy import Action, Class, Network, Switchboard
 from embargo.ruleset import RESERVED, TABLE, Spec
@@ -132,8 +133,8 @@ class Guardian:
             actions = {str(class_): action for class_, action in wanted.classes}
             self._drops.reconcile(self._counted())  # before it counts anew
             self._drops.explain_by(Attribution(order["generation"], image, actions, order["names"]))
-            decide = judge(image, board, learn=self._learn)
-            await self._replace(wanted, lambda: self._book.judge(decide, self._loop.time()))
+            decide, blocked = judge(image, board, learn=self._learn), names_blocked(image, board)
+            await self._replace(wanted, lambda: self._book.judge(decide, blocked, self._loop.time()))
             self._is_blocked, self._work_out = blocks(image, board), work_out
             self._drops.reconcile(self._counted())  # from here on it is ours to tell
         if order["fail"] == "open":
@@ -532,6 +533,11 @@ def judge(image: Image, board: Switchboard, *, learn: bool) -> Callable[[Reason]
         return Reason(reason.name, image.classes[decision.class_], source.path, decision.line, decision.rule)
 
     return why if learn else lambda reason: None
+
+
+def names_blocked(image: Image, board: Switchboard) -> Callable[[Name], bool]:
+    """Tells the names that are blocked or audited."""
+    return lambda name: board.choose(image.lookup(name))[0] is not Action.PASS
 
 
 def guard(image: Image, protected: Iterable[str]) -> Callable[[bytes], bool]:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from embargo import lists, names
-from embargo.cache import Cache
+from embargo.cache import Cache, Entry
 from embargo.daemon import intake, privileges
 from embargo.daemon.attempts import Attempts
 from embargo.daemon.channel import Channel, orders
@@ -36,6 +36,7 @@ from embargo.upstream import Upstreams, server
 
 RUBBISH = 20_000, 20, 50  # containers between collections: we make few cycles and hold many containers
 PATIENCE = 0.2  # seconds between two looks for clients that have waited too long
+AT_ONCE, PAUSE = 200, 0.02  # cached answers told a new guardian at once, a millisecond or two; seconds between
 PASS_PATIENCE = 0.2  # seconds a reply waits for its addresses to pass the firewall
 ANSWER_TRIES = 500  # hundredths of a second that an answer waits for the supervisor to read
 LAST_BATCHES = 64  # of queries that wait in a socket when the worker stops; in a flood the rest is the next worker's
@@ -98,6 +99,14 @@ class Resolver:
         """The guardian is at the other end, or the next one; `marks`: the descriptor of the page that it writes."""
         self._witness.meet(channel, Marks(marks))
         self._listen_in()
+        self._tell_again(self._cache.held(self._loop.time()))
+
+    def _tell_again(self, entries: list[Entry]) -> None:
+        """A guardian knows nothing of what was answered before it came, and clients are still given it. A few at a time."""
+        if entries and self._engine is not None and self._witness.listening:
+            self._engine.hear_again(entries[-AT_ONCE:])
+            self._hear([])
+            self._loop.call_later(PAUSE, self._tell_again, entries[:-AT_ONCE])
 
     def _listen_in(self) -> None:
         if self._engine is not None and self._witness.listening and self._engine.heard is None:
@@ -224,7 +233,7 @@ class Resolver:
         for heard in self.engine.heard:
             if self._witness.hear(heard, self.engine.rules):
                 number = self._number = self._number + 1
-                if self._witness.ask_to_free(number, heard):
+                if self._witness.ask_to_free(number, heard) and replies:
                     self._hold(number, replies)
                     held = True
         self.engine.heard.clear()
