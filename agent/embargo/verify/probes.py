@@ -305,10 +305,13 @@ class Verification:
             row.skipped = "only addresses of this gateway"
 
     def _counted(self, class_: Class) -> int:
+        """Packets refused, also where addresses are so many that all classes have one chain."""
         try:
-            return self._kernel.counters(ruleset.TABLE).get(ruleset.chain_name(class_), (0, 0))[0]
+            counters = self._kernel.counters(ruleset.TABLE)
         except FirewallError:  # the table is gone
             return 0
+        chains = map(ruleset.chain_name, (class_, ruleset.LISTED[Action.BLOCK]))
+        return sum(counters.get(chain, (0, 0))[0] for chain in chains)
 
     def _judge(self) -> None:
         """At the end, since what passes may arrive late."""
