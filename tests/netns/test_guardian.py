@@ -3,6 +3,7 @@
 import json
 import os
 import select
+import socket
 import subprocess
 import sys
 import tempfile
@@ -67,8 +68,8 @@ class Guardian:
                 event: dict[str, Any] = json.loads(received[0]["lines"].splitlines()[0])
                 return event
 
-    def apply(self, *entries: str, generation: int = 1, **members: Any) -> dict[str, Any]:
-        octets, board = compiled(*entries)
+    def apply(self, *entries: str, generation: int = 1, audit: bool = False, **members: Any) -> dict[str, Any]:
+        octets, board = compiled(*entries, audit=audit)
         with tempfile.TemporaryFile(buffering=0) as file:
             file.write(octets)
             order = {
@@ -225,3 +226,52 @@ def test_a_resolver_that_is_gone_is_forgotten(guardian: Guardian) -> None:
     for _ in range(20):
         guardian.resolver().close()
     until(lambda: len(list(descriptors.iterdir())) <= before + 1, "none is left")
+
+
+@pytest.mark.parametrize("audit", [False, True], ids=["block", "audit"])
+def test_connections_to_what_is_blocked_are_deleted_and_to_what_is_only_logged_are_not(
+    rig: Rig, guardian: Guardian, audit: bool
+) -> None:
+    tracked: dict[str, Any] = {"lan": ["lan0"], "intercept_port": 53, "ct_mark": 0xFF00_0000}
+    guardian.apply("alipay.example", audit=audit, **tracked)
+    with (
+        rig.socket("client", socket.SOCK_STREAM, "203.0.113.9") as flow,
+        rig.socket("client", socket.SOCK_STREAM, "::") as other,
+    ):
+        for sock, address in ((flow, "203.0.113.9"), (other, "2001:db8:3::9")):
+            sock.settimeout(5)
+            sock.connect((address, 443))
+            sock.sendall(b"before")
+            assert sock.recv(64) == b"before"
+        guardian.apply("alipay.example", "203.0.113.9", audit=audit, generation=2, **tracked)
+        if audit:
+            time.sleep(0.5)
+            flow.sendall(b"after")
+            assert flow.recv(64) == b"after"
+        else:
+            until(lambda: guardian.ask("stats")["cut"] == 1, "its connection is deleted")
+            with pytest.raises(ConnectionResetError):  # noqa: PT012  # some packet of them
+                for _ in range(20):
+                    flow.sendall(b"after")
+                    assert flow.recv(64)
+        assert guardian.ask("stats")["cut"] == (0 if audit else 1)
+        other.sendall(b"after")
+        assert other.recv(64) == b"after"
+
+
+def test_connections_to_an_address_that_an_allowed_name_led_to_stay(rig: Rig, guardian: Guardian) -> None:
+    tracked: dict[str, Any] = {"lan": ["lan0"], "intercept_port": 53, "ct_mark": 0xFF00_0000}
+    guardian.apply("alipay.example", "203.0.113.9", **tracked)
+    resolver = guardian.resolver()
+    resolver.send({"op": "pass", "number": 1, "addresses": [[ADDRESS.hex(), 300]]})
+    assert heard(resolver) == {"op": "ready", "number": 1}
+    with rig.socket("client", socket.SOCK_STREAM, "203.0.113.9") as flow:
+        flow.settimeout(5)
+        flow.connect(("203.0.113.9", 443))
+        before = guardian.ask("stats")["cut"]  # what other tests left
+        guardian.apply("alipay.example", "203.0.113.9", generation=2, **tracked)
+        time.sleep(0.5)
+        flow.sendall(b"after")
+        assert flow.recv(64) == b"after"
+        assert guardian.ask("stats")["cut"] == before
+    resolver.close()

@@ -48,6 +48,7 @@ COUNTING = 10.0  # seconds
 JUDGE_AGAIN = 0.1  # seconds after an address was learnt until open flows are judged again
 RECONCILE = 10.0  # seconds between two comparisons of what the kernel counts with what it tells
 UNDER_WAY = 0.3  # seconds after which the record of a packet has come
+CUT_AFTER = 5.0  # seconds after which connections to learnt addresses are deleted: they are refused already, this frees room
 PASS_GRACE = 60  # seconds; clients connect a moment after an answer, also after one with TTL 0, and flows last
 MAX_PASSING = 64  # addresses that one answer lets through
 
@@ -77,6 +78,7 @@ class Guardian:
         self._marking: bool | None = None
         self._clean: set[int] = set()  # values that no flow carries in its mark
         self._judging: asyncio.TimerHandle | None = None
+        self._cutting: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._trouble = ""
         self._is_blocked: Callable[[bytes], bool] = lambda address: False
@@ -141,6 +143,7 @@ class Guardian:
             self.alive()
         self.flowtables = self._kernel.flowtables()
         self._spawn(self._cut(self._is_blocked))
+        self._spawn(self._prepare_next())
         return {"elements": elements}
 
     async def _replace(self, wanted: Spec, decide: Callable[[], None]) -> None:
@@ -361,8 +364,21 @@ class Guardian:
                 self._clean.discard(value)
                 self._wanted = again
                 self._seen = self._kernel.generation_id()
-        learnt = {address for address, _, _ in self._book.blocked(self._loop.time())}
-        await self._cut(learnt.__contains__)
+        if self._cutting is None:
+            self._cutting = self._loop.call_later(CUT_AFTER, lambda: self._spawn(self._cut_learnt()))
+        await self._prepare_next()
+
+    async def _prepare_next(self) -> None:
+        """Free the number that the next judgement will have, so that it need not wait for it."""
+        wanted = self._wanted
+        if wanted is not None and wanted.ct_mark:
+            await self._free_value(ruleset.value_of(wanted.judgement + 1, wanted.ct_mark), wanted.ct_mark)
+
+    async def _cut_learnt(self) -> None:
+        self._cutting = None
+        if self._wanted is not None:
+            learnt = {address for address, action, _ in self._learnt(self._wanted) if action is Action.BLOCK}
+            await self._cut(learnt.__contains__)
 
     async def _free_value(self, value: int, mask: int) -> None:
         """No flow may carry a number that is about to be given out: idle since it was in use before, it was never judged."""
@@ -383,15 +399,16 @@ class Guardian:
         """Let the kernel forget the connections of policed clients to blocked addresses."""
         if not conntrack.in_use():
             return
-        clients, passing = self._clients, self._excepted()
+        clients, excepted = self._clients, self._excepted()
+        passing = {address for name in ("allow4", "allow6") for address in self._kernel.keys(TABLE, name)}
 
         def ours(flow: Flow) -> bool:
-            if not conntrack.blocked(flow, judge_):
+            if not conntrack.blocked(flow, lambda address: address not in passing and judge_(address)):
                 return False
             source = ipaddress.ip_address(flow.source)
             other = ipaddress.ip_address(flow.answers)
             mine = not clients or any(a in network for network in clients for a in (source, other))
-            return mine and not any(a in network for network in passing for a in (source, other))
+            return mine and not any(a in network for network in excepted for a in (source, other))
 
         def cut() -> int:
             with contextlib.closing(Conntrack()) as table:

@@ -14,7 +14,7 @@ from typing import IO, Any
 from embargo.learning import PROVING, RECENT, Book
 
 VERSION = 1
-EVERY = 60.0  # seconds between two snapshots, if anything changed
+EVERY = 300.0  # seconds between two snapshots; what is learnt in between is noted at once
 MOST = 64 << 20  # octets read; a full memory is a third of it
 
 log = logging.getLogger(__name__)
