@@ -17,6 +17,7 @@ import time
 from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 TOP = Path(__file__).parent.parent
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -O1 -g"
@@ -167,6 +168,7 @@ def _over_a_socket(draw: random.Random, rules: object, cache: object, listening:
         """What `Attempts` is to an intake."""
 
         folder, tally, page, names = Folder(), array("Q", bytes(800)), memoryview(bytearray(8)).cast("Q"), True
+        asked: ClassVar[dict[bytes, None]] = {}
 
         @staticmethod
         def about(_: object) -> str:

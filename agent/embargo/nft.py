@@ -9,7 +9,6 @@ are the old maps: deleting a map deactivates its elements, and a packet that is 
 one of 100,000 got through). If anything is refused up to the switch, `additions` go and the old rules were never touched.
 """
 
-import socket
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -322,7 +321,7 @@ def _filling(table: str, each: Set, elements: Sequence[Element]) -> Iterator[Mes
     width = _KEY_TYPES[each.type][1]
     top = (1 << 8 * width) - 1
     if each.type == "mark":  # in the host's order
-        elements = [element._replace(first=socket.htonl(element.first)) for element in elements]
+        elements = [element._replace(first=int.from_bytes(struct.pack("=I", element.first))) for element in elements]
     around = {chain: _around(width, chain) for chain in {element.chain for element in elements}}
     before_end, behind_end = _around(width, "", INTERVAL_END)
     # without end: what reaches the top of the space
