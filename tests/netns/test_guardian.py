@@ -268,6 +268,7 @@ def test_connections_to_an_address_that_an_allowed_name_led_to_stay(rig: Rig, gu
     with rig.socket("client", socket.SOCK_STREAM, "203.0.113.9") as flow:
         flow.settimeout(5)
         flow.connect(("203.0.113.9", 443))
+        time.sleep(0.5)
         before = guardian.ask("stats")["cut"]  # what other tests left
         guardian.apply("alipay.example", "203.0.113.9", generation=2, **tracked)
         time.sleep(0.5)
