@@ -318,7 +318,7 @@ def _sort(family: int, ranges: Sequence[tuple[int, int, int, Class]], actions: S
                 continue
             for start, length in _networks(bits, first, last):
                 by_length.setdefault(length, []).append(Element(start, start, chains[class_]))
-        single = sorted([*single, *by_length.pop(bits, ())])
+        single += by_length.pop(bits, ())
         for length in sorted(by_length, key=lambda length: -len(by_length[length])):
             if sum(map(len, by_length.values())) <= MANY:
                 break
