@@ -554,15 +554,28 @@ def render(ruleset: Ruleset, *, elements: bool = True) -> str:
     return "\n".join([*out, "}", ""])
 
 
+def _four(number: int) -> str:
+    return str(ipaddress.IPv4Address(number))
+
+
+def _six(number: int) -> str:
+    """In hexadecimal throughout: how Python writes a mapped address depends on its version."""
+    return (
+        str(ipaddress.IPv6Address(number))
+        if number >> 32 != 0xFFFF
+        else f"::ffff:{number >> 16 & 0xFFFF:x}:{number & 0xFFFF:x}"
+    )
+
+
 def _elements(each: Set) -> list[str]:
     if each.type == "ifname":
         return [f'"{word}"' for word in each.words]
     if each.type == "mark":
         return [f"0x{first:08x} : {chain}" for first, _, chain in each.elements]
-    make = ipaddress.IPv4Address if each.type == "ipv4_addr" else ipaddress.IPv6Address
+    show = _four if each.type == "ipv4_addr" else _six
     shown = []
     for first, last, chain in each.elements:
-        text = str(make(first)) if first == last else f"{make(first)}-{make(last)}"
+        text = show(first) if first == last else f"{show(first)}-{show(last)}"
         shown.append(f"{text} : jump {chain}" if each.vmap else text)
     return shown
 
