@@ -251,15 +251,16 @@ def open_flows() -> Iterator[Row]:
                 address = f"203.0.113.{10 + number}"
                 with rig.socket("client", socket.SOCK_STREAM, address) as flow:
                     flow.settimeout(5)
+                    flow.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else it waits for the answer of a cut flow
                     flow.connect((address, 443))
                     flow.sendall(b"before")
                     flow.recv(64)
                     began = time.perf_counter()
                     guardian.lead(socket.inet_aton(address))
                     try:
-                        while time.perf_counter() < began + 5:
+                        while time.perf_counter() < began + 5:  # a client that waits for an answer learns of it later
                             flow.sendall(b"after")
-                            flow.recv(64)
+                            time.sleep(0.001)
                     except OSError:
                         times.append(time.perf_counter() - began)
                 time.sleep(0.3)
