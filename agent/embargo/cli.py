@@ -27,6 +27,7 @@ from embargo.daemon.supervisor import Supervisor
 from embargo.errors import ConfigError, EmbargoError, FirewallError, Problem
 from embargo.fastpath import Acl
 from embargo.image import Image
+from embargo.ruleset import Own
 
 DEFAULT = "/etc/embargo/embargo.toml"
 NO, USAGE = 1, 2
@@ -228,6 +229,8 @@ def _check_lists(settings: Config) -> list[Problem]:
         wanted = ruleset.spec(
             Image(data), board, 1, lan=firewall.lan, except_=firewall.except_, fail=firewall.fail,
             intercept_port=endpoints.intercept_port(settings), log_group=firewall.log_group,
+            own=(Own(*each) for each in surroundings.own_questions(settings, around, os.geteuid())),
+            system=(each.address for each in around.system),
         )  # fmt: skip
         try:
             Nftables().check(ruleset.build(wanted, "embargo_check"))

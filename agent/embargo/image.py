@@ -346,11 +346,17 @@ def _verify(view: memoryview, trusted: bool) -> dict[str, int]:
     at = dict(zip(_FIELDS, numbers, strict=True))
     if at["end"] != len(view):
         raise ImageError(f"the image has {len(view)} octets, its header says {at['end']}")
-    if not trusted and hashlib.sha256(_NUMBERS.pack(*numbers) + view[_HEADER.size :]).digest() != digest:
+    if not trusted and _digest(numbers, view) != digest:
         raise ImageError("the image is damaged: its checksum does not match")
     if not _fits(at):
         raise ImageError("the image contradicts itself: its sections do not fit their counts")
     return at
+
+
+def _digest(numbers: Sequence[int], view: memoryview) -> bytes:
+    found = hashlib.sha256(_NUMBERS.pack(*numbers))
+    found.update(view[_HEADER.size :])  # in place: it may be a hundred megabytes
+    return found.digest()
 
 
 def _fits(at: dict[str, int]) -> bool:

@@ -26,13 +26,13 @@ from embargo.ruleset import (
     Begins,
     Chain,
     Counter,
-    Element,
     Expression,
     Judged,
     Jump,
     Log,
     Mark,
     Meta,
+    Owner,
     Port,
     Redirect,
     Refusal,
@@ -42,11 +42,13 @@ from embargo.ruleset import (
     Ruleset,
     Set,
     Spec,
+    judged,
     mark_chain,
     mask_of,
     pattern,
     value_of,
 )  # fmt: skip
+from embargo.spans import Spans
 
 CHUNK = 10_000  # elements a transaction: the commit lock is shared by the whole namespace, a learnt address must not wait
 
@@ -65,6 +67,7 @@ _SET_INTERVAL, _SET_MAP, _SET_TIMEOUT = 4, 8, 16
 _DATA_VERDICT = 0xFFFFFF00
 _ACCEPT, _JUMP, _RETURN = 1, -3, -5
 _CT_MARK = 3
+_SKUID = 10
 _INNER = 3  # NFT_PAYLOAD_INNER_HEADER: what a TCP segment carries
 _HOOKS = {"prerouting": 0, "input": 1, "forward": 2, "output": 3, "postrouting": 4}
 _META_KEYS = {"iifname": 6, "oifname": 7, "nfproto": 15, "l4proto": 16}
@@ -154,6 +157,8 @@ def encode_expression(expression: Expression) -> bytes:
         case Port(proto, port, side):
             protocol = _meta("l4proto") + _compare(_META_VALUES[proto])
             return protocol + _payload(2, 2 * (side == "dport"), 2) + _compare(port.to_bytes(2))
+        case Owner(uid):
+            return _expression("meta", u32(2, _SKUID), u32(1, 1)) + _compare(struct.pack("=I", uid))
         case Begins(octets):
             return b"".join(
                 _payload(_INNER, at, len(part)) + (_masked(mask) if mask else b"") + _compare(part)
@@ -245,7 +250,7 @@ def new_set(table: str, each: Set, number: int) -> Message:
         payload += u32(6, _DATA_VERDICT) + u32(7, 16)
     if not each.interval and not each.timeout:
         # sized: a quarter of the load time; and one may come before another has gone
-        payload += nest(9, u32(1, len(each.elements) + len(each.words) + 1))
+        payload += nest(9, u32(1, each.size + 1))
     if each.type in ("ifname", "mark"):
         payload += attribute(13, struct.pack("=BBI", 0, 4, 1))  # NFTNL_UDATA_SET_KEYBYTEORDER: host, so that nft lists names
     return Message(NEWSET, CREATE, payload, f"add set {each.name}")
@@ -305,56 +310,55 @@ def shape(ruleset: Ruleset) -> Shape:
 def _items_of(each: Set) -> int:
     """How many list elements the kernel holds for a set: a range is two, unless it ends at the top."""
     top = (1 << 8 * _KEY_TYPES[each.type][1]) - 1
-    ends = sum(last < top for _, last, _ in each.elements) if each.interval else 0
-    return len(each.elements) + len(each.words) + ends
+    ends = sum(len(found.lasts) - (found.lasts[-1] == top) for found in each.spans.values() if found.lasts)
+    return each.size + (ends if each.interval else 0)
 
 
-def _filling(table: str, each: Set, elements: Sequence[Element]) -> Iterator[Message]:
-    """These elements of a set: a range is two, its first key, and the key behind its last with a flag; at the top, one.
+def _words(table: str, each: Set) -> list[Message]:
+    keys = (nest(1, nest(1, _value(word.encode().ljust(16, b"\0")))) for word in each.words)
+    return [*_element_messages(table, each.name, NEWSETELEM, keys)]
 
-    Nearly all octets are the same from element to element, so they are put together in columns, without a step each.
+
+def _filling(table: str, each: Set, chain: str, found: Spans) -> Iterator[Message]:
+    """Elements that lead to one chain: a range is two, its first key, and the key behind its last with a flag; at the top, one.
+
+    All octets but those of the keys are the same from element to element, so the keys are put into copies of one, octet by
+    octet of all of them at once, without a step each.
     """
-    if each.type == "ifname":
-        words = (nest(1, nest(1, _value(word.encode().ljust(16, b"\0")))) for word in each.words)
-        yield from _element_messages(table, each.name, NEWSETELEM, words)
-        return
     width = _KEY_TYPES[each.type][1]
     top = (1 << 8 * width) - 1
-    if each.type == "mark":  # in the host's order
-        elements = [element._replace(first=int.from_bytes(struct.pack("=I", element.first))) for element in elements]
-    around = {chain: _around(width, chain) for chain in {element.chain for element in elements}}
-    before_end, behind_end = _around(width, "", INTERVAL_END)
+    element, end = _element(width, chain), _element(width, "", INTERVAL_END) if each.interval else b""
+    step = _MAX_NEST // len(element + end)
     # without end: what reaches the top of the space
-    whole = list(elements[:-1]) if each.interval and elements and elements[-1].last == top else elements
-    step = _MAX_NEST // max(
-        [(len(a) + len(b) + len(before_end) + len(behind_end) + 2 * width) for a, b in around.values()] or [1]
-    )
-    for start in range(0, len(whole), step):
-        firsts, lasts, chains = zip(*(part := whole[start : start + step]), strict=True)
-        columns = [[around[chain][0] for chain in chains], _keys(width, firsts), [around[chain][1] for chain in chains]]
+    count = len(found.firsts) - bool(each.interval and found.lasts and found.lasts[-1] == top)
+    for start in range(0, count, step):
+        part = slice(start, min(start + step, count))
+        keys = [_octets(width, found.firsts[part], host=each.type == "mark")]
         if each.interval:
-            ends = _keys(width, [last + 1 for last in lasts])
-            columns += [[before_end] * len(part), ends, [behind_end] * len(part)]
-        woven: list[bytes] = [b""] * (len(columns) * len(part))
-        for number, column in enumerate(columns):
-            woven[number :: len(columns)] = column
-        yield _elements(table, each.name, NEWSETELEM, b"".join(woven))
-    for first, _, chain in elements[len(whole) :]:
-        before, behind = around[chain]
-        yield _elements(table, each.name, NEWSETELEM, before + first.to_bytes(width) + behind)
+            keys.append(_octets(width, [last + 1 for last in found.lasts[part]]))
+        listed = bytearray((element + end) * (len(keys[0]) // width))
+        for place, octets in zip((_KEY, _KEY + len(element)), keys, strict=False):
+            for octet in range(width):
+                listed[place + octet :: len(element + end)] = octets[octet::width]
+        yield _elements(table, each.name, NEWSETELEM, bytes(listed))
+    for first in found.firsts[count:]:
+        yield _elements(table, each.name, NEWSETELEM, element[:_KEY] + first.to_bytes(width) + element[_KEY + width :])
 
 
-def _keys(width: int, numbers: Sequence[int]) -> Sequence[bytes]:
+def _octets(width: int, numbers: Sequence[int], *, host: bool = False) -> bytes:
+    """Keys one behind the other, big-endian, or in the host's order."""
     if width == 4:
-        return struct.unpack("4s" * len(numbers), struct.pack(f"!{len(numbers)}I", *numbers))
-    return [number.to_bytes(width) for number in numbers]
+        return struct.pack(f"{'=' if host else '!'}{len(numbers)}I", *numbers)
+    return b"".join([number.to_bytes(width) for number in numbers])
 
 
-def _around(width: int, chain: str, flags: int = 0) -> tuple[bytes, bytes]:
-    """The octets of a list element before and behind its key."""
+_KEY = 12  # octets of a list element before its key
+
+
+def _element(width: int, chain: str, flags: int = 0) -> bytes:
+    """A list element with zeros for its key."""
     verdict = nest(2, _verdict(_JUMP, chain) if chain != ACCEPT else _verdict(_ACCEPT)) if chain else b""
-    whole = nest(1, nest(1, _value(bytes(width))), verdict, u32(3, flags) if flags else b"")
-    return whole[:12], whole[12 + width :]
+    return nest(1, nest(1, _value(bytes(width))), verdict, u32(3, flags) if flags else b"")
 
 
 def timed_elements(table: str, name: str, keys: Iterable[tuple[bytes, int]]) -> list[Message]:
@@ -380,9 +384,10 @@ def delete_elements(table: str, name: str, keys: Iterable[bytes]) -> list[Messag
 def judge_again(table: str, old: Spec, new: Spec) -> Iterator[Message]:
     """Another judgement in force: flows that were let through by the old one meet all rules once more."""
     name = f"judged_{new.generation}"
-    now, before = (Element(value, value, ACCEPT) for value in (value_of(each.judgement, each.ct_mark) for each in (new, old)))
-    yield from _filling(table, Set(name, "mark", vmap=True), (now,))
-    yield from delete_elements(table, name, (struct.pack("=I", before.first),))
+    now, before = (value_of(each.judgement, each.ct_mark) for each in (new, old))
+    for accept, found in judged(now).items():
+        yield from _filling(table, Set(name, "mark", vmap=True), accept, found)
+    yield from delete_elements(table, name, (struct.pack("=I", before),))
     chain = mark_chain(new)
     yield flush_chain(table, chain.name)
     yield from (new_rule(table, chain.name, rule) for rule in chain.rules)
@@ -429,7 +434,7 @@ def prepare(ruleset: Ruleset, old: Holding, flags: int = 0) -> Iterator[Message]
         yield new_counter(table, name)
     for number, each in enumerate(ruleset.sets, start=1):
         yield new_set(table, each, number)
-    led = {element.chain for each in ruleset.sets for element in each.elements}
+    led = {chain for each in ruleset.sets for chain in each.spans}
     led |= {
         e.chain for c in ruleset.chains if c.name in led for rule in c.rules for e in rule.expressions if isinstance(e, Jump)
     }
@@ -442,9 +447,21 @@ def fill(ruleset: Ruleset) -> Iterator[list[Message]]:
     """The elements, so many a transaction."""
     for each in ruleset.sets:
         if each.words:
-            yield list(_filling(ruleset.table, each, ()))
-        for start in range(0, len(each.elements), CHUNK):
-            yield list(_filling(ruleset.table, each, each.elements[start : start + CHUNK]))
+            yield _words(ruleset.table, each)
+        batch: list[Message] = []
+        room = CHUNK
+        for chain, found in each.spans.items():
+            at = 0
+            while at < len(found.firsts):
+                part = slice(at, at + room)
+                taken = Spans(found.firsts[part], found.lasts[part])
+                batch += _filling(ruleset.table, each, chain, taken)
+                at, room = at + len(taken.firsts), room - len(taken.firsts)
+                if not room:
+                    yield batch
+                    batch, room = [], CHUNK
+        if batch:
+            yield batch
 
 
 def switch(ruleset: Ruleset, old: Holding) -> Iterator[Message]:

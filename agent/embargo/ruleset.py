@@ -1,7 +1,7 @@
 """The nftables side of a policy, as values.
 
 `spec` works out what is to be enforced (addresses by class, interfaces, ports); `build` lays it down as one table of sets,
-chains and rules; `render` shows it as `nft` would, for people and golden files. `daemon.netlink` says it to the kernel.
+chains and rules; `listing` shows it as `nft` would, `nft` and `daemon.netlink` say it to the kernel.
 
 The layout. A packet is looked up, not walked: verdict maps lead from an address to the chain of its class, so the number of
 look-ups does not grow with apps or entries. Single addresses stand in hash maps, ranges in interval maps, never mixed: a
@@ -21,13 +21,16 @@ again. An IPv6 form that carries an IPv4 address (RFC 4291, 6052, 8215, 3056) is
 """
 
 import ipaddress
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
 
+from embargo import spans
 from embargo.image import Image
 from embargo.policy import BYPASS, Action, Class, Switchboard
+from embargo.spans import Column, Labelled, Spans
 
 TABLE = "embargo"
 FILTER_PRIORITY = -5  # before the filter chains of others, whose established-accept would keep open flows alive
@@ -89,6 +92,12 @@ class Port(NamedTuple):
     side: str = "dport"  # sport | dport
 
 
+class Owner(NamedTuple):
+    """A packet of this machine's own, sent by a process of this user."""
+
+    uid: int
+
+
 class Begins(NamedTuple):
     """What a TCP segment carries begins like this, any digit standing for "0"; 64 octets at most."""
 
@@ -145,7 +154,21 @@ class Accept(NamedTuple):
 
 
 Expression = (
-    Meta | Address | Port | Begins | Judged | Mark | Counter | Log | Reject | Refusal | Redirect | Jump | Return | Accept
+    Meta
+    | Address
+    | Port
+    | Owner
+    | Begins
+    | Judged
+    | Mark
+    | Counter
+    | Log
+    | Reject
+    | Refusal
+    | Redirect
+    | Jump
+    | Return
+    | Accept
 )
 
 
@@ -179,11 +202,14 @@ class Element(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Set:
-    """A set, or a verdict map. `type`: ipv4_addr, ipv6_addr, mark or ifname; ifname elements are in `words`."""
+    """A set, or a verdict map. `type`: ipv4_addr, ipv6_addr, mark or ifname; ifname elements are in `words`.
+
+    `spans`: the keys by the chain that they lead to, "" in a set. `elements` are for people and tests: one object each.
+    """
 
     name: str
     type: str
-    elements: tuple[Element, ...] = ()
+    spans: Labelled[str] = field(default_factory=dict)
     words: tuple[str, ...] = ()
     interval: bool = False
     timeout: bool = False
@@ -191,6 +217,15 @@ class Set:
     keep: bool = False  # its content is the kernel's: not replaced with a generation
     fixed: bool = False  # the same in every ruleset
     learnt: bool = False  # filled while the ruleset is in force
+
+    @property
+    def size(self) -> int:
+        return len(self.words) + spans.count(self.spans)
+
+    @property
+    def elements(self) -> tuple[Element, ...]:
+        """Sorted."""
+        return tuple(sorted(Element(*ends, chain) for chain, found in self.spans.items() for ends in found.rows()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +239,15 @@ class Ruleset:
     @property
     def elements(self) -> int:
         """Addresses and networks."""
-        return sum(len(each.elements) for each in self.sets if not each.fixed)
+        return sum(spans.count(each.spans) for each in self.sets if not each.fixed)
+
+
+class Own(NamedTuple):
+    """What our own resolvers send to those whom they ask. By user and not by address: nobody else may use the way."""
+
+    uid: int
+    proto: str
+    port: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +256,7 @@ class Spec:
 
     generation: int
     classes: tuple[tuple[Class, Action], ...]  # those that act, each with a chain
-    ranges: tuple[tuple[int, int, int, Class], ...]  # (family, first, last, class), disjoint and sorted per family
+    ranges: Mapping[int, Labelled[Class]]  # by family, disjoint
     lan: tuple[str, ...] = ()
     except_: tuple[str, ...] = ()
     intercept_port: int = 0  # 0: port 53 is left alone
@@ -222,32 +265,42 @@ class Spec:
     ct_mark: int = 0  # bits of the conntrack mark; 0: every packet is judged
     judgement: int = 1  # what stands in them, see `value_of`
     patterns: bool = True  # look into cleartext HTTP for HTTPDNS
+    own: tuple[Own, ...] = ()
+    system: tuple[str, ...] = ()  # the resolvers that other processes of this machine ask
 
 
 def spec(
     image: Image, board: Switchboard, generation: int, *, lan: Iterable[str] = (), except_: Iterable[str] = (),
     intercept_port: int = 0, fail: str = "closed", log_group: int = 0, ct_mark: int = 0, patterns: bool = True,
+    own: Iterable[Own] = (), system: Iterable[str] = (),
 ) -> Spec:  # fmt: skip
     """What the switchboard makes of the image's addresses."""
-    ranges: list[tuple[int, int, int, Class]] = []
-    acting = [
-        class_ if action is not Action.PASS else None for class_, action in zip(image.classes, board.actions, strict=True)
-    ]
+    ranges: dict[int, dict[Class, Spans]] = {}
+    acting = [action is not Action.PASS for action in board.actions]
     for family in (4, 6):
+        found = [spans.empty(family) for _ in image.classes]
         for first, last, claiming in image.classed(family):
-            class_ = acting[claiming[0]] or next((acting[number] for number in claiming if acting[number]), None)
-            if class_ is None:
+            number = claiming[0] if acting[claiming[0]] else next((each for each in claiming if acting[each]), None)
+            if number is None:
                 continue
-            if ranges and ranges[-1][0] == family and ranges[-1][2] + 1 == first and ranges[-1][3] == class_:
-                ranges[-1] = (family, ranges[-1][1], last, class_)
+            firsts, lasts = found[number]
+            if lasts and lasts[-1] + 1 == first:
+                lasts[-1] = last
             else:
-                ranges.append((family, first, last, class_))
+                firsts.append(first)
+                lasts.append(last)
+        ranges[family] = {class_: each for class_, each in zip(image.classes, found, strict=True) if each.firsts}
     # also those without an address in the lists: one may be learnt at any time
     classes = tuple((c, action) for c, action in zip(image.classes, board.actions, strict=True) if action is not Action.PASS)
     return Spec(
-        generation, classes, tuple(ranges), tuple(lan), tuple(except_), intercept_port, fail, log_group, ct_mark,
-        patterns=patterns,
+        generation, classes, ranges, tuple(lan), tuple(except_), intercept_port, fail, log_group, ct_mark,
+        patterns=patterns, own=tuple(own), system=tuple(system),
     )  # fmt: skip
+
+
+def bare(ruleset: Ruleset, table: str) -> Ruleset:
+    """The same rules under another name, and nothing in their sets: for a dry run."""
+    return replace(ruleset, table=table, sets=tuple(replace(each, spans={}) for each in ruleset.sets))
 
 
 def value_of(judgement: int, mask: int) -> int:
@@ -262,7 +315,7 @@ def chain_name(class_: Class) -> str:
 
 def build(what: Spec, table: str = TABLE) -> Ruleset:
     """The table that enforces a Spec."""
-    listed = {family: _sort(family, what.ranges, _actions(what)) for family in (4, 6)}
+    listed = {family: _sort(family, what.ranges.get(family, {}), _actions(what)) for family in (4, 6)}
     return Ruleset(
         what.generation,
         (*(chain_name(class_) for class_, _ in _acting(what, listed)), *(("intercept_leak",) if what.intercept_port else ())),
@@ -286,50 +339,63 @@ def _acting(what: Spec, listed: "Mapping[int, _Listed]") -> list[tuple[Class, Ac
 class _Listed:
     """A family's listed addresses, by the kind of map they stand in."""
 
-    addresses: tuple[Element, ...]
-    networks: tuple[Element, ...]
-    prefixes: dict[int, tuple[Element, ...]]  # by length: first addresses of the networks of very many
+    addresses: Labelled[str]
+    networks: Labelled[str]
+    prefixes: Mapping[int, Labelled[str]]  # by length: first addresses of the networks of very many
     chain: str = ""  # where all of them lead to, when they stand in sets and not in maps of verdicts
 
 
-def _sort(family: int, ranges: Sequence[tuple[int, int, int, Class]], actions: Sequence[Action]) -> _Listed:
+def _sort(family: int, ranges: Labelled[Class], actions: Sequence[Action]) -> _Listed:
     """Single addresses, ranges; and when these are very many, those of the most frequent lengths apart, till few are left.
 
     Very many stand in sets: the kernel looks through every map of verdicts again and again (a second at a million).
     """
     bits = 32 if family == 4 else 128
-    mine = [each for each in ranges if each[0] == family]
-    common = chain_name(LISTED[actions[0]]) if len(mine) > MANY and len(actions) == 1 else ""
-    chains = {class_: "" if common else chain_name(class_) for class_ in {each[3] for each in mine}}
-    made = partial(tuple.__new__, Element)  # a third of the time of Element(…), a million times
-    single: list[Element] = [made((first, last, chains[class_])) for _, first, last, class_ in mine if first == last]
-    wide: list[Element] = []
-    prefixes: dict[int, tuple[Element, ...]] = {}
-    if len(mine) - len(single) <= MANY:
-        wide = [made((first, last, chains[class_])) for _, first, last, class_ in mine if first != last]
-    else:
-        by_length: dict[int, list[Element]] = {}
-        for _, first, last, class_ in mine:
+    total = spans.count(ranges)
+    common = chain_name(LISTED[actions[0]]) if total > MANY and len(actions) == 1 else ""
+    single: dict[str, Column] = defaultdict(partial(spans.column, family))
+    wide: dict[str, Spans] = defaultdict(partial(spans.empty, family))
+    for class_, found in ranges.items():
+        chain = "" if common else chain_name(class_)
+        alone, (firsts, lasts) = single[chain].append, wide[chain]
+        for first, last in found.rows():
+            if first == last:
+                alone(first)
+            else:
+                firsts.append(first)
+                lasts.append(last)
+    if spans.count(wide) <= MANY:
+        return _Listed(_alone(single), wide, {}, common)
+    by_length: dict[int, dict[str, Column]] = {
+        length: defaultdict(partial(spans.column, family)) for length in range(bits, 0, -1)
+    }
+    for chain, found in wide.items():
+        lengths = [by_length.get(length, single)[chain].append for length in range(bits + 1)]
+        for first, last in found.rows():
             size = last - first + 1
-            if size == 1:
-                continue
             if not size & (size - 1) and not first & (size - 1):  # nearly always a network
-                by_length.setdefault(bits + 1 - size.bit_length(), []).append(made((first, first, chains[class_])))
+                lengths[bits + 1 - size.bit_length()](first)
                 continue
             for start, length in _networks(bits, first, last):
-                by_length.setdefault(length, []).append(Element(start, start, chains[class_]))
-        single += by_length.pop(bits, ())
-        for length in sorted(by_length, key=lambda length: -len(by_length[length])):
-            if sum(map(len, by_length.values())) <= MANY:
-                break
-            prefixes[length] = tuple(by_length.pop(length))
-        wide = sorted(
-            Element(first, first | (1 << bits - length) - 1, chain)
-            for length, elements in by_length.items()
-            for first, _, chain in elements
-        )
-    del mine  # a million of them need not be there twice
-    return _Listed(tuple(single), tuple(wide), prefixes, common)
+                lengths[length](start)
+    for chain, more in by_length.pop(bits).items():
+        single[chain].extend(more)
+    sizes = {length: sum(map(len, found.values())) for length, found in by_length.items()}
+    left, prefixes = sum(sizes.values()), {}
+    for length in sorted(sizes, key=lambda length: -sizes[length]):
+        if left <= MANY:
+            break
+        left -= sizes[length]
+        prefixes[length] = _alone(by_length.pop(length))
+    rest = sorted(
+        (family, first, first | (1 << bits - length) - 1, chain)
+        for length, found in by_length.items() for chain, firsts in found.items() for first in firsts
+    )  # fmt: skip
+    return _Listed(_alone(single), spans.gather(rest)[family], prefixes, common)
+
+
+def _alone(found: Mapping[str, Column]) -> Labelled[str]:
+    return {chain: Spans(firsts, firsts) for chain, firsts in found.items() if firsts}
 
 
 def _networks(bits: int, first: int, last: int) -> Iterator[tuple[int, int]]:
@@ -351,18 +417,22 @@ def _sets(what: Spec, listed: Mapping[int, _Listed]) -> Iterator[Set]:
             yield Set(f"prefix{family}_{length}_{generation}", type_, elements, vmap=vmap)
         yield from (Set(f"{LEARNT[a].set_}{family}_{generation}", type_, timeout=True, learnt=True) for a in _actions(what))
         yield Set(f"allow{family}", type_, timeout=True, keep=True)
+        servers = {int(ipaddress.ip_address(text.partition("%")[0])) for text in what.system if _family(text) == family}
+        if servers:
+            alone = spans.gather((family, number, number, "") for number in sorted(servers))[family]
+            yield Set(f"system{family}_{generation}", type_, alone, fixed=True)
         networks = [ipaddress.ip_network(text) for text in what.except_]
         merged = ipaddress.collapse_addresses(n for n in networks if n.version == family)  # type: ignore[type-var]
-        excepted = tuple(Element(int(n[0]), int(n[-1])) for n in sorted(merged))
-        if excepted:
-            yield Set(f"except{family}_{generation}", type_, excepted, interval=True)
+        excepted = spans.gather((family, int(n[0]), int(n[-1]), "") for n in sorted(merged))
+        if excepted[family]:
+            yield Set(f"except{family}_{generation}", type_, excepted[family], interval=True)
     for side in _SIDES.values():
         inside = [(ipaddress.IPv6Network(prefix), f"{side}6_in{at}") for prefix, at in EMBEDDED]
-        ranges = sorted(Element(int(net[0]), int(net[-1]), chain) for net, chain in inside)
-        yield Set(f"{side}_embedded_{generation}", "ipv6_addr", tuple(ranges), interval=True, vmap=True, fixed=True)
+        ranges = spans.gather(sorted((6, int(net[0]), int(net[-1]), chain) for net, chain in inside))[6]
+        yield Set(f"{side}_embedded_{generation}", "ipv6_addr", ranges, interval=True, vmap=True, fixed=True)
     if what.ct_mark:
         value = value_of(what.judgement, what.ct_mark)
-        yield Set(f"judged_{generation}", "mark", (Element(value, value, ACCEPT),), vmap=True, fixed=True)
+        yield Set(f"judged_{generation}", "mark", judged(value), vmap=True, fixed=True)
     if what.lan:
         yield Set(f"lan_{generation}", "ifname", words=(*what.lan, RESERVED))
     if what.fail == "open":  # also where nothing is intercepted: the guardian renews it without asking
@@ -387,9 +457,24 @@ def _chains(what: Spec, listed: Mapping[int, _Listed]) -> Iterator[Chain]:
     # what we refuse a forwarded packet with leaves here: with the listed address as its source, so by destination alone; or
     # to the listed address, and would be counted and logged as if the client had tried to reach it
     refusals = [Rule((Refusal(proto), Return()), "sent by a reject") for proto in ("tcp", "icmp", "icmpv6")]
-    yield Chain("output", (*refusals, *_into(("daddr",))), Hook("filter", "output", FILTER_PRIORITY))
+    # a public resolver that the lists name may be the very one that we ask
+    mine = [Rule((Owner(uid), Port(proto, port), Accept()), "our own questions") for uid, proto, port in what.own]
+    mine += [Rule((*match, Accept()), "this machine's resolvers") for match in _to_system(what)]
+    yield Chain("output", (*refusals, *mine, *_into(("daddr",))), Hook("filter", "output", FILTER_PRIORITY))
     if what.intercept_port and what.lan:
         yield Chain("prerouting", tuple(_intercept(what, lan, excepted)), Hook("nat", "prerouting", NAT_PRIORITY))
+
+
+def _to_system(what: Spec) -> Iterator[tuple[Expression, ...]]:
+    """Questions to the resolvers of resolv.conf, in the clear or over TLS: without them the machine itself is blind."""
+    for family in (4, 6):
+        if any(_family(text) == family for text in what.system):
+            for proto, port in (("udp", 53), ("tcp", 53), *DOT_PORTS):
+                yield Address(family, "daddr", f"system{family}_{what.generation}"), Port(proto, port)
+
+
+def _family(address: str) -> int:
+    return ipaddress.ip_address(address.partition("%")[0]).version
 
 
 def _forward(what: Spec, lan: str) -> Iterator[Rule]:
@@ -421,6 +506,11 @@ def _policed_packet(what: Spec, lan: str, excepted: set[int]) -> Iterator[Rule]:
     if what.ct_mark:
         yield Rule((Jump("let_through"),))
     yield Rule((Accept(),))
+
+
+def judged(value: int) -> Labelled[str]:
+    """The mark that lets a flow through."""
+    return spans.gather([(4, value, value, ACCEPT)])[4]
 
 
 def mark_chain(what: Spec) -> Chain:
@@ -524,110 +614,3 @@ def _intercept(what: Spec, lan: str, excepted: set[int]) -> Iterator[Rule]:
 def _policed(what: Spec, lan: str) -> str:
     """Where port 53 is ours: on the lan interfaces, or on those of them that the guardian says are answered just now."""
     return "@alive" if what.fail == "open" else lan
-
-
-# ── as text ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def render(ruleset: Ruleset, *, elements: bool = True) -> str:
-    """The table in the syntax of nft(8), in a fixed order. Without `elements` their number stands instead."""
-    out = [f"table inet {ruleset.table} {{"]
-    out += [f"\tcounter {name} {{\n\t}}" for name in ruleset.counters]
-    for each in ruleset.sets:
-        out += ["", f"\t{'map' if each.vmap else 'set'} {each.name} {{"]
-        out.append(f"\t\ttype {each.type}{' : verdict' if each.vmap else ''}")
-        flags = [word for word, on in (("interval", each.interval), ("timeout", each.timeout)) if on]
-        out += [f"\t\tflags {','.join(flags)}"] if flags else []
-        shown = _elements(each)
-        if shown and elements:
-            out.append("\t\telements = { " + ",\n\t\t\t     ".join(shown) + " }")
-        elif shown:
-            out.append(f"\t\t# {len(shown)} elements")
-        out.append("\t}")
-    for chain in ruleset.chains:
-        out += ["", f"\tchain {chain.name} {{"]
-        if chain.hook:
-            kind, hook, priority = chain.hook
-            out.append(f"\t\ttype {kind} hook {hook} priority {priority}; policy accept;")
-        out += ["\t\t" + _rule_text(rule) for rule in chain.rules]
-        out.append("\t}")
-    return "\n".join([*out, "}", ""])
-
-
-def _four(number: int) -> str:
-    return str(ipaddress.IPv4Address(number))
-
-
-def _six(number: int) -> str:
-    """In hexadecimal throughout: how Python writes a mapped address depends on its version."""
-    return (
-        str(ipaddress.IPv6Address(number))
-        if number >> 32 != 0xFFFF
-        else f"::ffff:{number >> 16 & 0xFFFF:x}:{number & 0xFFFF:x}"
-    )
-
-
-def _elements(each: Set) -> list[str]:
-    if each.type == "ifname":
-        return [f'"{word}"' for word in each.words]
-    if each.type == "mark":
-        return [f"0x{first:08x} : {chain}" for first, _, chain in each.elements]
-    show = _four if each.type == "ipv4_addr" else _six
-    shown = []
-    for first, last, chain in each.elements:
-        text = show(first) if first == last else f"{show(first)}-{show(last)}"
-        shown.append(f"{text} : jump {chain}" if each.vmap else text)
-    return shown
-
-
-def _rule_text(rule: Rule) -> str:
-    text = " ".join(map(_expression_text, rule.expressions))
-    return f'{text} comment "{rule.comment}"' if rule.comment else text
-
-
-def _expression_text(expression: Expression) -> str:
-    match expression:
-        case Meta("iifname" | "oifname" as key, value):
-            return f"{key} {value}"
-        case Meta(key, value):
-            return f"meta {key} {value}"
-        case Address(_, side, set_, vmap, inside, prefix) if inside:
-            masked = f" & 0x{mask_of(4, prefix).hex()}" if prefix else ""
-            return f"@nh,{8 * (OFFSETS[6, side] + inside)},32{masked} {'vmap ' if vmap else ''}@{set_}"
-        case Address(family, side, set_, vmap, _, prefix):
-            masked = f" & {ipaddress.ip_address(mask_of(family, prefix))}" if prefix else ""
-            return f"{'ip' if family == 4 else 'ip6'} {side}{masked} {'vmap ' if vmap else ''}@{set_}"
-        case Port(proto, port, side):
-            return f"{proto} {side} {port}"
-        case Begins(octets):
-            return " ".join(
-                f"@ih,{8 * at},{8 * len(part)} " + (f"& 0x{mask.hex()} == " if mask else "") + f"0x{part.hex()}"
-                for at, part, mask in pattern(octets)
-            )
-        case Judged(mask, set_):
-            return f"ct mark & 0x{mask:08x} vmap @{set_}"
-        case Mark(mask, value):
-            return f"ct mark set ct mark & 0x{~mask & 0xFFFFFFFF:08x} | 0x{value:08x}"
-        case Counter(name):
-            return f'counter name "{name}"'
-        case Log(prefix, group):
-            return (
-                f"limit rate {LOG_RATE}/second burst {LOG_RATE} packets "
-                f'log prefix "{prefix}" group {group} snaplen {SNAPLEN} queue-threshold 32'
-            )
-        case Reject(kind):
-            return {
-                "reset": "reject with tcp reset",
-                "admin": "reject with icmpx admin-prohibited",
-                "port": "reject with icmpx port-unreachable",
-            }[kind]
-        case Refusal(proto):
-            return "tcp flags rst" if proto == "tcp" else f"{proto} type destination-unreachable"
-        case Redirect(port):
-            return f"redirect to :{port}"
-        case Jump(chain):
-            return f"jump {chain}"
-        case Return():
-            return "return"
-        case Accept():
-            return "accept"

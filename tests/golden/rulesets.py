@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from embargo import image, policy, ruleset
+from embargo import image, listing, policy, ruleset
 from embargo.image import Image
 from embargo.policy import Action, Level, Selection
-from embargo.ruleset import Ruleset
+from embargo.ruleset import Own, Ruleset
 
 if __package__ == "tests.golden":  # started as a command
     import sys
@@ -39,6 +39,8 @@ def made(
     port: int = 0,
     fail: str = "closed",
     ct_mark: int = 0,
+    own: tuple[Own, ...] = (),
+    system: tuple[str, ...] = (),
 ) -> Ruleset:
     """The ruleset of this catalogue, by way of policy and image as in the daemon."""
     apps = catalogue.apps(files)
@@ -46,7 +48,7 @@ def made(
     built, board = Image(image.encode(combined)), policy.select(apps, combined.classes, selection)
     what = ruleset.spec(
         built, board, generation, lan=lan, except_=except_, intercept_port=port, fail=fail, log_group=8137,
-        ct_mark=ct_mark,
+        ct_mark=ct_mark, own=own, system=system,
     )  # fmt: skip
     return ruleset.build(what)
 
@@ -68,6 +70,9 @@ CASES: dict[str, Callable[[], Ruleset]] = {
     "httpdns": lambda: made(
         Selection(apps="all"), files=FILES | {"bypass/httpdns.list": ["203.0.113.150"]}, lan=("lan0",), ct_mark=ruleset.CT_MARK
     ),
+    "own_questions": lambda: made(
+        own=(Own(990, "tcp", 53), Own(990, "udp", 53)), system=("203.0.113.129", "198.51.100.53", "fe80::1%eth0")
+    ),
     "bypass_ports_off": lambda: made(Selection(apps="all", bypass=("doh",)), lan=("lan0",), port=53),
 }
 
@@ -77,7 +82,7 @@ def main() -> None:
     for stale in {path.stem for path in HERE.glob("*.nft")} - set(CASES):
         (HERE / f"{stale}.nft").unlink()
     for name, case in CASES.items():
-        (HERE / f"{name}.nft").write_text(ruleset.render(case()))
+        (HERE / f"{name}.nft").write_text(listing.render(case()))
 
 
 if __name__ == "__main__":

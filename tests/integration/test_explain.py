@@ -8,7 +8,7 @@ from embargo import config
 from embargo.daemon import explain
 
 DAY = 86_400
-REPORT: dict[str, Any] = {"apps": [], "spared": []}
+REPORT: dict[str, Any] = {"apps": []}
 LISTS = [
     {"list": "bypass/doh.list", "entries": 100, "age": DAY}, {"list": "bypass/httpdns.list", "entries": 50, "age": DAY},
     {"list": "bypass/canary.list", "entries": 1, "age": 900 * DAY},

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from embargo import ruleset
+from embargo import ruleset, spans
 from embargo.daemon import conntrack, neighbours
 from embargo.daemon.conntrack import Conntrack
 from embargo.daemon.neighbours import Neighbours
@@ -49,7 +49,8 @@ def table(rig: Rig) -> Iterator[Conntrack]:
 
 def spec(judgement: int, generation: int = 1, last: int = 9, **members: object) -> Spec:
     address = int.from_bytes(socket.inet_aton("203.0.113.0"))
-    made = Spec(generation, ((PAY, Action.BLOCK),), ((4, address + 8, address + last, PAY),), log_group=8310, ct_mark=CT_MARK)
+    listed = spans.gather([(4, address + 8, address + last, PAY)])
+    made = Spec(generation, ((PAY, Action.BLOCK),), listed, log_group=8310, ct_mark=CT_MARK)
     return dataclasses.replace(made, judgement=judgement, **members)  # type: ignore[arg-type]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from embargo import nft, ruleset
+from embargo import nft, ruleset, spans
 from embargo.daemon.netlink import Nftables
 from embargo.daemon.nflog import NfLog, Record
 from embargo.policy import Action, Class
@@ -65,7 +65,7 @@ def lay(kernel: Nftables) -> Iterator[Lay]:
             network = ipaddress.ip_network(text)
             ranges.append((network.version, int(network[0]), int(network[-1]), class_))
         classes = dict.fromkeys((class_ for _, class_ in listed), Action.BLOCK) | (actions or {})
-        spec = Spec(next(_generations), tuple(classes.items()), tuple(sorted(ranges)), log_group=GROUP)
+        spec = Spec(next(_generations), tuple(classes.items()), spans.gather(sorted(ranges)), log_group=GROUP)
         kernel.replace(ruleset.build(dataclasses.replace(spec, **members)))  # type: ignore[arg-type]
 
     yield lay_down

@@ -412,6 +412,23 @@ def test_an_upstream_over_ipv6_and_over_tcp(quiet: Rig, tmp_path: Path) -> None:
         agent.stop()
 
 
+def test_an_upstream_that_the_lists_name_is_asked_by_us_and_by_nobody_else(quiet: Rig, tmp_path: Path) -> None:
+    """Our resolvers are known by their user: not even root may take their way, and no client may use the server for DoH."""
+    listed = "203.0.113.99"
+    sections = {
+        "dns": {"listen": ["127.0.0.1:53", "[::1]:53"], "upstream": [listed], "workers": 1},
+        "firewall": {"enabled": True, "lan": ["lan0"], "on_stop": "remove"},
+    }
+    assert quiet.dig("gateway", f"@{listed}", "free.test").answers == ("A 203.0.113.21",)
+    assert quiet.reach("client", listed) == "open"
+    with running(tmp_path, prefix=quiet.prefix("gateway"), apps=APPS, **sections) as agent:
+        for transport in TRANSPORTS:
+            assert quiet.dig("client", f"@{GATEWAY4}", transport, "free.test").answers == ("A 203.0.113.21",)
+        assert quiet.reach("client", listed) == "refused"
+        assert quiet.dig("gateway", "+time=1", f"@{listed}", "free.test").rcode == ""
+        assert agent.told("why", listed)["function"] == "doh"
+
+
 def test_audit_logs_and_lets_pass(quiet: Rig, tmp_path: Path) -> None:
     agent = gateway_agent(quiet, tmp_path, on_stop="remove")
     agent.write_config(policy={"mode": "audit"})

@@ -75,6 +75,7 @@ class Guardian:
             order = {
                 "generation": generation, "switchboard": list(map(int, board.actions)), "lan": [], "except": [], "clients": [],
                 "intercept_port": 0, "fail": "closed", "log_group": 8320, "learn": True, "ct_mark": 0, "protect": True,
+                "own": [], "system": [],
                 "protected": [], "state": str(self._state), "names": {},
             }  # fmt: skip
             return self.ask("apply", [file.fileno()], **order | members)
@@ -195,6 +196,7 @@ def test_a_learnt_address_waits_for_no_bulk_load(rig: Rig, guardian: Guardian) -
         order = {
             "op": "apply", "id": 99, "generation": 2, "switchboard": list(map(int, board.actions)), "lan": [], "except": [],
             "clients": [], "intercept_port": 0, "fail": "closed", "log_group": 8320, "learn": True, "ct_mark": 0,
+            "own": [], "system": [],
             "protect": True, "protected": [], "state": str(guardian._state), "names": {},
         }  # fmt: skip
         guardian.channel.send(order, [file.fileno()])

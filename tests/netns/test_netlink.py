@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from embargo import nft, ruleset
+from embargo import nft, ruleset, spans
 from embargo.daemon.netlink import Nftables
 from embargo.errors import FirewallError
 from embargo.nft import Message
@@ -25,7 +25,7 @@ PAY, LOGS = Class("alipay", "payment"), Class("alipay", "telemetry")
 BLOCKED, ALLOWED = "203.0.113.5", "203.0.113.6"
 BLOCKED6, ALLOWED6 = "2001:db8:3::5", "2001:db8:3::6"
 NETWORK = {4: number("198.18.0.0"), 6: number("2001:db8:77::")}
-OVERLAPPING = ((4, 100, 200, PAY), (4, 150, 250, PAY))
+OVERLAPPING = spans.gather([(4, 100, 200, PAY), (4, 150, 250, PAY)])
 
 
 def spec(generation: int, *, single: bool = True, filler: int = 0, class_: Class = PAY) -> Spec:
@@ -35,7 +35,7 @@ def spec(generation: int, *, single: bool = True, filler: int = 0, class_: Class
         others = (NETWORK[family] + 16 * n for n in range(filler))
         ranges += [(family, first, first if single else first + 7, class_) for first in others]
         ranges.append((family, number(text) - (not single), number(text), class_))
-    return Spec(generation, ((class_, Action.BLOCK),), tuple(sorted(ranges)), log_group=8300)
+    return Spec(generation, ((class_, Action.BLOCK),), spans.gather(sorted(ranges)), log_group=8300)
 
 
 def made(generation: int, *, single: bool = True, filler: int = 0, class_: Class = PAY, **members: object) -> Ruleset:
@@ -296,7 +296,7 @@ def test_a_hundred_thousand_elements_are_taken_in_chunks(kernel: Nftables) -> No
     base = number("198.18.0.0")
     ranges = [(4, base + 2 * n, base + 2 * n, PAY) for n in range(60_000)]
     ranges += [(4, base + 200_000 + 16 * n, base + 200_000 + 16 * n + 7, PAY) for n in range(40_000)]
-    large = made(1, ranges=tuple(ranges))
+    large = made(1, ranges=spans.gather(ranges))
     kernel.replace(large)
     assert large.elements == 100_000
     assert len(kernel.keys(TABLE, "address4_1")) == 60_000
@@ -324,7 +324,7 @@ def test_a_bulk_load_does_not_hold_up_a_single_element(rig: Rig, kernel: Nftable
 def test_ranges_at_the_ends_of_the_address_space(rig: Rig, kernel: Nftables) -> None:
     top4, top6 = (1 << 32) - 1, (1 << 128) - 1
     ranges = ((4, 0, 3, PAY), (4, top4 - 3, top4, PAY), (6, 0, 3, PAY), (6, top6 - 3, top6, PAY))
-    kernel.replace(made(1, ranges=ranges))
+    kernel.replace(made(1, ranges=spans.gather(ranges)))
     text = rig.run("gateway", "nft", "list", "map", "inet", TABLE, "network4_1").stdout
     assert "0.0.0.0/30 : jump alipay_payment" in text
     assert "255.255.255.252/30 : jump alipay_payment" in text

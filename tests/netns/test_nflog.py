@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from embargo import ruleset
+from embargo import ruleset, spans
 from embargo.daemon.netlink import Nftables
 from embargo.daemon.nflog import NfLog, Record
 from embargo.errors import FirewallError
@@ -44,7 +44,7 @@ def kernel(rig: Rig) -> Iterator[Nftables]:
     ranges = [(4, PAY4, PAY4, PAY), (4, LOGS4, "203.0.113.31", LOGS), (6, PAY6, PAY6, PAY), (6, LOGS6, "2001:db8:3::1f", LOGS)]
     spec = Spec(
         1, ((PAY, Action.BLOCK), (LOGS, Action.AUDIT)),
-        tuple((family, number(first), number(last), class_) for family, first, last, class_ in ranges), log_group=GROUP,
+        spans.gather((family, number(first), number(last), class_) for family, first, last, class_ in ranges), log_group=GROUP,
     )  # fmt: skip
     made.replace(ruleset.build(spec))
     yield made

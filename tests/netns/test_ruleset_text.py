@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from embargo import ruleset
+from embargo import listing as shown
 from golden import rulesets
 
 pytestmark = pytest.mark.root
@@ -35,7 +35,7 @@ def alone(*command: str, text: str = "") -> str:
 
 
 def loaded(case: str) -> str:
-    text = readable(ruleset.render(rulesets.CASES[case]()))
+    text = readable(shown.render(rulesets.CASES[case]()))
     return alone("sh", "-c", "nft -f - && nft list table inet embargo", text=text)
 
 
@@ -62,7 +62,7 @@ def sorted_blocks(text: str) -> list[str]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_nft_takes_the_text(case: str) -> None:
-    alone("nft", "-c", "-f", "-", text=readable(ruleset.render(rulesets.CASES[case]())))
+    alone("nft", "-c", "-f", "-", text=readable(shown.render(rulesets.CASES[case]())))
 
 
 @pytest.mark.parametrize("case", CASES)

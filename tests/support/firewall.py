@@ -17,6 +17,7 @@ from embargo.ruleset import (
     Log,
     Mark,
     Meta,
+    Owner,
     Port,
     Redirect,
     Refusal,
@@ -43,6 +44,7 @@ class Packet:
     sport: int = 50_000
     content: bytes = b""
     mark: int = 0  # of its flow
+    uid: int = -1  # of the process that sent it, when that runs here
 
     @property
     def family(self) -> int:
@@ -106,6 +108,9 @@ class Firewall:
                         self._walk(self._chains[chain], packet, fate)
                 case Port(proto, port, side):
                     if (packet.proto, packet.port if side == "dport" else packet.sport) != (proto, port):
+                        return
+                case Owner(uid):
+                    if packet.uid != uid:
                         return
                 case Begins(octets):
                     if not re.match(re.escape(octets).replace(b"0", b"[0-?]"), packet.content):

@@ -13,12 +13,12 @@ PACKAGE = Path(embargo.__file__).parent
 #: who may import whom: any module of a line above
 TIERS = (
     ("accelerator", "errors"),
-    ("names", "toml", "events"),
+    ("names", "toml", "events", "spans"),
     ("policy",),
     ("learning", "lists", "message", "upstream"),
     ("image",),
     ("cache", "config", "response", "ruleset"),
-    ("fastpath", "nft"),
+    ("fastpath", "listing", "nft"),
     ("engine",),
 )
 CORE = {module: height for height, tier in enumerate(TIERS) for module in tier}

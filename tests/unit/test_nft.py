@@ -9,14 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embargo import nft, ruleset
+from embargo import nft, ruleset, spans
 from embargo.nft import Holding, Message
 from embargo.policy import Action, Class
 from embargo.ruleset import Element, Ruleset, Set, Spec
+from embargo.spans import Spans
 from golden import rulesets
 
 PAY, LOGS = Class("alipay", "payment"), Class("alipay", "telemetry")
 TOP = {4: (1 << 32) - 1, 6: (1 << 128) - 1}
+
+
+def spans_of(family: int, given_: Iterable[Element]) -> dict[str, Spans]:
+    return spans.gather((family, *each) for each in given_)[family]
 
 
 def alone(each: Set) -> Ruleset:
@@ -46,7 +51,7 @@ def ranges(draw: st.DrawFn, family: int) -> tuple[Element, ...]:
 @given(data=st.data())
 def test_ranges_are_a_first_key_and_the_key_behind_the_last(family: int, data: st.DataObject) -> None:
     given_ = data.draw(ranges(family))
-    each = Set("network", f"ipv{family}_addr", given_, interval=True, vmap=True)
+    each = Set("network", f"ipv{family}_addr", spans_of(family, given_), interval=True, vmap=True)
     found: list[tuple[int, int]] = []
     for element in elements(list(itertools.chain(*nft.fill(alone(each))))):
         if element.get(3) == struct.pack("!I", nft.INTERVAL_END):
@@ -58,7 +63,7 @@ def test_ranges_are_a_first_key_and_the_key_behind_the_last(family: int, data: s
 
 @given(st.sets(st.integers(0, TOP[6]), min_size=1))
 def test_single_addresses_are_one_key_each_and_lead_to_their_chain(keys: set[int]) -> None:
-    each = Set("address", "ipv6_addr", tuple(Element(k, k, "alipay_payment") for k in sorted(keys)), vmap=True)
+    each = Set("address", "ipv6_addr", spans_of(6, (Element(k, k, "alipay_payment") for k in sorted(keys))), vmap=True)
     found = elements(list(itertools.chain(*nft.fill(alone(each)))))
     assert [key(element) for element in found] == sorted(keys)
     verdicts = {nft.string(nft.attributes(nft.attributes(element[2])[2])[2]) for element in found}
@@ -67,7 +72,7 @@ def test_single_addresses_are_one_key_each_and_lead_to_their_chain(keys: set[int
 
 @pytest.mark.parametrize(("type_", "width"), [("ipv4_addr", 1), ("ipv4_addr", 8), ("ipv6_addr", 8)])
 def test_many_elements_come_in_chunks_and_no_length_overflows(type_: str, width: int) -> None:
-    many = tuple(Element(n, n + width - 1, "a" * 200) for n in range(0, 25_000 * 9, 9))
+    many = spans_of(int(type_[3]), (Element(n, n + width - 1, "a" * 200) for n in range(0, 25_000 * 9, 9)))
     chunks = list(nft.fill(alone(Set("many", type_, many, interval=width > 1, vmap=True))))
     sizes = [sum(3 not in element for element in elements(chunk)) for chunk in chunks]
     assert sizes == [nft.CHUNK, nft.CHUNK, 5000], "what is lost to an overflow is missing here"
@@ -94,7 +99,7 @@ def holding(of: Ruleset) -> Holding:
 
 def made(generation: int, class_: Class = PAY, **members: object) -> Ruleset:
     ranges = ((4, 10, 10, class_), (4, 20, 29, class_), (6, 10, 10, class_), (6, 20, 29, class_))
-    spec = Spec(generation, ((class_, Action.BLOCK),), ranges, log_group=1)
+    spec = Spec(generation, ((class_, Action.BLOCK),), spans.gather(ranges), log_group=1)
     return ruleset.build(dataclasses.replace(spec, **members))  # type: ignore[arg-type]
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from embargo import image, lists, names, nft, policy, ruleset, show
+from embargo import image, lists, names, nft, policy, ruleset, show, spans
 from embargo.daemon import channel, witness
 from embargo.daemon.conntrack import Conntrack
 from embargo.daemon.netlink import Nftables
@@ -120,6 +120,7 @@ class Guardian:
             order: dict[str, Any] = {
                 "generation": 1, "switchboard": board, "lan": [], "except": [], "clients": [], "intercept_port": 0,
                 "fail": "closed", "log_group": 8390, "learn": True, "ct_mark": CT_MARK, "protect": True, "protected": [],
+                "own": [], "system": [],
                 "state": str(self._state), "names": {},
             }  # fmt: skip
             began = time.perf_counter()
@@ -217,7 +218,7 @@ def one_address(count: int) -> Iterator[Row]:
     data, large = compiled(networks(1000, 3)), compiled(networks(count, 4))
     with Rig() as rig:
         kernel = rig.within("gateway", Nftables)
-        kernel.replace(ruleset.build(Spec(1, ((PAY, Action.BLOCK),), (), log_group=8391)))
+        kernel.replace(ruleset.build(Spec(1, ((PAY, Action.BLOCK),), {}, log_group=8391)))
         times = []
         for number in range(3000):
             began = time.perf_counter()
@@ -353,7 +354,7 @@ def forwarding(counts: Sequence[int], packets: int) -> Iterator[Row]:
             rig.run("gateway", "nft", "delete table inet track")
             return taken
 
-        specs = {count: tuple((4, first, last, PAY) for first, last in networks(count, 6)) for count in counts}
+        specs = {count: spans.gather((4, first, last, PAY) for first, last in networks(count, 6)) for count in counts}
         ours: dict[int, list[float]] = {count: [] for count in counts}
         base: dict[int, list[float]] = {count: [] for count in counts}
         generation = 0

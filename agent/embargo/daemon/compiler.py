@@ -85,7 +85,6 @@ def report(
             for each in loaded.lists
         ],
         "problems": [list(p) for p in loaded.problems],
-        "spared": list(loaded.spared),
     }  # fmt: skip
 
 

@@ -165,7 +165,6 @@ def uncovered(settings: Any, report: Told, listening: bool, lists_: list[Told], 
         if nameless:
             found.append(f"hard-coded addresses of {', '.join(nameless)}: none are known for the functions that are on")
     found += _lists_of_servers(chosen, lists_)
-    found += [f"{entry}: it is this gateway's own upstream" for entry in report["spared"]]
     closed = [function for function in policy.BYPASS_FUNCTIONS if function not in chosen.bypass]
     if closed:
         found.append(f"ways round the filter that are left open: {', '.join(closed)} (policy.bypass)")

@@ -24,7 +24,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequen
 from functools import partial
 from typing import Any
 
-from embargo import events, learning, lists, names, nft, ruleset
+from embargo import events, learning, lists, names, nft, ruleset, spans
 from embargo.daemon import conntrack, privileges, witness
 from embargo.daemon.channel import Channel, ChannelError, orders
 from embargo.daemon.conntrack import Conntrack, Flow
@@ -39,7 +39,7 @@ from embargo.learning import Book, Reason
 from embargo.names import Name
 from embargo.nft import Shape
 from embargo.policy import Action, Class, Network, Switchboard
-from embargo.ruleset import RESERVED, TABLE, Spec
+from embargo.ruleset import RESERVED, TABLE, Own, Spec
 
 FAILED = 70  # the exit status of a guardian that does not understand what happened
 HEAL = 0.2  # seconds between two looks at the kernel's generation
@@ -50,6 +50,7 @@ RECONCILE = 10.0  # seconds between two comparisons of what the kernel counts wi
 UNDER_WAY = 0.3  # seconds after which the record of a packet has come
 CUT_AFTER = 5.0  # seconds after which connections to learnt addresses are deleted: they are refused already, this frees room
 PASS_GRACE = 60  # seconds; clients connect a moment after an answer, also after one with TTL 0, and flows last
+SHARING, ALONE = 0.0005, sys.getswitchinterval()  # seconds that a thread keeps the interpreter when another waits
 MAX_PASSING = 64  # addresses that one answer lets through
 
 _SPECIAL = tuple(ipaddress.ip_network(text) for text, _ in lists.SPECIAL)
@@ -63,7 +64,7 @@ class Guardian:
         self._writing = asyncio.Lock()
         self._wanted: Spec | None = None
         self._shape: Shape | None = None
-        self._work_out: Callable[[int], Spec] = lambda generation: Spec(generation, (), ())
+        self._work_out: Callable[[int], Spec] = lambda generation: Spec(generation, (), {})
         self._seen = 0  # the kernel's generation after our own last look
         self._counted_at = 0.0
         self._book = Book()
@@ -114,12 +115,12 @@ class Guardian:
 
     async def apply(self, order: dict[str, Any], fd: int) -> dict[str, Any]:
         """Put a generation in force. FirewallError leaves the old one there."""
-        try:
-            image = Image(memoryview(mmap.mmap(fd, 0, prot=mmap.PROT_READ)))
-        finally:
-            os.close(fd)
         board = Switchboard(tuple(map(Action, order["switchboard"])))
-        async with self._writing, _without_collections():
+        async with self._writing, _beside_others():
+            try:
+                image = await asyncio.to_thread(Image, memoryview(mmap.mmap(fd, 0, prot=mmap.PROT_READ)))
+            finally:
+                os.close(fd)
             self._drops.listen(order["log_group"])
             self._recall(order["state"])
             self._kernel.claim(TABLE, alone=order["protect"])
@@ -127,9 +128,14 @@ class Guardian:
                 ruleset.spec, image, board, lan=order["lan"], except_=order["except"], fail=order["fail"],
                 intercept_port=order["intercept_port"], log_group=order["log_group"],
                 ct_mark=self._ct_mark(order), patterns=self._can_look_inside(),
+                own=tuple(Own(*each) for each in order["own"]),
+                system=order["system"],
             )  # fmt: skip
             wanted = await asyncio.to_thread(work_out, self._next_mark())  # a second for a million; others must not wait
-            wanted, elements = dataclasses.replace(wanted, judgement=self._kernel.judgement(TABLE) + 1), len(wanted.ranges)
+            wanted, elements = (
+                dataclasses.replace(wanted, judgement=self._kernel.judgement(TABLE) + 1),
+                sum(map(spans.count, wanted.ranges.values())),
+            )
             self._learn, self._clients = order["learn"], tuple(map(ipaddress.ip_network, order["clients"]))
             self._book.guarded = guard(image, order["protected"])
             actions = {str(class_): action for class_, action in wanted.classes}
@@ -157,7 +163,7 @@ class Guardian:
             return nft.learnt_elements(wanted.generation, TABLE, self._learnt(wanted))
 
         def switched() -> None:  # what has a million elements is not kept
-            self._wanted, self._shape = dataclasses.replace(wanted, ranges=()), nft.shape(table)
+            self._wanted, self._shape = dataclasses.replace(wanted, ranges={}), nft.shape(table)
             self._clean.discard(value)
             self._mark_all()
 
@@ -528,13 +534,19 @@ class Guardian:
 
 
 @contextlib.asynccontextmanager
-async def _without_collections() -> AsyncIterator[None]:
-    """A large ruleset is a million tuples without a cycle: looking for one costs as much as making them."""
+async def _beside_others() -> AsyncIterator[None]:
+    """A large ruleset is worked out while others ask for an address, and they must not wait for it.
+
+    Whoever waits for the interpreter is to have it after half a millisecond, not five: an answer asks for it several times.
+    And columns have no cycles that were worth looking for.
+    """
     gc.disable()
+    sys.setswitchinterval(SHARING)
     try:
         yield
     finally:
         gc.enable()
+        sys.setswitchinterval(ALONE)
 
 
 def judge(image: Image, board: Switchboard, *, learn: bool) -> Callable[[Reason], Reason | None]:

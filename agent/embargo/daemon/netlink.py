@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from embargo import nft
 from embargo.errors import FirewallError
 from embargo.nft import Holding, Message, Shape
-from embargo.ruleset import Chain, Expression, Hook, Rule, Ruleset
+from embargo.ruleset import Chain, Expression, Hook, Rule, Ruleset, bare
 
 GRACE = 0.02  # seconds after which no packet is on the old rules any more; one spends microseconds there
 _ACK_TIMEOUT = 30.0  # seconds; a million elements take six
@@ -285,6 +285,7 @@ class Nftables:
         mine = {each.name for each in ruleset.sets if not each.keep}
         if stale := mine & set(old.sets):  # left over from an attempt of the same generation that failed, or in use by it
             raise FirewallError("replace", f"set {min(stale)} of this generation exists already")
+        self.check(bare(ruleset, _TRIAL))  # a rule that this kernel refuses, before a million elements
         try:
             self.transact([*nft.prepare(ruleset, old, self._flags)])
             for chunk in nft.fill(ruleset):

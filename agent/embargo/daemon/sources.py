@@ -18,7 +18,7 @@ from embargo.config import Config
 from embargo.errors import ConfigError, ListError, Problem
 from embargo.lists import Guard
 from embargo.names import Name
-from embargo.policy import App, Level, List, Network, Source
+from embargo.policy import App, Level, List, Source
 
 LOCAL = "local"  # the directory under [state] dir with what `block`, `allow` and `forget` wrote
 UPSTREAM = "the upstream resolver's"  # the role of protected addresses that we ask ourselves
@@ -32,8 +32,6 @@ class Loaded(NamedTuple):
     local: tuple[List, ...]
     hosts: dict[str, list[str]]
     problems: tuple[Problem, ...]
-    #: entries of `bypass` left out because this gateway asks that resolver itself: "list:line rule"
-    spared: tuple[str, ...]
 
     @property
     def lists(self) -> tuple[List, ...]:
@@ -48,7 +46,6 @@ class _Load:
     guard: Guard
     errors: list[Problem] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
-    spared: list[str] = field(default_factory=list)
 
 
 def load(config: Config, guard: Guard) -> Loaded:
@@ -72,7 +69,7 @@ def load(config: Config, guard: Guard) -> Loaded:
     if work.errors:
         raise ConfigError((*work.errors, *work.problems))
     ordered = tuple(apps[key] for key in sorted(apps))
-    found = Loaded(ordered, local, hosts, (), tuple(work.spared))
+    found = Loaded(ordered, local, hosts, ())
     return found._replace(problems=(*work.problems, *(p for list_ in found.lists for p in list_.problems)))
 
 
@@ -197,7 +194,7 @@ def _app(path: str, name: str, directory: str, work: _Load) -> App | None:
         work.errors += error.problems
         return None
     guard = replace(work.guard, single_registrant=frozenset(map(names.from_text, app.single_registrant)))
-    if app.id == policy.BYPASS:  # it lists public resolvers, and to use one as the upstream is no mistake
+    if app.id == policy.BYPASS:  # it lists public resolvers, and only our own questions to one pass (ruleset.Own)
         guard = replace(guard, protected=tuple(item for item in guard.protected if item[1] != UPSTREAM))
     found = [
         list_
@@ -218,20 +215,7 @@ def _app_list(path: str, child: str, app: App, directory: str, guard: Guard, wor
         work.problems.append(problem)
         return
     source = Source(f"{app.id}/{child}", Level.APPS, app.id, function, bool(shared))
-    for list_ in _parse(path, source, directory, guard, work):
-        yield _spare_upstreams(list_, work) if app.id == policy.BYPASS else list_
-
-
-def _spare_upstreams(list_: List, work: _Load) -> List:
-    """The list without the resolvers that this gateway asks itself."""
-    upstreams = [network for network, role in work.guard.protected if role == UPSTREAM]
-    spared = [e for e in list_.odd if e.network is not None and any(_overlap(e.network, u) for u in upstreams)]
-    work.spared += [f"{list_.source.path}:{entry.line} {entry.text}" for entry in spared]
-    return list_._replace(odd=tuple(entry for entry in list_.odd if entry not in spared)) if spared else list_
-
-
-def _overlap(a: Network, b: Network) -> bool:
-    return a.family == b.family and a.first <= b.last and b.first <= a.last
+    yield from _parse(path, source, directory, guard, work)
 
 
 def _parse(path: str, source: Source, directory: str, guard: Guard, work: _Load) -> Iterator[List]:

@@ -145,7 +145,7 @@ class Supervisor:
         return held
 
     async def _start(self) -> None:
-        self.workers.user = _user(self.settings.state.user)
+        self.workers.user = _user(self.settings.state.user) if self._worker_count() else None
         try:
             self.sockets.follow(self.around.endpoints, self._worker_count() or 1, self.around.interfaces)
         except ListenError as error:
@@ -462,6 +462,7 @@ class Supervisor:
             fail=firewall.fail, log_group=firewall.log_group, learn=firewall.learn, ct_mark=firewall.ct_mark,
             protect=firewall.protect, protected=[network for network, _ in surroundings.protected(settings, around)],
             state=f"{settings.state.dir}/{LEARNT}", names=_clients(generation.report["hosts"]),
+            own=surroundings.own_questions(settings, around, self.workers.uid), system=[each.address for each in around.system],
             **{"except": list(firewall.except_)},
         )  # fmt: skip
 

@@ -23,26 +23,37 @@ class Surroundings:
     endpoints: tuple[Endpoint, ...]
     upstreams: tuple[Server, ...]
     gateways: tuple[str, ...]
+    system: tuple[Server, ...]  # whom this machine's other processes ask
 
 
 def look(settings: Config) -> Surroundings:
     interfaces = machine.interfaces()
     wanted = endpoints.wanted(settings, interfaces)
-    upstreams = settings.dns.upstream
-    if settings.dns.upstream_system:
-        own = {(each.address.partition("%")[0], each.port) for each in wanted}
-        own |= {(i.address, each.port) for i in interfaces for each in wanted if each.address in ("0.0.0.0", "::")}
-        upstreams = tuple(dict.fromkeys((*upstreams, *machine.system_resolvers(own))))
-    return Surroundings(interfaces, wanted, upstreams, machine.gateways())
+    own = {(each.address.partition("%")[0], each.port) for each in wanted}
+    own |= {(i.address, each.port) for i in interfaces for each in wanted if each.address in ("0.0.0.0", "::")}
+    system = machine.system_resolvers(own)
+    upstreams = (
+        tuple(dict.fromkeys((*settings.dns.upstream, *system))) if settings.dns.upstream_system else settings.dns.upstream
+    )
+    return Surroundings(interfaces, wanted, upstreams, machine.gateways(), system)
+
+
+def asked(settings: Config, around: Surroundings) -> list[Server]:
+    return [*around.upstreams, *(server for _, servers in settings.dns.forward for server in servers)]
+
+
+def own_questions(settings: Config, around: Surroundings, uid: int) -> list[tuple[int, str, int]]:
+    """(user, protocol, port) of the questions that our resolvers send."""
+    ports = {(proto, each.port) for each in asked(settings, around) for proto in (("tcp",) if each.tcp else ("udp", "tcp"))}
+    return [(uid, proto, port) for proto, port in sorted(ports)]
 
 
 def protected(settings: Config, around: Surroundings) -> list[tuple[str, str]]:
     """The networks that no list may block, each with its role."""
-    servers = [*around.upstreams, *(server for _, servers in settings.dns.forward for server in servers)]
     found = [(each.address, "this gateway's own") for each in around.interfaces]
     found += [(each.network, "on the LAN") for each in around.interfaces if each.name in settings.firewall.lan]
     found += [(address, "the next hop's") for address in around.gateways]
-    found += [(server.address, sources.UPSTREAM) for server in servers]
+    found += [(server.address, sources.UPSTREAM) for server in asked(settings, around)]
     return [(address.partition("%")[0], role) for address, role in found]
 
 

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -78,9 +79,14 @@ class Workers:
         self._stopping: set[Child] = set()
         self._renewing: set[Child] = set()
         self._missed: Counter[Child] = Counter()
-        self.user: tuple[int, int] | None = None
+        self.user: tuple[int, int] | None = None  # whom they run as, if not as we do
         self.inside = False
         self.restarts = 0
+
+    @property
+    def uid(self) -> int:
+        """Who asks the upstreams."""
+        return self.user[0] if self.user else os.geteuid()
 
     @property
     def children(self) -> list[Child]:
@@ -112,7 +118,7 @@ class Workers:
         fds = [generation.fd, *(sock.fileno() for _, sock in mine)]
         await child.ask(
             "start", fds, generation=generation.number, switchboard=list(map(int, generation.board.actions)), dns=settings,
-            sockets=[kind for kind, _ in mine], user=None if self.inside else self.user, inside=self.inside,
+            sockets=[kind for kind, _ in mine], user=self.user, inside=self.inside,
         )  # fmt: skip
         self._had[number] = settings
         await self._started(child)
