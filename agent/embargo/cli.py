@@ -265,6 +265,11 @@ def _check_machine(settings: Config) -> Iterator[Problem]:
     except NotRunning:
         sockets = endpoints.Sockets()
         for each in around.endpoints:
+            if endpoints.is_absent(each, around.interfaces):
+                yield Problem(
+                    settings.file, settings.line("dns", "listen"), f"dns.listen: no interface has {each}", "see `ip address`"
+                )
+                continue
             try:
                 sockets.follow((*sockets.endpoints, each), 1, around.interfaces)
             except ListenError as error:

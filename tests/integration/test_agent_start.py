@@ -82,10 +82,11 @@ def test_a_port_in_use_names_the_port_and_its_holder(tmp_path: Path) -> None:
         assert "is in use by" in agent.cli("check", status=1).stdout
 
 
-def test_an_address_of_nobody_is_named(tmp_path: Path) -> None:
-    agent = Agent(tmp_path)
-    agent.write_config(dns={"listen": [f"192.0.2.77:{free_port()}"]})
-    assert "no interface has the address 192.0.2.77" in refuses(agent, 1)
+def test_an_address_of_nobody_is_named_and_listened_on_when_it_comes(tmp_path: Path) -> None:
+    """At boot the agent starts before the network, so that no client is forwarded without the rules."""
+    with running(tmp_path, dns={"listen": [f"127.0.0.1:{free_port()}", f"192.0.2.77:{free_port()}"]}) as agent:
+        assert "no interface has the address 192.0.2.77 yet" in agent.errors
+    assert "no interface has 192.0.2.77" in agent.cli("check", status=1).stdout
 
 
 def test_a_bad_configuration_tells_everything_that_is_wrong(tmp_path: Path) -> None:

@@ -6,15 +6,18 @@ clients over the workers; since it would also let a stranger of the same user sh
 
 import errno
 import ipaddress
+import logging
 import os
 import socket
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from embargo.config import Config
-from embargo.daemon import machine, privileges
+from embargo.daemon import machine, notify, privileges
 from embargo.daemon.machine import Interface
 from embargo.errors import EmbargoError
+
+log = logging.getLogger(__name__)
 
 RECEIVE_BUFFER = 4 << 20  # octets of queries that may wait while a worker starts
 _SO_RCVBUFFORCE, _IP_FREEBIND, _IPV6_FREEBIND = 33, 15, 78
@@ -62,11 +65,39 @@ def _covered(endpoint: Endpoint, others: Iterable[Endpoint]) -> bool:
     return endpoint != wildcard and wildcard in others
 
 
+Pair = tuple[socket.socket, socket.socket]  # UDP, TCP
+
+
 class Sockets:
-    """One UDP and one TCP socket per endpoint and worker."""
+    """One UDP and one TCP socket per endpoint and worker. systemd keeps a copy of each, for the next run.
+
+    When that has fewer workers they share what is there: queries wait in each of the sockets.
+    """
 
     def __init__(self) -> None:
-        self._open: dict[Endpoint, list[tuple[socket.socket, socket.socket]]] = {}
+        self._open: dict[Endpoint, list[Pair]] = {}
+        self._workers = 1
+
+    def adopt(self, fds: Iterable[tuple[str, int]]) -> list[str]:
+        """Take over what an earlier run listened with, or a socket unit opened; the names of what is of no use."""
+        found: dict[Endpoint, tuple[list[socket.socket], list[socket.socket]]] = {}
+        names: dict[socket.socket, str] = {}
+        useless: list[socket.socket] = []
+        for name, fd in fds:
+            sock = socket.socket(fileno=fd)
+            names[sock] = name
+            if (endpoint := _endpoint(sock)) is None:
+                useless.append(sock)
+            else:
+                found.setdefault(endpoint, ([], []))[sock.type == socket.SOCK_STREAM].append(sock)
+        for endpoint, (udp, tcp) in found.items():
+            if pairs := list(zip(udp, tcp, strict=False)):
+                self._open[endpoint] = pairs
+            useless += [*udp[len(pairs) :], *tcp[len(pairs) :]]  # one kind without the other
+        for sock in useless:
+            sock.close()
+            notify.store(names[sock], ())
+        return [names[sock] for sock in useless]
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
@@ -75,35 +106,41 @@ class Sockets:
     def follow(self, endpoints: Sequence[Endpoint], workers: int, interfaces: Sequence[Interface]) -> bool:
         """Open what is missing, then close what is no longer wanted; True if anything changed. ListenError changes nothing.
 
-        An address of `interfaces` may be one that is not usable yet; it is listened on all the same.
+        An address need not be there yet (at boot; duplicate address detection): it is listened on all the same, and a
+        warning says which one no interface has.
         """
-        missing = [each for each in endpoints if len(self._open.get(each, ())) != workers]
+        self._workers = workers
+        missing = [each for each in endpoints if len(self._open.get(each, ())) < workers]
         gone = [each for each in self._open if each not in endpoints]
-        fresh: dict[Endpoint, list[tuple[socket.socket, socket.socket]]] = {}
+        fresh: dict[Endpoint, list[Pair]] = {}
         try:
             for each in missing:
                 if each not in self._open:
                     ours = any(open_.port == each.port for open_ in self._open)
-                    _probe(each, {interface.address for interface in interfaces}, alone=not ours)
-                fresh[each] = [*self._open.get(each, ())[:workers]]
-                fresh[each] += [_pair(each) for _ in range(workers - len(fresh[each]))]
+                    _probe(each, alone=not ours)
+                fresh[each] = [*self._open.get(each, ())]
+                fresh[each] += [_another(each, fresh[each]) for _ in range(workers - len(fresh[each]))]
         except ListenError:
             for each, pairs in fresh.items():
                 _close(pair for pair in pairs if pair not in self._open.get(each, ()))
             raise
-        for each, pairs in fresh.items():
-            _close(pair for pair in self._open.get(each, ()) if pair not in pairs)
         for each in gone:
             _close(self._open.pop(each))
+            notify.store(_stored_as(each), ())
         self._open |= fresh
+        for each in fresh:
+            if is_absent(each, interfaces):
+                log.warning("%s", _explain(each, OSError(errno.EADDRNOTAVAIL, ""), udp=True))
+        for each, pairs in fresh.items():
+            notify.store(_stored_as(each), [sock.fileno() for pair in pairs for sock in pair])
         return bool(missing or gone)
 
     def of(self, worker: int) -> Iterator[tuple[str, socket.socket]]:
         """A worker's sockets with their kind."""
         for pairs in self._open.values():
-            udp, tcp = pairs[worker]
-            yield "udp", udp
-            yield "tcp", tcp
+            for udp, tcp in pairs[worker :: self._workers]:
+                yield "udp", udp
+                yield "tcp", tcp
 
     def close(self) -> None:
         for pairs in self._open.values():
@@ -111,7 +148,39 @@ class Sockets:
         self._open.clear()
 
 
-def _close(pairs: Iterable[tuple[socket.socket, socket.socket]]) -> None:
+def is_absent(endpoint: Endpoint, interfaces: Iterable[Interface]) -> bool:
+    """Has no interface this address?"""
+    address = ipaddress.ip_address(endpoint.address.partition("%")[0])
+    known = {interface.address for interface in interfaces}
+    return not (address.is_unspecified or address.is_loopback or str(address) in known)
+
+
+def _stored_as(endpoint: Endpoint) -> str:
+    return notify.stored_name("dns", *endpoint)
+
+
+def _endpoint(sock: socket.socket) -> Endpoint | None:
+    """Where a socket listens, None for one that does not serve DNS clients."""
+    if sock.type not in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+        return None
+    sock.setblocking(False)
+    if sock.family == socket.AF_INET:
+        return Endpoint(*sock.getsockname())
+    if sock.family == socket.AF_INET6:
+        address, port, _, scope = sock.getsockname()
+        plain = address.partition("%")[0]
+        return Endpoint(f"{plain}%{socket.if_indextoname(scope)}" if scope else plain, port)
+    return None
+
+
+def _another(endpoint: Endpoint, beside: Sequence[Pair]) -> Pair:
+    """One more pair. A socket unit's sockets may not be shared by port; then all workers read the same one."""
+    if beside and not all(sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT) for sock in beside[0]):
+        return beside[0][0].dup(), beside[0][1].dup()
+    return _pair(endpoint)
+
+
+def _close(pairs: Iterable[Pair]) -> None:
     for pair in pairs:
         for sock in pair:
             sock.close()
@@ -153,7 +222,7 @@ def _socket(endpoint: Endpoint, kind: socket.SocketKind, *, share: bool, anyway:
     return sock
 
 
-def _pair(endpoint: Endpoint) -> tuple[socket.socket, socket.socket]:
+def _pair(endpoint: Endpoint) -> Pair:
     udp = _socket(endpoint, socket.SOCK_DGRAM, share=True, anyway=True)
     try:
         with privileges.raised(privileges.CAP_NET_ADMIN):
@@ -167,16 +236,13 @@ def _pair(endpoint: Endpoint) -> tuple[socket.socket, socket.socket]:
         raise
 
 
-def _probe(endpoint: Endpoint, known: Collection[str], *, alone: bool) -> None:
-    """Can the address be had, and `alone`, by nobody else?
-
-    A known address that cannot be bound yet (duplicate address detection) is no reason to fail.
-    """
+def _probe(endpoint: Endpoint, *, alone: bool) -> None:
+    """Can the address be had, and `alone`, by nobody else? That it is not there yet is no reason to fail."""
     for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
         try:
             _socket(endpoint, kind, share=not alone, anyway=False).close()
         except ListenError as error:
-            if error.number != errno.EADDRNOTAVAIL or endpoint.address.partition("%")[0] not in known:
+            if error.number != errno.EADDRNOTAVAIL:
                 raise
 
 
@@ -190,7 +256,7 @@ def _explain(endpoint: Endpoint, error: OSError, *, udp: bool) -> str:
         return f"{place} needs root or CAP_NET_BIND_SERVICE; or listen on a port from 1024 on"
     if error.errno == errno.EADDRNOTAVAIL:
         address = ipaddress.ip_address(endpoint.address.partition("%")[0])
-        return f"{place}: no interface has the address {address}; see `ip address`"
+        return f"{place}: no interface has the address {address} yet; see `ip address`"
     return f"{place} cannot be opened: {os.strerror(error.errno or 0)}"
 
 

@@ -111,6 +111,11 @@ class Guardian:
     def _tell(self, what: str, **members: Any) -> None:
         self._outbox.add(events.encode({"event": "firewall", "what": what, **members}, time.time()), 0)
 
+    def use(self, sock: socket.socket) -> None:
+        """Speak to the kernel by this socket, which others keep: the table has its owner while none of us runs."""
+        self._kernel.close()
+        self._kernel = Nftables(sock)
+
     # ── orders ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def apply(self, order: dict[str, Any], fd: int) -> dict[str, Any]:
@@ -207,6 +212,10 @@ class Guardian:
         """Somebody answers: for the next seconds port 53 may be redirected (fail = "open")."""
         if self._wanted is not None and self._wanted.lan:
             self._kernel.transact(nft.alive(TABLE, (*self._wanted.lan, RESERVED)))
+
+    def intact(self) -> bool:
+        """Are our rules in force, by what the kernel says? While they are being replaced the old ones are."""
+        return self._writing.locked() or (self._shape is not None and self._kernel.intact(self._shape))
 
     def about(self, address: bytes) -> dict[str, Any]:
         """What is known of an address beside the lists."""
@@ -606,8 +615,12 @@ async def obey(guardian: Guardian, order: dict[str, Any], fds: list[int]) -> dic
             channel, marks = fds
             guardian.meet(Channel(socket.socket(fileno=channel)), marks)
             os.close(marks)
+        case "use":
+            guardian.use(socket.socket(fileno=fds[0]))
         case "alive":
             guardian.alive()
+        case "intact":
+            return {"intact": guardian.intact()}
         case "about":
             return guardian.about(bytes.fromhex(order["address"]))
         case "stats":

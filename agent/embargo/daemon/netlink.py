@@ -35,22 +35,31 @@ _NFNL_BEGIN, _NFNL_END, _NFTABLES = 0x10, 0x11, 10
 _HEADER = struct.Struct("=IHHII")  # nlmsghdr
 
 
+def opened() -> socket.socket:
+    """The socket by which the kernel knows the owner of a table: whoever has it may change that one. FirewallError."""
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+    try:
+        sock.bind((0, 0))
+        for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK):
+            sock.setsockopt(_SOL_NETLINK, option, 1)
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 4 << 20)
+    except PermissionError:
+        sock.close()
+        raise FirewallError("open nftables", NEEDS) from None
+    except OSError as error:
+        sock.close()
+        raise FirewallError("open nftables", error.strerror or str(error)) from None
+    return sock
+
+
 class Nftables:
     """One socket to the kernel's nf_tables. Every method raises FirewallError."""
 
-    def __init__(self) -> None:
-        try:
-            self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
-            self._sock.bind((0, 0))
-            for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK):
-                self._sock.setsockopt(_SOL_NETLINK, option, 1)
-            self._sock.settimeout(_ACK_TIMEOUT)
-            self._sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 4 << 20)
-        except PermissionError:
-            raise FirewallError("open nftables", NEEDS) from None
-        except OSError as error:
-            raise FirewallError("open nftables", error.strerror or str(error)) from None
-        self._sequence = 0
+    def __init__(self, sock: socket.socket | None = None) -> None:
+        """`sock`: from `opened`, perhaps used by somebody before us."""
+        self._sock = sock or opened()
+        self._sock.settimeout(_ACK_TIMEOUT)
+        self._sequence = int.from_bytes(os.urandom(4)) >> 1  # what was meant for another is not taken for ours
         self._buffer = 0
         self._flags = 0  # of the table
 

@@ -23,7 +23,7 @@ from typing import Any
 import embargo
 from embargo import config
 from embargo.config import Config
-from embargo.daemon import endpoints, machine, notify, privileges, sources, surroundings, workshop
+from embargo.daemon import endpoints, machine, netlink, notify, privileges, proof, sources, surroundings, workshop
 from embargo.daemon.child import Child, ChildError
 from embargo.daemon.endpoints import ListenError, Sockets
 from embargo.daemon.generations import Generation, Store
@@ -34,6 +34,7 @@ from embargo.daemon.watch import Watch
 from embargo.daemon.witness import Marks
 from embargo.daemon.workers import Settings, Workers
 from embargo.errors import ConfigError, EmbargoError, FirewallError, ImageError, Problem
+from embargo.fastpath import Acl
 from embargo.ruleset import TABLE
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 STABLE = 0.25  # seconds without a change before a changed file is read: editors write in pieces
 PATIENCE = 0.5  # seconds after which it is read all the same
 RESCAN = 30.0  # seconds; bind and network mounts send no hints
+NETLINK = "nftables"  # the name of the netlink socket in systemd's store
 LEARNT = "learnt.jsonl"  # in [state] dir: the guardian's memory of addresses
 HEARTBEAT = 1.0  # seconds between two proofs that somebody answers, where fail = "open" hangs on them
 APPLY = 60.0  # seconds for the firewall to take a generation
@@ -70,6 +72,8 @@ class Supervisor:
         self.store = Store(settings.state.dir)
         self.journal = Journal(settings.log.events, settings.log.max_bytes, settings.log.keep)
         self.sockets = Sockets()
+        self._netlink: socket.socket | None = None
+        self._inherit()
         self.workers = Workers(self._in_force, self._news, self._introduce)
         self._marks = Marks.make()
         self.guardian = Child("guardian", "embargo.daemon.guardian", self._news) if settings.firewall.enabled else None
@@ -90,6 +94,17 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._unhealthy: set[str] = set()
         self._seen: sources.Snapshot = frozenset()
+
+    def _inherit(self) -> None:
+        """Take over what systemd has kept of an earlier run, or opened for us."""
+        listening = []
+        for name, fd in notify.inherited():
+            if name == NETLINK:
+                self._netlink = socket.socket(fileno=fd)
+            else:
+                listening.append((name, fd))
+        for name in self.sockets.adopt(listening):
+            log.warning("a socket that systemd passed on is of no use and is closed: %s", name)
 
     # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -166,8 +181,18 @@ class Supervisor:
     async def _start_guardian(self, guardian: Child) -> None:
         if privileges.CAP_NET_ADMIN not in privileges.permitted():
             raise FirewallError("firewall", NEEDS)
-        await guardian.start()
+        if self._netlink is None:
+            with privileges.raised(privileges.CAP_NET_ADMIN):
+                self._netlink = netlink.opened()
+            notify.store(NETLINK, [self._netlink.fileno()])
+        await self._begin_guardian(guardian)
         self._spawn(self._keep_guardian(guardian), "keeper of the guardian")
+
+    async def _begin_guardian(self, guardian: Child) -> None:
+        """Start it with the socket that the table belongs to, which outlives it here and us in systemd's store."""
+        assert self._netlink is not None
+        await guardian.start()
+        await guardian.ask("use", [self._netlink.fileno()])
 
     async def _start_from_last(self, outcome: Outcome) -> None:
         """The lists cannot be used as they are: the generation that was in force when the agent last ran stays in force."""
@@ -188,6 +213,7 @@ class Supervisor:
         self._spawn(self._follow_files(), "follower of the files")
         self._spawn(self._follow_machine(), "follower of the machine")
         self._spawn(self._beat(), "heartbeat")
+        self._spawn(self._assure(), "watchdog")
         self._spawn(self._summarise(), "summary")
         generation = self.generation
         assert generation is not None
@@ -201,7 +227,8 @@ class Supervisor:
             if not task.get_name().startswith("keeper"):
                 task.cancel()
         await asyncio.to_thread(self._watch.close)
-        rules = self._rules_that_stay()
+        again = await asyncio.to_thread(notify.restarting)
+        rules = "keep" if again else self._rules_that_stay()
         if rules != "keep":  # nothing may be led to sockets that nobody reads any longer
             await self._stop_guardian(rules)
         await self.workers.stop()
@@ -218,8 +245,8 @@ class Supervisor:
         if guardian is None:
             return
         try:
-            if not guardian.running and rules != "keep" and not self._rules_gone:
-                await guardian.start()
+            if not guardian.running and rules != "keep" and not self._rules_gone and self._netlink is not None:
+                await self._begin_guardian(guardian)
             if guardian.running:
                 await guardian.stop(rules=rules)
             self._rules_gone = True
@@ -260,7 +287,7 @@ class Supervisor:
             if self._ending:
                 return
             try:
-                await guardian.start()
+                await self._begin_guardian(guardian)
                 async with self._lock:
                     if self.generation is not None:
                         await self._guard(self.generation, self.around)
@@ -409,7 +436,7 @@ class Supervisor:
             and old.board == new.board
             and old.settings == new.settings
             and settings == self._resolver_settings(old)
-            and around.endpoints == self.around.endpoints
+            and (around.endpoints, around.system) == (self.around.endpoints, self.around.system)
             and surroundings.protected(new.settings, around) == surroundings.protected(old.settings, self.around)
         )
 
@@ -561,6 +588,35 @@ class Supervisor:
             if stats and opened and self.guardian is not None:
                 self.guardian.tell("alive")
             self._note_upstreams(stats)
+
+    async def _assure(self) -> None:
+        """Tell systemd's watchdog that all is well, when it is: by a real query, and by the rules that the kernel shows."""
+        interval = notify.watchdog()
+        told = ""
+        while interval:
+            why = await self._failing()
+            if not why:
+                notify.notify("WATCHDOG=1")
+            elif why != told:
+                log.error("%s; unless that ends, systemd starts the agent again within %.0f s", why, interval)
+            told = why
+            await asyncio.sleep(interval / 3)
+
+    async def _failing(self) -> str:
+        """What does not work that always should; empty when all is well."""
+        if not await self.workers.stats():
+            return "no resolver answers its supervisor"
+        acl = Acl(endpoints.local_networks(self.settings, self.around.interfaces))
+        asked = [each for each in self.sockets.endpoints if proof.may_ask(each, acl)]
+        if asked and not await asyncio.to_thread(proof.answered, asked[0]):
+            return f"no resolver answers a query to {asked[0]}"
+        if self.guardian is not None:
+            try:
+                if not (await self.guardian.ask("intact", seconds=10.0))["intact"]:
+                    return "the rules in the kernel are not ours"
+            except ChildError as error:
+                return str(error)
+        return ""
 
     def _note_upstreams(self, stats: list[dict[str, Any]]) -> None:
         """An event when an upstream stops or starts to be of use to every worker."""
