@@ -5,7 +5,10 @@ BIN := $(VENV)/bin
 
 NATIVE := $(wildcard agent/embargo/*.pyx agent/embargo/*.h)
 
-.PHONY: run demo test lint unit bench lock clean
+# what the Debian package is made of
+PACKAGED := $(shell find agent/embargo blocklists docs systemd tools/debian -type f ! -name '*.so' ! -path '*/__pycache__/*')
+
+.PHONY: run demo test lint unit deb bench lock clean
 
 run: $(VENV)/run.stamp
 	@tools/run
@@ -28,6 +31,9 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+deb: dist/deb.stamp
+	@ls dist/*.deb
+
 bench: $(VENV)/bench.stamp
 	@tools/apt iproute2 dnsperf procps unbound dnsmasq-base pdns-recursor bind9 dnsdist
 	$(BIN)/python -m tools.bench
@@ -37,6 +43,10 @@ lock:
 
 clean:
 	rm -rf $(VENV) build dist run agent/*.egg-info agent/embargo/*.so agent/embargo/_*.c
+
+dist/deb.stamp: $(VENV)/run.stamp $(PACKAGED) tools/deb tools/manual.py
+	@tools/deb
+	@touch $@
 
 $(VENV)/run.stamp: requirements.lock pyproject.toml $(NATIVE)
 	@tools/venv requirements.lock
