@@ -60,7 +60,8 @@ def _commands() -> Iterator[str]:
     yield from ("# SYNOPSIS", "**embargo** *COMMAND* \\[*OPTIONS*\\] \\[*ARGUMENTS*\\]", "# DESCRIPTION")
     yield (
         "**embargo run** is the agent: a filtering DNS resolver and an nftables table, driven by one policy of apps and "
-        "functions. The other commands ask it or change what is in force; **why**, **apps**, **check** and **log** work without one, too."
+        "functions. The other commands ask it or change what is in force. Without a running agent, too, "
+        "**why**, **apps**, **check** and **log** tell what would be."
     )
     yield "# COMMANDS"
     for name, command in cli.cli.commands.items():

@@ -73,6 +73,7 @@ class Lab:
         self.root = root
         self.containers: dict[str, Container] = {}
         self._nets: set[str] = set()
+        self.started: list[subprocess.Popen[str]] = []
         self.logs = Path(tempfile.mkdtemp(prefix=PREFIX))
         for word in ("unshare", "nsenter", "setpriv", "ip", "systemd-nspawn"):
             if shutil.which(word) is None:
@@ -107,6 +108,8 @@ class Lab:
     def close(self) -> None:
         self._process.kill()  # the first process of the lab's dies with it, and takes the rest along
         self._process.wait()
+        for started in self.started:
+            started.wait()
         for container in self.containers.values():
             container.process.wait()
         assert self._process.stdout is not None
@@ -126,7 +129,9 @@ class Lab:
     def link(self, one: str, interface: str, address: str, other: str, interface2: str, address2: str) -> None:
         """A cable between two machines, which need not have been started."""
         for name in {one, other} - self._nets:
-            self.shell(f"ip netns add {name}; ip -n {name} link set lo up; ip netns exec {name} sysctl -qw net.ipv4.ip_forward=1")
+            self.shell(
+                f"ip netns add {name}; ip -n {name} link set lo up; ip netns exec {name} sysctl -qw net.ipv4.ip_forward=1"
+            )
             self._nets.add(name)
         self.shell(f"""ip link add {interface} netns {one} type veth peer name {interface2} netns {other}
 ip -n {one} address add {address} dev {interface}; ip -n {one} link set {interface} up
@@ -135,7 +140,7 @@ ip -n {other} address add {address2} dev {interface2}; ip -n {other} link set {i
     # ── machines ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def boot(self, name: str, *, layers: Sequence[Path] = (), files: dict[str, str] | None = None) -> "Container":
-        """A machine with systemd, that has booted. `layers` lie over the root, the first on top; `files` over them."""
+        """A machine with systemd, that has booted. `layers` (`keep`) lie over the root, the first on top; `files` over them."""
         return self._start(name, None, layers, files or {})
 
     def hold(self, name: str) -> "Container":
@@ -146,7 +151,7 @@ ip -n {other} address add {address2} dev {interface2}; ip -n {other} link set {i
         assert name not in self.containers, "stop it first"
         base = f"/run/lab/{name}"
         lower = ":".join(map(str, [*layers, self.root]))
-        self.shell(f"""mkdir -p {base}/upper {base}/work {base}/root
+        self.shell(f"""rm -rf {base}; mkdir -p {base}/upper {base}/work {base}/root
 mount -t overlay overlay -o lowerdir={lower},upperdir={base}/upper,workdir={base}/work {base}/root""")
         for path, text in files.items():
             target = self.path(f"{base}/root{path}")
@@ -164,14 +169,12 @@ mount -t overlay overlay -o lowerdir={lower},upperdir={base}/upper,workdir={base
         # sysctls of the container's network may be written; nspawn says when systemd has booted to the socket
         environment = {"SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network", "NOTIFY_SOCKET": f"{base}/notify"}
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, said.open("w") as log:
-            notify = self.path(f"{base}/notify")
-            notify.unlink(missing_ok=True)
-            ready.bind(str(notify))
+            ready.bind(str(self.path(f"{base}/notify")))
             process = subprocess.Popen(
                 _in_group(group, self._inside(*words)), env=_ENVIRONMENT | environment, stdin=subprocess.DEVNULL,
                 stdout=log, stderr=log,
             )  # fmt: skip
-            container = Container(self, name, process, self.path(f"{base}/upper"))
+            container = Container(self, name, process)
             self.containers[name] = container
             deadline = time.monotonic() + BOOT
             while not (select.select([ready], [], [], 0.2)[0] and b"READY=1" in ready.recv(4096).split(b"\n")):
@@ -188,23 +191,24 @@ mount -t overlay overlay -o lowerdir={lower},upperdir={base}/upper,workdir={base
         return ["nsenter", f"--target={self._anchor}", *_SPACES, "--", *words]
 
     def unmount(self, container: "Container") -> None:
-        """Its root is no longer in use; what it wrote stays, in `Container.wrote`, until a machine of its name is started."""
+        """It has ended. What it wrote stays for `keep`, until a machine of its name is started."""
         self.shell(f"umount /run/lab/{container.name}/root")
         _remove(self._group / container.name)
         del self.containers[container.name]
 
-    def forget(self, container: "Container") -> None:
-        """What it wrote goes."""
-        self.shell(f"rm -rf /run/lab/{container.name}")
+    def keep(self, name: str) -> Path:
+        """What a machine wrote until it was shut down, as a layer for others. Each makes its own machine-id."""
+        layer = f"/run/lab/layers/{len(list(self.path('/run/lab').glob('layers/*')))}"
+        self.shell(f"mkdir -p /run/lab/layers; mv /run/lab/{name}/upper {layer}; : >{layer}/etc/machine-id")
+        return Path(layer)
 
 
 class Container:
     """One machine. Commands are run in all of its namespaces, as root."""
 
-    def __init__(self, lab: Lab, name: str, process: subprocess.Popen[bytes], wrote: Path) -> None:
+    def __init__(self, lab: Lab, name: str, process: subprocess.Popen[bytes]) -> None:
         self.name = name
         self.process = process
-        self.wrote = wrote
         self.pid = 0
         self._lab = lab
 
@@ -216,11 +220,13 @@ class Container:
         return _run(self.argv(*words), seconds, check=check, text=text)
 
     def start(self, *words: str) -> subprocess.Popen[str]:
-        """A command that goes on; it ends with the machine."""
-        return subprocess.Popen(
-            self.argv(*words), env=_ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True,
-        )  # fmt: skip
+        """A command that goes on; it ends with the machine. What it says is put beside the machine's console."""
+        with (self._lab.logs / f"{self.name}.{len(self._lab.started)}.out").open("w") as out:
+            process = subprocess.Popen(
+                self.argv(*words), env=_ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=out, stderr=out, text=True
+            )
+        self._lab.started.append(process)
+        return process
 
     def path(self, path: str) -> Path:
         """A file of the machine's, as it is seen from here. Links in it lead astray when they are absolute."""
@@ -236,24 +242,17 @@ class Container:
         return [str(record.get("MESSAGE", "")) for record in self.journal(unit, *words)]
 
     def poweroff(self) -> None:
-        """Shut it down in order; what it wrote stays."""
-        if self.process.poll() is None:
-            self.run("systemctl", "poweroff", "--no-wall", check=False)
-            try:
-                self.process.wait(BOOT)
-            except subprocess.TimeoutExpired:
-                self.kill()
-                return
+        """Shut it down in order."""
+        self.run("systemctl", "poweroff", "--no-wall", check=False)
+        self.process.wait(BOOT)
         self._lab.unmount(self)
 
     def kill(self) -> None:
-        """As when its power is cut, and what it wrote with it."""
+        """As when its power is cut."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, 9)
-        self.process.kill() if not self.pid else None
         self.process.wait()
         self._lab.unmount(self)
-        self._lab.forget(self)
 
 
 def until(condition: Callable[[], Any], what: str, seconds: float = 20.0) -> Any:
@@ -323,5 +322,3 @@ def _sweep(parent: Path) -> None:
         if not Path(f"/proc/{pid}").exists():
             with contextlib.suppress(OSError):
                 _remove(group)
-
-
