@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 NATIVE := $(wildcard agent/embargo/*.pyx agent/embargo/*.h)
 
 # what the Debian package is made of
-PACKAGED := $(shell find agent/embargo blocklists docs systemd tools/debian -type f ! -name '*.so' ! -path '*/__pycache__/*')
+PACKAGED := $(shell find agent/embargo blocklists systemd tools/debian -type f ! -name '*.so' ! -path '*/__pycache__/*') \
+	docs/configuration.md docs/lists.md docs/events.md
 
 .PHONY: run demo test lint unit deb bench lock clean
 
@@ -18,7 +19,7 @@ demo: $(VENV)/run.stamp
 	@$(BIN)/python -m tools.demo
 
 test: $(VENV)/test.stamp
-	@tools/apt nftables iproute2 bind9-dnsutils dnsmasq-base procps mount util-linux
+	@tools/apt nftables iproute2 bind9-dnsutils dnsmasq-base procps mount util-linux systemd-container lintian
 	@$(MAKE) --no-print-directory lint
 	$(BIN)/pytest
 
@@ -32,7 +33,7 @@ lint: $(VENV)/test.stamp
 	$(BIN)/mypy
 
 deb: dist/deb.stamp
-	@ls dist/*.deb
+	@cat dist/deb.stamp
 
 bench: $(VENV)/bench.stamp
 	@tools/apt iproute2 dnsperf procps unbound dnsmasq-base pdns-recursor bind9 dnsdist
@@ -45,8 +46,8 @@ clean:
 	rm -rf $(VENV) build dist run agent/*.egg-info agent/embargo/*.so agent/embargo/_*.c
 
 dist/deb.stamp: $(VENV)/run.stamp $(PACKAGED) tools/deb tools/manual.py
-	@tools/deb
-	@touch $@
+	@tools/deb >$@.new
+	@mv $@.new $@
 
 $(VENV)/run.stamp: requirements.lock pyproject.toml $(NATIVE)
 	@tools/venv requirements.lock

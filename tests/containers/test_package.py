@@ -42,6 +42,12 @@ def test_an_installation_leaves_a_running_enabled_service(deb: Path, bare: Conta
         assert f"/usr/share/man/{page}" in listed
 
 
+def test_apt_installs_it_as_the_readme_says(deb: Path, bare: Container) -> None:
+    bare.path(f"/root/{deb.name}").write_bytes(deb.read_bytes())
+    bare.run("sh", "-ec", "apt-get install /root/embargo-agent_*.deb")
+    assert bare.run("systemctl", "is-active", "embargo").stdout == "active\n"
+
+
 def test_the_shipped_configuration_is_one_without_problems(deb: Path, bare: Container) -> None:
     bare.path("/etc/resolv.conf").write_text(f"nameserver {UPSTREAM}\n")
     install(bare, deb)

@@ -74,49 +74,52 @@ class Lab:
         self.containers: dict[str, Container] = {}
         self._nets: set[str] = set()
         self.started: list[subprocess.Popen[str]] = []
-        self.logs = Path(tempfile.mkdtemp(prefix=PREFIX))
+        self._process: subprocess.Popen[str] | None = None
         for word in ("unshare", "nsenter", "setpriv", "ip", "systemd-nspawn"):
             if shutil.which(word) is None:
                 pytest.fail(f"a container needs {word}: tools/apt util-linux iproute2 systemd-container", pytrace=False)
 
     def __enter__(self) -> Self:
-        self._group = _groups() / f"{PREFIX}{os.getpid()}-{self.logs.name.removeprefix(PREFIX)}"
-        _sweep(self._group.parent)
-        (self._group / "anchor").mkdir(parents=True)
-        command = ["setpriv", "--pdeathsig", "KILL", "--", "unshare", *_SPACES, "--fork", "--kill-child", "--mount-proc"]
+        groups = _groups()
+        _sweep(groups)
+        self.logs = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
+        self._group = groups / self.logs.name
         try:
-            self._process = subprocess.Popen(
-                _in_group(self._group, [*command, "--propagation", "private", "--", "sh", "-c", _SETUP]),
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_ENVIRONMENT,
-            )  # fmt: skip
-            assert self._process.stdout is not None
-            said = self._process.stdout.readline()
-            if said != "made\n":
-                pytest.fail(f"no namespaces for containers here: {said}{self._process.stdout.read()}", pytrace=False)
-            children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
-            self._anchor = int(children[0])
-            for pid in (self._group / "cgroup.procs").read_text().split():  # a group with groups below has no processes
-                (self._group / "anchor/cgroup.procs").write_text(pid)
+            (self._group / "anchor").mkdir(parents=True)
+            self._make()
         except BaseException:
             self.close()
             raise
         return self
 
+    def _make(self) -> None:
+        command = ["setpriv", "--pdeathsig", "KILL", "--", "unshare", *_SPACES, "--fork", "--kill-child", "--mount-proc"]
+        self._process = subprocess.Popen(
+            _in_group(self._group, [*command, "--propagation", "private", "--", "sh", "-c", _SETUP]),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_ENVIRONMENT,
+        )  # fmt: skip
+        assert self._process.stdout is not None
+        said = self._process.stdout.readline()
+        if said != "made\n":
+            pytest.fail(f"no namespaces for containers here: {said}{self._process.stdout.read()}", pytrace=False)
+        self._anchor = int(Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()[0])
+        for pid in (self._group / "cgroup.procs").read_text().split():  # a group with groups below has no processes
+            (self._group / "anchor/cgroup.procs").write_text(pid)
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def close(self) -> None:
-        self._process.kill()  # the first process of the lab's dies with it, and takes the rest along
-        self._process.wait()
+        """The first process of the lab's dies, and takes all others, their mounts and their networks along."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            assert self._process.stdout is not None
+            self._process.stdout.close()
         for started in self.started:
             started.wait()
         for container in self.containers.values():
             container.process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-        deadline = time.monotonic() + GONE
-        while "populated 1" in (self._group / "cgroup.events").read_text() and time.monotonic() < deadline:
-            time.sleep(0.02)
         _remove(self._group)
         shutil.rmtree(self.logs)
 
@@ -315,10 +318,10 @@ def _remove(group: Path) -> None:
                 time.sleep(0.02)
 
 
-def _sweep(parent: Path) -> None:
+def _sweep(groups: Path) -> None:
     """What killed runs left behind: empty control groups, and the consoles' output."""
-    for group in parent.glob(f"{PREFIX}*"):
-        pid = group.name.removeprefix(PREFIX).partition("-")[0]
+    for left in (*groups.glob(f"{PREFIX}*"), *Path(tempfile.gettempdir()).glob(f"{PREFIX}*")):
+        pid = left.name.removeprefix(PREFIX).partition("-")[0]
         if not Path(f"/proc/{pid}").exists():
             with contextlib.suppress(OSError):
-                _remove(group)
+                _remove(left) if left.parent == groups else shutil.rmtree(left)
