@@ -46,6 +46,7 @@ clean:
 	rm -rf $(VENV) build dist run agent/*.egg-info agent/embargo/*.so agent/embargo/_*.c
 
 dist/deb.stamp: $(VENV)/run.stamp $(PACKAGED) tools/deb tools/manual.py
+	@mkdir -p dist
 	@tools/deb >$@.new
 	@mv $@.new $@
 
