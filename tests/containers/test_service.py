@@ -171,16 +171,6 @@ def test_the_unit_is_as_confined_as_its_work_allows(gateway: Container) -> None:
     assert gateway.run("systemd-analyze", "verify", "--man=no", "embargo.service").stderr == ""
 
 
-def test_a_first_start_while_port_53_is_taken_says_by_whom_and_goes_on_when_it_is_free(site: Site, gateway: Container) -> None:
-    gateway.run("systemctl", "stop", "embargo")
-    conf = gateway.path("/etc/systemd/resolved.conf.d/extra.conf")
-    conf.parent.mkdir(parents=True, exist_ok=True)
-    conf.write_text("[Resolve]\nDNSStubListenerExtra=127.0.0.1\n")
-    gateway.run("systemctl", "start", "systemd-resolved")
-    assert gateway.run("systemctl", "start", "embargo", check=False).returncode != 0
-    wanted = "127.0.0.1:53 (UDP) is in use by a process of systemd-resolve; stop it, or listen on another address or port"
-    assert any(wanted in text for text in gateway.messages("embargo"))
-    done = gateway.run("embargo", "check", check=False)
-    assert "is in use by systemd-resolve (pid " in done.stdout, "outside of the unit, root sees the process"
-    gateway.run("systemctl", "stop", "systemd-resolved")
-    until(lambda: site.blocked("mygw.alipay.com"), "it has been started again")
+def test_verify_finds_no_leak(gateway: Container) -> None:
+    out = gateway.run("embargo", "verify").stdout
+    assert re.search(r" held, 0 unproven, no leaks$", out, re.MULTILINE), out
