@@ -44,6 +44,16 @@ def test_a_killed_run_leaves_no_process_and_the_next_one_sweeps_the_rest() -> No
         assert groups(run.pid) == []
 
 
+def test_a_machine_that_does_not_boot_says_why_and_another_can_have_its_name() -> None:
+    with Lab(lab_.rootfs("bookworm")) as lab:
+        lab.link("gateway", "lan0", "192.0.2.1/24", "client", "eth0", "192.0.2.2/24")
+        with pytest.raises(AssertionError, match=r"gateway ended with 1:\n.*/usr/lib/systemd/systemd"):
+            lab.boot("gateway", files={"/usr/lib/systemd/systemd": "no program"})
+        machine = lab.boot("gateway")
+        machine.kill()
+        assert lab.boot("gateway").run("hostname").stdout == "gateway\n"
+
+
 def test_a_machine_without_nspawn_fails_and_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(pytest.fail.Exception, match="a container needs unshare: tools/apt util-linux"):

@@ -180,10 +180,14 @@ mount -t overlay overlay -o lowerdir={lower},upperdir={base}/upper,workdir={base
             container = Container(self, name, process)
             self.containers[name] = container
             deadline = time.monotonic() + BOOT
-            while not (select.select([ready], [], [], 0.2)[0] and b"READY=1" in ready.recv(4096).split(b"\n")):
-                assert process.poll() is None, f"{name} ended with {process.returncode}:\n{said.read_text()}"
-                assert time.monotonic() < deadline, f"{name} did not boot:\n{said.read_text()}"
-        container.pid = _first_process(group)
+            try:
+                while not (select.select([ready], [], [], 0.2)[0] and b"READY=1" in ready.recv(4096).split(b"\n")):
+                    assert process.poll() is None, f"{name} ended with {process.returncode}:\n{said.read_text()}"
+                    assert time.monotonic() < deadline, f"{name} did not boot:\n{said.read_text()}"
+                container.pid = _first_process(group)
+            except BaseException:
+                container.kill()
+                raise
         return container
 
     def path(self, path: str) -> Path:
@@ -192,6 +196,10 @@ mount -t overlay overlay -o lowerdir={lower},upperdir={base}/upper,workdir={base
 
     def _inside(self, *words: str) -> list[str]:
         return ["nsenter", f"--target={self._anchor}", *_SPACES, "--", *words]
+
+    def end(self, container: "Container") -> None:
+        (self._group / container.name / "cgroup.kill").write_text("1")
+        container.process.wait()
 
     def unmount(self, container: "Container") -> None:
         """It has ended. What it wrote stays for `keep`, until a machine of its name is started."""
@@ -251,11 +259,10 @@ class Container:
         self._lab.unmount(self)
 
     def kill(self) -> None:
-        """As when its power is cut."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, 9)
-        self.process.wait()
-        self._lab.unmount(self)
+        """As when its power is cut; nothing if it has been shut down already."""
+        if self._lab.containers.get(self.name) is self:
+            self._lab.end(self)
+            self._lab.unmount(self)
 
 
 def until(condition: Callable[[], Any], what: str, seconds: float = 20.0) -> Any:
