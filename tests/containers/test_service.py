@@ -121,6 +121,8 @@ def test_the_rules_go_with_a_stop_where_that_is_wanted(site: Site, gateway: Cont
     assert not site.reaches(LISTED)
     gateway.run("systemctl", "stop", "embargo")
     assert gateway.run("nft", "list", "ruleset").stdout == ""
+    said = gateway.messages("embargo")
+    assert not [text for text in said if "ended with status" in text], "the stop is for the agent alone, not for its processes"
     assert site.reaches(LISTED)
     assert site.answered("mygw.alipay.com", UPSTREAM)
 
