@@ -5,7 +5,11 @@ BIN := $(VENV)/bin
 
 NATIVE := $(wildcard agent/embargo/*.pyx agent/embargo/*.h)
 
-.PHONY: run demo test lint unit bench lock clean
+# what the Debian package is made of
+PACKAGED := $(shell find agent/embargo blocklists systemd tools/debian -type f ! -name '*.so' ! -path '*/__pycache__/*') \
+	docs/configuration.md docs/lists.md docs/events.md
+
+.PHONY: run demo test lint unit deb bench lock clean
 
 run: $(VENV)/run.stamp
 	@tools/run
@@ -15,7 +19,7 @@ demo: $(VENV)/run.stamp
 	@$(BIN)/python -m tools.demo
 
 test: $(VENV)/test.stamp
-	@tools/apt nftables iproute2 bind9-dnsutils dnsmasq-base procps mount util-linux
+	@tools/apt nftables iproute2 bind9-dnsutils dnsmasq-base procps mount util-linux systemd-container lintian
 	@$(MAKE) --no-print-directory lint
 	$(BIN)/pytest
 
@@ -28,6 +32,9 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+deb: dist/deb.stamp
+	@cat dist/deb.stamp
+
 bench: $(VENV)/bench.stamp
 	@tools/apt iproute2 dnsperf procps unbound dnsmasq-base pdns-recursor bind9 dnsdist
 	$(BIN)/python -m tools.bench
@@ -37,6 +44,11 @@ lock:
 
 clean:
 	rm -rf $(VENV) build dist run agent/*.egg-info agent/embargo/*.so agent/embargo/_*.c
+
+dist/deb.stamp: $(VENV)/run.stamp $(PACKAGED) tools/deb tools/manual.py
+	@mkdir -p dist
+	@tools/deb >$@.new
+	@mv $@.new $@
 
 $(VENV)/run.stamp: requirements.lock pyproject.toml $(NATIVE)
 	@tools/venv requirements.lock

@@ -490,16 +490,17 @@ def reference() -> str:
     for name, options in OPTIONS.items():
         out.append(f"[{name}]")
         for key, option in options.items():
-            out += [f"# {option.help}", f"#{key} = {_toml(option.default)}"]
+            out += [f"# {option.help}", f"#{key} = {literal(option.default)}"]
         out.append("")
     return "\n".join(out)
 
 
-def _toml(value: Any) -> str:
+def literal(value: Any) -> str:
+    """A default as it is written in TOML."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
+        return "[" + ", ".join(map(literal, value)) + "]"
     if isinstance(value, dict):
         return "{}"
     return f'"{value}"' if isinstance(value, str) else str(value)

@@ -4,6 +4,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#ifdef Py_LIMITED_API /* one build for every Python (tools/deb): these are macros that the stable ABI has as functions alone */
+#define PyBytes_AS_STRING(bytes) PyBytes_AsString(bytes)
+#define PyBytes_GET_SIZE(bytes) PyBytes_Size(bytes)
+#endif
+
 static uint32_t embargo_crc_table[256];
 
 static void embargo_crc_init(void)

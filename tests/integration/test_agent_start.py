@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,24 @@ def test_one_process_is_enough(tmp_path: Path) -> None:
         agent.cli("block", "inside.test")
         assert agent.blocked("inside.test")
         assert agent.children() == []
+
+
+def test_nothing_of_the_directory_it_is_started_in_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stranger = tmp_path / "here/embargo"
+    stranger.mkdir(parents=True)
+    (stranger / "__init__.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    agent = Agent(tmp_path)
+    agent.write_config()
+    monkeypatch.chdir(stranger.parent)
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    command = [str(Path(sys.executable).parent / "embargo"), "run", "-c", str(agent.config)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith("ready:")
+        finally:
+            process.terminate()
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_port_in_use_names_the_port_and_its_holder(tmp_path: Path) -> None:

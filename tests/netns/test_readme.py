@@ -21,12 +21,15 @@ README = (TOP / "README.md").read_text()
 BLOCKS = [block.strip().splitlines() for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)]
 TOUR = [line for block in BLOCKS for line in block if re.match(r"dig |\.venv/bin/embargo ", line)]
 GATEWAY = next(block for block in BLOCKS if block[0].startswith("embargo "))
-MAKE = [line for block in BLOCKS for line in block if line.startswith("make ")]
+INSTALL = next(block for block in BLOCKS if block[0] == "make deb")
+MAKE = [block[0] for block in BLOCKS if block[0].startswith("make ") and block != INSTALL]
 
 
 def test_every_command_is_one_that_is_executed_here() -> None:
-    assert [line for block in BLOCKS for line in block] == [*MAKE, *TOUR, *GATEWAY]
+    assert [line for block in BLOCKS for line in block] == [*MAKE, *TOUR, *INSTALL, *GATEWAY]
     assert MAKE == ["make run", "make test", "make demo"]
+    package = (TOP / "tests/containers/test_package.py").read_text()
+    assert f'"{INSTALL[1].replace("./dist", "/root")}"' in package, "this is how the package is installed"
     assert (TOP / ".ci/run").read_text().rstrip().endswith("exec make test"), "this is how make test is executed"
 
 

@@ -65,7 +65,7 @@ class Child:
         try:
             fds = [theirs.fileno(), page]
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", self._module, *map(str, fds), stdin=asyncio.subprocess.DEVNULL, pass_fds=fds,
+                sys.executable, "-P", "-m", self._module, *map(str, fds), stdin=asyncio.subprocess.DEVNULL, pass_fds=fds,
                 start_new_session=True,
             )  # fmt: skip
             self._ledger = Ledger(page)

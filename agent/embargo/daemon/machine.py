@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import ipaddress
 import os
+import pwd
 import socket
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -110,14 +111,21 @@ def _is_address(text: str) -> bool:
 
 
 def holder(address: str, port: int, *, udp: bool) -> str:
-    """The process that holds a port, as `name (pid 123)`; empty when it cannot be seen."""
-    inodes = set(_inodes(address, port, udp=udp))
-    for pid in filter(str.isdecimal, os.listdir("/proc") if inodes else ()):
+    """The process that holds a port, as `name (pid 123)`; whose it is, where only that can be seen; empty without one."""
+    users = dict(_sockets(address, port, udp=udp))
+    for pid in filter(str.isdecimal, os.listdir("/proc") if users else ()):
         with contextlib.suppress(OSError):  # it ended, or is not ours to look into
-            if inodes & set(_links(f"/proc/{pid}/fd")):
+            if not users.keys().isdisjoint(_links(f"/proc/{pid}/fd")):
                 with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
                     return f"{file.read().strip()} (pid {pid})"
-    return ""
+    return next((f"a process of {_user_name(user)}" for user in users.values()), "")
+
+
+def _user_name(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"user {number}"
 
 
 def _links(directory: str) -> Iterator[str]:
@@ -126,8 +134,8 @@ def _links(directory: str) -> Iterator[str]:
             yield os.readlink(f"{directory}/{name}")
 
 
-def _inodes(address: str, port: int, *, udp: bool) -> Iterator[str]:
-    """proc(5), net/udp and net/tcp: the sockets bound to this address and port, or to the wildcard."""
+def _sockets(address: str, port: int, *, udp: bool) -> Iterator[tuple[str, int]]:
+    """proc(5), net/udp and net/tcp: the sockets bound to this address and port, or to the wildcard, and whose they are."""
     packed = socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address.partition("%")[0])
     words = [packed[i : i + 4][::-1].hex().upper() for i in range(0, len(packed), 4)]  # each word in host order
     for table, wanted in (("", "".join(words)), ("6", "".join(words))):
@@ -139,4 +147,4 @@ def _inodes(address: str, port: int, *, udp: bool) -> Iterator[str]:
         for row in rows:
             host, _, number = row[1].partition(":")
             if int(number, 16) == port and (host == wanted or not host.strip("0")) and (udp or row[3] == "0A"):
-                yield f"socket:[{row[9]}]"
+                yield f"socket:[{row[9]}]", int(row[7])

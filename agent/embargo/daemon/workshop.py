@@ -62,7 +62,7 @@ def switched(old: dict[str, Any], classes: Sequence[Class], settings: Config) ->
 async def run(order: dict[str, Any]) -> dict[str, Any]:
     """One order to one compiler process. ConfigError when it does not answer as it should."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "embargo.daemon.compiler",
+        sys.executable, "-P", "-m", "embargo.daemon.compiler",
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     os.sched_setscheduler(process.pid, os.SCHED_IDLE, os.sched_param(0))  # no query waits for it, not even for a time slice

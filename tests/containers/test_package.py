@@ -1,0 +1,123 @@
+"""The Debian package: installed, upgraded, removed and purged by dpkg on a machine that is up."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from containers.conftest import CONFIG, LISTED, UPSTREAM, Site, install
+from embargo import __version__
+from support.lab import TOP, Container, until
+
+pytestmark = pytest.mark.root
+
+# what dpkg and systemd write about any package, and users, which stay
+OTHERS = ("/var/lib/dpkg/", "/var/log/", "/var/cache/", "/etc/passwd", "/etc/group", "/etc/shadow", "/etc/gshadow",
+          "/etc/.pwd.lock", "/etc/subuid", "/etc/subgid", "/tmp/", "/var/tmp/", "/var/lib/systemd/")  # fmt: skip
+
+
+def files(machine: Container) -> set[str]:
+    found = machine.run("find", "/", "/run", "-xdev", "-not", "-type", "d", "-print", "-o", "-name", "*embargo*", "-print")
+    paths = (path for path in found.stdout.splitlines() if not path.startswith("/root/"))
+    return {path for path in paths if "embargo" in path or not path.startswith((*OTHERS, "/run/"))}
+
+
+def told(machine: Container) -> dict[str, object]:
+    answer: dict[str, object] = json.loads(machine.run("embargo", "status", "--json").stdout)
+    return answer
+
+
+def test_an_installation_leaves_a_running_enabled_service(deb: Path, bare: Container) -> None:
+    done = install(bare, deb)
+    assert "warning" not in done.stdout + done.stderr
+    assert bare.run("systemctl", "is-enabled", "embargo").stdout == "enabled\n"
+    assert bare.run("systemctl", "is-active", "embargo").stdout == "active\n"
+    assert told(bare)["version"] == __version__
+    assert "EDE: 15 (Blocked)" in bare.run("dig", "@127.0.0.1", "mygw.alipay.com").stdout
+    assert bare.run("id", "-nG", "embargo-dns").stdout == "embargo-dns\n"
+    assert bare.run("getent", "group", "embargo").stdout.startswith("embargo:")
+    listed = bare.run("dpkg", "--listfiles", "embargo-agent").stdout.splitlines()
+    for page in ("man1/embargo.1.gz", "man5/embargo.toml.5.gz", "man5/embargo-lists.5.gz", "man5/embargo-events.5.gz"):
+        assert f"/usr/share/man/{page}" in listed
+
+
+def test_apt_installs_it_as_the_readme_says(deb: Path, bare: Container) -> None:
+    bare.path(f"/root/{deb.name}").write_bytes(deb.read_bytes())
+    bare.run("sh", "-ec", "apt-get install /root/embargo-agent_*.deb")
+    assert bare.run("systemctl", "is-active", "embargo").stdout == "active\n"
+
+
+def test_a_first_start_while_port_53_is_taken_says_by_whom_and_goes_on_when_it_is_free(deb: Path, bare: Container) -> None:
+    conf = bare.path("/etc/systemd/resolved.conf.d/extra.conf")
+    conf.parent.mkdir(parents=True)
+    conf.write_text("[Resolve]\nDNSStubListenerExtra=127.0.0.1\n")
+    bare.run("systemctl", "start", "systemd-resolved")
+    install(bare, deb)
+    assert bare.run("systemctl", "is-active", "embargo", check=False).stdout != "active\n"
+    wanted = "127.0.0.1:53 (UDP) is in use by a process of systemd-resolve; stop it, or listen on another address or port"
+    assert any(wanted in text for text in bare.messages("embargo"))
+    done = bare.run("embargo", "check", check=False)
+    assert "is in use by systemd-resolve (pid " in done.stdout, "outside of the unit, root sees the process"
+    bare.run("systemctl", "stop", "systemd-resolved")
+    until(lambda: "EDE: 15" in bare.run("dig", "@127.0.0.1", "mygw.alipay.com", check=False).stdout, "it is started again")
+
+
+def test_the_shipped_configuration_is_one_without_problems(deb: Path, bare: Container) -> None:
+    bare.path("/etc/resolv.conf").write_text(f"nameserver {UPSTREAM}\n")
+    install(bare, deb)
+    assert bare.run("embargo", "check").stdout == "no problems\n"
+
+
+def test_the_shells_complete_verbs(gateway: Container) -> None:
+    script = """. /usr/share/bash-completion/completions/embargo
+COMP_WORDS=(embargo rel) COMP_CWORD=1
+_embargo_completion embargo
+echo "${COMPREPLY[@]}" """
+    assert gateway.run("bash", "-c", script).stdout == "reload\n"
+
+
+def test_an_upgrade_keeps_configuration_lists_and_state(deb: Path, older: Path, site: Site, bare: Container) -> None:
+    install(bare, older)
+    assert str(told(bare)["version"]).startswith("0.0.1~")
+    bare.path("/etc/embargo/embargo.toml").write_text(CONFIG)
+    bare.path("/etc/embargo/allow.list").write_text("allowed.alipay.com\n")
+    bare.run("systemctl", "reload", "embargo")
+    bare.run("embargo", "block", "mine.example.net")
+    before = told(bare)
+    install(bare, deb, "--force-confold")  # as unattended-upgrades does; without it dpkg asks
+    after = told(bare)
+    assert after["version"] == __version__
+    assert after["pid"] != before["pid"]
+    assert int(str(after["generation"])) >= int(str(before["generation"]))
+    assert bare.path("/etc/embargo/embargo.toml").read_text() == CONFIG
+    assert site.blocked("mine.example.net")
+    assert site.answered("allowed.alipay.com")
+    assert site.blocked("mygw.alipay.com")
+
+
+def test_a_removal_ends_the_blocking_and_a_purge_leaves_nothing(deb: Path, site: Site, bare: Container) -> None:
+    before = files(bare)
+    install(bare, deb)
+    bare.path("/etc/embargo/embargo.toml").write_text(CONFIG)
+    bare.path("/etc/embargo/apps.d/mine.txt").write_text("")
+    bare.run("systemctl", "restart", "embargo")
+    bare.run("embargo", "block", "mine.example.net")
+    assert not site.reaches(LISTED)
+    bare.run("dpkg", "--remove", "embargo-agent")
+    assert site.reaches(LISTED)
+    assert site.answered("mygw.alipay.com", UPSTREAM)
+    assert bare.path("/etc/embargo/embargo.toml").read_text() == CONFIG
+    assert bare.path("/var/lib/embargo").is_dir()
+    done = bare.run("dpkg", "--purge", "embargo-agent")
+    assert "warning" not in done.stdout + done.stderr
+    bare.run("systemctl", "daemon-reload")
+    assert files(bare) - before == set()
+    assert before - files(bare) == set()
+
+
+def test_lintian_finds_no_error(deb: Path) -> None:
+    done = subprocess.run(["lintian", "--allow-root", "--fail-on", "error", deb], cwd=TOP, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    warnings = [line for line in done.stdout.splitlines() if line.startswith("W:")]
+    assert all("unusual-interpreter" in line and "pyroute2" in line for line in warnings), "\n".join(warnings)

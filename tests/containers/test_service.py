@@ -1,0 +1,178 @@
+"""The service on a gateway with systemd: systemctl, journalctl, nft, and what a client sees of it."""
+
+import json
+import re
+
+import pytest
+
+from containers.conftest import CONFIG, LISTED, UPSTREAM, WEB, Site
+from support.lab import Container, until
+
+pytestmark = pytest.mark.root
+
+TOML = "/etc/embargo/embargo.toml"
+NET_ADMIN, NET_BIND_SERVICE, KILL = 1 << 12, 1 << 10, 1 << 5
+
+
+def pid(gateway: Container) -> str:
+    return gateway.run("systemctl", "show", "--property=MainPID", "--value", "embargo").stdout.strip()
+
+
+def rules(gateway: Container) -> list[str]:
+    """Our table's lines, without who owns it, what counts and what is learnt."""
+    text = gateway.run("nft", "--stateless", "list", "table", "inet", "embargo").stdout
+    return re.sub(r"elements = \{[^}]*\}", "", re.sub(r"^(table .*|\tflags .*)\n", "", text, flags=re.MULTILINE)).splitlines()
+
+
+def missing(before: list[str], gateway: Container) -> list[str]:
+    after = rules(gateway)
+    return [line for line in before if line not in after]
+
+
+def test_it_is_up_when_the_machine_has_booted(site: Site, gateway: Container) -> None:
+    assert gateway.run("systemctl", "is-system-running").stdout == "running\n"
+    status = gateway.run("systemctl", "status", "embargo").stdout
+    assert "Active: active (running)" in status
+    assert "embargo.daemon.guardian" in status
+    told = json.loads(gateway.run("embargo", "status", "--json").stdout)
+    assert told["accelerator"].startswith("native"), "neither build of the compiled modules fits this Python"
+    assert told["firewall"]["present"]
+    assert site.blocked("mygw.alipay.com")
+
+
+def test_a_client_gets_what_is_allowed_and_is_told_of_what_is_blocked(site: Site, gateway: Container) -> None:
+    assert site.answered("www.example.net")
+    site.client.run("sh", "-c", "echo nameserver 192.0.2.1 >/etc/resolv.conf")
+    page = site.client.run("curl", "--silent", "http://www.example.net/").stdout
+    assert "Directory listing" in page
+    out = site.dig("mygw.alipay.com")
+    assert "status: NXDOMAIN" in out
+    assert re.search(
+        r"EDE: 15 \(Blocked\): \(app=alipay function=payment list=alipay/payment\.list:\d+ rule=alipay\.com\)", out
+    )
+    assert "EDE: 15 (Blocked)" in site.dig("mygw.alipay.com", server=UPSTREAM), "port 53 to others comes to us"
+    assert not site.reaches(LISTED)
+    assert site.reaches(WEB)
+    out = gateway.run("embargo", "log", "--app", "alipay").stdout
+    assert "mygw.alipay.com" in out
+    until(lambda: LISTED in gateway.run("embargo", "log", "--layer", "drop").stdout, "the refused connection is logged")
+
+
+def test_a_reload_returns_when_the_new_policy_is_in_force(site: Site, gateway: Container) -> None:
+    before = pid(gateway)
+    assert site.answered("new.example.net")
+    gateway.path("/etc/embargo/block.list").write_text("new.example.net\n")
+    gateway.run("systemctl", "reload", "embargo")
+    assert site.blocked("new.example.net")
+    assert pid(gateway) == before
+
+
+def test_a_reload_of_a_broken_configuration_fails_and_changes_nothing(site: Site, gateway: Container) -> None:
+    gateway.path(TOML).write_text(CONFIG + "\n[policy]\nfunctoins = []\n")
+    done = gateway.run("systemctl", "reload", "embargo", check=False)
+    assert done.returncode != 0
+    wanted = re.compile(rf'^{TOML}:9: policy\.functoins: unknown key.*did you mean "functions"')
+    until(lambda: any(map(wanted.match, gateway.messages("embargo"))), "the journal names file, line and key")
+    until(lambda: any("stays in force" in text for text in gateway.messages("embargo")), "it has seen the file, too")
+    assert gateway.run("systemctl", "is-active", "embargo").stdout == "active\n"
+    assert site.blocked("mygw.alipay.com")
+    assert site.answered("www.example.net")
+    gateway.path(TOML).write_text(CONFIG)
+    gateway.run("systemctl", "reload", "embargo")
+
+
+def test_a_restart_answers_when_it_returns_and_a_stop_stops(site: Site, gateway: Container) -> None:
+    before = pid(gateway)
+    gateway.run("systemctl", "restart", "embargo")
+    assert site.blocked("mygw.alipay.com")
+    assert pid(gateway) != before
+    gateway.run("systemctl", "stop", "embargo")
+    assert "status:" not in site.dig("www.example.net")
+    assert gateway.run("systemctl", "is-active", "embargo", check=False).stdout == "inactive\n"
+    assert "python3" not in gateway.run("ps", "-e", "-o", "comm,args").stdout
+    gateway.run("systemctl", "start", "embargo")
+    assert site.answered("www.example.net")
+
+
+def test_the_journal_shows_start_reload_and_stop(gateway: Container) -> None:
+    gateway.path("/etc/embargo/block.list").write_text("new.example.net\n")
+    gateway.run("systemctl", "reload", "embargo")
+    gateway.run("systemctl", "stop", "embargo")
+    text = "\n".join(gateway.messages("embargo"))
+    steps = [r"^generation 1 is in force: \d+ names, \d+ networks$", r"^ready: generation 1,", r"^generation 2 is in force",
+             r"^Reloaded embargo\.service", r"^Stopped embargo\.service"]  # fmt: skip
+    places = [found.start() for step in steps if (found := re.search(step, text, re.MULTILINE))]
+    assert len(places) == len(steps), text
+    assert places == sorted(places), text
+
+
+def test_the_rules_stay_after_a_stop_by_default(site: Site, gateway: Container) -> None:
+    before = rules(gateway)
+    gateway.run("systemctl", "stop", "embargo")
+    assert missing(before, gateway) == []
+    assert not site.reaches(LISTED)
+    assert site.reaches(WEB)
+    assert "status:" not in site.dig("www.example.net", server=UPSTREAM), "fail is closed"
+
+
+def test_the_rules_go_with_a_stop_where_that_is_wanted(site: Site, gateway: Container) -> None:
+    gateway.path(TOML).write_text(CONFIG + 'on_stop = "remove"\n')
+    gateway.run("systemctl", "reload", "embargo")
+    assert not site.reaches(LISTED)
+    gateway.run("systemctl", "stop", "embargo")
+    assert gateway.run("nft", "list", "ruleset").stdout == ""
+    said = gateway.messages("embargo")
+    assert not [text for text in said if "ended with status" in text], "the stop is for the agent alone, not for its processes"
+    assert site.reaches(LISTED)
+    assert site.answered("mygw.alipay.com", UPSTREAM)
+
+
+@pytest.mark.parametrize("command", ["systemctl restart nftables", "nft flush ruleset"])
+def test_no_rule_is_missing_after(command: str, site: Site, gateway: Container) -> None:
+    before = rules(gateway)
+    gateway.run(*command.split())
+    until(lambda: "table inet embargo" in gateway.run("nft", "list", "tables").stdout, "the table is there")
+    until(lambda: not missing(before, gateway), "every rule is there")
+    assert not site.reaches(LISTED)
+    assert site.blocked("mygw.alipay.com")
+
+
+def test_each_process_has_its_user_and_its_capabilities_and_no_more(gateway: Container) -> None:
+    found: dict[str, set[tuple[str, int]]] = {}
+    for line in gateway.run("ps", "-e", "-o", "pid=,user:32=,args=").stdout.splitlines():
+        number, user, command = line.split(None, 2)
+        if "python3" in command:
+            status = gateway.path(f"/proc/{number}/status").read_text()
+            assert "\nNoNewPrivs:\t1\n" in status
+            assert "\nSeccomp:\t2\n" in status
+            capabilities = re.search(r"^CapEff:\t(\w+)$", status, re.MULTILINE)
+            assert capabilities
+            name = re.search(r"embargo\.daemon\.(\w+)", command)
+            found.setdefault(name[1] if name else "supervisor", set()).add((user, int(capabilities[1], 16)))
+    assert found == {
+        "supervisor": {("root", NET_BIND_SERVICE | KILL)},
+        "guardian": {("root", NET_ADMIN)},
+        "resolver": {("embargo-dns", 0)},
+    }
+
+
+def test_whoever_is_in_the_group_may_ask_and_nobody_else(gateway: Container) -> None:
+    gateway.run("useradd", "--groups", "embargo", "friend")
+    gateway.run("useradd", "stranger")
+    assert "generation 1" in gateway.run("runuser", "-u", "friend", "--", "embargo", "status").stdout
+    done = gateway.run("runuser", "-u", "stranger", "--", "embargo", "status", check=False)
+    assert "permission denied" in done.stderr
+    assert done.returncode == 1
+
+
+def test_the_unit_is_as_confined_as_its_work_allows(gateway: Container) -> None:
+    out = gateway.run("systemd-analyze", "security", "--no-pager", "embargo").stdout
+    found = re.search(r"Overall exposure level for embargo\.service: ([\d.]+)", out)
+    assert found
+    assert float(found[1]) <= 2.5, out
+    assert gateway.run("systemd-analyze", "verify", "--man=no", "embargo.service").stderr == ""
+
+
+def test_verify_finds_no_leak(gateway: Container) -> None:
+    out = gateway.run("embargo", "verify").stdout
+    assert re.search(r" held, 0 unproven, no leaks$", out, re.MULTILINE), out
