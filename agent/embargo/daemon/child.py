@@ -173,18 +173,21 @@ class Child:
             with contextlib.suppress(OSError):
                 self._channel.send({"op": op, **members})
 
-    async def stop(self, seconds: float = 5.0, **members: Any) -> None:
-        """Ask it to end, and end it if it does not."""
+    async def stop(self, seconds: float = 5.0, **members: Any) -> bool:
+        """Ask it to end, and end it if it does not. Did it say that it has done what belongs to that?"""
         reaper = self._reaper  # of this run: a keeper may start the next one at once
         if reaper is None or not self.running:
-            return
+            return False
+        done = False
         with contextlib.suppress(ChildError):
             await self.ask("stop", seconds=seconds, **members)
+            done = True
         ended, _ = await asyncio.wait([reaper], timeout=seconds)
         if not ended:
             log.error("%s does not end; it is killed", self.name)
             self.kill()
             await asyncio.wait([reaper])
+        return done
 
     def kill(self) -> None:
         if self._process is not None and self._process.returncode is None:

@@ -245,11 +245,10 @@ class Supervisor:
         if guardian is None:
             return
         try:
-            if not guardian.running and rules != "keep" and not self._rules_gone and self._netlink is not None:
-                await self._begin_guardian(guardian)
-            if guardian.running:
-                await guardian.stop(rules=rules)
-            self._rules_gone = True
+            for _ in range(2):  # one that dies while it is asked has done nothing
+                if not guardian.running and rules != "keep" and not self._rules_gone and self._netlink is not None:
+                    await self._begin_guardian(guardian)
+                self._rules_gone = await guardian.stop(rules=rules) or self._rules_gone
         except (ChildError, OSError) as error:
             log.critical("the rules stay in the kernel: %s; nft delete table inet %s removes them", error, TABLE)
 
