@@ -406,7 +406,11 @@ def test_two_runs_do_not_get_in_each_others_way(rig: Rig, agent: Agent) -> None:
 
 def started(rig: Rig, agent: Agent) -> "subprocess.Popen[bytes]":
     """A run in the middle of its work."""
-    code = "import time; from embargo.verify import packets; packets.PAUSE = 0.5; from embargo import cli; cli.main()"
+    # a shell's background job ignores SIGINT, and so would what is started from it
+    code = (
+        "import signal; signal.signal(2, signal.default_int_handler); from embargo.verify import packets; packets.PAUSE = 0.5;"
+        " from embargo import cli; cli.main()"
+    )
     process = subprocess.Popen(
         [*agent.prefix, sys.executable, "-c", code, "verify", "-c", str(agent.config)],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,

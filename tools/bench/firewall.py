@@ -40,7 +40,7 @@ BEGIN, END = "<!-- measured: `python -m tools.bench.firewall --write` -->\n", "<
 PAY = Class("alipay", "payment")
 FIRST = int(ipaddress.ip_address("20.0.0.0"))
 MEMORY = 3 << 20  # KiB that nft takes for a million, and twice ours
-ROUNDS = 5
+ROUNDS = 9
 Row = list[str]
 
 
