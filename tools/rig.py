@@ -267,7 +267,7 @@ def _section(text: str, name: str) -> tuple[str, ...]:
     return tuple(line.split(None, 3)[3].replace("\t", " ") for line in body.splitlines() if line.strip())
 
 
-def until(condition: Callable[[], T], what: str, seconds: float = 10.0) -> T:
+def until(condition: Callable[[], T], what: str, seconds: float = 20.0) -> T:
     """Wait for something to become true, and give it back."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

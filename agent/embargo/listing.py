@@ -2,10 +2,9 @@
 
 import ipaddress
 
-from embargo.ruleset import (
-    LOG_RATE,
+from embargo.ruleset import LOG_RATE, SNAPLEN
+from embargo.table import (
     OFFSETS,
-    SNAPLEN,
     Accept,
     Address,
     Begins,
@@ -27,7 +26,7 @@ from embargo.ruleset import (
     Set,
     mask_of,
     pattern,
-)  # fmt: skip
+)
 
 
 def render(ruleset: Ruleset, *, elements: bool = True) -> str:

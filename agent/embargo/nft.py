@@ -14,13 +14,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from embargo.policy import Action
-from embargo.ruleset import (
+from embargo.ruleset import ALIVE_SECONDS, LEARNT, LOG_RATE, SNAPLEN, Spec, judged, mark_chain, value_of
+from embargo.spans import Spans
+from embargo.table import (
     ACCEPT,
-    ALIVE_SECONDS,
-    LEARNT,
-    LOG_RATE,
     OFFSETS,
-    SNAPLEN,
     Accept,
     Address,
     Begins,
@@ -41,14 +39,9 @@ from embargo.ruleset import (
     Rule,
     Ruleset,
     Set,
-    Spec,
-    judged,
-    mark_chain,
     mask_of,
     pattern,
-    value_of,
-)  # fmt: skip
-from embargo.spans import Spans
+)
 
 CHUNK = 10_000  # elements a transaction: the commit lock is shared by the whole namespace, a learnt address must not wait
 

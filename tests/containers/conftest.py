@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from support import lab as lab_
-from support.lab import Container, Done, Lab, until
+from support.lab import Container, Done, Lab
+from tools.rig import until
 
 LAN, WAN = "192.0.2", "198.51.100"
 GATEWAY, UPSTREAM = f"{LAN}.1", f"{WAN}.2"

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from support import lab as lab_
-from support.lab import PREFIX, TOP, Lab, until
+from support.lab import PREFIX, TOP, Lab
+from tools.rig import until
 
 pytestmark = pytest.mark.root
 

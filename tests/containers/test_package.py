@@ -8,7 +8,8 @@ import pytest
 
 from containers.conftest import CONFIG, LISTED, UPSTREAM, Site, install
 from embargo import __version__
-from support.lab import TOP, Container, until
+from support.lab import TOP, Container
+from tools.rig import until
 
 pytestmark = pytest.mark.root
 

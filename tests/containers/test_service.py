@@ -7,7 +7,8 @@ import time
 import pytest
 
 from containers.conftest import CONFIG, GATEWAY, LISTED, UPSTREAM, WEB, Site
-from support.lab import Container, until
+from support.lab import Container
+from tools.rig import until
 
 pytestmark = pytest.mark.root
 

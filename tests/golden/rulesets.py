@@ -6,7 +6,8 @@ from pathlib import Path
 from embargo import image, listing, policy, ruleset
 from embargo.image import Image
 from embargo.policy import Action, Level, Selection
-from embargo.ruleset import Own, Ruleset
+from embargo.ruleset import Own
+from embargo.table import Ruleset
 
 if __package__ == "tests.golden":  # started as a command
     import sys
@@ -31,7 +32,7 @@ OWN = (
 
 
 def made(
-    selection: Selection = Selection(apps="all"),  # noqa: B008  # frozen
+    selection: Selection = Selection(apps="all"),
     generation: int = 1,
     files: dict[str, list[str]] = FILES,
     lan: tuple[str, ...] = (),

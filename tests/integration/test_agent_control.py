@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 import embargo
-from support.agent import Agent, running, until
+from support.agent import Agent, running
+from tools.rig import until
 
 
 @pytest.fixture(scope="module")

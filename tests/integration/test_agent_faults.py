@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from embargo import accelerator
-from support.agent import Agent, free_port, running, until
+from support.agent import Agent, free_port, running
 from support.playbook import query
+from tools.rig import until
 
 
 @pytest.fixture

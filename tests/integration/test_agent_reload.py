@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from support.agent import Agent, running, until
+from support.agent import Agent, running
+from tools.rig import until
 
 
 @pytest.fixture(scope="module")

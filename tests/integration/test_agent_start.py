@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from support.agent import Agent, free_port, running, until
+from support.agent import Agent, free_port, running
+from tools.rig import until
 
 
 def refuses(agent: Agent, status: int) -> str:

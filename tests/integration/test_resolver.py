@@ -24,10 +24,10 @@ from embargo.daemon import witness
 from embargo.daemon.resolver import Resolver
 from embargo.daemon.selector import Selector
 from embargo.image import Image
-from support.agent import until
 from support.playbook import compiled, query
 from support.upstream import Upstream, right
 from support.worker import LOOPBACK, Worker, bound, framed, is_closed, read
+from tools.rig import until
 
 BLOCKED = "alipay.example"
 EDE = "app=alipay function=payment list=alipay/payment.list:1 rule=alipay.example"

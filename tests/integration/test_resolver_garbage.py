@@ -9,10 +9,10 @@ from pathlib import Path
 import dns.message
 import dns.rcode
 
-from support.agent import until
 from support.playbook import query
 from support.upstream import Upstream, right
 from support.worker import Worker, framed, read
+from tools.rig import until
 
 BLOCKED = "alipay.example"
 SEEDS = (

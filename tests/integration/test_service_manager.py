@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from embargo.daemon import notify
-from support.agent import Agent, free_port, until
+from support.agent import Agent, free_port
 from support.manager import Manager
+from tools.rig import until
 
 
 @pytest.fixture

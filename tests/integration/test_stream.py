@@ -12,10 +12,10 @@ import dns.rrset
 import pytest
 
 from embargo.daemon import stream
-from support.agent import until
 from support.playbook import query
 from support.upstream import Asked, Late, Upstream, right
 from support.worker import LOOPBACK, Worker, framed, is_closed, read
+from tools.rig import until
 
 BLOCKED = "alipay.example"
 

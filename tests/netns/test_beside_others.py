@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from support.agent import Agent, running, until
+from support.agent import Agent, running
 from support.box import Box, Firewalld
-from tools.rig import LAN4, LAN6, OTHER4, OTHER6, UPSTREAM4, WEB4, WEB6, Rig
+from tools.rig import LAN4, LAN6, OTHER4, OTHER6, UPSTREAM4, WEB4, WEB6, Rig, until
 
 pytestmark = pytest.mark.root
 

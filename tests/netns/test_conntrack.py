@@ -8,6 +8,7 @@ import json
 import re
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -47,11 +48,11 @@ def table(rig: Rig) -> Iterator[Conntrack]:
     socket_.close()
 
 
-def spec(judgement: int, generation: int = 1, last: int = 9, **members: object) -> Spec:
+def spec(judgement: int, generation: int = 1, last: int = 9, **members: Any) -> Spec:
     address = int.from_bytes(socket.inet_aton("203.0.113.0"))
     listed = spans.gather([(4, address + 8, address + last, PAY)])
     made = Spec(generation, ((PAY, Action.BLOCK),), listed, log_group=8310, ct_mark=CT_MARK)
-    return dataclasses.replace(made, judgement=judgement, **members)  # type: ignore[arg-type]
+    return dataclasses.replace(made, judgement=judgement, **members)
 
 
 @contextlib.contextmanager
@@ -70,7 +71,7 @@ def mark(rig: Rig, address: str) -> int:
     shown = packed[6 if ":" in address else 4]
     rows = rig.run("gateway", "cat", "/proc/net/nf_conntrack").stdout.splitlines()
     (row,) = [row for row in rows if f"dst={shown} " in row and "ESTABLISHED" in row]
-    return int(re.search(r"mark=(\d+)", row)[1])  # type: ignore[index]
+    return int(re.findall(r"mark=(\d+)", row)[0])
 
 
 @pytest.mark.parametrize("address", [FREE4, FREE6])

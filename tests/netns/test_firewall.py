@@ -5,6 +5,7 @@ import ipaddress
 import itertools
 import socket
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,8 @@ from embargo import nft, ruleset, spans
 from embargo.daemon.netlink import Nftables
 from embargo.daemon.nflog import NfLog, Record
 from embargo.policy import Action, Class
-from embargo.ruleset import TABLE, Spec
+from embargo.ruleset import Spec
+from embargo.table import TABLE
 from golden import rulesets
 from support.firewall import Firewall, Packet
 from tools.rig import LAN4, LAN6, OTHER4, OTHER6, WAN4, WEB4, Rig, until
@@ -59,14 +61,14 @@ def kernel(rig: Rig) -> Iterator[Nftables]:
 def lay(kernel: Nftables) -> Iterator[Lay]:
     """Lay down these networks and addresses for one class each, and take the table away again."""
 
-    def lay_down(*listed: tuple[str, Class], actions: dict[Class, Action] | None = None, **members: object) -> None:
+    def lay_down(*listed: tuple[str, Class], actions: dict[Class, Action] | None = None, **members: Any) -> None:
         ranges = []
         for text, class_ in listed:
             network = ipaddress.ip_network(text)
             ranges.append((network.version, int(network[0]), int(network[-1]), class_))
         classes = dict.fromkeys((class_ for _, class_ in listed), Action.BLOCK) | (actions or {})
         spec = Spec(next(_generations), tuple(classes.items()), spans.gather(sorted(ranges)), log_group=GROUP)
-        kernel.replace(ruleset.build(dataclasses.replace(spec, **members)))  # type: ignore[arg-type]
+        kernel.replace(ruleset.build(dataclasses.replace(spec, **members)))
 
     yield lay_down
     kernel.remove(TABLE)

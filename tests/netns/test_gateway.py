@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from embargo.daemon import privileges
-from support.agent import Agent, running, until
-from tools.rig import LAN4, LAN6, OTHER4, OTHER6, UPSTREAM4, UPSTREAM6, WEB4, WEB6, Rig
+from support.agent import Agent, running
+from tools.rig import LAN4, LAN6, OTHER4, OTHER6, UPSTREAM4, UPSTREAM6, WEB4, WEB6, Rig, until
 
 pytestmark = pytest.mark.root
 
@@ -467,7 +467,9 @@ def test_every_key_of_an_event_is_documented(agent: Agent) -> None:
 def capabilities(pid: int) -> tuple[set[int], set[int]]:
     """(effective, permitted) of a process, as the kernel tells them."""
     found = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
-    return tuple({n for n in range(64) if int(found[key], 16) >> n & 1} for key in ("CapEff", "CapPrm"))  # type: ignore[return-value]
+    bits = {key: int(found[key], 16) for key in ("CapEff", "CapPrm")}
+    held = {key: {n for n in range(64) if bits[key] >> n & 1} for key in bits}
+    return held["CapEff"], held["CapPrm"]
 
 
 def test_the_guardian_alone_can_change_the_firewall(agent: Agent) -> None:
@@ -534,7 +536,7 @@ def test_what_others_do_to_the_ruleset_is_undone(quiet: Rig, tmp_path: Path, com
         assert quiet.reach("client", "203.0.113.77") == "refused"
         if "MAP" in command:
             table = quiet.run("gateway", "nft", "-t", "list", "table", "inet", "embargo").stdout
-            command = command.replace("MAP", re.search(r"map (address4_\d+)", table)[1])  # type: ignore[index]
+            command = command.replace("MAP", re.findall(r"map (address4_\d+)", table)[0])
         quiet.run("gateway", "nft", command)
         until(lambda: has_event(agent, "firewall", what=f"{what} by others, restored"), "it is an event", 2.0)
         assert quiet.reach("client", "203.0.113.77") == "refused"

@@ -19,9 +19,8 @@ from embargo.daemon import channel, witness
 from embargo.daemon.channel import Channel
 from embargo.daemon.outbox import Ledger
 from embargo.daemon.witness import Marks
-from support.agent import until
 from support.playbook import compiled
-from tools.rig import Rig
+from tools.rig import Rig, until
 
 pytestmark = pytest.mark.root
 

@@ -7,13 +7,14 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from support.agent import Agent, running, until
-from tools.rig import LAN4, LAN6, UPSTREAM4, UPSTREAM6, Rig
+from support.agent import Agent, running
+from tools.rig import LAN4, LAN6, UPSTREAM4, UPSTREAM6, Rig, until
 
 pytestmark = pytest.mark.root
 
@@ -69,6 +70,10 @@ def ask(rig: Rig, name: str, qtype: str = "A") -> str:
     return rig.dig("client", f"@{GATEWAY}", name, qtype).rcode
 
 
+def why_spared(agent: Agent, address: str) -> Any:
+    return agent.told("why", address, status=1).get("spared")
+
+
 def is_blocked(rig: Rig, address: str) -> bool:
     return rig.reach("client", address, seconds=0.5) == "refused"
 
@@ -76,7 +81,7 @@ def is_blocked(rig: Rig, address: str) -> bool:
 def test_the_addresses_behind_a_blocked_name_are_blocked(rig: Rig, agent: Agent) -> None:
     assert ask(rig, "www.alipay.example") == "NXDOMAIN"
     for address in ("203.0.113.30", "2001:db8:3::30"):
-        until(lambda: is_blocked(rig, address), f"{address} is blocked")  # noqa: B023
+        until(partial(is_blocked, rig, address), f"{address} is blocked")
         assert rig.reach("client", address, udp=True, seconds=0.5) in ("refused", "unreachable", "silent")
     assert rig.reach("client", "203.0.113.29") == "open"
     told = agent.told("why", "203.0.113.30")
@@ -104,11 +109,10 @@ def test_an_address_where_an_unblocked_name_lives_is_spared(rig: Rig, agent: Age
     time.sleep(0.3)
     assert ask(rig, "shared.alipay.example") == "NXDOMAIN"
     for address in ("203.0.113.31", "2001:db8:3::31"):
-        told = until(
-            lambda: (found := agent.told("why", address, status=1)).get("spared") and found,  # noqa: B023
-            "why tells of both",
-        )
-        assert told["spared"] == {"name": "shared.alipay.example", "neighbour": "neighbour.test"}
+        assert until(partial(why_spared, agent, address), "why tells of both") == {
+            "name": "shared.alipay.example",
+            "neighbour": "neighbour.test",
+        }
         assert rig.reach("client", address) == "open"
     assert "shared.alipay.example leads there and is blocked, but neighbour.test is there too" in (
         agent.cli("why", "203.0.113.31", status=1).stdout

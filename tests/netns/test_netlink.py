@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,8 @@ from embargo.daemon.netlink import Nftables
 from embargo.errors import FirewallError
 from embargo.nft import Message
 from embargo.policy import Action, Class
-from embargo.ruleset import TABLE, Ruleset, Spec
+from embargo.ruleset import Spec
+from embargo.table import TABLE, Chain, Jump, Rule, Ruleset
 from support.stream import Stream, number
 from tools.rig import LAN4, Rig, until
 
@@ -38,8 +40,8 @@ def spec(generation: int, *, single: bool = True, filler: int = 0, class_: Class
     return Spec(generation, ((class_, Action.BLOCK),), spans.gather(sorted(ranges)), log_group=8300)
 
 
-def made(generation: int, *, single: bool = True, filler: int = 0, class_: Class = PAY, **members: object) -> Ruleset:
-    return ruleset.build(dataclasses.replace(spec(generation, single=single, filler=filler, class_=class_), **members))  # type: ignore[arg-type]
+def made(generation: int, *, single: bool = True, filler: int = 0, class_: Class = PAY, **members: Any) -> Ruleset:
+    return ruleset.build(dataclasses.replace(spec(generation, single=single, filler=filler, class_=class_), **members))
 
 
 def sets_of(generation: int) -> set[str]:
@@ -155,7 +157,7 @@ def test_a_refused_switch_leaves_everything_as_it_was(rig: Rig, kernel: Nftables
     before = listing(rig)
     good = made(2, class_=LOGS)
     forward = next(chain for chain in good.chains if chain.name == "forward")
-    bad = forward._replace(rules=(*forward.rules, ruleset.Rule((ruleset.Jump("nowhere"),))))
+    bad = forward._replace(rules=(*forward.rules, Rule((Jump("nowhere"),))))
     chains = tuple(bad if chain is forward else chain for chain in good.chains)
     with pytest.raises(FirewallError, match=r"add rule forward: no such thing in the table"):
         kernel.replace(dataclasses.replace(good, chains=chains))
@@ -268,7 +270,7 @@ import time
 from embargo import nft, ruleset
 from embargo.daemon.netlink import Nftables
 kernel = Nftables()
-chains = [ruleset.Chain(f"theirs{n}", ()) for n in range(100)]
+chains = [Chain(f"theirs{n}", ()) for n in range(100)]
 kernel.transact([nft.new_table("other")])
 end = time.monotonic() + 30
 while time.monotonic() < end:
@@ -284,7 +286,7 @@ def test_lists_are_whole_although_others_change_the_ruleset_meanwhile(rig: Rig, 
     rig.start("gateway", sys.executable, "-c", _CHANGE)
     until(lambda: kernel.has_table("other"), "the others are at it")
     ours = {f"ours{n}" for n in range(1000)}
-    chains = [nft.new_chain(TABLE, ruleset.Chain(name, ())) for name in sorted(ours)]
+    chains = [nft.new_chain(TABLE, Chain(name, ())) for name in sorted(ours)]
     kernel.transact([nft.new_table(TABLE), *chains])
     before = kernel.generation_id()
     for _ in range(200):

@@ -12,7 +12,8 @@ from embargo.daemon.netlink import Nftables
 from embargo.daemon.nflog import NfLog, Record
 from embargo.errors import FirewallError
 from embargo.policy import Action, Class
-from embargo.ruleset import LOG_RATE, TABLE, Spec
+from embargo.ruleset import LOG_RATE, Spec
+from embargo.table import TABLE
 from support.stream import number
 from tools.rig import LAN4, LAN6, WAN4, WAN6, Rig, until
 

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from support.agent import until
-from tools.rig import Rig
+from tools.rig import Rig, until
 
 pytestmark = pytest.mark.root
 

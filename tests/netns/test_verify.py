@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 import embargo
-from support.agent import Agent, running, until
-from tools.rig import LAN4, UPSTREAM4, Rig
+from support.agent import Agent, running
+from tools.rig import LAN4, UPSTREAM4, Rig, until
 
 pytestmark = pytest.mark.root
 

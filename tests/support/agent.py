@@ -6,11 +6,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from tools.rig import until
 
 READY = 30.0  # seconds; a busy machine starts three interpreters
 SOON = 10.0  # seconds within which something must have become true
@@ -23,16 +24,6 @@ APPS: Apps = {
     },
     "qq": {"core": ["qq.example"], "payment": ["pay.qq.example", "203.0.113.0/28"]},
 }
-
-
-def until(condition: Callable[[], object], what: str, seconds: float = SOON) -> Any:
-    """Wait for something to become true, and give it back."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.02)
-    raise AssertionError(f"not within {seconds} s: {what}")
 
 
 def free_port() -> int:

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import dns.rdata
 import dns.rdatatype
 
-from support.agent import Agent, until
+from support.agent import Agent
 from support.worker import framed, read
-from tools.rig import LAN4, LAN6, UPSTREAM4, UPSTREAM6, Rig
+from tools.rig import LAN4, LAN6, UPSTREAM4, UPSTREAM6, Rig, until
 
 CATALOGUE = str(Path(__file__).parent.parent.parent / "blocklists")
 GATEWAY4, GATEWAY6 = f"{LAN4}.1", f"{LAN6}:1"

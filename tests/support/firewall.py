@@ -6,7 +6,7 @@ from collections import Counter as Count
 from dataclasses import dataclass, field
 from typing import assert_never
 
-from embargo.ruleset import (
+from embargo.table import (
     Accept,
     Address,
     Begins,
@@ -27,7 +27,7 @@ from embargo.ruleset import (
     Ruleset,
     Set,
     mask_of,
-)  # fmt: skip
+)
 
 ANY = ("nobody", 0)
 

@@ -22,7 +22,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -263,16 +263,6 @@ class Container:
         if self._lab.containers.get(self.name) is self:
             self._lab.end(self)
             self._lab.unmount(self)
-
-
-def until(condition: Callable[[], Any], what: str, seconds: float = 20.0) -> Any:
-    """Wait for something to become true, and give it back."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"not within {seconds} s: {what}")
 
 
 def _run(words: list[str], seconds: float, *, check: bool = True, text: str | None = None) -> Done:

@@ -8,7 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from support.agent import READY, Agent, until
+from support.agent import READY, Agent
+from tools.rig import until
 
 # the descriptors to pass on stand from 100 on, out of the way of their places from 3 on
 _START = """

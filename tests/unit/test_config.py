@@ -145,7 +145,7 @@ def test_a_good_value_is_taken(section: str, key: str, value: str, becomes: obje
 
 
 def test_the_table_of_good_values_knows_every_key() -> None:
-    (mark,) = test_a_good_value_is_taken.pytestmark  # type: ignore[attr-defined]
+    (mark,) = test_a_good_value_is_taken.pytestmark  # type: ignore[attr-defined] # the decorator puts it there
     assert {row[:2] for row in mark.args[1]} == {(section, key) for section, keys in config.OPTIONS.items() for key in keys}
 
 
@@ -275,7 +275,7 @@ def test_a_bad_value_is_told_with_key_line_and_what_would_be_right(
 
 
 def test_the_table_of_bad_values_knows_every_key() -> None:
-    (mark,) = test_a_bad_value_is_told_with_key_line_and_what_would_be_right.pytestmark  # type: ignore[attr-defined]
+    (mark,) = test_a_bad_value_is_told_with_key_line_and_what_would_be_right.pytestmark  # type: ignore[attr-defined] # the decorator puts it there
     rows = {(section, key.removesuffix("[0]")) for section, key, *_ in mark.args[1]}
     assert rows == {(section, key) for section, keys in config.OPTIONS.items() for key in keys}
 

@@ -138,10 +138,15 @@ def test_what_is_held_at_the_end_is_written() -> None:
 
 def test_members_are_made_for_the_first_of_a_kind_only() -> None:
     folder = Folder()
-    made: list[int] = []
+    made: list[str] = []
+
+    def members() -> str:
+        made.append('"a":1')
+        return made[-1]
+
     for now in range(5):
-        folder.note("kind", lambda: str(made.append(1) or '"a":1'), float(now), WALL)  # type: ignore[func-returns-value]
-    assert made == [1]
+        folder.note("kind", members, float(now), WALL)
+    assert len(made) == 1
 
 
 def test_more_kinds_than_are_kept_are_written_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:

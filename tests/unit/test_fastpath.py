@@ -264,7 +264,9 @@ def test_what_no_judgement_passes_whole_is_left_to_the_engine() -> None:
 
 def test_what_an_earlier_judgement_passed_is_judged_again() -> None:
     assert shortcut.answer(query("free.test"), CLIENT, rules(BLOCKED), cached(2), NOW) is not None
-    assert shortcut.answer(query("free.test"), CLIENT, rules("test", mode=BlockMode("nodata", 1)), cached(2), NOW).attempt  # type: ignore[union-attr]
+    known = shortcut.answer(query("free.test"), CLIENT, rules("test", mode=BlockMode("nodata", 1)), cached(2), NOW)
+    assert known is not None
+    assert known.attempt is not None
 
 
 @pytest.mark.parametrize("claimed", ["led.test", "also.test", "203.0.113.0/24"])

@@ -14,7 +14,7 @@ PACKAGE = Path(embargo.__file__).parent
 TIERS = (
     ("accelerator", "errors"),
     ("names", "toml", "events", "spans"),
-    ("policy",),
+    ("policy", "table"),
     ("learning", "lists", "message", "upstream"),
     ("image",),
     ("cache", "config", "response", "ruleset"),

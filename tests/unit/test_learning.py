@@ -1,7 +1,6 @@
 """Which addresses are blocked because of a name, and which are not, without a clock or a kernel."""
 
 import itertools
-from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -185,13 +184,11 @@ def test_no_address_is_blocked_that_an_unblocked_name_used_lately(steps: list[St
     for kind, which, ttl, pause in steps:
         now += pause
         address = bytes([192, 0, 2, which])
-        do: Callable[[], object]
         if kind == "leads":
-            do = lambda: book.leads(reason(), [address], ttl, now)  # noqa: B023, E731
+            book.leads(reason(), [address], ttl, now)
         else:
-            do = lambda: book.answered(FREE, [address], ttl, now)  # noqa: B023, E731
+            book.answered(FREE, [address], ttl, now)
             used[address] = max(used.get(address, 0.0), now + max(ttl, SHORTEST) + RECENT)
-        do()
         assert not [a for a in blocked(book, now) if now < used.get(a, 0.0)]
         assert book.learnt == len(blocked(book, now))
         assert all(seconds > 0 for _, _, seconds in book.blocked(now))

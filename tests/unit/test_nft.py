@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import struct
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from embargo import nft, ruleset, spans
 from embargo.nft import Holding, Message
 from embargo.policy import Action, Class
-from embargo.ruleset import Element, Ruleset, Set, Spec
+from embargo.ruleset import Spec
 from embargo.spans import Spans
+from embargo.table import Element, Ruleset, Set
 from golden import rulesets
 
 PAY, LOGS = Class("alipay", "payment"), Class("alipay", "telemetry")
@@ -97,10 +99,10 @@ def holding(of: Ruleset) -> Holding:
     return Holding(True, [each.name for each in of.sets], hooks, of.counters)
 
 
-def made(generation: int, class_: Class = PAY, **members: object) -> Ruleset:
+def made(generation: int, class_: Class = PAY, **members: Any) -> Ruleset:
     ranges = ((4, 10, 10, class_), (4, 20, 29, class_), (6, 10, 10, class_), (6, 20, 29, class_))
     spec = Spec(generation, ((class_, Action.BLOCK),), spans.gather(ranges), log_group=1)
-    return ruleset.build(dataclasses.replace(spec, **members))  # type: ignore[arg-type]
+    return ruleset.build(dataclasses.replace(spec, **members))
 
 
 def said(messages: Iterable[Message]) -> list[str]:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from embargo import image, listing, policy, ruleset, spans
 from embargo.policy import Action, Class, Selection
-from embargo.ruleset import Address, Chain, Counter, Element, Judged, Jump, Log, Meta, Reject, Ruleset, Set, Spec
+from embargo.ruleset import Spec
+from embargo.table import ACCEPT, Address, Chain, Counter, Element, Judged, Jump, Log, Meta, Reject, Ruleset, Set
 from golden import rulesets
 from support import catalogue
 from support.firewall import Fate, Firewall, Packet
@@ -96,7 +97,7 @@ def test_everything_that_is_referred_to_is_there(name: str) -> None:
     case = CASES[name]()
     expressions = [expression for chain in case.chains for rule in chain.rules for expression in rule.expressions]
     led = {e.chain for e in expressions if isinstance(e, Jump)} | {
-        e.chain for each in case.sets for e in each.elements if e.chain not in ("", ruleset.ACCEPT)
+        e.chain for each in case.sets for e in each.elements if e.chain not in ("", ACCEPT)
     }
     used = {e.set_ for e in expressions if isinstance(e, Address)}
     used |= {e.set_ for e in expressions if isinstance(e, Judged)}

@@ -2,6 +2,7 @@
 
 import ipaddress
 import random
+from typing import NoReturn
 
 import pytest
 from scapy.layers import inet, inet6
@@ -33,7 +34,7 @@ def compiled(selection: Selection) -> tuple[Image, Switchboard]:
     return Image(image.encode(combined)), policy.select(apps, combined.classes, selection)
 
 
-def found(selection: Selection = Selection(apps="all", functions="all"), samples: int = 0, seed: int = 0) -> targets.Targets:  # noqa: B008
+def found(selection: Selection = Selection(apps="all", functions="all"), samples: int = 0, seed: int = 0) -> targets.Targets:
     return targets.find(*compiled(selection), samples, random.Random(seed))
 
 
@@ -124,11 +125,11 @@ def test_only_the_answer_to_the_question_is_read() -> None:
 
 
 def test_an_asker_that_nobody_answers_says_so() -> None:
-    def make(_: object) -> object:
+    def make(_: object) -> NoReturn:
         raise OSError
 
     way = Way("192.0.2.1", 53, "udp", False)
-    assert Asker(way, make).ask(names.from_text("free.test"), 1) is None  # type: ignore[arg-type]
+    assert Asker(way, make).ask(names.from_text("free.test"), 1) is None
     assert str(way) == "udp 192.0.2.1:53"
     assert str(way._replace(address="2001:db8::1")) == "udp [2001:db8::1]:53"
 

@@ -33,6 +33,7 @@ from embargo.daemon.outbox import Ledger
 from embargo.daemon.witness import Marks
 from embargo.policy import Action, App, Class, Level, Selection, Source
 from embargo.ruleset import CT_MARK, Spec
+from embargo.table import TABLE
 from tools.bench import report
 from tools.rig import Rig
 
@@ -148,7 +149,7 @@ class Guardian:
     def peak(self) -> int:
         """KiB."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.search(r"VmHWM:\s+(\d+)", status)[1])  # type: ignore[index]
+        return int(re.findall(r"VmHWM:\s+(\d+)", status)[0])
 
     def __enter__(self) -> Self:
         return self
@@ -222,9 +223,9 @@ def one_address(count: int) -> Iterator[Row]:
         times = []
         for number in range(3000):
             began = time.perf_counter()
-            kernel.transact(nft.learnt_elements(1, ruleset.TABLE, [((FIRST + number).to_bytes(4), Action.BLOCK, 300)]))
+            kernel.transact(nft.learnt_elements(1, TABLE, [((FIRST + number).to_bytes(4), Action.BLOCK, 300)]))
             times.append(time.perf_counter() - began)
-        kernel.remove(ruleset.TABLE)
+        kernel.remove(TABLE)
         kernel.close()
         yield ["one learnt address in the kernel, p50 / p99, µs", quantiles(times, 1e6), "-", "-"]
         with Guardian(rig) as guardian:
@@ -367,7 +368,7 @@ def forwarding(counts: Sequence[int], packets: int) -> Iterator[Row]:
                 kernel.replace(ruleset.build(Spec(generation, classes, ranges, log_group=8392, ct_mark=CT_MARK, lan=("lan0",))))
                 sender.send(packets // 10)
                 ours[count].append(timed())
-                kernel.remove(ruleset.TABLE)
+                kernel.remove(TABLE)
                 rig.run("gateway", "nft", "delete table inet track")
         sender.close()
         kernel.close()
@@ -388,7 +389,7 @@ def options(words: list[str] | None = None) -> argparse.Namespace:
 
 def free_memory() -> int:
     """KiB that are to be had."""
-    return int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[1])  # type: ignore[index]
+    return int(re.findall(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[0])
 
 
 def main() -> int:

@@ -5,6 +5,7 @@ import ipaddress
 import time
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 from embargo import events, names
@@ -91,7 +92,7 @@ class DropLog:
             self._records[record.app_class] += 1
             self.hits[self._class(record, now)] += 1
             key = (record.src, record.dst, record.proto, record.dport, record.app_class)
-            line = note(key, lambda record=record: self._members(record, now), now, wall)  # type: ignore[misc]
+            line = note(key, partial(self._members, record, now), now, wall)
             if line is not None:
                 self._outbox.add(line)
         self._outbox.noted(self._folder.noted)

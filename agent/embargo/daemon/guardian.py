@@ -24,8 +24,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequen
 from functools import partial
 from typing import Any
 
-from embargo import events, learning, lists, names, nft, ruleset, spans
-from embargo.daemon import conntrack, privileges, witness
+from embargo import events, names, nft, ruleset, spans
+from embargo.daemon import conntrack, privileges, verdicts, witness
 from embargo.daemon.channel import Channel, ChannelError, orders
 from embargo.daemon.conntrack import Conntrack, Flow
 from embargo.daemon.droplog import Attribution, DropLog
@@ -36,10 +36,10 @@ from embargo.daemon.witness import Marks
 from embargo.errors import FirewallError
 from embargo.image import Image
 from embargo.learning import Book, Reason
-from embargo.names import Name
 from embargo.nft import Shape
-from embargo.policy import Action, Class, Network, Switchboard
-from embargo.ruleset import RESERVED, TABLE, Own, Spec
+from embargo.policy import Action, Class, Switchboard
+from embargo.ruleset import RESERVED, Own, Spec
+from embargo.table import TABLE, Begins, Mark
 
 FAILED = 70  # the exit status of a guardian that does not understand what happened
 HEAL = 0.2  # seconds between two looks at the kernel's generation
@@ -52,8 +52,6 @@ CUT_AFTER = 5.0  # seconds after which connections to learnt addresses are delet
 PASS_GRACE = 60  # seconds; clients connect a moment after an answer, also after one with TTL 0, and flows last
 SHARING, ALONE = 0.0005, sys.getswitchinterval()  # seconds that a thread keeps the interpreter when another waits
 MAX_PASSING = 64  # addresses that one answer lets through
-
-_SPECIAL = tuple(ipaddress.ip_network(text) for text, _ in lists.SPECIAL)
 
 
 class Guardian:
@@ -142,13 +140,13 @@ class Guardian:
                 sum(map(spans.count, wanted.ranges.values())),
             )
             self._learn, self._clients = order["learn"], tuple(map(ipaddress.ip_network, order["clients"]))
-            self._book.guarded = guard(image, order["protected"])
+            self._book.guarded = verdicts.guard(image, order["protected"])
             actions = {str(class_): action for class_, action in wanted.classes}
             self._drops.reconcile(self._counted())  # before it counts anew
             self._drops.explain_by(Attribution(order["generation"], image, actions, order["names"]))
-            decide, blocked = judge(image, board, learn=self._learn), names_blocked(image, board)
+            decide, blocked = verdicts.judge(image, board, learn=self._learn), verdicts.names_blocked(image, board)
             await self._replace(wanted, lambda: self._book.judge(decide, blocked, self._loop.time()))
-            self._is_blocked, self._work_out = blocks(image, board), work_out
+            self._is_blocked, self._work_out = verdicts.blocks(image, board), work_out
             self._drops.reconcile(self._counted())  # from here on it is ours to tell
         if order["fail"] == "open":
             self.alive()
@@ -192,13 +190,13 @@ class Guardian:
         """The bits of the connection mark that we may use; none where connections would be tracked because of us alone."""
         mask = int(order["ct_mark"])
         if mask and self._marking is None:
-            self._marking = self._kernel.can(ruleset.Mark(mask, mask))
+            self._marking = self._kernel.can(Mark(mask, mask))
         tracked = (order["intercept_port"] and order["lan"]) or conntrack.in_use()
         return mask if tracked and self._marking else 0
 
     def _can_look_inside(self) -> bool:
         if self._patterns is None:  # from Linux 5.17 on
-            self._patterns = self._kernel.can(*(ruleset.Begins(start) for start in ruleset.HTTPDNS))
+            self._patterns = self._kernel.can(*(Begins(start) for start in ruleset.HTTPDNS))
         return self._patterns
 
     def pass_addresses(self, addresses: Sequence[tuple[str, int]]) -> None:
@@ -556,50 +554,6 @@ async def _beside_others() -> AsyncIterator[None]:
     finally:
         gc.enable()
         sys.setswitchinterval(ALONE)
-
-
-def judge(image: Image, board: Switchboard, *, learn: bool) -> Callable[[Reason], Reason | None]:
-    """Tells why an address that was blocked for some reason is to be blocked today; None when it is not."""
-
-    def why(reason: Reason) -> Reason | None:
-        # what nobody claims itself was blocked for an alias that it led to
-        claims = image.lookup(reason.name) or image.lookup(names.from_text(reason.rule.lstrip("=")))
-        action, decision = board.choose(claims)
-        if action is Action.PASS or decision is None:
-            return None
-        source = image.sources[decision.source]
-        return Reason(reason.name, image.classes[decision.class_], source.path, decision.line, decision.rule)
-
-    return why if learn else lambda reason: None
-
-
-def names_blocked(image: Image, board: Switchboard) -> Callable[[Name], bool]:
-    """Tells the names that are blocked or audited."""
-    return lambda name: board.choose(image.lookup(name))[0] is not Action.PASS
-
-
-def guard(image: Image, protected: Iterable[str]) -> Callable[[bytes], bool]:
-    """Tells the addresses that are never blocked because of a name: special ones, ours and our networks', listed ones."""
-    ranges = [_range(ipaddress.ip_network(text)) for text in protected] + [_range(network) for network in _SPECIAL]
-    special = learning.guard(ranges)
-    return lambda address: special(address) or bool(image.lookup_address(address))
-
-
-def blocks(image: Image, board: Switchboard) -> Callable[[bytes], bool]:
-    """Tells the addresses that the lists block."""
-    known: dict[bytes, bool] = {}
-
-    def blocked(address: bytes) -> bool:
-        found = known.get(address)
-        if found is None:
-            found = known[address] = board.choose(image.lookup_address(address))[0] is Action.BLOCK
-        return found
-
-    return blocked
-
-
-def _range(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> Network:
-    return Network(network.version, int(network[0]), int(network[-1]))
 
 
 def _text(address: bytes) -> str:

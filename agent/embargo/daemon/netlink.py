@@ -18,7 +18,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from embargo import nft
 from embargo.errors import FirewallError
 from embargo.nft import Holding, Message, Shape
-from embargo.ruleset import Chain, Expression, Hook, Rule, Ruleset, bare
+from embargo.table import Chain, Expression, Hook, Rule, Ruleset, bare
 
 GRACE = 0.02  # seconds after which no packet is on the old rules any more; one spends microseconds there
 _ACK_TIMEOUT = 30.0  # seconds; a million elements take six

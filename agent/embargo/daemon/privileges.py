@@ -41,8 +41,11 @@ def _sets() -> tuple[frozenset[int], frozenset[int]]:
     data = ctypes.create_string_buffer(24)
     _call(_libc.capget(header, data), "capget")
     words = struct.unpack("<6I", data.raw)
-    both = words[0] | words[3] << 32, words[1] | words[4] << 32
-    return tuple(frozenset(n for n in range(64) if bits >> n & 1) for bits in both)  # type: ignore[return-value]
+    return _numbers(words[0] | words[3] << 32), _numbers(words[1] | words[4] << 32)
+
+
+def _numbers(bits: int) -> frozenset[int]:
+    return frozenset(n for n in range(64) if bits >> n & 1)
 
 
 def _set(effective_: Iterable[int], permitted_: Iterable[int]) -> None:

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import fcntl
 import grp
-import itertools
 import logging
 import os
 import pwd
@@ -23,10 +22,11 @@ from typing import Any
 import embargo
 from embargo import config
 from embargo.config import Config
-from embargo.daemon import endpoints, machine, netlink, notify, privileges, proof, sources, surroundings, workshop
+from embargo.daemon import endpoints, machine, netlink, notify, privileges, sources, surroundings, workshop
 from embargo.daemon.child import Child, ChildError
 from embargo.daemon.endpoints import ListenError, Sockets
 from embargo.daemon.generations import Generation, Store
+from embargo.daemon.health import Health
 from embargo.daemon.journal import Journal
 from embargo.daemon.netlink import NEEDS, Nftables
 from embargo.daemon.surroundings import Surroundings
@@ -34,8 +34,7 @@ from embargo.daemon.watch import Watch
 from embargo.daemon.witness import Marks
 from embargo.daemon.workers import Settings, Workers
 from embargo.errors import ConfigError, EmbargoError, FirewallError, ImageError, Problem
-from embargo.fastpath import Acl
-from embargo.ruleset import TABLE
+from embargo.table import TABLE
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +43,6 @@ PATIENCE = 0.5  # seconds after which it is read all the same
 RESCAN = 30.0  # seconds; bind and network mounts send no hints
 NETLINK = "nftables"  # the name of the netlink socket in systemd's store
 LEARNT = "learnt.jsonl"  # in [state] dir: the guardian's memory of addresses
-HEARTBEAT = 1.0  # seconds between two proofs that somebody answers, where fail = "open" hangs on them
 APPLY = 60.0  # seconds for the firewall to take a generation
 TOLD = 20  # problems told one by one; a list of another kind may have as many as lines
 MAX_WORKERS = 4  # of workers = "auto": more take memory and win little on a gateway
@@ -92,7 +90,6 @@ class Supervisor:
         self._watch = Watch(self._hinted)
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._unhealthy: set[str] = set()
         self._seen: sources.Snapshot = frozenset()
 
     def _inherit(self) -> None:
@@ -212,8 +209,9 @@ class Supervisor:
         self._loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload_on_signal(), "reload"))
         self._spawn(self._follow_files(), "follower of the files")
         self._spawn(self._follow_machine(), "follower of the machine")
-        self._spawn(self._beat(), "heartbeat")
-        self._spawn(self._assure(), "watchdog")
+        health = Health(self)
+        self._spawn(health.beat(), "heartbeat")
+        self._spawn(health.assure(), "watchdog")
         self._spawn(self._summarise(), "summary")
         generation = self.generation
         assert generation is not None
@@ -575,61 +573,6 @@ class Supervisor:
             hints.news.clear()
             if await asyncio.to_thread(surroundings.look, self.settings) != self.around:
                 await self.reload("the machine's addresses or resolvers changed")
-
-    async def _beat(self) -> None:
-        """Does somebody answer? The kernel is told where it depends on it, and upstreams are looked at."""
-        for beat in itertools.count():
-            await asyncio.sleep(HEARTBEAT)
-            opened = self.guardian is not None and self.settings.firewall.fail == "open"  # since the last reload, perhaps
-            if not opened and beat % 5:
-                continue
-            stats = await self.workers.stats()
-            if stats and opened and self.guardian is not None:
-                self.guardian.tell("alive")
-            self._note_upstreams(stats)
-
-    async def _assure(self) -> None:
-        """Tell systemd's watchdog that all is well, when it is: by a real query, and by the rules that the kernel shows."""
-        interval = notify.watchdog()
-        told = ""
-        while interval:
-            why = await self._failing()
-            if not why:
-                notify.notify("WATCHDOG=1")
-            elif why != told:
-                log.error("%s; unless that ends, systemd starts the agent again within %.0f s", why, interval)
-            told = why
-            await asyncio.sleep(interval / 3)
-
-    async def _failing(self) -> str:
-        """What does not work that always should; empty when all is well."""
-        if not await self.workers.stats():
-            return "no resolver answers its supervisor"
-        acl = Acl(endpoints.local_networks(self.settings, self.around.interfaces))
-        asked = [each for each in self.sockets.endpoints if proof.may_ask(each, acl)]
-        if asked and not await asyncio.to_thread(proof.answered, asked[0]):
-            return f"no resolver answers a query to {asked[0]}"
-        if self.guardian is not None:
-            try:
-                if not (await self.guardian.ask("intact", seconds=10.0))["intact"]:
-                    return "the rules in the kernel are not ours"
-            except ChildError as error:
-                return str(error)
-        return ""
-
-    def _note_upstreams(self, stats: list[dict[str, Any]]) -> None:
-        """An event when an upstream stops or starts to be of use to every worker."""
-        rows = [row for each in stats for row in each["upstreams"]]
-        healthy = {row["server"] for row in rows if row["healthy"]}
-        reasons = {row["server"]: row["last_error"] for row in rows if not row["healthy"]}
-        down = set(reasons) - healthy
-        for server in sorted(down - self._unhealthy):
-            log.warning("upstream %s: %s", server, reasons[server])
-            self.journal.event({"event": "upstream", "server": server, "state": "down", "reason": reasons[server]})
-        for server in sorted(self._unhealthy & healthy):
-            log.info("upstream %s answers again", server)
-            self.journal.event({"event": "upstream", "server": server, "state": "up"})
-        self._unhealthy = down | (self._unhealthy - healthy)
 
     async def _summarise(self) -> None:
         """Once a minute, what was blocked: single attempts stand in the event log alone."""

@@ -19,6 +19,7 @@ from embargo.daemon.generations import Generation
 from embargo.daemon.netlink import Nftables
 from embargo.errors import FirewallError
 from embargo.policy import BYPASS, Action, Class, Decision
+from embargo.table import TABLE
 from embargo.verify import ask, network, packets
 from embargo.verify.ask import Asker, Said, Way
 from embargo.verify.network import Addresses, Network, NetworkError
@@ -307,7 +308,7 @@ class Verification:
     def _counted(self, class_: Class) -> int:
         """Packets refused, also where addresses are so many that all classes have one chain."""
         try:
-            counters = self._kernel.counters(ruleset.TABLE)
+            counters = self._kernel.counters(TABLE)
         except FirewallError:  # the table is gone
             return 0
         chains = map(ruleset.chain_name, (class_, ruleset.LISTED[Action.BLOCK]))

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -32,7 +33,7 @@ class BenchError(Exception):
     """A server that does not start or answers wrongly: its figures would mean nothing."""
 
 
-class Server:
+class Server(ABC):
     """`prepare` writes list and configuration into `directory`, `command` starts the server in the foreground."""
 
     name: ClassVar[str]
@@ -44,19 +45,22 @@ class Server:
         self.directory = directory
 
     @staticmethod
+    @abstractmethod
     def list_lines(names: Iterable[str]) -> Iterator[str]:
         """The list in this server's format: these names and all below them do not exist."""
-        raise NotImplementedError
 
+    @abstractmethod
     def prepare(self, names: Sequence[str]) -> None:
-        raise NotImplementedError
+        """Write the list and the configuration."""
 
+    @abstractmethod
     def command(self) -> list[str]:
-        raise NotImplementedError
+        """What starts it."""
 
     @classmethod
+    @abstractmethod
     def version(cls) -> str:
-        raise NotImplementedError
+        """Its name and version, as it says itself."""
 
     def reload(self, running: "Running") -> bool:
         """Make it read its list again. False: it would have to be started anew."""
@@ -64,11 +68,7 @@ class Server:
 
     def settle(self) -> None:
         """Wait until a reload is over, so that it disturbs nothing that follows."""
-
-    @property
-    def list_file(self) -> Path:
-        """Where a line can be added."""
-        raise NotImplementedError
+        return
 
     def remark(self) -> str:
         """What has to be known beside its figures, once it has stopped."""
