@@ -267,8 +267,9 @@ def test_a_flood_of_refusals_is_one_error_and_the_next_change_works(rig: Rig, ke
 
 _CHANGE = """
 import time
-from embargo import nft, ruleset
+from embargo import nft
 from embargo.daemon.netlink import Nftables
+from embargo.table import Chain
 kernel = Nftables()
 chains = [Chain(f"theirs{n}", ()) for n in range(100)]
 kernel.transact([nft.new_table("other")])
