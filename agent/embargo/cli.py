@@ -420,7 +420,39 @@ def forget(file: str, entries: tuple[str, ...]) -> None:
     _changed(_ask(file, "forget", entries=list(entries)))
 
 
+@verb()
+@click.argument("words", nargs=-1, required=True, metavar="[APP] DURATION")
+@click.option("--client", default="", help="Only for this client: an address or a network.")
+def pause(file: str, words: tuple[str, ...], client: str) -> None:
+    """Let an APP, or everything, pass for a while: 90s, 10m, 1h30m, 2d. It ends by itself and shows in status.
+
+    With --client for one client alone. It survives a restart, and embargo resume ends it early.
+    """
+    *app, duration = words
+    if len(app) > 1:
+        raise click.UsageError(f"name one app and a duration, not {len(words)} words")
+    told = _ask(file, "pause", app="".join(app), client=client, duration=duration)
+    _done(told)
+    show.lines(f"paused: {show.paused(each)}" for each in told["pauses"])
+
+
+@verb()
+@click.argument("app", required=False)
+@click.option("--client", default="", help="Only the pauses of this client.")
+def resume(file: str, app: str | None, client: str) -> None:
+    """End every pause, or those of an APP or a client."""
+    told = _ask(file, "resume", app=app or "", client=client)
+    _done(told)
+    show.lines(["resumed", *(f"still paused: {show.paused(each)}" for each in told["pauses"])])
+
+
 def _changed(told: Told) -> None:
+    _done(told)
+    print(f"generation {told['generation']} is in force" + ("" if told["changed"] else ", nothing changed"))
+
+
+def _done(told: Told) -> None:
+    """Was it? Otherwise the reason, and the end."""
     texts = [*told["errors"], *told.get("warnings", ()), *told.get("problems", ())]
     for text in texts[: supervisor.TOLD]:
         print(show.clean(text), file=sys.stderr)
@@ -429,7 +461,6 @@ def _changed(told: Told) -> None:
     if not told["ok"]:
         print(f"nothing changed; generation {told['generation']} stays in force", file=sys.stderr)
         sys.exit(NO)
-    print(f"generation {told['generation']} is in force" + ("" if told["changed"] else ", nothing changed"))
 
 
 @verb()

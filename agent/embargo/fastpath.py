@@ -31,8 +31,9 @@ SPECIAL = tuple(map(bytes, map(names.from_text, ("localhost", "invalid", "local"
 class Acl:
     """Which clients are answered. Addresses as text, the way sockets give them."""
 
-    def __init__(self, networks: Sequence[str]) -> None:
+    def __init__(self, networks: Sequence[str], *, but: Sequence[str] = ()) -> None:
         self._networks = [ipaddress.ip_network(network) for network in networks]
+        self._but = [ipaddress.ip_network(network) for network in but]
         self._memo: dict[str, bool] = {}
 
     def __len__(self) -> int:
@@ -44,7 +45,8 @@ class Acl:
         if known is None:
             address = ipaddress.ip_address(client.partition("%")[0])
             mapped = getattr(address, "ipv4_mapped", None)
-            known = any((mapped or address) in network for network in self._networks)
+            address = mapped or address
+            known = any(address in each for each in self._networks) and not any(address in each for each in self._but)
             if len(self._memo) >= ACL_MEMO:
                 self._memo.clear()
             self._memo[client] = known

@@ -116,12 +116,13 @@ class Spec:
     patterns: bool = True  # look into cleartext HTTP for HTTPDNS
     own: tuple[Own, ...] = ()
     system: tuple[str, ...] = ()  # the resolvers that other processes of this machine ask
+    exempt: tuple[tuple[str, tuple[Class, ...]], ...] = ()  # clients, and the classes that do not act for them
 
 
 def spec(
     image: Image, board: Switchboard, generation: int, *, lan: Iterable[str] = (), except_: Iterable[str] = (),
     intercept_port: int = 0, fail: str = "closed", log_group: int = 0, ct_mark: int = 0, patterns: bool = True,
-    own: Iterable[Own] = (), system: Iterable[str] = (),
+    own: Iterable[Own] = (), system: Iterable[str] = (), exempt: Iterable[tuple[str, tuple[Class, ...]]] = (),
 ) -> Spec:  # fmt: skip
     """What the switchboard makes of the image's addresses."""
     ranges: dict[int, dict[Class, Spans]] = {}
@@ -143,7 +144,7 @@ def spec(
     classes = tuple((c, action) for c, action in zip(image.classes, board.actions, strict=True) if action is not Action.PASS)
     return Spec(
         generation, classes, ranges, tuple(lan), tuple(except_), intercept_port, fail, log_group, ct_mark,
-        patterns=patterns, own=tuple(own), system=tuple(system),
+        patterns=patterns, own=tuple(own), system=tuple(system), exempt=tuple(exempt),
     )  # fmt: skip
 
 
@@ -270,6 +271,11 @@ def _sets(what: Spec, listed: Mapping[int, _Listed]) -> Iterator[Set]:
         excepted = spans.gather((family, int(n[0]), int(n[-1]), "") for n in sorted(merged))
         if excepted[family]:
             yield Set(f"except{family}_{generation}", type_, excepted[family], interval=True)
+        for number, (text, _) in enumerate(what.exempt):
+            network = ipaddress.ip_network(text)
+            if network.version == family:
+                clients = spans.gather([(family, int(network[0]), int(network[-1]), "")])[family]
+                yield Set(f"exempt_{number}_{generation}", type_, clients, interval=True)
     for side in _SIDES.values():
         inside = [(ipaddress.IPv6Network(prefix), f"{side}6_in{at}") for prefix, at in EMBEDDED]
         ranges = spans.gather(sorted((6, int(net[0]), int(net[-1]), chain) for net, chain in inside))[6]
@@ -287,7 +293,7 @@ def _chains(what: Spec, listed: Mapping[int, _Listed]) -> Iterator[Chain]:
     excepted: set[int] = {ipaddress.ip_network(text).version for text in what.except_}
     lan = f"@lan_{what.generation}"
     for class_, action in _acting(what, listed):
-        yield Chain(chain_name(class_), tuple(_class_rules(class_, action, what.log_group)))
+        yield Chain(chain_name(class_), (*_exempt(class_, what), *_class_rules(class_, action, what.log_group)))
     for side, other in (("daddr", "saddr"), ("saddr", "daddr")):
         for at in sorted({at for _, at in EMBEDDED}):
             yield Chain(f"{_SIDES[side]}6_in{at}", tuple(_look_up(4, side, what, listed[4], at)))
@@ -370,6 +376,15 @@ _SIDES = {"daddr": "to", "saddr": "from"}
 def _into(sides: Iterable[str], match: tuple[Expression, ...] = ()) -> list[Rule]:
     """Packets to and from listed addresses, each family to its own chains."""
     return [Rule((*match, Meta("nfproto", f"ipv{f}"), Jump(f"{_SIDES[side]}{f}"))) for f in (4, 6) for side in sides]
+
+
+def _exempt(class_: Class, what: Spec) -> Iterator[Rule]:
+    """Clients for whom the class is paused. Where classes share a chain, those for whom any class is."""
+    for number, (text, classes) in enumerate(what.exempt):
+        if class_ in classes or class_.app in (LISTED[Action.BLOCK].app, LEARNT[Action.BLOCK].class_.app):
+            for side in ("saddr", "daddr"):
+                match = Address(ipaddress.ip_network(text).version, side, f"exempt_{number}_{what.generation}")
+                yield Rule((match, Return()), "paused for these clients")
 
 
 def _class_rules(class_: Class, action: Action, group: int) -> Iterator[Rule]:

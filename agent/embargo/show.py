@@ -66,9 +66,15 @@ def status(told: Told, *, every_list: bool) -> None:
     print()
     _upstreams(told["upstreams"])
     apps(told["apps"])
+    _section("PAUSED", list(map(paused, told["pauses"])))
     _lists(told["lists"], every_list)
     _section("PROBLEMS", told["problems"])
     _section("NOT COVERED", told["uncovered"])
+
+
+def paused(told: Told) -> str:
+    whom = f" for {told['client']}" if told["client"] else ""
+    return f"{told['app'] or 'everything'}{whom} until {told['until'][:19].replace('T', ' ')} UTC, by uid {told['uid']}"
 
 
 def _lists(rows: list[Told], every: bool) -> None:
@@ -140,7 +146,8 @@ def apps(rows: list[Told]) -> None:
         (
             (
                 app["id"], app["name"],
-                ", ".join(name for name, f in app["functions"].items() if f["on"]) or "-",
+                (", ".join(name for name, f in app["functions"].items() if f["on"]) or "-")
+                + (" (PAUSED)" if "paused" in app else ""),
                 sum(f.get("names", 0) for f in app["functions"].values() if f["on"]),
                 sum(f.get("networks", 0) for f in app["functions"].values() if f["on"]),
                 app.get("hits", "-"),
@@ -204,6 +211,8 @@ def why(told: Told) -> None:
         print(f"  names answered with it: {clean(', '.join(told['names']))}")
     if told.get("passing"):
         print("  it passes all the same just now: a name on the allow list led to it")
+    for each in told.get("paused", ()):
+        print(f"  paused: {paused(each)}")
     if told.get("client_refused"):
         print(f"  {clean(told['client'])}: {told['client_refused']}")
 

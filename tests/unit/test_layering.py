@@ -15,7 +15,7 @@ TIERS = (
     ("accelerator", "errors"),
     ("names", "toml", "events", "spans"),
     ("policy", "table"),
-    ("learning", "lists", "message", "upstream"),
+    ("learning", "lists", "message", "pauses", "upstream"),
     ("image",),
     ("cache", "config", "response", "ruleset"),
     ("fastpath", "listing", "nft"),

@@ -81,8 +81,8 @@ def local_path(config: Config, name: str) -> str:
 def watched(config: Config) -> tuple[str, ...]:
     """The files and directories whose content a generation depends on."""
     return (
-        config.file, *config.lists.apps, config.lists.allow, config.lists.block, f"{config.state.dir}/{LOCAL}",
-        *config.dns.hosts,
+        config.file, *config.lists.apps, config.lists.allow, config.lists.block, *config.dns.hosts,
+        *(local_path(config, name) for name in ("allow", "block")),
     )  # fmt: skip
 
 

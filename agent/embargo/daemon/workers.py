@@ -117,8 +117,8 @@ class Workers:
         # a worker inside this process closes what it was given; the originals must stay
         fds = [generation.fd, *(sock.fileno() for _, sock in mine)]
         await child.ask(
-            "start", fds, generation=generation.number, switchboard=list(map(int, generation.board.actions)), dns=settings,
-            sockets=[kind for kind, _ in mine], user=self.user, inside=self.inside,
+            "start", fds, **_judgement(generation), dns=settings, sockets=[kind for kind, _ in mine], user=self.user,
+            inside=self.inside,
         )  # fmt: skip
         self._had[number] = settings
         await self._started(child)
@@ -163,9 +163,8 @@ class Workers:
         if not child.running:
             return  # it starts with what is in force
         dns = None if settings == self._had[number] else settings
-        board = list(map(int, generation.board.actions))
         try:
-            await child.ask("policy", [generation.fd], PATIENCE, generation=generation.number, switchboard=board, dns=dns)
+            await child.ask("policy", [generation.fd], PATIENCE, **_judgement(generation), dns=dns)
         except ChildGone:
             return
         except ChildSilent as error:
@@ -215,3 +214,8 @@ class Workers:
                 await keeper
         self._children.clear()
         self._keepers.clear()
+
+
+def _judgement(generation: Generation) -> dict[str, Any]:
+    exempt = [(each.network, list(map(int, each.board.actions))) for each in generation.exempt]
+    return {"generation": generation.number, "switchboard": list(map(int, generation.board.actions)), "exempt": exempt}
