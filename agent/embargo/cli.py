@@ -4,13 +4,15 @@ Exit status: 0 done, 1 the answer is no or what was asked for failed, 2 usage or
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -19,7 +21,18 @@ import click
 import embargo
 from embargo import config, ruleset, show
 from embargo.config import Config
-from embargo.daemon import compiler, control, endpoints, explain, machine, privileges, sources, supervisor, surroundings
+from embargo.daemon import (
+    compiler,
+    control,
+    endpoints,
+    explain,
+    machine,
+    metrics,
+    privileges,
+    sources,
+    supervisor,
+    surroundings,
+)
 from embargo.daemon.control import ControlError, NotRunning
 from embargo.daemon.endpoints import ListenError
 from embargo.daemon.netlink import Nftables
@@ -112,7 +125,13 @@ def run(file: str) -> None:
 
 async def _run(settings: Config) -> None:
     around = await asyncio.to_thread(surroundings.look, settings)
-    await Supervisor(settings, around).run(control.serve, _ready)
+    await Supervisor(settings, around).run(_serve, _ready)
+
+
+@contextlib.asynccontextmanager
+async def _serve(agent: Supervisor) -> AsyncIterator[None]:
+    async with control.serve(agent), metrics.serve(agent):
+        yield
 
 
 def _ready(agent: Supervisor) -> None:
@@ -305,6 +324,41 @@ def log(file: str, follow: bool, app: str, client: str, since: str, layer: str |
             and str(told.get("ts", "")) >= start
         ):
             print(line if as_json else show.event(told), flush=follow)
+
+
+@verb(reads=True)
+@click.option("--since", default="10m", show_default=True, help="What to count from: 10m, 2h, 1d, or a time.")
+@click.option("-n", "--rows", type=click.IntRange(1, 1000), default=10, show_default=True, help="Rows of each table.")
+@click.option("--once", is_flag=True, help="Show it once and end; so does --json, and an output that is no terminal.")
+def top(file: str, since: str, rows: int, once: bool, as_json: bool) -> None:
+    """A live view of the block log: the apps, clients, names and addresses with the most attempts. Ctrl-C ends it."""
+    path = _settings(file).log.events
+    live = not once and not as_json and sys.stdout.isatty()
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            counted = _counted(path, _since(since))
+            if as_json:
+                show.as_json({kind: [list(each) for each in found.most_common(rows)] for kind, found in counted.items()})
+            else:
+                show.top(counted, rows, since, clear=live)
+            if not live:
+                return
+            time.sleep(2.0)
+
+
+def _counted(path: str, start: str) -> dict[str, Counter[str]]:
+    """Attempts by app and function, by client, by name and by address."""
+    found: dict[str, Counter[str]] = {kind: Counter() for kind in ("apps", "clients", "names", "addresses")}
+    for line in _event_lines(path, follow=False):
+        with contextlib.suppress(ValueError, TypeError):
+            told = json.loads(line)
+            if told.get("event") in ("dns", "drop") and "app" in told and str(told["ts"]) >= start:
+                count = int(told.get("count", 1))
+                found["apps"][f"{told['app']}/{told['function']}"] += count
+                for kind, key in (("clients", "client"), ("names", "qname"), ("addresses", "dst")):
+                    if key in told:
+                        found[kind][str(told[key])] += count
+    return found
 
 
 def _since(text: str) -> str:

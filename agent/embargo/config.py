@@ -73,6 +73,11 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True)
+class Metrics:
+    listen: Listen | None
+
+
+@dataclass(frozen=True, slots=True)
 class State:
     dir: str
     runtime: str
@@ -88,6 +93,7 @@ class Config:
     lists: Lists
     firewall: Firewall
     log: Log
+    metrics: Metrics
     state: State
     text: str = field(default="", compare=False, repr=False)  # as read; two texts that mean the same are the same configuration
 
@@ -143,6 +149,17 @@ def _listen(value: Any) -> Listen:
     name, colon, port = value.partition(":")
     if name and not name[0].isdecimal() and (colon + port).count(":") < 2 and name[0] != "[":
         return Listen("", _port(port) if colon else 53, _interface(name))
+    return Listen(*_endpoint(value))
+
+
+def _metrics(value: Any) -> Listen | None:
+    if value == "":
+        return None
+    hint = 'write it as in "127.0.0.1:9153"'
+    if not isinstance(value, str):
+        raise Refused("wrong type", hint)
+    if not re.fullmatch(r"(\d[\d.]*|\[[0-9A-Fa-f:.]+\]):\d+", value, re.ASCII):
+        raise Refused(f'"{value}" is no address with a port', hint)
     return Listen(*_endpoint(value))
 
 
@@ -390,6 +407,9 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "max_bytes": Option(64 << 20, _int(4096, 1 << 40), "size at which the event log is rotated"),
         "keep": Option(5, _int(1, 1000), "rotated event logs kept"),
     },
+    "metrics": {
+        "listen": Option("", _metrics, 'address:port where Prometheus finds /metrics; "": nowhere'),
+    },
     "state": {
         "dir": Option("/var/lib/embargo", _path, "generations and local lists"),
         "runtime": Option("/run/embargo", _path, "the control socket"),
@@ -479,6 +499,7 @@ def _build(file: str, text: str, values: dict[str, dict[str, Any]]) -> Config:
         lists=Lists(**values["lists"]),
         firewall=Firewall(except_=firewall.pop("except"), **firewall),
         log=Log(**values["log"]),
+        metrics=Metrics(**values["metrics"]),
         state=State(**values["state"]),
         text=text,
     )

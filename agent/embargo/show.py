@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
@@ -237,6 +238,19 @@ def verify(told: Told) -> None:
     which = f"a sample, seed {told['seed']}" if told["samples"] else "all entries"
     print(f"generation {told['generation']}, {told['probes']} probes ({which}) in {told['seconds']} s: "
           f"{told['held']} held, {told['unproven']} unproven, {told['leaks'] or 'no'} leaks")  # fmt: skip
+
+
+# ── top ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def top(counted: dict[str, Counter[str]], rows: int, since: str, *, clear: bool) -> None:
+    if clear:
+        print("\033[H\033[2J", end="")
+    print(f"{counted['apps'].total()} attempts {'since' if ':' in since else 'in the last'} {since}")
+    for title, found in counted.items():
+        if found:
+            print()
+            table((title.upper(), "ATTEMPTS"), found.most_common(rows))
 
 
 # ── the block log ────────────────────────────────────────────────────────────────────────────────────────────────────────

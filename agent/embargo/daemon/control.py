@@ -134,7 +134,7 @@ class _Control:
             return {"ok": False, "error": "a request is one line of JSON with a verb"}
         match verb:
             case "status":
-                return {"ok": True, **await self._status()}
+                return {"ok": True, **await status(self._agent)}
             case "reload":
                 return _outcome(await self._agent.reload("asked for"))
             case "rollback":
@@ -152,48 +152,6 @@ class _Control:
         return {"ok": False, "error": f"there is no verb {verb!r}"}
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    async def _status(self) -> Told:
-        agent = self._agent
-        generation, settings = agent.generation, agent.settings
-        assert generation is not None
-        stats = await agent.workers.stats()
-        wall = await agent.firewall_stats()
-        now = time.time()
-        report = generation.report
-        hits = await agent.hits()
-        counters: Counter[str] = Counter()
-        cache: Counter[str] = Counter()
-        for each in stats:
-            counters.update(each["counters"])
-            cache.update(each["cache"])
-        last = agent.last
-        lists = [{**row, "age": round(now - row["modified"])} for row in report["lists"]]
-        return {
-            "running": True, "pid": os.getpid(), "version": embargo.__version__, "uptime": round(now - agent.started, 1),
-            "config": settings.file, "generation": generation.number, "since": round(now - agent.since, 1),
-            "names": len(generation.image), "networks": generation.image.networks,
-            "pauses": list(map(_pause, agent.pauses.all)),
-            "mode": "audit" if settings.policy.mode is Action.AUDIT else "block",
-            "accelerator": accelerator.NAME,
-            "workers": agent.workers.pids, "inside": agent.workers.inside, "worker_restarts": agent.workers.restarts,
-            "listen": list(map(str, agent.sockets.endpoints)),
-            "lists": lists,
-            "problems": [_problem(p) for p in report["problems"]],
-            "reload": {
-                "ok": last.ok if last else True, "errors": list(map(str, last.errors)) if last else [],
-                "ago": round(now - agent.last_at, 1),
-            },
-            "apps": [_app(app, hits, agent.pauses.all) for app in report["apps"]],
-            "firewall": _firewall(agent, wall),
-            "upstreams": _upstreams(stats),
-            "counters": dict(counters), "cache": dict(cache),
-            "events": {"file": agent.journal.path, "lost": agent.journal.lost, "trouble": agent.journal.trouble},
-            "uncovered": [
-                *(f"{each}, paused until {events.timestamp(each.until)}" for each in agent.pauses.all),
-                *explain.uncovered(settings, report, bool(agent.sockets.endpoints), lists, wall),
-            ],
-        }  # fmt: skip
 
     async def _apps(self) -> Told:
         generation = self._agent.generation
@@ -334,6 +292,49 @@ class _Control:
             elif verb == "forget" and told["verdict"] in ("blocked", "allowed"):
                 found.append(f"{text} is still {told['verdict']}, by {told['list']}:{told['line']}")
         return found
+
+
+async def status(agent: Supervisor) -> Told:
+    """Everything that `embargo status` tells."""
+    generation, settings = agent.generation, agent.settings
+    assert generation is not None
+    stats = await agent.workers.stats()
+    wall = await agent.firewall_stats()
+    now = time.time()
+    report = generation.report
+    hits = await agent.hits()
+    counters: Counter[str] = Counter()
+    cache: Counter[str] = Counter()
+    for each in stats:
+        counters.update(each["counters"])
+        cache.update(each["cache"])
+    last = agent.last
+    lists = [{**row, "age": round(now - row["modified"])} for row in report["lists"]]
+    return {
+        "running": True, "pid": os.getpid(), "version": embargo.__version__, "uptime": round(now - agent.started, 1),
+        "config": settings.file, "generation": generation.number, "since": round(now - agent.since, 1),
+        "names": len(generation.image), "networks": generation.image.networks,
+        "pauses": list(map(_pause, agent.pauses.all)),
+        "mode": "audit" if settings.policy.mode is Action.AUDIT else "block",
+        "accelerator": accelerator.NAME,
+        "workers": agent.workers.pids, "inside": agent.workers.inside, "worker_restarts": agent.workers.restarts,
+        "listen": list(map(str, agent.sockets.endpoints)),
+        "lists": lists,
+        "problems": [_problem(p) for p in report["problems"]],
+        "reload": {
+            "ok": last.ok if last else True, "errors": list(map(str, last.errors)) if last else [],
+            "ago": round(now - agent.last_at, 1),
+        },
+        "apps": [_app(app, hits, agent.pauses.all) for app in report["apps"]],
+        "firewall": _firewall(agent, wall),
+        "upstreams": _upstreams(stats),
+        "counters": dict(counters), "cache": dict(cache),
+        "events": {"file": agent.journal.path, "lost": agent.journal.lost, "trouble": agent.journal.trouble},
+        "uncovered": [
+            *(f"{each}, paused until {events.timestamp(each.until)}" for each in agent.pauses.all),
+            *explain.uncovered(settings, report, bool(agent.sockets.endpoints), lists, wall),
+        ],
+    }  # fmt: skip
 
 
 def _uid(writer: asyncio.StreamWriter) -> int:

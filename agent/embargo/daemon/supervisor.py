@@ -425,6 +425,7 @@ class Supervisor:
             for name, was, is_ in (
                 ("state", self.settings.state, settings.state),
                 ("dns.workers", self.settings.dns.workers, settings.dns.workers),
+                ("metrics", self.settings.metrics, settings.metrics),
                 ("firewall.enabled", self.settings.firewall.enabled, settings.firewall.enabled),
             )
             if was != is_
