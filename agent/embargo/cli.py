@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -26,6 +26,7 @@ from embargo.daemon import (
     control,
     endpoints,
     explain,
+    journald,
     machine,
     metrics,
     privileges,
@@ -85,7 +86,7 @@ def verb(*, reads: bool = False) -> Callable[[Callable[..., None]], click.Comman
     return decorate
 
 
-def _fail(text: str, status: int) -> None:
+def _fail(text: str, status: int) -> NoReturn:
     show_error = "\n".join(show.clean(line) for line in text.splitlines())
     print(show_error, file=sys.stderr)
     sys.exit(status)
@@ -114,12 +115,11 @@ def _ask(file: str, name: str, **members: Any) -> Told:
 def run(file: str) -> None:
     """The agent, in the foreground. SIGHUP reloads, SIGTERM and SIGINT stop it."""
     settings = _settings(file)
-    under_systemd = "JOURNAL_STREAM" in os.environ
     logging.addLevelName(logging.CRITICAL, "critical")
-    logging.basicConfig(
-        level=logging.INFO, format="%(message)s" if under_systemd else "%(asctime)s %(levelname)s: %(message)s",
-        stream=sys.stderr,
-    )  # fmt: skip
+    if journald.under_it():
+        with contextlib.suppress(OSError):  # without its socket, what is printed reaches it all the same
+            logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[journald.JournalHandler()])
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s: %(message)s", stream=sys.stderr)
     asyncio.run(_run(settings))
 
 
@@ -444,7 +444,11 @@ def verify(file: str, samples: int, everything: bool, seed: int, as_json: bool) 
 @verb()
 def reload(file: str) -> None:
     """Read everything again; returns when the new generation is in force, or 1 with the reason."""
-    _changed(_ask(file, "reload"))
+    try:
+        told = _ask(file, "reload")
+    except ConfigError as error:
+        _fail(f"{error}\nnothing changed; what is in force stays in force", USAGE)
+    _changed(told)
 
 
 @verb()

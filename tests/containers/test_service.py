@@ -42,6 +42,14 @@ def test_it_is_up_when_the_machine_has_booted(site: Site, gateway: Container) ->
     assert site.blocked("mygw.alipay.com")
 
 
+def test_the_journal_has_events_by_field(gateway: Container) -> None:
+    found = gateway.run("journalctl", "--unit=embargo", "EMBARGO_EVENT=start", "--output=json").stdout.splitlines()
+    told = json.loads(found[-1])
+    assert (told["PRIORITY"], told["SYSLOG_IDENTIFIER"], told["_SYSTEMD_UNIT"]) == ("6", "embargo", "embargo.service")
+    assert told["EMBARGO_PID"] == told["_PID"] == pid(gateway)
+    assert told["MESSAGE"].startswith('"event":"start"')
+
+
 def test_a_client_gets_what_is_allowed_and_is_told_of_what_is_blocked(site: Site, gateway: Container) -> None:
     assert site.answered("www.example.net")
     site.client.run("sh", "-c", "echo nameserver 192.0.2.1 >/etc/resolv.conf")

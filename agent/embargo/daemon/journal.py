@@ -65,7 +65,7 @@ class Journal:
     def event(self, event: Event) -> None:
         """Write one event with the time of now, and tell it to who reads the log of the service."""
         data = events.encode(event, time.time())
-        log.info("%s", data[data.index(b'"event"') : -2].decode())
+        log.info("%s", data[data.index(b'"event"') : -2].decode(), extra={"event": event})
         self.lines(data, 1)
 
     def lines(self, data: bytes, count: int) -> None:
