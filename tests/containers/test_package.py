@@ -97,6 +97,17 @@ def test_an_upgrade_keeps_configuration_lists_and_state(deb: Path, older: Path, 
     assert site.blocked("mygw.alipay.com")
 
 
+def test_an_upgrade_and_the_way_back_lose_no_query(deb: Path, older: Path, site: Site, bare: Container) -> None:
+    install(bare, older)
+    bare.path("/etc/embargo/embargo.toml").write_text(CONFIG)
+    bare.run("systemctl", "reload", "embargo")
+    for package, version in ((deb, __version__), (older, f"0.0.1~{__version__}")):
+        with site.under_load(bare, 15):
+            install(bare, package, "--force-confold", "--force-downgrade")
+        assert told(bare)["version"] == version
+        assert not site.reaches(LISTED)
+
+
 def test_a_removal_ends_the_blocking_and_a_purge_leaves_nothing(deb: Path, site: Site, bare: Container) -> None:
     before = files(bare)
     install(bare, deb)

@@ -52,6 +52,19 @@ def test_the_readmes_gateway_is_a_configuration() -> None:
     assert parsed.firewall.lan == ("lan0",)
 
 
+def test_every_configuration_on_the_gateways_page_is_one() -> None:
+    blocks = (TOP / "docs/gateway.md").read_text().split("```toml\n")[1:]
+    assert len(blocks) >= 3
+    for block in blocks:
+        config.parse(block.partition("```")[0].encode(), "gateway.md")
+
+
+def test_the_verbs_on_every_page_exist() -> None:
+    for page in PAGES:
+        for verb in re.findall(r"`embargo ([a-z]+)", page.read_text()):
+            assert verb in cli.commands, f"{page.name}: embargo {verb}"
+
+
 def test_the_lists_pages_app_is_an_app() -> None:
     text = (TOP / "docs/lists.md").read_text()
     assert tomllib.loads(text.partition("```toml\n")[2].partition("```")[0])["id"] == "example"
