@@ -4,7 +4,6 @@ import json
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -191,13 +190,15 @@ def test_what_cannot_be_is_told_with_what_would_be_right(agent: Agent, words: tu
     assert text in agent.cli(*words, status=status).stderr
 
 
-def test_the_disk_is_full(agent: Agent, tmp_path: Path) -> None:
-    del tmp_path
+def test_a_full_disk_begins_no_pause_and_ends_each(agent: Agent) -> None:
+    agent.cli("pause", "qq", "3s")
     directory = agent.root / "state/local"
     (directory / ".pauses.json").mkdir()  # as good as no room: it cannot be written
     try:
         assert "pauses.json" in agent.cli("pause", "1h", status=1).stderr
         assert blocked(agent, LISTED)
+        until(lambda: blocked(agent, "pay.qq.example"), "it ends at its time")
         assert agent.told("status")["pauses"] == []
+        assert "come back with a restart" in agent.errors
     finally:
         (directory / ".pauses.json").rmdir()

@@ -4,8 +4,10 @@ While the agent runs, a pause lasts as long as was asked for, whatever becomes o
 time, and never later than its length from then on.
 """
 
+import contextlib
 import dataclasses
 import json
+import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +18,8 @@ from embargo.daemon.generations import Generation
 from embargo.pauses import Pause
 
 FILE = "pauses.json"
+
+log = logging.getLogger(__name__)
 
 
 class Pauses:
@@ -51,12 +55,16 @@ class Pauses:
         return min(self._ends.values(), default=None)
 
     def change(self, *, begin: Pause | None = None, end: list[Pause] | None = None) -> Callable[[], None]:
-        """Begin one, in the place of one of the same, or end some; what undoes it. OSError when it cannot be kept."""
+        """Begin one, in the place of one of the same, or end some; what undoes it. OSError when a new one cannot be kept.
+
+        An end is an end also where the disk is full: what stands in the file is over at its time whoever reads it.
+        """
         before = dict(self._ends)
 
         def undo() -> None:
             self._ends = before
-            self._save()
+            with contextlib.suppress(OSError):
+                self._save()
 
         gone = set(end or ())
         self._ends = {
@@ -66,9 +74,11 @@ class Pauses:
             self._ends[begin] = self._clock() + begin.seconds
         try:
             self._save()
-        except OSError:
-            self._ends = before
-            raise
+        except OSError as error:
+            if begin is not None:
+                self._ends = before
+                raise
+            log.warning("%s: %s; pauses that were ended early come back with a restart", self._path, error.strerror)
         return undo
 
     def _save(self) -> None:
