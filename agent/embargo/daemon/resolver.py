@@ -80,6 +80,7 @@ class Resolver:
             acl, mode, zones = Acl(dns["allow_from"]), block_mode(dns), zones_from(dns)
             self._log_names = dns.get("log_names", "blocked")
             self._witness.learning = dns.get("learn", False)
+            self._forwarder.pipelines.believe(dns.get("tls_ca", ""))
         elif old is not None:
             acl, mode, zones = old.acl, old.mode, None
         else:
