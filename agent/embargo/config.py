@@ -368,7 +368,7 @@ OPTIONS: dict[str, dict[str, Option]] = {
             '"local" (loopback, private, link-local and the lan interfaces\' own networks) or networks; others get no answer'),
         "upstream": Option(["system"], _many(_upstream, least=1),
             '"system" (the machine\'s resolvers) or addresses: "192.0.2.53", "tcp://192.0.2.53", '
-            '"tls://192.0.2.54#resolver.example" (without # its certificate must be for the address), each with :port'),
+            '"tls://192.0.2.54#resolver.example" (its certificate\'s name; without #: its address), each with optional :port'),
         "tls_ca": Option("", _path_or_none,
             "authorities (PEM) that certificates of tls:// upstreams must come from; empty: those that the system trusts"),
         "forward": Option({}, _forward, 'zones that go elsewhere: { "corp.example" = ["192.0.2.10"] }, reverse zones too'),

@@ -7,6 +7,7 @@ server fail with them. Over TLS nothing is sent before the server has proven who
 """
 
 import asyncio
+import os
 import secrets
 import ssl
 from collections.abc import Callable
@@ -60,9 +61,9 @@ class Pipelines:
         if pool is None:
             pool = self._pools[server] = _Pool()
         if pool.failed is not None:
-            until, reason = pool.failed
+            until, reason, network = pool.failed
             if self._loop.time() < until:
-                self._loop.call_soon(self.fail, flight, reason, True)
+                self._loop.call_soon(self.fail, flight, reason, network)
                 return
             pool.failed = None
         usable = [each for each in pool.connections if not each.full]
@@ -90,9 +91,9 @@ class Pipelines:
                 await self._loop.create_connection(lambda: connection, address, port)
                 await connection.opened
         except TimeoutError:
-            connection.broken(f"{connection.missing} in {SETUP:.1f} s")
+            connection.broken(f"{connection.missing} in {SETUP:.1f} s", network=False)
         except OSError as error:
-            connection.broken(f"over {connection.way}: {(error.strerror or str(error)).lower()}")
+            connection.broken(_reason(error, connection.way))
 
     # ── the end of a question ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -119,21 +120,21 @@ class Pipelines:
         if connection.opened.done() and connection.last < flight.asked:
             connection.retire()  # nothing at all has come since: perhaps nothing arrives there any more
 
-    def lost(self, connection: "_Connection", reason: str) -> None:
+    def lost(self, connection: "_Connection", reason: str, network: bool) -> None:
         """It takes no part any longer. What waits on it is asked again, or fails."""
         if connection in connection.pool.connections:
             connection.pool.connections.remove(connection)
         if not connection.opened.done():
             connection.opened.cancel()
             if reason:
-                connection.pool.failed = (self._loop.time() + PAUSE, reason)
+                connection.pool.failed = (self._loop.time() + PAUSE, reason, network)
         for flight in list(connection.flights.values()):
             if connection.of_use and not flight.again:
                 flight.leave()
                 flight.again = True
                 self._place(flight)
             else:
-                self.fail(flight, reason, True)
+                self.fail(flight, reason, network)
 
     def close(self) -> None:
         for task in self._tasks:
@@ -152,7 +153,7 @@ class _Pool:
 
     def __init__(self) -> None:
         self.connections: list[_Connection] = []  # those that take questions
-        self.failed: tuple[float, str] | None = None  # until when none is tried, and why
+        self.failed: tuple[float, str, bool] | None = None  # until when none is tried, why, was it the network
 
 
 class _Flight:
@@ -283,17 +284,15 @@ class _Connection(asyncio.Protocol):
         if self._transport is not None and self._layer is not None and self._layer.ready:
             self._layer.end()
             self._transport.write(self._layer.take())
-        self._end("")
+        self.broken("")
 
     def abort(self) -> None:
         if self._transport is not None:
             self._transport.abort()
-        self._end("")
+        self.broken("")
 
-    def broken(self, reason: str) -> None:
-        self._end(reason)
-
-    def _end(self, reason: str) -> None:
+    def broken(self, reason: str, *, network: bool = True) -> None:
+        """It is of no use any longer; without a reason: nobody needs it."""
         if self._gone:
             return
         self._gone = True
@@ -301,7 +300,7 @@ class _Connection(asyncio.Protocol):
             self._idle.cancel()
         if self._transport is not None:
             self._transport.close()
-        self._owner.lost(self, reason)
+        self._owner.lost(self, reason, network)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -357,8 +356,13 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         if isinstance(error, OSError):
-            self.broken(f"over {self.way}: {(error.strerror or str(error)).lower()}")
+            self.broken(_reason(error, self.way))
         else:
             self.eof_received()
         if self._layer is not None and self._layer.ready:
             self._owner.trust.remember(self.server, self._layer, self._loop.time())
+
+
+def _reason(error: OSError, way: str) -> str:
+    """asyncio has words of its own for the kernel's errors."""
+    return f"over {way}: {(os.strerror(error.errno) if error.errno else str(error)).lower()}"
