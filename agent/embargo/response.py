@@ -93,8 +93,9 @@ def parse(packet: bytes, question: bytes, *, without_ech: bool = False, without_
         minimum = int.from_bytes(packet[max(soa.end - 4, soa.start) : soa.end])
         kept = [record._replace(ttl=min(record.ttl, minimum)) if record is soa else record for record in kept]
     if without_ech and any(record.rtype in _SERVICES for record in kept):
-        vouched = 0
         body, ttls = _rebuilt(packet, kept, known, without_ech=True)
+        if body != _rebuilt(packet, kept, known)[0]:
+            vouched = 0
     else:
         body, ttls = _body(packet, 12 + len(question), records, kept, known)
     others = [record for record in kept if record.section]
