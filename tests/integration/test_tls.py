@@ -355,6 +355,25 @@ def test_what_waits_on_a_connection_that_breaks_is_asked_again(asking: Callable[
         assert [str(each.message.question[0].name) for each in server.asked] == ["first.test.", "second.test.", "second.test."]
 
 
+def quiet_after_one(talk: Talk) -> None:
+    """The first connection goes dead after one answer: what is sent there is lost."""
+    if talk.number > 1:
+        faithful(talk)
+        return
+    once(talk)
+    while talk.hear() is not None:
+        pass
+
+
+def test_a_connection_where_nothing_comes_any_more_is_left(asking: Callable[..., Worker], pair: Pair) -> None:
+    with Secure(context(pair), quiet_after_one) as server:
+        worker = asking(server.port)
+        assert answered(worker, "first.test") == ["192.0.2.80"]
+        assert answered(worker, "second.test") == ["192.0.2.80"]
+        assert server.tried == 2
+        assert "did not answer over TLS in 1.0 s" in str(row(worker)["last_error"])
+
+
 def test_a_server_that_never_answers_fails(asking: Callable[..., Worker], pair: Pair) -> None:
     with Secure(context(pair), lambda talk: (talk.hear(), None)[1]) as server:
         worker = asking(server.port)

@@ -35,6 +35,7 @@ class Pipelines:
         self._expire = expire
         self._loop = asyncio.get_running_loop()
         self._pools: dict[Server, _Pool] = {}
+        self._connections: set[_Connection] = set()  # those too that take no more questions
         self._tasks: set[asyncio.Task[None]] = set()
         self.trust = Trust()
         self.mismatched = 0
@@ -79,6 +80,7 @@ class Pipelines:
         layer = self.trust.open(server, self._loop.time()) if server.tls else None
         connection = _Connection(self, server, pool, layer)
         pool.connections.append(connection)
+        self._connections.add(connection)
         task = self._loop.create_task(self._reach(connection), name=f"connection to {server}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -122,6 +124,7 @@ class Pipelines:
 
     def lost(self, connection: "_Connection", reason: str, network: bool) -> None:
         """It takes no part any longer. What waits on it is asked again, or fails."""
+        self._connections.discard(connection)
         if connection in connection.pool.connections:
             connection.pool.connections.remove(connection)
         if not connection.opened.done():
@@ -139,11 +142,10 @@ class Pipelines:
     def close(self) -> None:
         for task in self._tasks:
             task.cancel()
-        for pool in self._pools.values():
-            for connection in list(pool.connections):
-                for flight in list(connection.flights.values()):
-                    flight.end()
-                connection.abort()
+        for connection in list(self._connections):
+            for flight in list(connection.flights.values()):
+                flight.end()
+            connection.abort()
 
 
 class _Pool:

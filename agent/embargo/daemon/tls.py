@@ -94,7 +94,11 @@ class Trust:
 def _store() -> list[tuple[str, int]]:
     """What the system's authorities are told by: a changed directory or file is another store."""
     paths = ssl.get_default_verify_paths()
-    return [(path, os.stat(path).st_mtime_ns) for path in (paths.cafile, paths.capath) if path and os.path.exists(path)]
+    found = []
+    for path in filter(None, (paths.cafile, paths.capath)):
+        with contextlib.suppress(OSError):
+            found.append((path, os.stat(path).st_mtime_ns))
+    return found
 
 
 class Layer:
