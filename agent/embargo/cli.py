@@ -13,7 +13,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -33,6 +35,7 @@ from embargo.daemon import (
     sources,
     supervisor,
     surroundings,
+    tls,
 )
 from embargo.daemon.control import ControlError, NotRunning
 from embargo.daemon.endpoints import ListenError
@@ -45,6 +48,7 @@ from embargo.ruleset import Own
 
 DEFAULT = "/etc/embargo/embargo.toml"
 NO, USAGE = 1, 2
+PROBES = 8  # servers that `check` asks for their certificates at once
 TRY = ("mygw.alipay.com", "pay.weixin.qq.com", "wup.qq.com")  # names for a first `dig`, the first blocked one is shown
 
 Told = dict[str, Any]
@@ -263,6 +267,7 @@ def _check_lists(settings: Config) -> list[Problem]:
 def _check_machine(settings: Config) -> Iterator[Problem]:
     around = surroundings.look(settings)
     yield from surroundings.asking_itself(settings, around)
+    yield from _check_tls(settings)
     if not around.upstreams:
         yield Problem(
             settings.file,
@@ -296,6 +301,24 @@ def _check_machine(settings: Config) -> Iterator[Problem]:
         sockets.close()
     except ControlError as error:
         yield Problem(settings.control, 0, str(error), "")
+
+
+def _check_tls(settings: Config) -> Iterator[Problem]:
+    """What is wrong with the upstreams over TLS that can be reached; who cannot be reached may be so tomorrow."""
+    authorities = ""
+    if settings.dns.tls_ca:
+        try:
+            authorities = tls.certificates(Path(settings.dns.tls_ca).read_text(errors="replace"))
+        except (OSError, ValueError):
+            return  # said of the file already
+    named = [("upstream", server) for server in settings.dns.upstream if server.tls]
+    named += [("forward", server) for _, servers in settings.dns.forward for server in servers if server.tls]
+    with ThreadPoolExecutor(PROBES) as pool:
+        found = pool.map(lambda each: tls.probe(each[1], authorities), named)
+        for (key, server), wrong in zip(named, found, strict=True):
+            if wrong:
+                hint = "mend it there, or name another server, another #name or dns.tls_ca"
+                yield Problem(settings.file, settings.line("dns", key), f"dns.{key}: {server} {wrong}", hint)
 
 
 # ── the block log ────────────────────────────────────────────────────────────────────────────────────────────────────────

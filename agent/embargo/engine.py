@@ -355,10 +355,12 @@ class Engine:
             )
         except MessageError:
             pending.malformed = True
-            return self._unhelpful(token, "sent a malformed response over TCP", now) if pending.tcp else None
+            return self._unhelpful(token, "sent a malformed response", now) if pending.tcp else None
+        if answer.flags & message.AD and not server.tls:  # anybody on the way could have said that
+            answer = answer._replace(flags=answer.flags & message.AA)
         if answer.truncated:
             if pending.tcp:
-                return self._unhelpful(token, "sent a truncated response over TCP", now)
+                return self._unhelpful(token, "sent a truncated response over a connection", now)
             pending.tcp = True
             return self._forward(token, now)
         if answer.rcode in (message.FORMERR, message.NOTIMP) and pending.edns:

@@ -3,11 +3,13 @@
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from containers.conftest import CONFIG, LISTED, UPSTREAM, WEB, Site
 from support.lab import Container
+from support.secure import NAME, Authority, Unbound
 from tools.rig import until
 
 pytestmark = pytest.mark.root
@@ -89,6 +91,26 @@ def test_a_reload_of_a_broken_configuration_fails_and_changes_nothing(site: Site
     assert site.answered("www.example.net")
     gateway.path(TOML).write_text(CONFIG)
     gateway.run("systemctl", "reload", "embargo")
+
+
+def test_an_upstream_over_tls(site: Site, gateway: Container, tmp_path: Path) -> None:
+    """With this Debian's OpenSSL, under all that the unit forbids."""
+    authority = Authority(tmp_path)
+    prefix = ["nsenter", f"--target={site.upstream.pid}", "--net", "--"]
+    with Unbound(tmp_path, authority.sign("server"), 853, (), prefix):
+        gateway.path("/etc/embargo/ca.pem").write_text(authority.own.certificate.read_text())
+        secured = CONFIG.replace(f'"{UPSTREAM}"', f'"tls://{UPSTREAM}#{NAME}"').replace(
+            "[dns]", '[dns]\ntls_ca = "/etc/embargo/ca.pem"'
+        )
+        gateway.path(TOML).write_text(secured)
+        gateway.run("systemctl", "reload", "embargo")
+        until(lambda: "192.0.2.80" in site.dig("free.test", "+short"), "it is answered by the upstream over TLS")
+        (row,) = json.loads(gateway.run("embargo", "status", "--json").stdout)["upstreams"]
+        assert row["server"] == f"tls://{UPSTREAM}:853#{NAME}"
+        assert site.blocked("mygw.alipay.com")
+        gateway.path(TOML).write_text(secured.replace("tls_ca", "#tls_ca"))
+        gateway.run("systemctl", "reload", "embargo")
+        assert "of an authority that is not trusted here" in site.dig("other.test"), "this machine's own authorities"
 
 
 def test_a_restart_answers_when_it_returns_and_a_stop_stops(site: Site, gateway: Container) -> None:

@@ -1,4 +1,4 @@
-"""From disk to values: the list files, app directories and hosts files that a configuration names.
+"""From disk to values: the list files, app directories, hosts files and certificates that a configuration names.
 
 Every file is opened once, without blocking, and looked at through that descriptor: a regular file, of a trusted owner,
 writable by its owner alone, not too large, and not a link that leaves its directory. A file that fails this or cannot be
@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from embargo import lists, names, policy
 from embargo.config import Config
+from embargo.daemon import tls
 from embargo.errors import ConfigError, ListError, Problem
 from embargo.lists import Guard
 from embargo.names import Name
@@ -32,6 +33,7 @@ class Loaded(NamedTuple):
     local: tuple[List, ...]
     hosts: dict[str, list[str]]
     problems: tuple[Problem, ...]
+    authorities: str = ""  # certificates in PEM: who vouches for upstreams over TLS, if not those that the system trusts
 
     @property
     def lists(self) -> tuple[List, ...]:
@@ -61,6 +63,7 @@ def load(config: Config, guard: Guard) -> Loaded:
     hosts: dict[str, list[str]] = {}
     for path in config.dns.hosts:
         _hosts(path, hosts, work)
+    authorities = _authorities(config.dns.tls_ca, work) if config.dns.tls_ca else ""
     work.errors += unknown_apps(config, apps)
     if not apps and not work.errors:
         named = ", ".join(config.lists.apps)
@@ -69,7 +72,7 @@ def load(config: Config, guard: Guard) -> Loaded:
     if work.errors:
         raise ConfigError((*work.errors, *work.problems))
     ordered = tuple(apps[key] for key in sorted(apps))
-    found = Loaded(ordered, local, hosts, ())
+    found = Loaded(ordered, local, hosts, (), authorities)
     return found._replace(problems=(*work.problems, *(p for list_ in found.lists for p in list_.problems)))
 
 
@@ -83,6 +86,7 @@ def watched(config: Config) -> tuple[str, ...]:
     return (
         config.file, *config.lists.apps, config.lists.allow, config.lists.block, *config.dns.hosts,
         *(local_path(config, name) for name in ("allow", "block")),
+        *([config.dns.tls_ca] if config.dns.tls_ca else []),
     )  # fmt: skip
 
 
@@ -265,6 +269,16 @@ def _hosts(path: str, hosts: dict[str, list[str]], work: _Load) -> None:
             continue
         for name in found:
             hosts.setdefault(name, []).append(address)
+
+
+def _authorities(path: str, work: _Load) -> str:
+    try:
+        return tls.certificates(read(path, work.owners).decode(errors="replace"))
+    except ListError as error:
+        work.errors.append(error.problem)
+    except ValueError as error:
+        work.errors.append(Problem(path, 0, str(error), "dns.tls_ca names a file in PEM: -----BEGIN CERTIFICATE-----"))
+    return ""
 
 
 def neighbours(apps: Iterable[App]) -> Iterator[tuple[App, Name]]:

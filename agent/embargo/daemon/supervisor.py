@@ -317,7 +317,7 @@ class Supervisor:
         return self.generation, self._resolver_settings(self.generation)
 
     def _resolver_settings(self, generation: Generation) -> Settings:
-        return surroundings.resolver_settings(generation.settings, self.around, generation.report["hosts"])
+        return surroundings.resolver_settings(generation.settings, self.around, generation.report)
 
     # ── reload ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -471,7 +471,7 @@ class Supervisor:
 
     def _same(self, old: Generation, new: Generation, around: Surroundings) -> bool:
         """Would nothing change but the number?"""
-        settings = surroundings.resolver_settings(new.settings, around, new.report["hosts"])
+        settings = surroundings.resolver_settings(new.settings, around, new.report)
         return (
             old.report["digest"] == new.report["digest"]
             and (old.board, old.exempt) == (new.board, new.exempt)
