@@ -467,12 +467,14 @@ def _rpz(what: Effective) -> Written:
     ]
     if what.mode == "refused":
         written.notes.append("blocked names are NXDOMAIN: a response policy zone has no refused")
+    hostless = 0
     states: dict[Name, Said | None] = {}  # what the wildcard below a name says; None: there is none
     for ruling in _fit_for_a_zone(what, written):
         wildcard = _above(states, ruling.name, None)
         above = wildcard or UNLISTED
         if not ruling.itself.differs(above) and not ruling.below.differs(above):
             continue
+        hostless += bool(what.addresses) and not _HOST.fullmatch(_escaped(ruling.name))
         for parent in _parents(ruling.name) if wildcard else ():
             if parent in states:
                 break
@@ -489,6 +491,8 @@ def _rpz(what: Effective) -> Written:
             written.add("exact", shown, itself, _rpz_pair(what, ruling.name, itself, None))
         if below:
             written.add("below", shown, below, _rpz_pair(what, ruling.name, None, below))
+    if hostless:
+        written.notes.append(f"{hostless} names that are no host names are NXDOMAIN: BIND refuses addresses for them")
     for each in what.blocked_ranges:
         owners = [_rpz_ip(*network) for network in _networks(each, NAT64, SIX_TO_FOUR)]  # IPv4 lines hold for MAPPED too
         written.add("network", str(each), each.said, (line for owner in owners for line in _rpz_lines(what, owner, each.said)))
@@ -515,9 +519,13 @@ def _rpz_pair(what: Effective, name: Name, itself: Said | None, below: Said | No
 def _rpz_lines(what: Effective, owner: str, said: Said) -> list[str]:
     if not said.blocked:
         return [f"{owner} CNAME rpz-passthru."]
-    if answer := what.answer(said):
+    if (answer := what.answer(said)) and _HOST.fullmatch(owner):
         return [f"{owner} {_type(address)} {address}" for address in answer]
     return [f"{owner} CNAME {'*.' if what.mode == 'nodata' and said.verdict is Verdict.BLOCK else '.'}"]
+
+
+#: what may have addresses: BIND refuses a zone (check-names) in which another name has
+_HOST = re.compile(r"(?:\*\.)?(?:[a-z0-9](?:[a-z0-9-]*[a-z0-9])?\.)*[a-z0-9](?:[a-z0-9-]*[a-z0-9])?")
 
 
 def _rpz_ip(family: int, first: int, length: int) -> str:
@@ -635,6 +643,7 @@ _OTHERS = "the block mode, which is the other software's"
 FORMATS = {
     "rpz": Format(";", _rpz, (
         "MX, SRV, NS, SVCB and HTTPS targets in answers", "what an app's exception leads to, which passes", _LOCAL_NAT64,
+        "with Unbound, IPv4-mapped IPv6 addresses",
     )),
     "hosts": Format("#", _hosts, (_LEADS,)),
     "domains": Format("#", _domains, (_LEADS, _OTHERS)),

@@ -95,6 +95,7 @@ server:
  use-syslog: no
  do-not-query-localhost: no
  do-ip6: no
+ local-zone: "test." nodefault
  module-config: "{modules}"
 remote-control:
  control-enable: no
