@@ -22,6 +22,7 @@ import click
 
 import embargo
 from embargo import config, ruleset, show
+from embargo import export as exporting
 from embargo.config import Config
 from embargo.daemon import (
     compiler,
@@ -319,6 +320,31 @@ def _check_tls(settings: Config) -> Iterator[Problem]:
             if wrong:
                 hint = "mend it there, or name another server, another #name or dns.tls_ca"
                 yield Problem(settings.file, settings.line("dns", key), f"dns.{key}: {server} {wrong}", hint)
+
+
+@verb(reads=True)
+@click.argument("format_", metavar=f"{{{'|'.join(exporting.FORMATS)}}}", type=click.Choice(list(exporting.FORMATS)))
+@click.option(
+    "--serial", type=click.IntRange(0, 0xFFFF_FFFF), help="rpz: the zone's serial, for secondaries; otherwise from its content."
+)
+def export(file: str, format_: str, serial: int | None, as_json: bool) -> None:
+    """The policy for other software, from the configuration's files: no agent has to run.
+
+    rpz: a response policy zone, for BIND and others. hosts: the listed names alone. domains: names that stand for those below
+    them too. dnsmasq, unbound: lines for their configuration. adblock: AdGuard Home, Pi-hole. nft: the addresses, for nft -f.
+    What a format cannot say is told on standard error and in the header. With --json the entries, each with what decided.
+    """
+    settings = _settings(file)
+    loaded, built, board = _compiled(settings)
+    special = explain.special(zone for zone, _ in settings.dns.forward)
+    what = exporting.effective(built, board, settings, special)
+    made = exporting.render(what, format_, embargo.__version__, serial)
+    show.as_json(exporting.as_data(what, made.rows)) if as_json else print(made.text, end="")
+    lost = [f"not carried: {text}" for text in made.lost]
+    if loaded.problems:
+        lost.append(f"{len(loaded.problems)} problems with the lists; embargo check shows them")
+    for text in lost:
+        print(show.clean(text), file=sys.stderr)
 
 
 # ── the block log ────────────────────────────────────────────────────────────────────────────────────────────────────────

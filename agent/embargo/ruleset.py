@@ -221,7 +221,7 @@ def _sort(family: int, ranges: Labelled[Class], actions: Sequence[Action]) -> _L
             if not size & (size - 1) and not first & (size - 1):  # nearly always a network
                 lengths[bits + 1 - size.bit_length()](first)
                 continue
-            for start, length in _networks(bits, first, last):
+            for start, length in spans.networks(bits, first, last):
                 lengths[length](start)
     for chain, more in by_length.pop(bits).items():
         single[chain].extend(more)
@@ -241,14 +241,6 @@ def _sort(family: int, ranges: Labelled[Class], actions: Sequence[Action]) -> _L
 
 def _alone(found: Mapping[str, Column]) -> Labelled[str]:
     return {chain: Spans(firsts, firsts) for chain, firsts in found.items() if firsts}
-
-
-def _networks(bits: int, first: int, last: int) -> Iterator[tuple[int, int]]:
-    """A range as networks: (first address, prefix length)."""
-    while first <= last:
-        size = min((first & -first).bit_length() - 1 if first else bits, (last - first + 1).bit_length() - 1)
-        yield first, bits - size
-        first += 1 << size
 
 
 def _sets(what: Spec, listed: Mapping[int, _Listed]) -> Iterator[Set]:

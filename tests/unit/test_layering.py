@@ -19,7 +19,7 @@ TIERS = (
     ("image",),
     ("cache", "config", "response", "ruleset"),
     ("fastpath", "listing", "nft"),
-    ("engine",),
+    ("engine", "export"),
 )
 CORE = {module: height for height, tier in enumerate(TIERS) for module in tier}
 
