@@ -243,11 +243,11 @@ class _Control:
         if verb != "forget":
             stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             after[verb] += [f"{entry}  # {verb} by uid {uid}, {stamp}" for entry in entries]
-        _write(paths, after)
+        write_lists(paths, after)
         outcome = await self._agent.reload(verb)
         refused = [str(p) for p in outcome.problems if p.file in paths.values()]
         if not outcome.ok or refused:
-            _write(paths, before)
+            write_lists(paths, before)
             await self._agent.reload("undo")
             return {**_outcome(outcome), "ok": False, "problems": [], "errors": refused or list(map(str, outcome.errors))}
         self._agent.journal.event({"event": "policy", "verb": verb, "entries": entries, "uid": uid})
@@ -342,13 +342,15 @@ def _meaning(entry: str) -> object:
     return parsed.kind, parsed.exception, parsed.name, parsed.network
 
 
-def _write(paths: dict[str, str], contents: dict[str, list[str]]) -> None:
-    """Each list whole or not at all, also through a power cut."""
+def write_lists(paths: dict[str, str], contents: dict[str, list[str]]) -> None:
+    """Each list whole or not at all, also through a power cut; none of them when there is no room for one."""
+    temporaries = {path: f"{os.path.dirname(path)}/.{name}" for name, path in paths.items()}
     for name, path in paths.items():
-        temporary = f"{os.path.dirname(path)}/.{name}"
+        temporary = temporaries[path]
         with open(temporary, "w", encoding="utf-8") as file:
             file.writelines(f"{line}\n" for line in contents[name])
             file.flush()
+            os.fchmod(file.fileno(), 0o644)
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+    for path, temporary in temporaries.items():
         os.replace(temporary, path)

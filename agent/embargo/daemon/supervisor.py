@@ -7,6 +7,7 @@ to `status` and to the event log.
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import grp
 import logging
@@ -159,7 +160,8 @@ class Supervisor:
         try:
             self.journal.open()
         except OSError as error:
-            raise StartError(f"{self.settings.log.events}: {error.strerror}; set [log] events elsewhere") from None
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # a full disk is emptied while we run
+                raise StartError(f"{self.settings.log.events}: {error.strerror}; set [log] events elsewhere") from None
         self.journal.note_lost(Ledger.unwritten(self._ledgers))
         return held
 
