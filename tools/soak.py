@@ -167,9 +167,9 @@ class Soak(Demo):
                 # payment and telemetry are always on: what is listed there is blocked at every moment
                 more = '"ads"' if reloads % 2 else '"update"'
                 chosen = f'{text}\n[policy]\nfunctions = ["payment", "telemetry", {more}]\n'
-                whole.replace(str(self.config), chosen.encode(), 0o644)
+                whole.replace({str(self.config): chosen.encode()}, 0o644)
                 if reloads % 20 == 0:
-                    whole.replace(f"{root}/block.list", f"b{reloads}.block.example\n".encode(), 0o644)
+                    whole.replace({f"{root}/block.list": f"b{reloads}.block.example\n".encode()}, 0o644)
                 try:
                     answer = control.ask(path, "reload")
                     refused += not answer["ok"]

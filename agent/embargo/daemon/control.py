@@ -268,11 +268,11 @@ class _Control:
         if verb != "forget":
             stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             after[verb] += [f"{entry}  # {verb} by uid {uid}, {stamp}" for entry in entries]
-        _write(paths, after)
+        write_lists(paths, after)
         outcome = await self._agent.reload(verb)
         refused = [str(p) for p in outcome.problems if p.file in paths.values()]
         if not outcome.ok or refused:
-            _write(paths, before)
+            write_lists(paths, before)
             await self._agent.reload("undo")
             return {**_outcome(outcome), "ok": False, "problems": [], "errors": refused or list(map(str, outcome.errors))}
         for entry in entries:
@@ -417,7 +417,7 @@ def _meaning(entry: str) -> object:
     return parsed.kind, parsed.exception, parsed.name, parsed.network
 
 
-def _write(paths: dict[str, str], contents: dict[str, list[str]]) -> None:
-    """Each list whole or not at all, also through a power cut."""
-    for name, path in paths.items():
-        whole.replace(path, "".join(f"{line}\n" for line in contents[name]).encode(), 0o644)
+def write_lists(paths: dict[str, str], contents: dict[str, list[str]]) -> None:
+    """Each list whole or not at all, also through a power cut; none of them when there is no room for one."""
+    octets = {path: "".join(f"{line}\n" for line in contents[name]).encode() for name, path in paths.items()}
+    whole.replace(octets, 0o644)

@@ -97,9 +97,9 @@ class Guardian:
             return True  # nobody is left to tell
         return True
 
-    def _send_events(self, lines: bytes, lost: int) -> bool:
+    def _send_events(self, lines: bytes, lost: int, attempts: int) -> bool:
         try:
-            self._channel.send_events(lines, lost)
+            self._channel.send_events(lines, lost, attempts)
         except BlockingIOError:
             return False
         except OSError:

@@ -65,7 +65,8 @@ class Memory:
         try:
             saved = time.time()
             rows = [{"version": VERSION, "saved": saved}, *self._book.saved(now)]
-            whole.replace(self.path, "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows).encode(), 0o600)
+            text = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
+            whole.replace({self.path: text.encode()}, 0o600)
             self._saved = saved
             if self._file is not None:
                 self._file.close()

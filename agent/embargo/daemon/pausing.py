@@ -82,7 +82,7 @@ class Pauses:
         return undo
 
     def _save(self) -> None:
-        whole.replace(self._path, json.dumps(self.all).encode(), 0o640)
+        whole.replace({self._path: json.dumps(self.all).encode()}, 0o640)
 
     def on(self, generation: Generation) -> Generation:
         """The same generation as it is judged by while these are in force."""

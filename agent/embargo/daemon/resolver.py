@@ -45,7 +45,7 @@ ANSWER_TRIES = 500  # hundredths of a second that an answer waits for the superv
 LAST_BATCHES = 64  # of queries that wait in a socket when the worker stops; in a flood the rest is the next worker's
 LAST_WORDS = 1.0  # seconds for what is on its way when the worker stops, and again for its events
 
-SendEvents = Callable[[bytes, int], bool]  # lines and the number of events lost before them
+SendEvents = Callable[[bytes, int, int], bool]  # lines, the events lost before them, the attempts that all stands for
 
 
 class Resolver:
@@ -362,8 +362,8 @@ async def serve(channel: Channel, ledger: Ledger | None = None, selector: Select
     def report(message_: dict[str, Any]) -> bool:
         return taken(lambda: channel.send(message_))
 
-    def send_events(lines: bytes, lost: int) -> bool:
-        return taken(lambda: channel.send_events(lines, lost))
+    def send_events(lines: bytes, lost: int, attempts: int) -> bool:
+        return taken(lambda: channel.send_events(lines, lost, attempts))
 
     resolver = Resolver(send_events, ledger, selector)
     async with contextlib.aclosing(orders(channel)) as inbox:

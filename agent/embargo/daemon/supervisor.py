@@ -8,6 +8,7 @@ to `status` and to the event log.
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import grp
 import logging
@@ -30,6 +31,7 @@ from embargo.daemon.generations import Generation, Store
 from embargo.daemon.health import Health
 from embargo.daemon.journal import Journal
 from embargo.daemon.netlink import NEEDS, Nftables
+from embargo.daemon.outbox import Ledger
 from embargo.daemon.pausing import Pauses
 from embargo.daemon.surroundings import Surroundings
 from embargo.daemon.watch import Watch
@@ -46,6 +48,7 @@ STABLE = 0.25  # seconds without a change before a changed file is read: editors
 PATIENCE = 0.5  # seconds after which it is read all the same
 RESCAN = 30.0  # seconds; bind and network mounts send no hints
 NETLINK = "nftables"  # the name of the netlink socket in systemd's store
+LEDGERS = "ledgers"  # in [state] dir: a page for each child that counts attempts
 LEARNT = "learnt.jsonl"  # in [state] dir: the guardian's memory of addresses
 APPLY = 60.0  # seconds for the firewall to take a generation
 TOLD = 20  # problems told one by one; a list of another kind may have as many as lines
@@ -76,11 +79,14 @@ class Supervisor:
         self.sockets = Sockets()
         self._netlink: socket.socket | None = None
         self._inherit()
-        self.workers = Workers(self._in_force, self._news, self._introduce)
+        self._ledgers = f"{settings.state.dir}/{LEDGERS}"
+        self.workers = Workers(self._in_force, self._news, self._introduce, self._ledgers)
         self._marks = Marks.make()
         self.pauses = Pauses(f"{settings.state.dir}/{sources.LOCAL}", asyncio.get_running_loop().time)
         self._pausing = asyncio.Event()
-        self.guardian = Child("guardian", "embargo.daemon.guardian", self._news) if settings.firewall.enabled else None
+        self.guardian = (
+            Child("guardian", "embargo.daemon.guardian", self._news, self._ledgers) if settings.firewall.enabled else None
+        )
         self.generation: Generation | None = None
         self.started = time.time()
         self.since = self.started
@@ -151,6 +157,7 @@ class Supervisor:
         state = self.settings.state
         try:
             os.makedirs(f"{state.dir}/{sources.LOCAL}", mode=0o750, exist_ok=True)
+            os.makedirs(self._ledgers, mode=0o700, exist_ok=True)
             os.makedirs(state.runtime, mode=0o755, exist_ok=True)  # whoever may use the socket must reach it
             held = [_lock(directory) for directory in dict.fromkeys((state.dir, state.runtime))]
             self.store.prepare()
@@ -159,7 +166,9 @@ class Supervisor:
         try:
             self.journal.open()
         except OSError as error:
-            raise StartError(f"{self.settings.log.events}: {error.strerror}; set [log] events elsewhere") from None
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # a full disk is emptied while we run
+                raise StartError(f"{self.settings.log.events}: {error.strerror}; set [log] events elsewhere") from None
+        self.journal.note_lost(Ledger.unwritten(self._ledgers))
         return held
 
     async def _start(self) -> None:
