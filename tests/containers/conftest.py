@@ -70,21 +70,41 @@ def deb() -> Path:
     return lab_.package()
 
 
+def _repacked(deb: Path, directory: Path, *edits: tuple[str, str, str]) -> Path:
+    """The package with some texts replaced: (path, old, new)."""
+    subprocess.run(["dpkg-deb", "--raw-extract", deb, directory / "tree"], check=True)
+    for path, old, new in edits:
+        text = (directory / "tree" / path).read_text()
+        assert old in text
+        (directory / "tree" / path).write_text(text.replace(old, new))
+    made = directory / f"embargo-agent_{directory.name}.deb"
+    subprocess.run(["dpkg-deb", "--build", "-Znone", directory / "tree", made], check=True, capture_output=True)
+    return made
+
+
+VERSION = "usr/lib/embargo/embargo/__init__.py"
+
+
 @pytest.fixture(scope="session")
 def older(deb: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package as an earlier version would be."""
-    tree = tmp_path_factory.mktemp("older")
-    subprocess.run(["dpkg-deb", "--raw-extract", deb, tree / "tree"], check=True)
-    for path, old, new in (
+    return _repacked(
+        deb, tmp_path_factory.mktemp("older"),
         ("DEBIAN/control", "Version: ", "Version: 0.0.1~"),
-        ("usr/lib/embargo/embargo/__init__.py", '__version__ = "', '__version__ = "0.0.1~'),
+        (VERSION, '__version__ = "', '__version__ = "0.0.1~'),
         ("etc/embargo/embargo.toml", "# Embargo on this gateway.", "# An older Embargo on this gateway."),
-    ):
-        text = (tree / "tree" / path).read_text()
-        assert old in text
-        (tree / "tree" / path).write_text(text.replace(old, new))
-    subprocess.run(["dpkg-deb", "--build", "-Znone", tree / "tree", tree / "older.deb"], check=True, capture_output=True)
-    return tree / "older.deb"
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def newer(deb: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package as the next version would be, with one name more in a list."""
+    return _repacked(
+        deb, tmp_path_factory.mktemp("newer"),
+        ("DEBIAN/control", "Version: ", "Version: 99+"),
+        (VERSION, '__version__ = "', '__version__ = "99+'),
+        ("usr/share/embargo/blocklists/alipay/payment.list", "\nalipay.com ", "\nnewly-listed.example.net\nalipay.com "),
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session", params=["bookworm", "trixie"])

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from containers.conftest import CONFIG, LISTED, UPSTREAM, Site, install
+from containers.steady import assert_nothing_missed, watched
 from embargo import __version__
 from support.lab import TOP, Container
 from tools.rig import until
@@ -95,6 +96,36 @@ def test_an_upgrade_keeps_configuration_lists_and_state(deb: Path, older: Path, 
     assert site.blocked("mine.example.net")
     assert site.answered("allowed.alipay.com")
     assert site.blocked("mygw.alipay.com")
+
+
+@pytest.mark.parametrize("how", ["upgrade", "rollback"])
+def test_nothing_gets_lost_or_through_while_another_version_is_installed(
+    how: str, newer: Path, older: Path, site: Site, gateway: Container
+) -> None:
+    """By apt-get to a newer one, by dpkg back to an older one, with clients at work all the time."""
+    gateway.path("/etc/embargo/allow.list").write_text("allowed.alipay.com\n")
+    gateway.run("systemctl", "reload", "embargo")
+    gateway.run("embargo", "block", "mine.example.net")
+    before = told(gateway)
+    with watched(site, gateway, 10.0) as seen:
+        if how == "upgrade":
+            gateway.path(f"/root/{newer.name}").write_bytes(newer.read_bytes())
+            gateway.run("apt-get", "install", "--yes", f"/root/{newer.name}")
+        else:
+            done = install(gateway, older, "--force-confold")
+            assert "downgrading embargo-agent" in done.stdout + done.stderr
+    assert_nothing_missed(seen, 10.0)
+    after = told(gateway)
+    version = gateway.run("embargo", "version").stdout.strip()
+    assert str(after["version"]).startswith("99+" if how == "upgrade" else "0.0.1~")
+    assert str(after["version"]) in version
+    assert after["pid"] != before["pid"]
+    assert int(str(after["generation"])) >= int(str(before["generation"]))
+    assert gateway.path("/etc/embargo/embargo.toml").read_text() == CONFIG
+    assert site.blocked("newly-listed.example.net") == (how == "upgrade")
+    assert site.blocked("mine.example.net")
+    assert site.answered("allowed.alipay.com")
+    assert gateway.run("systemctl", "show", "--property=NRestarts", "--value", "embargo").stdout == "0\n"
 
 
 def test_a_removal_ends_the_blocking_and_a_purge_leaves_nothing(deb: Path, site: Site, bare: Container) -> None:
