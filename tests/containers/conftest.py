@@ -1,9 +1,11 @@
 """A gateway between a client and an upstream, each a container of Debian 12 and of Debian 13; the gateway has our package."""
 
+import json
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,6 +65,12 @@ def install(gateway: Container, deb: Path, *words: str) -> Done:
     target = gateway.path(f"/root/{deb.name}")
     target.write_bytes(deb.read_bytes())
     return gateway.run("env", "DEBIAN_FRONTEND=noninteractive", "dpkg", *words, "--install", f"/root/{deb.name}")
+
+
+def told(gateway: Container) -> dict[str, Any]:
+    """What `embargo status` says."""
+    answer: dict[str, Any] = json.loads(gateway.run("embargo", "status", "--json").stdout)
+    return answer
 
 
 @pytest.fixture(scope="session")

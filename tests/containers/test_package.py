@@ -1,16 +1,14 @@
 """The Debian package: installed, upgraded, removed and purged by dpkg on a machine that is up."""
 
-import json
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from containers.conftest import CONFIG, LISTED, UPSTREAM, Site, install
+from containers.conftest import CONFIG, LISTED, UPSTREAM, Site, install, told
 from containers.steady import assert_nothing_missed, watched
 from embargo import __version__
 from support.lab import TOP, Container
-from tools.rig import until
 
 pytestmark = pytest.mark.root
 
@@ -23,11 +21,6 @@ def files(machine: Container) -> set[str]:
     found = machine.run("find", "/", "/run", "-xdev", "-not", "-type", "d", "-print", "-o", "-name", "*embargo*", "-print")
     paths = (path for path in found.stdout.splitlines() if not path.startswith("/root/"))
     return {path for path in paths if "embargo" in path or not path.startswith((*OTHERS, "/run/"))}
-
-
-def told(machine: Container) -> dict[str, object]:
-    answer: dict[str, object] = json.loads(machine.run("embargo", "status", "--json").stdout)
-    return answer
 
 
 def test_an_installation_leaves_a_running_enabled_service(deb: Path, bare: Container) -> None:
@@ -48,21 +41,6 @@ def test_apt_installs_it_as_the_readme_says(deb: Path, bare: Container) -> None:
     bare.path(f"/root/{deb.name}").write_bytes(deb.read_bytes())
     bare.run("sh", "-ec", "apt-get install /root/embargo-agent_*.deb")
     assert bare.run("systemctl", "is-active", "embargo").stdout == "active\n"
-
-
-def test_a_first_start_while_port_53_is_taken_says_by_whom_and_goes_on_when_it_is_free(deb: Path, bare: Container) -> None:
-    conf = bare.path("/etc/systemd/resolved.conf.d/extra.conf")
-    conf.parent.mkdir(parents=True)
-    conf.write_text("[Resolve]\nDNSStubListenerExtra=127.0.0.1\n")
-    bare.run("systemctl", "start", "systemd-resolved")
-    install(bare, deb)
-    assert bare.run("systemctl", "is-active", "embargo", check=False).stdout != "active\n"
-    wanted = "127.0.0.1:53 (UDP) is in use by a process of systemd-resolve; stop it, or listen on another address or port"
-    assert any(wanted in text for text in bare.messages("embargo"))
-    done = bare.run("embargo", "check", check=False)
-    assert "is in use by systemd-resolve (pid " in done.stdout, "outside of the unit, root sees the process"
-    bare.run("systemctl", "stop", "systemd-resolved")
-    until(lambda: "EDE: 15" in bare.run("dig", "@127.0.0.1", "mygw.alipay.com", check=False).stdout, "it is started again")
 
 
 def test_the_shipped_configuration_is_one_without_problems(deb: Path, bare: Container) -> None:

@@ -1,11 +1,10 @@
 """The service on a gateway with systemd: systemctl, journalctl, nft, and what a client sees of it."""
 
-import json
 import re
 
 import pytest
 
-from containers.conftest import CONFIG, LISTED, UPSTREAM, WEB, Site
+from containers.conftest import CONFIG, LISTED, UPSTREAM, WEB, Site, told
 from containers.steady import assert_nothing_missed, watched
 from support.lab import Container
 from tools.rig import until
@@ -13,6 +12,7 @@ from tools.rig import until
 pytestmark = pytest.mark.root
 
 TOML = "/etc/embargo/embargo.toml"
+OWNED_OR_NOT = pytest.mark.parametrize("protect", ["protect = true", "protect = false"], ids=["owned", "open"])
 NET_ADMIN, NET_BIND_SERVICE, KILL = 1 << 12, 1 << 10, 1 << 5
 
 
@@ -21,9 +21,10 @@ def pid(gateway: Container) -> str:
 
 
 def rules(gateway: Container) -> list[str]:
-    """Our table's lines, without who owns it, what counts and what is learnt."""
+    """Our table's lines, without who owns it, what counts, what is learnt and the number of the judgement."""
     text = gateway.run("nft", "--stateless", "list", "table", "inet", "embargo").stdout
-    return re.sub(r"elements = \{[^}]*\}", "", re.sub(r"^(table .*|\tflags .*)\n", "", text, flags=re.MULTILINE)).splitlines()
+    without = (r"^(table .*|\tflags .*)\n", r"elements = \{[^}]*\}", r"^.* comment \"judgement \d+\"$")
+    return re.sub("|".join(without), "", text, flags=re.MULTILINE).splitlines()
 
 
 def missing(before: list[str], gateway: Container) -> list[str]:
@@ -36,9 +37,9 @@ def test_it_is_up_when_the_machine_has_booted(site: Site, gateway: Container) ->
     status = gateway.run("systemctl", "status", "embargo").stdout
     assert "Active: active (running)" in status
     assert "embargo.daemon.guardian" in status
-    told = json.loads(gateway.run("embargo", "status", "--json").stdout)
-    assert told["accelerator"].startswith("native"), "neither build of the compiled modules fits this Python"
-    assert told["firewall"]["present"]
+    found = told(gateway)
+    assert found["accelerator"].startswith("native"), "neither build of the compiled modules fits this Python"
+    assert found["firewall"]["present"]
     assert site.blocked("mygw.alipay.com")
 
 
@@ -108,18 +109,35 @@ def test_the_journal_shows_start_reload_and_stop(gateway: Container) -> None:
     assert places == sorted(places), text
 
 
-def test_the_rules_stay_after_a_stop_by_default(site: Site, gateway: Container) -> None:
-    before = rules(gateway)
+def configured(gateway: Container, *firewall: str) -> None:
+    """The configuration with these lines more in [firewall]; those about the table's owner count for a table made anew."""
     gateway.run("systemctl", "stop", "embargo")
+    gateway.run("nft", "delete", "table", "inet", "embargo", check=False)
+    gateway.path(TOML).write_text(CONFIG + "".join(f"{line}\n" for line in firewall))
+    gateway.run("systemctl", "start", "embargo")
+    flags = gateway.run("nft", "list", "table", "inet", "embargo").stdout.splitlines()[1]
+    assert ("flags owner" in flags) == ("protect = false" not in firewall), "the table has its flags, or none"
+
+
+@OWNED_OR_NOT
+def test_the_rules_stay_after_a_stop_by_default(protect: str, site: Site, gateway: Container) -> None:
+    configured(gateway, protect)
+    before = rules(gateway)
+    with watched(site, gateway, 4.0) as seen:
+        gateway.run("systemctl", "stop", "embargo")
+        assert missing(before, gateway) == []
+        assert not site.reaches(LISTED)
+        assert site.reaches(WEB)
+        assert "status:" not in site.dig("www.example.net", server=UPSTREAM), "fail is closed"
+        gateway.run("systemctl", "start", "embargo")
+    assert (seen[0].wrong, seen[0].opened, seen[0].missing) == (0, 0, 0), seen
     assert missing(before, gateway) == []
-    assert not site.reaches(LISTED)
-    assert site.reaches(WEB)
-    assert "status:" not in site.dig("www.example.net", server=UPSTREAM), "fail is closed"
+    assert site.blocked("mygw.alipay.com")
 
 
-def test_the_rules_go_with_a_stop_where_that_is_wanted(site: Site, gateway: Container) -> None:
-    gateway.path(TOML).write_text(CONFIG + 'on_stop = "remove"\n')
-    gateway.run("systemctl", "reload", "embargo")
+@OWNED_OR_NOT
+def test_the_rules_go_with_a_stop_where_that_is_wanted(protect: str, site: Site, gateway: Container) -> None:
+    configured(gateway, protect, 'on_stop = "remove"')
     assert not site.reaches(LISTED)
     gateway.run("systemctl", "stop", "embargo")
     assert gateway.run("nft", "list", "ruleset").stdout == ""
@@ -129,13 +147,13 @@ def test_the_rules_go_with_a_stop_where_that_is_wanted(site: Site, gateway: Cont
     assert site.answered("mygw.alipay.com", UPSTREAM)
 
 
+@OWNED_OR_NOT
 @pytest.mark.parametrize("how", ["restart", "kill"])
 def test_no_query_is_lost_and_no_moment_without_rules_when_it_is_started_again(
-    how: str, site: Site, gateway: Container
+    how: str, protect: str, site: Site, gateway: Container
 ) -> None:
     """Also where a stop takes the rules away: this is none. systemd keeps the sockets and queries wait in them."""
-    gateway.path(TOML).write_text(CONFIG + 'on_stop = "remove"\n')
-    gateway.run("systemctl", "reload", "embargo")
+    configured(gateway, protect, 'on_stop = "remove"')
     before = pid(gateway)
     with watched(site, gateway, 8.0) as seen:
         again = ["systemctl", "restart", "embargo"] if how == "restart" else ["kill", "-KILL", before]
@@ -144,10 +162,20 @@ def test_no_query_is_lost_and_no_moment_without_rules_when_it_is_started_again(
     assert pid(gateway) not in (before, "0")
 
 
+@OWNED_OR_NOT
 @pytest.mark.parametrize("command", ["systemctl restart nftables", "nft flush ruleset"])
-def test_no_rule_is_missing_after(command: str, site: Site, gateway: Container) -> None:
+def test_no_rule_is_missing_after(command: str, protect: str, site: Site, gateway: Container) -> None:
+    configured(gateway, protect)
     before = rules(gateway)
-    gateway.run(*command.split())
+    with watched(site, gateway, 4.0) as seen:
+        gateway.run(*command.split())
+    if protect == "protect = false":
+        assert seen[0].missing, "nothing keeps others from flushing it"
+        assert (seen[0].lost, seen[0].wrong) == (0, 0), seen
+        assert told(gateway)["firewall"]["restored"] >= 1
+    else:
+        assert_nothing_missed(seen, 4.0)
+        assert told(gateway)["firewall"]["restored"] == 0
     until(lambda: "table inet embargo" in gateway.run("nft", "list", "tables").stdout, "the table is there")
     until(lambda: not missing(before, gateway), "every rule is there")
     assert not site.reaches(LISTED)

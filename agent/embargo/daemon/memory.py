@@ -58,6 +58,9 @@ class Memory:
             except (ValueError, TypeError, KeyError, AttributeError):
                 break
         self._book.restore(rows.values(), now)
+        # what was left of the time without blocking is left still: while nobody ran, nobody saw who lives where
+        left = min(max(float(head.get("proving", 0.0)), 0.0), PROVING)
+        self._book.proving = now + left if left else 0.0
         return True
 
     def save(self, now: float) -> None:
@@ -66,7 +69,8 @@ class Memory:
         try:
             with open(temporary, "w", encoding="utf-8", opener=_private) as file:
                 self._saved = time.time()
-                file.write(json.dumps({"version": VERSION, "saved": self._saved}) + "\n")
+                head = {"version": VERSION, "saved": self._saved, "proving": round(max(self._book.proving - now, 0.0), 1)}
+                file.write(json.dumps(head) + "\n")
                 for row in self._book.saved(now):
                     file.write(json.dumps(row, separators=(",", ":")) + "\n")
                 file.flush()
