@@ -1,12 +1,11 @@
 """A gateway between a client and an upstream, each a container of Debian 12 and of Debian 13; the gateway has our package."""
 
+import json
 import subprocess
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,42 +24,6 @@ upstream = ["{UPSTREAM}"]
 
 [firewall]
 lan = ["lan0"]
-"""
-
-
-#: queries at an even rate from many ports, every id of a port once; says how many had no answer within five seconds
-LOAD = r"""
-import select, socket, sys, time
-server, rate, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
-query = bytes(2) + b"\1\0\0\1" + bytes(6) + b"\4mygw\6alipay\3com\0\0\1\0\1"
-socks = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(50)]
-for sock in socks:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-    sock.connect((server, 53))
-    sock.setblocking(False)
-poll, sent, answered, began = select.poll(), 0, set(), time.monotonic()
-for sock in socks:
-    poll.register(sock, select.POLLIN)
-by_fd = {sock.fileno(): sock for sock in socks}
-def take(milliseconds):
-    for fd, _ in poll.poll(milliseconds):
-        try:
-            while True:
-                answered.add((fd, by_fd[fd].recv(512)[:2]))
-        except (BlockingIOError, ConnectionRefusedError):
-            pass
-while time.monotonic() < began + seconds:
-    while sent < (time.monotonic() - began) * rate:
-        try:
-            socks[sent % 50].send((sent // 50).to_bytes(2) + query[2:])
-        except ConnectionRefusedError:
-            pass
-        sent += 1
-    take(1)
-end = time.monotonic() + 5
-while len(answered) < sent and time.monotonic() < end:
-    take(50)
-print(sent, sent - len(answered))
 """
 
 
@@ -91,32 +54,6 @@ class Site:
     def answered(self, name: str, server: str = GATEWAY) -> bool:
         return WEB in self.dig(name, "+short", server=server)
 
-    @contextmanager
-    def under_load(self, gateway: Container, seconds: float) -> Iterator[None]:
-        """5,000 queries a second for so long, the work within after a moment: none is lost, and our table is always there."""
-        self.client.path("/tmp/load.py").write_text(LOAD)
-        loaded = self.client.start("sh", "-c", f"python3 /tmp/load.py {GATEWAY} 5000 {seconds} >/tmp/lost 2>&1")
-        looks: list[bool] = []
-
-        def look() -> None:
-            while loaded.poll() is None:
-                looks.append("table inet embargo" in gateway.run("nft", "list", "tables").stdout)
-                time.sleep(0.05)
-
-        looking = threading.Thread(target=look)
-        looking.start()
-        try:
-            time.sleep(1.5)
-            yield
-        finally:
-            looking.join(seconds + 30)
-        out = self.client.path("/tmp/lost").read_text()
-        sent, lost = map(int, out.split())
-        assert sent > 10_000
-        assert lost == 0, out
-        assert len(looks) > 50
-        assert all(looks)
-
     def reaches(self, address: str) -> bool:
         """Does the client get a page from there?"""
         done = self.client.run("curl", "--silent", "--max-time", "5", f"http://{address}/", check=False)
@@ -130,26 +67,52 @@ def install(gateway: Container, deb: Path, *words: str) -> Done:
     return gateway.run("env", "DEBIAN_FRONTEND=noninteractive", "dpkg", *words, "--install", f"/root/{deb.name}")
 
 
+def told(gateway: Container) -> dict[str, Any]:
+    """What `embargo status` says."""
+    answer: dict[str, Any] = json.loads(gateway.run("embargo", "status", "--json").stdout)
+    return answer
+
+
 @pytest.fixture(scope="session")
 def deb() -> Path:
     return lab_.package()
 
 
+def _repacked(deb: Path, directory: Path, *edits: tuple[str, str, str]) -> Path:
+    """The package with some texts replaced: (path, old, new)."""
+    subprocess.run(["dpkg-deb", "--raw-extract", deb, directory / "tree"], check=True)
+    for path, old, new in edits:
+        text = (directory / "tree" / path).read_text()
+        assert old in text
+        (directory / "tree" / path).write_text(text.replace(old, new))
+    made = directory / f"embargo-agent_{directory.name}.deb"
+    subprocess.run(["dpkg-deb", "--build", "-Znone", directory / "tree", made], check=True, capture_output=True)
+    return made
+
+
+VERSION = "usr/lib/embargo/embargo/__init__.py"
+
+
 @pytest.fixture(scope="session")
 def older(deb: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The package as an earlier version would be."""
-    tree = tmp_path_factory.mktemp("older")
-    subprocess.run(["dpkg-deb", "--raw-extract", deb, tree / "tree"], check=True)
-    for path, old, new in (
+    return _repacked(
+        deb, tmp_path_factory.mktemp("older"),
         ("DEBIAN/control", "Version: ", "Version: 0.0.1~"),
-        ("usr/lib/embargo/embargo/__init__.py", '__version__ = "', '__version__ = "0.0.1~'),
+        (VERSION, '__version__ = "', '__version__ = "0.0.1~'),
         ("etc/embargo/embargo.toml", "# Embargo on this gateway.", "# An older Embargo on this gateway."),
-    ):
-        text = (tree / "tree" / path).read_text()
-        assert old in text
-        (tree / "tree" / path).write_text(text.replace(old, new))
-    subprocess.run(["dpkg-deb", "--build", "-Znone", tree / "tree", tree / "older.deb"], check=True, capture_output=True)
-    return tree / "older.deb"
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def newer(deb: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package as the next version would be, with one name more in a list."""
+    return _repacked(
+        deb, tmp_path_factory.mktemp("newer"),
+        ("DEBIAN/control", "Version: ", "Version: 99+"),
+        (VERSION, '__version__ = "', '__version__ = "99+'),
+        ("usr/share/embargo/blocklists/alipay/payment.list", "\nalipay.com ", "\nnewly-listed.example.net\nalipay.com "),
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session", params=["bookworm", "trixie"])
@@ -182,20 +145,6 @@ def gateway(site: Site) -> Iterator[Container]:
     machine = site.boot()
     yield machine
     machine.kill()
-
-
-@pytest.fixture
-def booted(site: Site) -> Iterator[Callable[[str], Container]]:
-    """Boots a gateway whose [firewall] section has these lines too."""
-    machines: list[Container] = []
-
-    def boot(lines: str) -> Container:
-        machines.append(site.boot(config=CONFIG + lines))
-        return machines[-1]
-
-    yield boot
-    for machine in machines:
-        machine.kill()
 
 
 @pytest.fixture

@@ -1,15 +1,14 @@
 """The Debian package: installed, upgraded, removed and purged by dpkg on a machine that is up."""
 
-import json
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from containers.conftest import CONFIG, LISTED, UPSTREAM, Site, install
+from containers.conftest import CONFIG, LISTED, UPSTREAM, Site, install, told
+from containers.steady import assert_nothing_missed, watched
 from embargo import __version__
 from support.lab import TOP, Container
-from tools.rig import until
 
 pytestmark = pytest.mark.root
 
@@ -22,11 +21,6 @@ def files(machine: Container) -> set[str]:
     found = machine.run("find", "/", "/run", "-xdev", "-not", "-type", "d", "-print", "-o", "-name", "*embargo*", "-print")
     paths = (path for path in found.stdout.splitlines() if not path.startswith("/root/"))
     return {path for path in paths if "embargo" in path or not path.startswith((*OTHERS, "/run/"))}
-
-
-def told(machine: Container) -> dict[str, object]:
-    answer: dict[str, object] = json.loads(machine.run("embargo", "status", "--json").stdout)
-    return answer
 
 
 def test_an_installation_leaves_a_running_enabled_service(deb: Path, bare: Container) -> None:
@@ -47,21 +41,6 @@ def test_apt_installs_it_as_the_readme_says(deb: Path, bare: Container) -> None:
     bare.path(f"/root/{deb.name}").write_bytes(deb.read_bytes())
     bare.run("sh", "-ec", "apt-get install /root/embargo-agent_*.deb")
     assert bare.run("systemctl", "is-active", "embargo").stdout == "active\n"
-
-
-def test_a_first_start_while_port_53_is_taken_says_by_whom_and_goes_on_when_it_is_free(deb: Path, bare: Container) -> None:
-    conf = bare.path("/etc/systemd/resolved.conf.d/extra.conf")
-    conf.parent.mkdir(parents=True)
-    conf.write_text("[Resolve]\nDNSStubListenerExtra=127.0.0.1\n")
-    bare.run("systemctl", "start", "systemd-resolved")
-    install(bare, deb)
-    assert bare.run("systemctl", "is-active", "embargo", check=False).stdout != "active\n"
-    wanted = "127.0.0.1:53 (UDP) is in use by a process of systemd-resolve; stop it, or listen on another address or port"
-    assert any(wanted in text for text in bare.messages("embargo"))
-    done = bare.run("embargo", "check", check=False)
-    assert "is in use by systemd-resolve (pid " in done.stdout, "outside of the unit, root sees the process"
-    bare.run("systemctl", "stop", "systemd-resolved")
-    until(lambda: "EDE: 15" in bare.run("dig", "@127.0.0.1", "mygw.alipay.com", check=False).stdout, "it is started again")
 
 
 def test_the_shipped_configuration_is_one_without_problems(deb: Path, bare: Container) -> None:
@@ -97,15 +76,34 @@ def test_an_upgrade_keeps_configuration_lists_and_state(deb: Path, older: Path, 
     assert site.blocked("mygw.alipay.com")
 
 
-def test_an_upgrade_and_the_way_back_lose_no_query(deb: Path, older: Path, site: Site, bare: Container) -> None:
-    install(bare, older)
-    bare.path("/etc/embargo/embargo.toml").write_text(CONFIG)
-    bare.run("systemctl", "reload", "embargo")
-    for package, version in ((deb, __version__), (older, f"0.0.1~{__version__}")):
-        with site.under_load(bare, 15):
-            install(bare, package, "--force-confold", "--force-downgrade")
-        assert told(bare)["version"] == version
-        assert not site.reaches(LISTED)
+@pytest.mark.parametrize("how", ["upgrade", "rollback"])
+def test_nothing_gets_lost_or_through_while_another_version_is_installed(
+    how: str, newer: Path, older: Path, site: Site, gateway: Container
+) -> None:
+    """By apt-get to a newer one, by dpkg back to an older one, with clients at work all the time."""
+    gateway.path("/etc/embargo/allow.list").write_text("allowed.alipay.com\n")
+    gateway.run("systemctl", "reload", "embargo")
+    gateway.run("embargo", "block", "mine.example.net")
+    before = told(gateway)
+    with watched(site, gateway, 10.0) as seen:
+        if how == "upgrade":
+            gateway.path(f"/root/{newer.name}").write_bytes(newer.read_bytes())
+            gateway.run("apt-get", "install", "--yes", f"/root/{newer.name}")
+        else:
+            done = install(gateway, older, "--force-confold")
+            assert "downgrading embargo-agent" in done.stdout + done.stderr
+    assert_nothing_missed(seen, 10.0)
+    after = told(gateway)
+    version = gateway.run("embargo", "version").stdout.strip()
+    assert str(after["version"]).startswith("99+" if how == "upgrade" else "0.0.1~")
+    assert str(after["version"]) in version
+    assert after["pid"] != before["pid"]
+    assert int(str(after["generation"])) >= int(str(before["generation"]))
+    assert gateway.path("/etc/embargo/embargo.toml").read_text() == CONFIG
+    assert site.blocked("newly-listed.example.net") == (how == "upgrade")
+    assert site.blocked("mine.example.net")
+    assert site.answered("allowed.alipay.com")
+    assert gateway.run("systemctl", "show", "--property=NRestarts", "--value", "embargo").stdout == "0\n"
 
 
 def test_a_removal_ends_the_blocking_and_a_purge_leaves_nothing(deb: Path, site: Site, bare: Container) -> None:

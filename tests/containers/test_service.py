@@ -2,12 +2,12 @@
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from containers.conftest import CONFIG, LISTED, UPSTREAM, WEB, Site
+from containers.conftest import CONFIG, LISTED, UPSTREAM, WEB, Site, told
+from containers.steady import assert_nothing_missed, watched
 from support.lab import Container
 from support.secure import NAME, Authority, Unbound
 from tools.rig import until
@@ -15,6 +15,7 @@ from tools.rig import until
 pytestmark = pytest.mark.root
 
 TOML = "/etc/embargo/embargo.toml"
+OWNED_OR_NOT = pytest.mark.parametrize("protect", ["protect = true", "protect = false"], ids=["owned", "open"])
 NET_ADMIN, NET_BIND_SERVICE, KILL = 1 << 12, 1 << 10, 1 << 5
 
 
@@ -23,9 +24,10 @@ def pid(gateway: Container) -> str:
 
 
 def rules(gateway: Container) -> list[str]:
-    """Our table's lines, without who owns it, what counts and what is learnt."""
+    """Our table's lines, without who owns it, what counts, what is learnt and the number of the judgement."""
     text = gateway.run("nft", "--stateless", "list", "table", "inet", "embargo").stdout
-    return re.sub(r"elements = \{[^}]*\}", "", re.sub(r"^(table .*|\tflags .*)\n", "", text, flags=re.MULTILINE)).splitlines()
+    without = (r"^(table .*|\tflags .*)\n", r"elements = \{[^}]*\}", r"^.* comment \"judgement \d+\"$")
+    return re.sub("|".join(without), "", text, flags=re.MULTILINE).splitlines()
 
 
 def missing(before: list[str], gateway: Container) -> list[str]:
@@ -38,9 +40,9 @@ def test_it_is_up_when_the_machine_has_booted(site: Site, gateway: Container) ->
     status = gateway.run("systemctl", "status", "embargo").stdout
     assert "Active: active (running)" in status
     assert "embargo.daemon.guardian" in status
-    told = json.loads(gateway.run("embargo", "status", "--json").stdout)
-    assert told["accelerator"].startswith("native"), "neither build of the compiled modules fits this Python"
-    assert told["firewall"]["present"]
+    found = told(gateway)
+    assert found["accelerator"].startswith("native"), "neither build of the compiled modules fits this Python"
+    assert found["firewall"]["present"]
     assert site.blocked("mygw.alipay.com")
 
 
@@ -138,18 +140,35 @@ def test_the_journal_shows_start_reload_and_stop(gateway: Container) -> None:
     assert places == sorted(places), text
 
 
-def test_the_rules_stay_after_a_stop_by_default(site: Site, gateway: Container) -> None:
-    before = rules(gateway)
+def configured(gateway: Container, *firewall: str) -> None:
+    """The configuration with these lines more in [firewall]; those about the table's owner count for a table made anew."""
     gateway.run("systemctl", "stop", "embargo")
+    gateway.run("nft", "delete", "table", "inet", "embargo", check=False)
+    gateway.path(TOML).write_text(CONFIG + "".join(f"{line}\n" for line in firewall))
+    gateway.run("systemctl", "start", "embargo")
+    flags = gateway.run("nft", "list", "table", "inet", "embargo").stdout.splitlines()[1]
+    assert ("flags owner" in flags) == ("protect = false" not in firewall), "the table has its flags, or none"
+
+
+@OWNED_OR_NOT
+def test_the_rules_stay_after_a_stop_by_default(protect: str, site: Site, gateway: Container) -> None:
+    configured(gateway, protect)
+    before = rules(gateway)
+    with watched(site, gateway, 4.0) as seen:
+        gateway.run("systemctl", "stop", "embargo")
+        assert missing(before, gateway) == []
+        assert not site.reaches(LISTED)
+        assert site.reaches(WEB)
+        assert "status:" not in site.dig("www.example.net", server=UPSTREAM), "fail is closed"
+        gateway.run("systemctl", "start", "embargo")
+    assert (seen[0].wrong, seen[0].opened, seen[0].missing) == (0, 0, 0), seen
     assert missing(before, gateway) == []
-    assert not site.reaches(LISTED)
-    assert site.reaches(WEB)
-    assert "status:" not in site.dig("www.example.net", server=UPSTREAM), "fail is closed"
+    assert site.blocked("mygw.alipay.com")
 
 
-def test_the_rules_go_with_a_stop_where_that_is_wanted(site: Site, gateway: Container) -> None:
-    gateway.path(TOML).write_text(CONFIG + 'on_stop = "remove"\n')
-    gateway.run("systemctl", "reload", "embargo")
+@OWNED_OR_NOT
+def test_the_rules_go_with_a_stop_where_that_is_wanted(protect: str, site: Site, gateway: Container) -> None:
+    configured(gateway, protect, 'on_stop = "remove"')
     assert not site.reaches(LISTED)
     gateway.run("systemctl", "stop", "embargo")
     assert gateway.run("nft", "list", "ruleset").stdout == ""
@@ -159,40 +178,35 @@ def test_the_rules_go_with_a_stop_where_that_is_wanted(site: Site, gateway: Cont
     assert site.answered("mygw.alipay.com", UPSTREAM)
 
 
-@pytest.mark.parametrize("protect", ["true", "false"])
+@OWNED_OR_NOT
 @pytest.mark.parametrize("how", ["restart", "kill"])
 def test_no_query_is_lost_and_no_moment_without_rules_when_it_is_started_again(
-    how: str, protect: str, site: Site, booted: Callable[[str], Container]
+    how: str, protect: str, site: Site, gateway: Container
 ) -> None:
-    """Also where a stop takes the rules away: this is none. systemd keeps the sockets and queries wait in them.
-
-    protect = "false" is what a kernel does that knows no owner of a table.
-    """
-    gateway = booted(f'on_stop = "remove"\nprotect = {protect}\n')  # a table keeps the flags that it was made with
+    """Also where a stop takes the rules away: this is none. systemd keeps the sockets and queries wait in them."""
+    configured(gateway, protect, 'on_stop = "remove"')
     before = pid(gateway)
-    again = ["systemctl", "restart", "embargo"] if how == "restart" else ["kill", "-KILL", before]
-    with site.under_load(gateway, 8):
+    with watched(site, gateway, 8.0) as seen:
+        again = ["systemctl", "restart", "embargo"] if how == "restart" else ["kill", "-KILL", before]
         gateway.run(*again)
+    assert_nothing_missed(seen, 8.0)
     assert pid(gateway) not in (before, "0")
-    assert not site.reaches(LISTED)
 
 
-@pytest.mark.parametrize(("on_stop", "stays"), [("keep", True), ("remove", False)])
-def test_what_a_stop_leaves_where_a_table_has_no_owner(
-    on_stop: str, stays: bool, site: Site, booted: Callable[[str], Container]
-) -> None:
-    gateway = booted(f'on_stop = "{on_stop}"\nprotect = false\n')
-    assert "flags" not in gateway.run("nft", "list", "table", "inet", "embargo").stdout.splitlines()[1]
-    assert not site.reaches(LISTED)
-    gateway.run("systemctl", "stop", "embargo")
-    assert ("table inet embargo" in gateway.run("nft", "list", "tables").stdout) is stays
-    assert site.reaches(LISTED) is not stays
-
-
+@OWNED_OR_NOT
 @pytest.mark.parametrize("command", ["systemctl restart nftables", "nft flush ruleset"])
-def test_no_rule_is_missing_after(command: str, site: Site, gateway: Container) -> None:
+def test_no_rule_is_missing_after(command: str, protect: str, site: Site, gateway: Container) -> None:
+    configured(gateway, protect)
     before = rules(gateway)
-    gateway.run(*command.split())
+    with watched(site, gateway, 4.0) as seen:
+        gateway.run(*command.split())
+    if protect == "protect = false":
+        assert seen[0].missing, "nothing keeps others from flushing it"
+        assert (seen[0].lost, seen[0].wrong) == (0, 0), seen
+        assert told(gateway)["firewall"]["restored"] >= 1
+    else:
+        assert_nothing_missed(seen, 4.0)
+        assert told(gateway)["firewall"]["restored"] == 0
     until(lambda: "table inet embargo" in gateway.run("nft", "list", "tables").stdout, "the table is there")
     until(lambda: not missing(before, gateway), "every rule is there")
     assert not site.reaches(LISTED)

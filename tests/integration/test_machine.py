@@ -40,6 +40,19 @@ def test_behind_the_stub_of_resolved_are_its_own(files: Path) -> None:
     assert machine.system_resolvers([]) == (Server("192.0.2.54", 53),)
 
 
+def test_the_stub_itself_is_never_asked(files: Path) -> None:
+    (files / "resolv.conf").write_text("nameserver 192.0.2.53\nnameserver 127.0.0.54\n")
+    (files / "resolved.conf").write_text("nameserver 127.0.0.1\nnameserver 192.0.2.53\nnameserver 192.0.2.54\n")
+    assert machine.system_resolvers([("127.0.0.1", 53)]) == (Server("192.0.2.53", 53), Server("192.0.2.54", 53))
+
+
+def test_where_the_machine_asks_us_those_of_resolved_are_left(files: Path) -> None:
+    (files / "resolv.conf").write_text("nameserver 127.0.0.1\nnameserver ::1\n")
+    assert machine.system_resolvers([("127.0.0.1", 53), ("::1", 53)]) == ()
+    (files / "resolved.conf").write_text("nameserver 192.0.2.54\n")
+    assert machine.system_resolvers([("127.0.0.1", 53), ("::1", 53)]) == (Server("192.0.2.54", 53),)
+
+
 def test_the_agent_never_asks_itself(files: Path) -> None:
     (files / "resolv.conf").write_text("nameserver 127.0.0.1\nnameserver 192.0.2.53\n")
     assert machine.system_resolvers([("127.0.0.1", 53)]) == (Server("192.0.2.53", 53),)
@@ -66,6 +79,16 @@ def test_a_wildcard_holds_every_address() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("0.0.0.0", 0))
         assert str(os.getpid()) in machine.holder("127.0.0.1", sock.getsockname()[1], udp=True)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_the_wildcard_is_held_by_whoever_has_one_of_its_addresses(address: str) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.bind((address, 0))
+        port = sock.getsockname()[1]
+        assert str(os.getpid()) in machine.holder("::" if ":" in address else "0.0.0.0", port, udp=True)
+        assert machine.holder("0.0.0.0" if ":" in address else "::", port, udp=True) == ""
 
 
 def test_a_free_port_has_no_holder() -> None:

@@ -41,6 +41,18 @@ def test_a_snapshot_is_recalled(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["learnt.jsonl"]
 
 
+def test_a_restart_does_not_end_the_time_without_blocking(tmp_path: Path) -> None:
+    path = tmp_path / "learnt.jsonl"
+    memory = Memory(str(path), Book(proving=500.0))
+    memory.save(100.0)
+    memory.close()
+    found, usable = recalled(path)
+    assert usable
+    assert found.proving == 1000.0 + 400.0
+    assert found.leads(WHY, [A], 300, 1399.0) == []
+    assert found.leads(WHY, [A], 300, 1400.0) != []
+
+
 def test_what_came_after_the_snapshot_is_recalled_too(tmp_path: Path) -> None:
     path = tmp_path / "learnt.jsonl"
     book, memory = saved(path)

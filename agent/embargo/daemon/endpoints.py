@@ -251,13 +251,25 @@ def _explain(endpoint: Endpoint, error: OSError, *, udp: bool) -> str:
     if error.errno == errno.EADDRINUSE:
         who = machine.holder(endpoint.address, endpoint.port, udp=udp)
         by = f" by {who}" if who else ""
-        return f"{place} is in use{by}; stop it, or listen on another address or port"
+        return f"{place} is in use{by}; {_making_room(endpoint, who)}, or listen on another address or port"
     if error.errno == errno.EACCES:
         return f"{place} needs root or CAP_NET_BIND_SERVICE; or listen on a port from 1024 on"
     if error.errno == errno.EADDRNOTAVAIL:
         address = ipaddress.ip_address(endpoint.address.partition("%")[0])
         return f"{place}: no interface has the address {address} yet; see `ip address`"
     return f"{place} cannot be opened: {os.strerror(error.errno or 0)}"
+
+
+def _making_room(endpoint: Endpoint, who: str) -> str:
+    """What has to be done about the holder of an address; stopping it is too much where it has other work."""
+    if machine.RESOLVED in who:
+        address = endpoint.address.partition("%")[0]
+        stub = ipaddress.ip_address(address).is_unspecified or address in machine.RESOLVED_STUBS
+        setting = "set DNSStubListener=no" if stub else f"take {address} out of DNSStubListenerExtra="
+        return f"{setting} in /etc/systemd/resolved.conf or resolved.conf.d and restart systemd-resolved"
+    if "dnsmasq" in who:
+        return "stop it, or set port=0 in its configuration, which leaves it DHCP"
+    return "stop it"
 
 
 def local_networks(config: Config, interfaces: Sequence[Interface]) -> tuple[str, ...]:

@@ -20,7 +20,8 @@ LOCAL_NETWORKS = (
 )  # fmt: skip
 RESOLV_CONF = "/etc/resolv.conf"
 RESOLVED_CONF = "/run/systemd/resolve/resolv.conf"  # the upstreams behind systemd-resolved's stub
-_RESOLVED_STUBS = ("127.0.0.53", "127.0.0.54")
+RESOLVED = "systemd-resolve"  # its user; the name of its process, too, which the kernel cuts after 15 octets
+RESOLVED_STUBS = ("127.0.0.53", "127.0.0.54")
 
 
 class Interface(NamedTuple):
@@ -85,12 +86,17 @@ def gateways() -> tuple[str, ...]:
 
 
 def system_resolvers(own: Iterable[tuple[str, int]]) -> tuple[Server, ...]:
-    """The servers of resolv.conf; behind systemd-resolved's stub, the ones it asks. Never ourselves: `own` endpoints."""
-    found = _nameservers(RESOLV_CONF)
-    if found and all(address in _RESOLVED_STUBS for address in found):
-        found = _nameservers(RESOLVED_CONF)
-    mine = set(own)
-    return tuple(Server(address, 53) for address in found if (address.partition("%")[0], 53) not in mine)
+    """The servers of resolv.conf. Never ourselves (`own` endpoints), nor systemd-resolved's stub, which may ask us.
+
+    Behind the stub, and where nobody but us is named, they are the ones that systemd-resolved asks.
+    """
+    never = {*own, *((stub, 53) for stub in RESOLVED_STUBS)}
+    named = _nameservers(RESOLV_CONF)
+    others = [address for address in named if (address.partition("%")[0], 53) not in never]
+    if len(others) < len(named):
+        more = _nameservers(RESOLVED_CONF) if not others or not {*RESOLVED_STUBS}.isdisjoint(named) else []
+        others += [address for address in more if (address.partition("%")[0], 53) not in never]
+    return tuple(Server(address, 53) for address in dict.fromkeys(others))
 
 
 def _nameservers(path: str) -> list[str]:
@@ -135,10 +141,15 @@ def _links(directory: str) -> Iterator[str]:
 
 
 def _sockets(address: str, port: int, *, udp: bool) -> Iterator[tuple[str, int]]:
-    """proc(5), net/udp and net/tcp: the sockets bound to this address and port, or to the wildcard, and whose they are."""
+    """proc(5), net/udp and net/tcp: the sockets that keep this address and port from others, and whose they are.
+
+    Those bound to it or to the wildcard; those bound to any address where it is the wildcard itself.
+    """
     packed = socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address.partition("%")[0])
     words = [packed[i : i + 4][::-1].hex().upper() for i in range(0, len(packed), 4)]  # each word in host order
-    for table, wanted in (("", "".join(words)), ("6", "".join(words))):
+    wanted = "".join(words)
+    everywhere = not wanted.strip("0")
+    for table in ("", "6"):
         try:
             with open(f"/proc/net/{'udp' if udp else 'tcp'}{table}", encoding="ascii") as file:
                 rows = [line.split() for line in file.readlines()[1:]]
@@ -146,5 +157,6 @@ def _sockets(address: str, port: int, *, udp: bool) -> Iterator[tuple[str, int]]
             continue
         for row in rows:
             host, _, number = row[1].partition(":")
-            if int(number, 16) == port and (host == wanted or not host.strip("0")) and (udp or row[3] == "0A"):
+            meets = host == wanted or not host.strip("0") or (everywhere and len(host) == len(wanted))
+            if meets and int(number, 16) == port and (udp or row[3] == "0A"):
                 yield f"socket:[{row[9]}]", int(row[7])

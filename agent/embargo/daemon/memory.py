@@ -58,13 +58,17 @@ class Memory:
             except (ValueError, TypeError, KeyError, AttributeError):
                 break
         self._book.restore(rows.values(), now)
+        # what was left of the time without blocking is left still: while nobody ran, nobody saw who lives where
+        left = min(max(float(head.get("proving", 0.0)), 0.0), PROVING)
+        self._book.proving = now + left if left else 0.0
         return True
 
     def save(self, now: float) -> None:
         """Write all of it, whole or not at all."""
         try:
             saved = time.time()
-            rows = [{"version": VERSION, "saved": saved}, *self._book.saved(now)]
+            head = {"version": VERSION, "saved": saved, "proving": round(max(self._book.proving - now, 0.0), 1)}
+            rows = [head, *self._book.saved(now)]
             text = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
             whole.replace({self.path: text.encode()}, 0o600)
             self._saved = saved

@@ -588,11 +588,14 @@ class Supervisor:
         self._loop.call_soon_threadsafe(self._hint.set)
 
     def _watch_lists(self) -> None:
-        if self._watch.follow((*sources.watched(self.settings), machine.RESOLV_CONF), ours=self.settings.log.events):
+        if self._watch.follow(self._watched(), ours=self.settings.log.events):
             self._hint.set()  # what changed there before it was watched
 
     def _snapshot(self) -> sources.Snapshot:
-        return sources.snapshot((*sources.watched(self.settings), machine.RESOLV_CONF))
+        return sources.snapshot(self._watched())
+
+    def _watched(self) -> tuple[str, ...]:
+        return (*sources.watched(self.settings), machine.RESOLV_CONF, machine.RESOLVED_CONF)
 
     async def _follow_files(self) -> None:
         """Reload when the content of a watched file is another than at the last look, and stays so for a moment."""
@@ -600,7 +603,9 @@ class Supervisor:
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._hint.wait(), RESCAN)
-            self._hint.clear()
+            if self._hint.is_set():
+                self._hint.clear()
+                self._watch_lists()  # what was missing may be a directory now
             now = self._snapshot()
             if now != self._seen:
                 await self._stable(now)
