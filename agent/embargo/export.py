@@ -143,7 +143,9 @@ class Written:
         self.rows.append(Row(match, subject, said, tuple(lines)))
 
     def lose(self, why: str, entry: object) -> None:
-        self.lost.setdefault(why, []).append(str(entry))
+        entries = self.lost.setdefault(why, [])
+        if str(entry) not in entries[-1:]:
+            entries.append(str(entry))
 
 
 class Format(NamedTuple):
@@ -346,8 +348,9 @@ def _adblock(what: Effective) -> Written:
         rank = _outrank(written, "suffix", f"||{text}^", text, below, _above(ranks, ruling.name, 0))
         ranks[ruling.name] = rank
         _outrank(written, "exact", f"|{text}^", text, itself, rank)
-    if important := sum("$" in line for row in written.rows for line in row.lines):
-        written.notes.append(f"{important} lines have $important, which some programs (Pi-hole) leave out")
+    lines = [line for row in written.rows for line in row.lines]
+    if unread := sum("||" not in line or "$" in line for line in lines):
+        written.notes.append(f"{unread} lines, |name^ and $important, are AdGuard's own: others (Pi-hole) leave them out")
     _without_addresses(what, written)
     return written
 
