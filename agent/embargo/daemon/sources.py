@@ -9,9 +9,10 @@ themselves alone.
 import difflib
 import os
 import stat
+import time
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from embargo import lists, names, policy
 from embargo.config import Config
@@ -23,6 +24,8 @@ from embargo.policy import App, Level, List, Source
 
 LOCAL = "local"  # the directory under [state] dir with what `block`, `allow` and `forget` wrote
 UPSTREAM = "the upstream resolver's"  # the role of protected addresses that we ask ourselves
+SETTLED = 0.25  # seconds without a change after which a file is whole
+TRIES = 12  # how many times that is waited for
 MAX_HOSTS = 1_000_000  # lines of a hosts file
 
 
@@ -145,7 +148,29 @@ def read(path: str, owners: frozenset[int], *, below: str = "") -> bytes:
             raise refuse("others than its owner can write it", f"take that away: chmod go-w {path}")
         if found.st_size > lists.MAX_FILE:
             raise refuse(f"it has {found.st_size} octets", f"a list has at most {lists.MAX_FILE}")
-        return file.read(lists.MAX_FILE + 1)
+        content = _whole(file)
+        if content is None:
+            raise refuse("it is being written all the time", "write another file, and give it this name when it is whole")
+        return content
+
+
+def _whole(file: BinaryIO) -> bytes | None:
+    """What stands in a file that nobody is writing to. Half a list would let through what the other half names."""
+    for _ in range(TRIES):
+        before = os.fstat(file.fileno())
+        file.seek(0)
+        content = file.read(lists.MAX_FILE + 1)
+        if not 0 <= time.time() - before.st_mtime <= SETTLED and _unchanged(file, before):
+            return content  # a time to come, where the clock was set back, tells nothing; it is not waited for
+        time.sleep(SETTLED)
+        if _unchanged(file, before):
+            return content
+    return None
+
+
+def _unchanged(file: BinaryIO, before: os.stat_result) -> bool:
+    now = os.fstat(file.fileno())
+    return (now.st_mtime_ns, now.st_size) == (before.st_mtime_ns, before.st_size)
 
 
 def _apps(directory: str, work: _Load) -> Iterator[App]:
