@@ -1,7 +1,9 @@
 """Exports read back: by the words of each format's documentation, and by the real resolvers on loopback."""
 
+import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -126,6 +128,13 @@ zone "rpz.embargo" {{ type primary; file "{directory}/policy"; allow-query {{ 12
 """
 
 
+def _copy(program: str, directory: Path) -> str:
+    """The program by another path: AppArmor knows Debian's by theirs, and lets them read their own directories alone."""
+    found = shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin")
+    assert found, f"{program} is not installed: see Makefile"
+    return str(shutil.copy(found, directory / program))
+
+
 def dnsmasq(directory: Path, port: int, upstream: int) -> list[str]:
     return ["dnsmasq", *_DNSMASQ, f"--port={port}", f"--server=127.0.0.1#{upstream}", f"--conf-file={directory}/policy"]
 
@@ -133,19 +142,19 @@ def dnsmasq(directory: Path, port: int, upstream: int) -> list[str]:
 def unbound(directory: Path, port: int, upstream: int) -> list[str]:
     values = {"directory": directory, "port": port, "upstream": upstream, "modules": "iterator"}
     (directory / "unbound.conf").write_text(_UNBOUND.format(**values, policy=f'include: "{directory}/policy"'))
-    return ["unbound", "-d", "-c", f"{directory}/unbound.conf"]
+    return [_copy("unbound", directory), "-d", "-c", f"{directory}/unbound.conf"]
 
 
 def unbound_rpz(directory: Path, port: int, upstream: int) -> list[str]:
     values = {"directory": directory, "port": port, "upstream": upstream, "modules": "respip iterator"}
     zone = f'rpz:\n name: "rpz.embargo."\n zonefile: "{directory}/policy"\n'
     (directory / "unbound.conf").write_text(_UNBOUND.format(**values, policy=zone))
-    return ["unbound", "-d", "-c", f"{directory}/unbound.conf"]
+    return [_copy("unbound", directory), "-d", "-c", f"{directory}/unbound.conf"]
 
 
 def bind(directory: Path, port: int, upstream: int) -> list[str]:
     (directory / "named.conf").write_text(_BIND.format(directory=directory, port=port, upstream=upstream))
-    return ["named", "-g", "-n", "1", "-c", f"{directory}/named.conf"]
+    return [_copy("named", directory), "-g", "-n", "1", "-c", f"{directory}/named.conf"]
 
 
 class Resolver:
