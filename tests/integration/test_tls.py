@@ -5,6 +5,7 @@ import itertools
 import socket
 import ssl
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -424,6 +425,24 @@ def test_other_authorities_take_effect_at_once(asking: Callable[..., Worker], pa
         worker = asking(server.port, authorities=not_ours(directory).text)
         assert refused(worker)[1].endswith("of an authority that is not trusted here")
         assert answered(asking(server.port), "other.test") == ["192.0.2.80"]
+
+
+def test_what_is_on_its_way_to_a_server_no_longer_believed_goes_to_nobody(
+    asking: Callable[..., Worker], pair: Pair, directory: Path
+) -> None:
+    """The authorities change while the handshake goes on."""
+    waiting = threading.Event()
+    with Secure(context(pair), before=lambda: waiting.wait(10)) as server:
+        worker = asking(server.port)
+        stranger = {"allow_from": ["127.0.0.0/8"], "block_mode": "nxdomain", "block_ttl": 10}
+        stranger |= {"upstream": [f"tls://127.0.0.1:{server.port}#{NAME}"], "tls_ca": not_ours(directory).text}
+        with worker.udp() as client:
+            client.send(query("free.test"))
+            until(lambda: server.tried == 1, "the handshake has begun")
+            worker.policy("alipay.example", dns=stranger)
+            waiting.set()
+            assert extended(dns.message.from_wire(client.recv(4096)))[0] in (REFUSED, SILENT)
+        assert server.asked == []
 
 
 def test_a_blocked_name_in_an_answer_over_tls_is_blocked(asking: Callable[..., Worker], pair: Pair, directory: Path) -> None:

@@ -41,7 +41,7 @@ class Pipelines:
         self.mismatched = 0
 
     def believe(self, authorities: str) -> None:
-        """From now on these vouch for servers; connections that others vouched for take no more questions."""
+        """From now on these vouch for servers; what waits on connections that others vouched for is asked again."""
         if authorities == self.trust.authorities:
             return
         self.trust = Trust(authorities)
@@ -49,7 +49,7 @@ class Pipelines:
             if server.tls:
                 pool.failed = None
                 for connection in list(pool.connections):
-                    connection.retire()
+                    connection.abort()
 
     def start(self, forward: Forward) -> None:
         flight = _Flight(forward)
@@ -132,7 +132,7 @@ class Pipelines:
             if reason:
                 connection.pool.failed = (self._loop.time() + PAUSE, reason, network)
         for flight in list(connection.flights.values()):
-            if connection.of_use and not flight.again:
+            if (connection.of_use or not reason) and not flight.again:
                 flight.leave()
                 flight.again = True
                 self._place(flight)
