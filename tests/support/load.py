@@ -41,6 +41,9 @@ AFTER = 1.0  # seconds that it goes on when all is mended
 SOCKETS = 12  # whose ports lead to this or that worker
 
 
+_loads = itertools.count()
+
+
 @dataclass(slots=True, eq=False)
 class Question:
     name: str
@@ -63,6 +66,7 @@ class Load:
         self._rate = rate
         self._probing = probes
         self._random = random.Random(seed)
+        self._zone = f"load{next(_loads)}"  # names that no load before has put into a cache
         self.questions: list[Question] = []
         self.wrong: list[str] = []  # what came and answers nothing that was asked
         self.echoes: Counter[str] = Counter()
@@ -150,7 +154,7 @@ class Load:
                 case 2:
                     yield f"cached{self._random.randrange(20)}.test"
                 case _:
-                    yield f"fresh{number}.test"
+                    yield f"fresh{number}.{self._zone}.test"
 
     def _hear(self, socks: Sequence[socket.socket], by_wire: dict[tuple[int, bytes], Question], seconds: float) -> None:
         for sock in select.select(socks, [], [], seconds)[0]:
