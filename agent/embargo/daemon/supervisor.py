@@ -559,6 +559,7 @@ class Supervisor:
     async def _follow_files(self) -> None:
         """Reload when the content of a watched file is another than at the last look, and stays so for a moment."""
         self._watch_lists()
+        again = 0.0
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._hint.wait(), RETRY if self._hindered() else RESCAN)
@@ -568,8 +569,9 @@ class Supervisor:
                 await self._stable(now)
                 await self.reload("files changed")
                 self._watch_lists()
-            elif self._hindered() and time.time() - self.last_at > RETRY / 2:
+            elif self._hindered() and self._loop.time() > again:
                 await self.reload("tried again")
+                again = self._loop.time() + RETRY
 
     def _hindered(self) -> bool:
         return self.last is not None and self.last.hindered
