@@ -20,11 +20,14 @@ OTHER = f"{LAN4}.7"  # one more address of the gateway
 
 
 @pytest.mark.parametrize(
-    "command",
-    ["flush ruleset", "delete table inet embargo", "flush table inet embargo"],
-    ids=lambda text: text.replace(" ", "-"),
+    ("command", "protect"),
+    [
+        ("flush ruleset", True),
+        ("flush ruleset", False),
+        ("delete table inet embargo", False),
+        ("flush table inet embargo", False),
+    ],
 )
-@pytest.mark.parametrize("protect", [True, False], ids=["owned", "open"])
 def test_somebody_flushes_the_rules(faulty: Rig, start: Start, command: str, protect: bool) -> None:
     with start(firewall={"protect": protect}) as agent:
         before = uses(agent)

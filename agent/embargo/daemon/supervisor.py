@@ -46,6 +46,7 @@ PATIENCE = 0.5  # seconds after which it is read all the same
 RESCAN = 30.0  # seconds; bind and network mounts send no hints
 RETRY = 5.0  # seconds until a reload is tried again that the machine was in the way of: a full disk, no descriptor left
 NETLINK = "nftables"  # the name of the netlink socket in systemd's store
+AGAIN = "tried again"  # why: not told while the same is in the way
 STAYS = "the generation before stays in force"
 LEDGERS = "ledgers"  # in [state] dir: a page for each child that counts attempts
 LEARNT = "learnt.jsonl"  # in [state] dir: the guardian's memory of addresses
@@ -327,7 +328,7 @@ class Supervisor:
         """Read everything again and put it in force, or say why not and leave what is in force there."""
         async with self._lock:
             outcome = await self._reload(why)
-        told = outcome.hindered and self.last is not None and self.last.errors == outcome.errors
+        told = why == AGAIN and self.last is not None and self.last.errors == outcome.errors
         self.last, self.last_at = outcome, time.time()
         if not told:
             self._tell(outcome, why)
@@ -570,7 +571,7 @@ class Supervisor:
                 await self.reload("files changed")
                 self._watch_lists()
             elif self._hindered() and self._loop.time() > again:
-                await self.reload("tried again")
+                await self.reload(AGAIN)
                 again = self._loop.time() + RETRY
 
     def _hindered(self) -> bool:
