@@ -69,7 +69,8 @@ async def run(order: dict[str, Any]) -> dict[str, Any]:
         sys.executable, "-P", "-m", "embargo.daemon.compiler",
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
-    os.sched_setscheduler(process.pid, os.SCHED_IDLE, os.sched_param(0))  # no query waits for it, not even for a time slice
+    with contextlib.suppress(OSError):  # it has ended already
+        os.sched_setscheduler(process.pid, os.SCHED_IDLE, os.sched_param(0))  # no query waits for it, not even for a time slice
     enough = asyncio.get_running_loop().call_later(POLITE, _like_everybody, process)
     try:
         out, err = await asyncio.wait_for(process.communicate(json.dumps(order).encode()), COMPILE)
