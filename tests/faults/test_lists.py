@@ -15,7 +15,7 @@ from tools.rig import Rig, until
 
 pytestmark = pytest.mark.root
 
-SECONDS = 3.0
+SECONDS = 2.0
 PAUSE = 0.01
 Write = Callable[[Path, str], None]
 
@@ -70,7 +70,7 @@ def test_a_list_of_which_half_is_written_waits_for_the_other_half(faulty: Rig, s
     with start() as agent:
         path = agent.root / "apps/alipay/payment.list"
         with Load(faulty, probes=False) as load:
-            for number in range(2):
+            for number in range(1):
                 whole = text(number)
                 with open(path, "w") as file:
                     asked = threading.Thread(target=agent.ask, args=("reload",))

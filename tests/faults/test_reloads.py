@@ -17,7 +17,7 @@ from tools.rig import Rig, until
 
 pytestmark = pytest.mark.root
 
-COUNT = 200
+COUNT = 120
 EACH = 20  # of which one compiles
 
 

@@ -18,7 +18,7 @@ from tools.rig import Rig, until
 
 pytestmark = pytest.mark.root
 
-TROUBLE = 1.5  # seconds
+TROUBLE = 1.0  # seconds
 Sent = Sequence[bytes | Late | Elsewhere]
 chance = random.Random(17)
 

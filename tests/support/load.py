@@ -37,7 +37,7 @@ RATE = 300.0  # questions a second, and
 PROBES = 50.0  # packets a second: half a processor has to be left for who answers
 MOST = 60_000  # questions of one load
 AGAIN, PATIENCE = 1.0, 5.0  # seconds until a question is repeated and given up
-AFTER = 1.0  # seconds that it goes on when all is mended
+AFTER = 0.7  # seconds that it goes on when all is mended
 SOCKETS = 12  # whose ports lead to this or that worker
 
 

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import socket
+import sys
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -110,7 +111,11 @@ class Channel:
 
 
 async def orders(channel: Channel) -> AsyncGenerator[tuple[Message, list[int]], None]:
-    """What comes over a channel, until the other side is gone. To be closed (`aclosing`), so that nobody reads on."""
+    """What comes over a channel, until the other side is gone. To be closed (`aclosing`), so that nobody reads on.
+
+    An order that is cut short, as when there was no descriptor left for what came with it, ends it too: whoever asked waits
+    for an answer, and a process that is started anew gets all of it again.
+    """
     loop = asyncio.get_running_loop()
     inbox: asyncio.Queue[tuple[Message, list[int]] | None] = asyncio.Queue()
 
@@ -119,6 +124,9 @@ async def orders(channel: Channel) -> AsyncGenerator[tuple[Message, list[int]], 
             received = channel.receive()
         except BlockingIOError:
             return
+        except ChannelError as error:
+            print(f"an order cannot be read, so this process ends: {error}", file=sys.stderr)
+            received = None
         if received is None:
             loop.remove_reader(channel.fileno())
         inbox.put_nowait(received)

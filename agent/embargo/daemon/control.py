@@ -122,7 +122,7 @@ class _Control:
         try:
             return await self._answer(line, uid)
         except OSError as error:
-            return {"ok": False, "error": f"{error.filename}: {error.strerror}"}
+            return {"ok": False, "error": supervisor.said(error)}
         except UnicodeDecodeError:
             return {"ok": False, "error": f"{sources.local_path(self._agent.settings, 'block')} and allow.list must be UTF-8"}
 

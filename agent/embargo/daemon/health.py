@@ -103,13 +103,13 @@ def answered(endpoint: Endpoint) -> bool:
     address, _, scope = endpoint.address.partition("%")
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     query = message.HEADER.pack(int.from_bytes(os.urandom(2)), message.RD, 1, 0, 0, 0) + _QUESTION
-    with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        sock.settimeout(SECONDS)
-        try:
-            at = (_ANY.get(address, address), endpoint.port)
+    at = (_ANY.get(address, address), endpoint.port)
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(SECONDS)
             sock.connect(at if family == socket.AF_INET else (*at, 0, socket.if_nametoindex(scope) if scope else 0))
             sock.send(query)
             reply = sock.recv(512)
-        except OSError:
-            return False
+    except OSError:
+        return False
     return reply[:2] == query[:2] and bool(reply[2] & 0x80) and reply[message.HEADER.size :].startswith(_QUESTION)

@@ -49,7 +49,7 @@ class Memory:
         for line in lines[1:-1]:  # the last one is empty, or was cut short
             try:
                 row = json.loads(line)
-                then = age - row.pop("after", 0.0)
+                then = max(age - row.pop("after", 0.0), 0.0)
                 for key in ("used", "until"):
                     if key in row:
                         row[key] -= then
@@ -85,7 +85,7 @@ class Memory:
         """These were learnt or freed just now: a guardian that is killed must not forget them."""
         if self._file is None:
             return
-        after = round(time.time() - self._saved, 1)
+        after = max(round(time.time() - self._saved, 1), 0.0)  # the clock may have been set back since
         with contextlib.suppress(OSError):  # the next snapshot tells of it
             for row in self._book.rows(addresses, now):
                 self._file.write(json.dumps(row | {"after": after}, separators=(",", ":")) + "\n")

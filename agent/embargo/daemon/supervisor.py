@@ -37,6 +37,7 @@ from embargo.daemon.surroundings import Surroundings
 from embargo.daemon.watch import Watch
 from embargo.daemon.witness import Marks
 from embargo.daemon.workers import Settings, Workers
+from embargo.daemon.workshop import Hindered
 from embargo.errors import ConfigError, EmbargoError, FirewallError, ImageError, Problem
 from embargo.pauses import Pause
 from embargo.policy import Class
@@ -47,7 +48,10 @@ log = logging.getLogger(__name__)
 STABLE = 0.25  # seconds without a change before a changed file is read: editors write in pieces
 PATIENCE = 0.5  # seconds after which it is read all the same
 RESCAN = 30.0  # seconds; bind and network mounts send no hints
+RETRY = 5.0  # seconds until a reload is tried again that the machine was in the way of: a full disk, no descriptor left
 NETLINK = "nftables"  # the name of the netlink socket in systemd's store
+AGAIN = "tried again"  # why: not told while the same is in the way
+STAYS = "the generation before stays in force"
 LEDGERS = "ledgers"  # in [state] dir: a page for each child that counts attempts
 LEARNT = "learnt.jsonl"  # in [state] dir: the guardian's memory of addresses
 APPLY = 60.0  # seconds for the firewall to take a generation
@@ -68,6 +72,7 @@ class Outcome:
     generation: int
     errors: tuple[Problem, ...] = ()
     problems: tuple[Problem, ...] = ()
+    hindered: bool = False  # not by what the files say: the same may succeed later
 
 
 class Supervisor:
@@ -334,8 +339,10 @@ class Supervisor:
         """Read everything again and put it in force, or say why not and leave what is in force there."""
         async with self._lock:
             outcome = await self._reload(why)
+        told = why == AGAIN and self.last is not None and self.last.errors == outcome.errors
         self.last, self.last_at = outcome, time.time()
-        self._tell(outcome, why)
+        if not told:
+            self._tell(outcome, why)
         return outcome
 
     async def rollback(self) -> Outcome:
@@ -354,7 +361,7 @@ class Supervisor:
                 await self._switch(old, new, self.around)
             except (ChildError, ListenError, OSError) as error:
                 new.close()
-                return Outcome(False, False, old.number, (Problem("rollback", 0, _said(error), ""),))
+                return Outcome(False, False, old.number, (Problem("rollback", 0, said(error), ""),))
         outcome = self.last = Outcome(True, True, number)
         self.last_at = time.time()
         self._tell(outcome, "rollback")
@@ -366,13 +373,15 @@ class Supervisor:
             old = self.generation
             assert old is not None
             undo = self.pauses.change(**change)
-            new = self.pauses.on(dataclasses.replace(old, fd=os.dup(old.fd)))
+            new = None
             try:
+                new = self.pauses.on(dataclasses.replace(old, fd=os.dup(old.fd)))
                 await self._switch(old, new, self.around)
             except (ChildError, ListenError, OSError) as error:
-                new.close()
+                if new is not None:
+                    new.close()
                 undo()
-                return Outcome(False, False, old.number, (Problem("pause", 0, _said(error), ""),))
+                return Outcome(False, False, old.number, (Problem("pause", 0, said(error), ""),))
         self._pausing.set()
         return Outcome(True, True, old.number)
 
@@ -405,7 +414,9 @@ class Supervisor:
             new = new or self._switched(old, settings, around, made_from)
             new = new or await self._compile(settings, around, made_from)
         except ConfigError as error:
-            return Outcome(False, False, number, error.problems)
+            return Outcome(False, False, number, error.problems, hindered=isinstance(error, Hindered))
+        except OSError as error:
+            return Outcome(False, False, number, (Problem("reload", 0, said(error), STAYS),), hindered=True)
         new = self.pauses.on(new)
         problems = tuple(Problem(*p) for p in new.report["problems"])
         if old is not None and self._same(old, new, around):
@@ -420,7 +431,7 @@ class Supervisor:
             new.close()
             if old is None and isinstance(error, EmbargoError):
                 raise  # nothing is in force that could stay: the agent does not start
-            return Outcome(False, False, number, (Problem("reload", 0, _said(error), "the generation before stays in force"),))
+            return Outcome(False, False, number, (Problem("reload", 0, said(error), STAYS),), hindered=True)
         return Outcome(True, True, new.number, (), problems)
 
     def _read_settings(self) -> Config:
@@ -428,7 +439,7 @@ class Supervisor:
             with open(self.settings.file, "rb") as file:
                 settings = config.parse(file.read(), self.settings.file)
         except OSError as error:
-            raise ConfigError([Problem(self.settings.file, 0, f"it cannot be read: {error.strerror}", "")]) from None
+            raise Hindered([Problem(self.settings.file, 0, f"it cannot be read: {error.strerror}", "")]) from None
         fixed = [
             Problem(settings.file, 0, f"{name}: it cannot change while the agent runs", "restart the agent")
             for name, was, is_ in (
@@ -467,7 +478,7 @@ class Supervisor:
         try:
             directory = self.store.workshop()
         except OSError as error:
-            raise ConfigError([Problem(error.filename or settings.state.dir, 0, f"{error.strerror}", "")]) from None
+            raise Hindered([Problem(error.filename or settings.state.dir, 0, f"{error.strerror}", "")]) from None
         material = workshop.material(settings, around, self._seen)
         order = workshop.order(settings, around) | {"directory": directory, "fingerprint": made_from, "material": material}
         answer = await workshop.run(order)
@@ -476,7 +487,7 @@ class Supervisor:
         try:
             return self.store.load(self.store.number(directory), settings, verified=answer["digest"])
         except (ImageError, OSError) as error:
-            raise ConfigError([Problem(settings.state.dir, 0, str(error), "is the disk full?")]) from None
+            raise Hindered([Problem(settings.state.dir, 0, str(error), "is the disk full?")]) from None
 
     def _same(self, old: Generation, new: Generation, around: Surroundings) -> bool:
         """Would nothing change but the number?"""
@@ -600,9 +611,10 @@ class Supervisor:
     async def _follow_files(self) -> None:
         """Reload when the content of a watched file is another than at the last look, and stays so for a moment."""
         self._watch_lists()
+        again = 0.0
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._hint.wait(), RESCAN)
+                await asyncio.wait_for(self._hint.wait(), RETRY if self._hindered() else RESCAN)
             if self._hint.is_set():
                 self._hint.clear()
                 self._watch_lists()  # what was missing may be a directory now
@@ -611,6 +623,12 @@ class Supervisor:
                 await self._stable(now)
                 await self.reload("files changed")
                 self._watch_lists()
+            elif self._hindered() and self._loop.time() > again:
+                await self.reload(AGAIN)
+                again = self._loop.time() + RETRY
+
+    def _hindered(self) -> bool:
+        return self.last is not None and self.last.hindered
 
     async def _stable(self, now: sources.Snapshot) -> None:
         """Wait until whoever writes has finished, but not for ever."""
@@ -631,7 +649,11 @@ class Supervisor:
                 await asyncio.wait_for(hints.news.wait(), RESCAN)
             await asyncio.sleep(STABLE)  # addresses come in twos and threes
             hints.news.clear()
-            if await asyncio.to_thread(surroundings.look, self.settings) != self.around:
+            try:
+                changed = await asyncio.to_thread(surroundings.look, self.settings) != self.around
+            except OSError:
+                changed = True  # the reload tells what is the matter, and is tried again
+            if changed:
                 await self.reload("the machine's addresses or resolvers changed")
 
     async def _summarise(self) -> None:
@@ -698,8 +720,11 @@ def _clients(hosts: dict[str, list[str]]) -> dict[str, str]:
     return {address: name for name, addresses in reversed(hosts.items()) for address in addresses}
 
 
-def _said(error: EmbargoError | OSError) -> str:
-    return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+def said(error: EmbargoError | OSError) -> str:
+    """In words, with the file where one is concerned."""
+    if not isinstance(error, OSError):
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
 
 
 def _lock(directory: str) -> int:

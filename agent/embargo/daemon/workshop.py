@@ -21,6 +21,10 @@ COMPILE = 120.0  # seconds for one compile
 POLITE = 3.0  # seconds in which it has the processor only when nobody else wants it; a change must not wait for ever
 
 
+class Hindered(ConfigError):
+    """Nothing is wrong with the files, as far as is known: the machine was in the way, and may not be later."""
+
+
 def order(settings: Config, around: Surroundings) -> dict[str, Any]:
     """What a compiler needs to know of the configuration and the machine."""
     return {"config": settings.text, "file": settings.file, "protected": surroundings.protected(settings, around)}
@@ -60,12 +64,13 @@ def switched(old: dict[str, Any], classes: Sequence[Class], settings: Config) ->
 
 
 async def run(order: dict[str, Any]) -> dict[str, Any]:
-    """One order to one compiler process. ConfigError when it does not answer as it should."""
+    """One order to one compiler process. Hindered when it does not answer as it should."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-P", "-m", "embargo.daemon.compiler",
         stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
-    os.sched_setscheduler(process.pid, os.SCHED_IDLE, os.sched_param(0))  # no query waits for it, not even for a time slice
+    with contextlib.suppress(OSError):  # it has ended already
+        os.sched_setscheduler(process.pid, os.SCHED_IDLE, os.sched_param(0))  # no query waits for it, not even for a time slice
     enough = asyncio.get_running_loop().call_later(POLITE, _like_everybody, process)
     try:
         out, err = await asyncio.wait_for(process.communicate(json.dumps(order).encode()), COMPILE)
@@ -73,10 +78,10 @@ async def run(order: dict[str, Any]) -> dict[str, Any]:
     except TimeoutError:
         process.kill()
         await process.wait()
-        raise ConfigError([Problem("compiler", 0, f"it did not end in {COMPILE:.0f} s", "are the lists too large?")]) from None
+        raise Hindered([Problem("compiler", 0, f"it did not end in {COMPILE:.0f} s", "are the lists too large?")]) from None
     except ValueError:
         last = err.decode(errors="replace").strip().rpartition("\n")[2]
-        raise ConfigError([Problem("compiler", 0, f"it ended with status {process.returncode}: {last}", "")]) from None
+        raise Hindered([Problem("compiler", 0, f"it ended with status {process.returncode}: {last}", "")]) from None
     finally:
         enough.cancel()
     return answer

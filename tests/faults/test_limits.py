@@ -1,0 +1,161 @@
+"""No descriptor is left, no memory is left: whoever is short of it goes on, or is started again."""
+
+import contextlib
+import os
+import resource
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from faults.conftest import Start
+from support.agent import Agent
+from support.load import Load, accounted, bounded, pids, uses
+from tools.rig import LAN4, Rig, until
+
+pytestmark = pytest.mark.root
+
+SHORT = 2.0  # seconds
+
+
+@contextlib.contextmanager
+def limited(pid: int, what: int, value: int) -> Iterator[None]:
+    """The limit of a running process, put back if it still runs."""
+    soft, hard = _limits(pid, what)
+    _limit(pid, what, value, hard)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            _limit(pid, what, soft, hard)
+
+
+def _limits(pid: int, what: int) -> tuple[int, int]:
+    name = {resource.RLIMIT_NOFILE: "Max open files", resource.RLIMIT_AS: "Max address space"}[what]
+    line = next(line for line in Path(f"/proc/{pid}/limits").read_text().splitlines() if line.startswith(name))
+    soft, hard = (-1 if word == "unlimited" else int(word) for word in line.removeprefix(name).split()[:2])
+    return soft, hard
+
+
+def _limit(pid: int, what: int, soft: int, hard: int) -> None:
+    """As the process's own user: for another's, root alone is not enough everywhere (CAP_SYS_RESOURCE)."""
+    of = os.stat(f"/proc/{pid}")
+    option = {resource.RLIMIT_NOFILE: "nofile", resource.RLIMIT_AS: "as"}[what]
+    words = ":".join("unlimited" if value == -1 else str(value) for value in (soft, hard))
+    user = ["setpriv", f"--reuid={of.st_uid}", f"--regid={of.st_gid}", "--clear-groups"]
+    subprocess.run([*user, "prlimit", f"--pid={pid}", f"--{option}={words}"], check=True, capture_output=True)
+
+
+def descriptors(pid: int, spare: int = 0) -> int:
+    """The limit at which a process can open so many more than it has."""
+    taken = {int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    return sorted(set(range(len(taken) + spare + 1)) - taken)[spare]
+
+
+def octets(pid: int) -> int:
+    """Its address space."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+def reloads(agent: Agent, number: int) -> None:
+    """A reload comes in force, soon."""
+    agent.write_app("qq", {"payment": [f"qq{number}.example"]})
+    until(lambda: agent.ask("reload")["ok"], "a reload is in force", 40)
+
+
+def works(agent: Agent, rig: Rig) -> None:
+    """Everything does, with as many processes as before, and over TCP too."""
+    until(lambda: (len(pids(agent, "resolver")), len(pids(agent, "guardian"))) == (2, 1), "all processes run")
+    for _ in range(8):  # both resolvers
+        until(lambda: rig.dig("client", f"@{LAN4}.1", "+tcp", "tcp.test").rcode == "NOERROR", "TCP is answered")
+    assert agent.ask("why", subject="qq2.example")["verdict"] == "blocked"
+
+
+def test_a_resolver_without_descriptors(faulty: Rig, start: Start) -> None:
+    with start() as agent:
+        before = uses(agent)
+        with Load(faulty) as load:
+            (victim, _) = pids(agent, "resolver")
+            with limited(victim, resource.RLIMIT_NOFILE, descriptors(victim)):
+                time.sleep(SHORT)
+                load.goes_on()
+                for _ in range(8):
+                    faulty.dig("client", f"@{LAN4}.1", "+tcp", "+time=1", "tcp.test")
+                reloads(agent, 1)  # a policy comes as a descriptor
+            load.goes_on()
+            reloads(agent, 2)
+            works(agent, faulty)
+        load.holds(silent=len(load.questions) // 100)  # of the one that has to be started again
+        bounded(before, uses(agent))
+    assert load.blocks <= accounted(agent)
+
+
+def test_a_guardian_without_descriptors(faulty: Rig, start: Start) -> None:
+    with start() as agent:
+        before = uses(agent)
+        with Load(faulty) as load:
+            (victim,) = pids(agent, "guardian")
+            with limited(victim, resource.RLIMIT_NOFILE, descriptors(victim)):
+                agent.write_app("qq", {"payment": ["qq1.example", "203.0.113.9"]})
+                agent.ask("reload", seconds=90.0)
+                load.goes_on()
+            reloads(agent, 2)
+            works(agent, faulty)
+        load.holds()
+        bounded(before, uses(agent))
+    assert load.blocks <= accounted(agent)
+
+
+@pytest.mark.parametrize("spare", [2])
+def test_a_supervisor_without_descriptors(faulty: Rig, start: Start, spare: int) -> None:
+    """It can start nobody and read nothing: what is in force stays, whoever asks is told, and it ends for none of that."""
+    with start() as agent:
+        before, generation = uses(agent), agent.ask("status")["generation"]
+        assert agent.process is not None
+        with Load(faulty) as load:
+            with limited(agent.process.pid, resource.RLIMIT_NOFILE, descriptors(agent.process.pid, spare)):
+                agent.write_app("qq", {"payment": ["qq1.example"]})
+                time.sleep(SHORT)
+                assert not agent.ended(), agent.errors
+                load.goes_on()
+            until(
+                lambda: agent.ask("why", subject="qq1.example")["verdict"] == "blocked", "the change is in force by itself", 40
+            )
+            assert agent.ask("status")["generation"] > generation
+            reloads(agent, 2)
+            works(agent, faulty)
+        load.holds()
+        bounded(before, uses(agent), fds=6)
+    assert load.blocks <= accounted(agent)
+
+
+@pytest.mark.parametrize("more", [0])
+def test_a_resolver_without_memory(faulty: Rig, start: Start, more: int) -> None:
+    with start() as agent:
+        with Load(faulty) as load:
+            (victim, _) = pids(agent, "resolver")
+            with limited(victim, resource.RLIMIT_AS, octets(victim) + more):
+                time.sleep(SHORT)
+                load.goes_on()
+                reloads(agent, 1)
+            load.goes_on()
+            reloads(agent, 2)
+            works(agent, faulty)
+        load.holds(silent=len(load.questions) // 100)  # of the one that has to be started again
+    assert load.blocks <= accounted(agent)
+
+
+def test_a_guardian_without_memory(faulty: Rig, start: Start) -> None:
+    with start() as agent:
+        with Load(faulty) as load:
+            (victim,) = pids(agent, "guardian")
+            with limited(victim, resource.RLIMIT_AS, octets(victim)):
+                agent.write_app("qq", {"payment": [f"198.51.{n // 250}.{n % 250}" for n in range(5_000)]})
+                agent.ask("reload", seconds=90.0)
+                load.goes_on()
+            reloads(agent, 2)
+            works(agent, faulty)
+        load.holds()
+    assert load.blocks <= accounted(agent)
