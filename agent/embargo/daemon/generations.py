@@ -20,6 +20,7 @@ from embargo.image import Image
 from embargo.pauses import Exempt
 from embargo.policy import Action, Switchboard
 
+LINK = ".current"  # the link to the one in force, before it takes the place of the old one
 KEEP = 5  # generations on disk; they are small, and the one before must be there for a rollback
 
 
@@ -54,7 +55,9 @@ class Store:
         """Make the directory and remove what a crash left half done. OSError when that cannot be."""
         os.makedirs(self._root, mode=0o750, exist_ok=True)
         for name in os.listdir(self._root):
-            if name.startswith("."):
+            if name == LINK:
+                os.unlink(f"{self._root}/{name}")
+            elif name.startswith("."):
                 shutil.rmtree(f"{self._root}/{name}", ignore_errors=True)
 
     def _numbers(self) -> list[int]:
@@ -120,7 +123,7 @@ class Store:
         return 0
 
     def make_current(self, number: int) -> None:
-        temporary = f"{self._root}/.current"
+        temporary = f"{self._root}/{LINK}"
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         os.symlink(f"{number:06}", temporary)
