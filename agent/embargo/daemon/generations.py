@@ -20,7 +20,6 @@ from embargo.image import Image
 from embargo.pauses import Exempt
 from embargo.policy import Action, Switchboard
 
-LINK = ".current"  # the link to the one in force, before it takes the place of the old one
 KEEP = 5  # generations on disk; they are small, and the one before must be there for a rollback
 
 
@@ -55,10 +54,11 @@ class Store:
         """Make the directory and remove what a crash left half done. OSError when that cannot be."""
         os.makedirs(self._root, mode=0o750, exist_ok=True)
         for name in os.listdir(self._root):
-            if name == LINK:
-                os.unlink(f"{self._root}/{name}")
+            path = f"{self._root}/{name}"
+            if os.path.islink(path) and name.startswith("."):
+                os.unlink(path)
             elif name.startswith("."):
-                shutil.rmtree(f"{self._root}/{name}", ignore_errors=True)
+                shutil.rmtree(path, ignore_errors=True)
 
     def _numbers(self) -> list[int]:
         return sorted(int(name) for name in os.listdir(self._root) if name.isascii() and name.isdecimal())
@@ -123,7 +123,7 @@ class Store:
         return 0
 
     def make_current(self, number: int) -> None:
-        temporary = f"{self._root}/{LINK}"
+        temporary = f"{self._root}/.current"
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         os.symlink(f"{number:06}", temporary)
