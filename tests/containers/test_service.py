@@ -21,9 +21,9 @@ def pid(gateway: Container) -> str:
 
 
 def rules(gateway: Container) -> list[str]:
-    """Our table's lines, without who owns it, what counts, what is learnt and the number of the judgement."""
+    """Our table's lines, without who owns it, what counts, what is learnt, and the numbers that each new one has."""
     text = gateway.run("nft", "--stateless", "list", "table", "inet", "embargo").stdout
-    without = (r"^(table .*|\tflags .*)\n", r"elements = \{[^}]*\}", r"^.* comment \"judgement \d+\"$")
+    without = (r"^(table .*|\tflags .*)\n", r"elements = \{[^}]*\}", r"^.* comment \"judgement \d+\"$", r"(?<=[a-z46])_\d+\b")
     return re.sub("|".join(without), "", text, flags=re.MULTILINE).splitlines()
 
 
