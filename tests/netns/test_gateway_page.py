@@ -15,7 +15,7 @@ import pytest
 
 from support.agent import running
 from support.box import Box
-from support.gateway_page import advertised_resolvers, block, offered_resolvers
+from support.gateway_page import advertised_resolvers, block, leased_resolvers
 from tools.rig import LAN4, LAN6, OTHER4, UPSTREAM4, WEB4, WEB6, Rig, until
 
 pytestmark = pytest.mark.root
@@ -78,7 +78,7 @@ def test_dnsmasq_tells_clients_of_us_and_leaves_port_53_alone(rig: Rig, tmp_path
             "--user=root",
         )
         rig.start("gateway", "dnsmasq", *words)
-        until(lambda: rig.within("client", offered_resolvers) == [f"{LAN4}.1"], "the offer names us alone")
+        until(lambda: rig.within("client", leased_resolvers) == [f"{LAN4}.1"], "the lease names us alone")
         until(lambda: rig.within("client", advertised_resolvers) == [f"{LAN6}:1"], "so does the advertisement")
         assert rig.dig("client", f"@{LAN4}.1", "www.alipay.example").rcode == "NXDOMAIN"
 

@@ -15,25 +15,34 @@ def block(kind: str, wanted: str = "") -> str:
     return next(text for text in found if wanted in text)
 
 
-def offered_resolvers() -> list[str]:
-    """What a DHCP server on eth0 offers as option 6 (RFC 2131, 2132)."""
+def leased_resolvers() -> list[str]:
+    """Option 6 of a lease that a DHCP server on eth0 gives (RFC 2131, 2132); systemd 252 has it in the last message alone."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
         sock.bind(("0.0.0.0", 68))
         sock.settimeout(3.0)
-        head = struct.pack("!BBBBIHH16x6s10x192x", 1, 1, 6, 0, 7, 0, 0x8000, bytes.fromhex("020000000001"))
-        sock.sendto(head + b"\x63\x82\x53\x63" + bytes((53, 1, 1, 55, 2, 3, 6, 255)), ("255.255.255.255", 67))
         try:
-            offer = sock.recv(2048)[240:]
-        except TimeoutError:
+            address, offer = _asked(sock, bytes((53, 1, 1)))
+            _, lease = _asked(sock, bytes((53, 1, 3, 50, 4)) + address + bytes((54, 4)) + offer[54])
+        except (TimeoutError, KeyError):
             return []
-    found = b""
-    while offer and offer[0] != 255:
-        if offer[0] == 6:
-            found += offer[2 : 2 + offer[1]]
-        offer = offer[2 + offer[1] :] if offer[0] else offer[1:]
+    found = lease.get(6, b"")
     return [socket.inet_ntop(socket.AF_INET, found[i : i + 4]) for i in range(0, len(found), 4)]
+
+
+def _asked(sock: socket.socket, options: bytes) -> tuple[bytes, dict[int, bytes]]:
+    """The address and the options of a DHCP server's answer."""
+    head = struct.pack("!BBBBIHH16x6s10x192x", 1, 1, 6, 0, 7, 0, 0x8000, bytes.fromhex("020000000001"))
+    wanted = bytes((55, 2, 3, 6, 255))  # routers and resolvers
+    sock.sendto(head + b"\x63\x82\x53\x63" + options + wanted, ("255.255.255.255", 67))
+    answer = sock.recv(2048)
+    rest, found = answer[240:], dict[int, bytes]()
+    while rest and rest[0] != 255:
+        if rest[0]:
+            found[rest[0]] = rest[2 : 2 + rest[1]]
+        rest = rest[2 + rest[1] :] if rest[0] else rest[1:]
+    return answer[16:20], found
 
 
 def advertised_resolvers() -> list[str]:
