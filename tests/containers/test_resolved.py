@@ -60,11 +60,19 @@ def test_its_own_servers_are_asked(deb: Path, bare: Container) -> None:
 
 def test_the_gateways_own_programs_may_ask_us_through_it(deb: Path, bare: Container) -> None:
     """It asks us first; its other server is the one that we ask."""
-    resolved(bare, f"DNS=127.0.0.1 {UPSTREAM}")
+    resolved(bare, f"DNS=127.0.0.1 {UPSTREAM}", "Domains=~.")
     install(bare, deb)
     assert asked(bare) == {UPSTREAM}
+    bare.run("systemctl", "restart", "systemd-resolved")
     assert blocks(bare, "127.0.0.53")
     assert answers(bare, "127.0.0.53")
+    bare.run("systemctl", "stop", "embargo")
+    until(lambda: answers(bare, "127.0.0.53"), "it turns to the other one")
+    bare.run("systemctl", "start", "embargo")
+    assert blocks(bare)
+    assert not blocks(bare, "127.0.0.53"), "and stays with it, as the page says"
+    bare.run("systemctl", "restart", "systemd-resolved")
+    assert blocks(bare, "127.0.0.53")
 
 
 def test_what_it_is_told_later_is_followed(deb: Path, bare: Container) -> None:

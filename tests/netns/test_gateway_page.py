@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import select
 import socket
 import struct
@@ -14,8 +15,8 @@ from typing import Any
 import pytest
 
 from support.agent import running
-from support.box import Box
-from support.gateway_page import advertised_resolvers, block, leased_resolvers
+from support.box import Box, Firewalld
+from support.gateway_page import PAGE, advertised_resolvers, block, leased_resolvers
 from tools.rig import LAN4, LAN6, OTHER4, UPSTREAM4, WEB4, WEB6, Rig, until
 
 pytestmark = pytest.mark.root
@@ -85,7 +86,7 @@ def test_dnsmasq_tells_clients_of_us_and_leaves_port_53_alone(rig: Rig, tmp_path
 
 @pytest.fixture(scope="module")
 def box() -> Iterator[Box]:
-    with Box("radvd", "kea-dhcp4-server") as made:
+    with Box("radvd", "kea-dhcp4-server", "firewalld") as made:
         yield made
 
 
@@ -103,6 +104,20 @@ def test_radvd_advertises_us(box: Box, rig: Rig) -> None:
 def test_kea_takes_its_configuration(box: Box, rig: Rig) -> None:
     box.write("/etc/kea/kea-dhcp4.conf", block("json"))
     box.run(rig, "kea-dhcp4", "-t", "/etc/kea/kea-dhcp4.conf")
+
+
+def test_firewalld_lets_clients_ask_us_with_the_command_of_the_page(box: Box, rig: Rig, tmp_path: Path) -> None:
+    (command,) = re.findall(r"`firewall-cmd (--zone=ZONE [^`]*)`", PAGE)
+    firewalld = Firewalld(box, rig)
+    with running(tmp_path, prefix=rig.prefix("gateway"), apps=APPS, **configuration('lan = ["lan0"]')):
+        firewalld.start()
+        try:
+            firewalld.command("--zone=internal", "--change-interface=lan0")
+            assert rig.dig("client", f"@{LAN4}.1", "www.alipay.example").rcode == "", "it is in the way"
+            firewalld.command(*command.replace("ZONE", "internal").replace(" --permanent", "").split())
+            assert rig.dig("client", f"@{LAN4}.1", "www.alipay.example").rcode == "NXDOMAIN"
+        finally:
+            firewalld.stop()
 
 
 # ── a VPN's interface ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -150,6 +165,10 @@ def test_clients_in_a_tunnel_are_policed_and_served(rig: Rig, tmp_path: Path) ->
         for command in (f"address add {TUNNEL}.1/24 dev wg0", "link set wg0 up"):
             rig.run("gateway", "ip", *command.split())
         rig.run("internet", "ip", "route", "add", f"{TUNNEL}.0/24", "via", "198.51.100.1")
+        (tmp_path / "without").mkdir()
+        with running(tmp_path / "without", prefix=rig.prefix("gateway"), apps=APPS, **configuration('lan = ["lan0"]')):
+            assert rig.reach("client", LISTED4) == "refused"
+            assert _syn(device, LISTED4) == "open", "once lan names an interface, others are not policed"
         with running(tmp_path, prefix=rig.prefix("gateway"), apps=APPS, **configuration("wg0")) as agent:
             query = struct.pack("!6H", 7, 0x0100, 1, 0, 0, 0) + b"\3www\6alipay\7example\0\0\1\0\1"
             datagram = struct.pack("!4H", 4000, 53, 8 + len(query), 0) + query
