@@ -19,7 +19,7 @@ demo: $(VENV)/run.stamp
 	@$(BIN)/python -m tools.demo
 
 test: $(VENV)/test.stamp
-	@tools/apt nftables iproute2 bind9-dnsutils dnsmasq-base procps mount util-linux systemd-container lintian
+	@tools/apt nftables iproute2 bind9-dnsutils bind9 unbound openssl dnsmasq-base procps mount util-linux systemd-container lintian
 	@$(MAKE) --no-print-directory lint
 	$(BIN)/pytest
 

@@ -61,7 +61,7 @@ def _commands() -> Iterator[str]:
     yield (
         "**embargo run** is the agent: a filtering DNS resolver and an nftables table, driven by one policy of apps and "
         "functions. The other commands ask it or change what is in force. Without a running agent, too, "
-        "**why**, **apps**, **check** and **log** tell what would be."
+        "**why**, **apps**, **check**, **export** and **log** tell what would be."
     )
     yield "# COMMANDS"
     for name, command in cli.cli.commands.items():

@@ -276,7 +276,7 @@ def query(bytes packet):
     if _Query is None:
         _types()
     return _made(_Query, (
-        p[0] << 8 | p[1], (p[2] & 1) << 8 | p[3] & 0x10, PyBytes_FromStringAndSize(<const char *>p + 12, end - 12),
+        p[0] << 8 | p[1], (p[2] & 1) << 8 | p[3] & 0x30, PyBytes_FromStringAndSize(<const char *>p + 12, end - 12),
         PyBytes_FromStringAndSize(<const char *>qname, end - 16), qtype, bool(edns), bool(do), payload,
     ))  # fmt: skip
 
@@ -436,7 +436,7 @@ def read(bytes packet, bytes question):
             PyBytes_FromStringAndSize(<const char *>chain[steps], lengths[steps]), (), tuple(addresses),
         )))  # fmt: skip
     return _made(_Answer, (
-        rcode, (an, ns, 0), body, tuple([(at_ttl[i], ttls[i]) for i in range(count)]), (p[2] & 4) << 8,
+        rcode, (an, ns, 0), body, tuple([(at_ttl[i], ttls[i]) for i in range(count)]), (p[2] & 4) << 8 | p[3] & 0x20,
         least if count and (soa or (addresses and not rcode)) else 0, False, False, tuple(leads), extra,
         answer_end if an else 0,
     ))  # fmt: skip
@@ -729,7 +729,10 @@ cdef class Answering:
             ar += 1
         if end + len(tail) > limit:
             return None
-        flags = 0x8080 | rd << 8 | stored.flags | cd | stored.rcode
+        flags = stored.flags
+        if variant != 6 and not packet[3] & 0x20:  # AD is for who asked for it, by that bit or by DO
+            flags &= ~0x20
+        flags |= 0x8080 | rd << 8 | cd | stored.rcode
         head[0], head[1], head[2], head[3] = flags >> 8, flags & 0xFF, 0, 1
         head[4], head[5], head[6], head[7], head[8], head[9] = an >> 8, an & 255, ns >> 8, ns & 255, ar >> 8, ar & 255
         self.hits += 1

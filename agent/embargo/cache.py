@@ -18,7 +18,7 @@ import struct
 from collections import deque
 from collections.abc import Callable
 
-from embargo.message import Answer
+from embargo.message import AA, Answer
 
 OVERHEAD = 740  # octets of Python objects around an entry, measured with tracemalloc
 PER_RECORD = 105  # and for each of its records
@@ -82,7 +82,8 @@ class Entry:
         body = bytearray(self.answer.body)
         for offset, _ in self.answer.ttls:
             struct.pack_into("!I", body, offset, STALE_TTL)
-        return self.answer._replace(body=bytes(body), ttls=tuple((offset, STALE_TTL) for offset, _ in self.answer.ttls))
+        ttls = tuple((offset, STALE_TTL) for offset, _ in self.answer.ttls)
+        return self.answer._replace(body=bytes(body), ttls=ttls, flags=self.answer.flags & AA)  # signatures may be over too
 
     def known_until(self, now: float) -> float:
         """Until when it may be given out without asking the cache again."""

@@ -4,22 +4,40 @@ Exit status: 0 done, 1 the answer is no or what was asked for failed, 2 usage or
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import click
 
 import embargo
 from embargo import config, ruleset, show
+from embargo import export as exporting
 from embargo.config import Config
-from embargo.daemon import compiler, control, endpoints, explain, machine, privileges, sources, supervisor, surroundings
+from embargo.daemon import (
+    compiler,
+    control,
+    endpoints,
+    explain,
+    journald,
+    machine,
+    metrics,
+    privileges,
+    sources,
+    supervisor,
+    surroundings,
+    tls,
+)
 from embargo.daemon.control import ControlError, NotRunning
 from embargo.daemon.endpoints import ListenError
 from embargo.daemon.netlink import Nftables
@@ -31,6 +49,7 @@ from embargo.ruleset import Own
 
 DEFAULT = "/etc/embargo/embargo.toml"
 NO, USAGE = 1, 2
+PROBES = 8  # servers that `check` asks for their certificates at once
 TRY = ("mygw.alipay.com", "pay.weixin.qq.com", "wup.qq.com")  # names for a first `dig`, the first blocked one is shown
 
 Told = dict[str, Any]
@@ -72,7 +91,7 @@ def verb(*, reads: bool = False) -> Callable[[Callable[..., None]], click.Comman
     return decorate
 
 
-def _fail(text: str, status: int) -> None:
+def _fail(text: str, status: int) -> NoReturn:
     show_error = "\n".join(show.clean(line) for line in text.splitlines())
     print(show_error, file=sys.stderr)
     sys.exit(status)
@@ -101,18 +120,23 @@ def _ask(file: str, name: str, **members: Any) -> Told:
 def run(file: str) -> None:
     """The agent, in the foreground. SIGHUP reloads, SIGTERM and SIGINT stop it."""
     settings = _settings(file)
-    under_systemd = "JOURNAL_STREAM" in os.environ
     logging.addLevelName(logging.CRITICAL, "critical")
-    logging.basicConfig(
-        level=logging.INFO, format="%(message)s" if under_systemd else "%(asctime)s %(levelname)s: %(message)s",
-        stream=sys.stderr,
-    )  # fmt: skip
+    if journald.under_it():
+        with contextlib.suppress(OSError):  # without its socket, what is printed reaches it all the same
+            logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[journald.JournalHandler()])
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s: %(message)s", stream=sys.stderr)
     asyncio.run(_run(settings))
 
 
 async def _run(settings: Config) -> None:
     around = await asyncio.to_thread(surroundings.look, settings)
-    await Supervisor(settings, around).run(control.serve, _ready)
+    await Supervisor(settings, around).run(_serve, _ready)
+
+
+@contextlib.asynccontextmanager
+async def _serve(agent: Supervisor) -> AsyncIterator[None]:
+    async with control.serve(agent), metrics.serve(agent):
+        yield
 
 
 def _ready(agent: Supervisor) -> None:
@@ -244,6 +268,7 @@ def _check_lists(settings: Config) -> list[Problem]:
 def _check_machine(settings: Config) -> Iterator[Problem]:
     around = surroundings.look(settings)
     yield from surroundings.asking_itself(settings, around)
+    yield from _check_tls(settings)
     if not around.upstreams:
         yield Problem(
             settings.file,
@@ -279,6 +304,49 @@ def _check_machine(settings: Config) -> Iterator[Problem]:
         yield Problem(settings.control, 0, str(error), "")
 
 
+def _check_tls(settings: Config) -> Iterator[Problem]:
+    """What is wrong with the upstreams over TLS that can be reached; who cannot be reached may be so tomorrow."""
+    authorities = ""
+    if settings.dns.tls_ca:
+        try:
+            authorities = tls.certificates(Path(settings.dns.tls_ca).read_text(errors="replace"))
+        except (OSError, ValueError):
+            return  # said of the file already
+    named = [("upstream", server) for server in settings.dns.upstream if server.tls]
+    named += [("forward", server) for _, servers in settings.dns.forward for server in servers if server.tls]
+    with ThreadPoolExecutor(PROBES) as pool:
+        found = pool.map(lambda each: tls.probe(each[1], authorities), named)
+        for (key, server), wrong in zip(named, found, strict=True):
+            if wrong:
+                hint = "mend it there, or name another server, another #name or dns.tls_ca"
+                yield Problem(settings.file, settings.line("dns", key), f"dns.{key}: {server} {wrong}", hint)
+
+
+@verb(reads=True)
+@click.argument("format_", metavar=f"{{{'|'.join(exporting.FORMATS)}}}", type=click.Choice(list(exporting.FORMATS)))
+@click.option(
+    "--serial", type=click.IntRange(0, 0xFFFF_FFFF), help="rpz: the zone's serial, for secondaries; otherwise from its content."
+)
+def export(file: str, format_: str, serial: int | None, as_json: bool) -> None:
+    """The policy for other software, from the configuration's files: no agent has to run.
+
+    rpz: a response policy zone, for BIND and others. hosts: the listed names alone. domains: names that stand for those below
+    them too. dnsmasq, unbound: lines for their configuration. adblock: AdGuard Home, Pi-hole. nft: the addresses, for nft -f.
+    What a format cannot say is told on standard error and in the header. With --json the entries, each with what decided.
+    """
+    settings = _settings(file)
+    loaded, built, board = _compiled(settings)
+    special = explain.special(zone for zone, _ in settings.dns.forward)
+    what = exporting.effective(built, board, settings, special)
+    made = exporting.render(what, format_, embargo.__version__, serial)
+    show.as_json(exporting.as_data(what, made.rows)) if as_json else print(made.text, end="")
+    lost = [f"not carried: {text}" for text in made.lost]
+    if loaded.problems:
+        lost.append(f"{len(loaded.problems)} problems with the lists; embargo check shows them")
+    for text in lost:
+        print(show.clean(text), file=sys.stderr)
+
+
 # ── the block log ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -305,6 +373,41 @@ def log(file: str, follow: bool, app: str, client: str, since: str, layer: str |
             and str(told.get("ts", "")) >= start
         ):
             print(line if as_json else show.event(told), flush=follow)
+
+
+@verb(reads=True)
+@click.option("--since", default="10m", show_default=True, help="What to count from: 10m, 2h, 1d, or a time.")
+@click.option("-n", "--rows", type=click.IntRange(1, 1000), default=10, show_default=True, help="Rows of each table.")
+@click.option("--once", is_flag=True, help="Show it once and end; so does --json, and an output that is no terminal.")
+def top(file: str, since: str, rows: int, once: bool, as_json: bool) -> None:
+    """A live view of the block log: the apps, clients, names and addresses with the most attempts. Ctrl-C ends it."""
+    path = _settings(file).log.events
+    live = not once and not as_json and sys.stdout.isatty()
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            counted = _counted(path, _since(since))
+            if as_json:
+                show.as_json({kind: [list(each) for each in found.most_common(rows)] for kind, found in counted.items()})
+            else:
+                show.top(counted, rows, since, clear=live)
+            if not live:
+                return
+            time.sleep(2.0)
+
+
+def _counted(path: str, start: str) -> dict[str, Counter[str]]:
+    """Attempts by app and function, by client, by name and by address."""
+    found: dict[str, Counter[str]] = {kind: Counter() for kind in ("apps", "clients", "names", "addresses")}
+    for line in _event_lines(path, follow=False):
+        with contextlib.suppress(ValueError, TypeError):
+            told = json.loads(line)
+            if told.get("event") in ("dns", "drop") and "app" in told and str(told["ts"]) >= start:
+                count = int(told.get("count", 1))
+                found["apps"][f"{told['app']}/{told['function']}"] += count
+                for kind, key in (("clients", "client"), ("names", "qname"), ("addresses", "dst")):
+                    if key in told:
+                        found[kind][str(told[key])] += count
+    return found
 
 
 def _since(text: str) -> str:
@@ -390,7 +493,11 @@ def verify(file: str, samples: int, everything: bool, seed: int, as_json: bool) 
 @verb()
 def reload(file: str) -> None:
     """Read everything again; returns when the new generation is in force, or 1 with the reason."""
-    _changed(_ask(file, "reload"))
+    try:
+        told = _ask(file, "reload")
+    except ConfigError as error:
+        _fail(f"{error}\nnothing changed; what is in force stays in force", USAGE)
+    _changed(told)
 
 
 @verb()
@@ -420,7 +527,39 @@ def forget(file: str, entries: tuple[str, ...]) -> None:
     _changed(_ask(file, "forget", entries=list(entries)))
 
 
+@verb()
+@click.argument("words", nargs=-1, required=True, metavar="[APP] DURATION")
+@click.option("--client", default="", help="Only for this client: an address or a network.")
+def pause(file: str, words: tuple[str, ...], client: str) -> None:
+    """Let an APP, or everything, pass for a while: 90s, 10m, 1h30m, 2d. It ends by itself and shows in status.
+
+    With --client for one client alone. It survives a restart, and embargo resume ends it early.
+    """
+    *app, duration = words
+    if len(app) > 1:
+        raise click.UsageError(f"name one app and a duration, not {len(words)} words")
+    told = _ask(file, "pause", app="".join(app), client=client, duration=duration)
+    _done(told)
+    show.lines(f"paused: {show.paused(each)}" for each in told["pauses"])
+
+
+@verb()
+@click.argument("app", required=False)
+@click.option("--client", default="", help="Only the pauses of this client.")
+def resume(file: str, app: str | None, client: str) -> None:
+    """End every pause, or those of an APP or a client."""
+    told = _ask(file, "resume", app=app or "", client=client)
+    _done(told)
+    show.lines(["resumed", *(f"still paused: {show.paused(each)}" for each in told["pauses"])])
+
+
 def _changed(told: Told) -> None:
+    _done(told)
+    print(f"generation {told['generation']} is in force" + ("" if told["changed"] else ", nothing changed"))
+
+
+def _done(told: Told) -> None:
+    """Was it? Otherwise the reason, and the end."""
     texts = [*told["errors"], *told.get("warnings", ()), *told.get("problems", ())]
     for text in texts[: supervisor.TOLD]:
         print(show.clean(text), file=sys.stderr)
@@ -429,7 +568,6 @@ def _changed(told: Told) -> None:
     if not told["ok"]:
         print(f"nothing changed; generation {told['generation']} stays in force", file=sys.stderr)
         sys.exit(NO)
-    print(f"generation {told['generation']} is in force" + ("" if told["changed"] else ", nothing changed"))
 
 
 @verb()

@@ -15,7 +15,7 @@ from embargo import names, toml
 from embargo.errors import ConfigError, Problem, Refused
 from embargo.names import Name
 from embargo.policy import BYPASS_FUNCTIONS, FUNCTIONS, Action, Selection
-from embargo.upstream import Server
+from embargo.upstream import SCHEMES, Server
 
 BLOCK_MODES = ("nxdomain", "nodata", "null", "refused")
 
@@ -34,6 +34,7 @@ class Dns:
     allow_from: tuple[str, ...]  # networks, or "local"
     upstream: tuple[Server, ...]  # what "system" stands for is left out here
     upstream_system: bool
+    tls_ca: str
     forward: tuple[tuple[str, tuple[Server, ...]], ...]
     hosts: tuple[str, ...]
     workers: int | None  # None: as many as the machine has processors, at most 4
@@ -73,6 +74,11 @@ class Log:
 
 
 @dataclass(frozen=True, slots=True)
+class Metrics:
+    listen: Listen | None
+
+
+@dataclass(frozen=True, slots=True)
 class State:
     dir: str
     runtime: str
@@ -88,6 +94,7 @@ class Config:
     lists: Lists
     firewall: Firewall
     log: Log
+    metrics: Metrics
     state: State
     text: str = field(default="", compare=False, repr=False)  # as read; two texts that mean the same are the same configuration
 
@@ -98,6 +105,9 @@ class Config:
     def line(self, *path: str | int) -> int:
         """The line of a key in the file, for what only the world around can find wrong with it; 0 when it has none."""
         return toml.Lines(self.text).at(*path)
+
+
+_HOST = re.compile(r"([a-z0-9_]([a-z0-9_-]*[a-z0-9_])?\.)*(?!\d+$)[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?")  # no address
 
 
 class _Several(ValueError):
@@ -124,9 +134,9 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def _endpoint(text: str) -> tuple[str, int]:
-    """`192.0.2.1`, `192.0.2.1:53`, `2001:db8::1` or `[2001:db8::1]:53` as address and port; 53 is the default."""
-    host, port = text, "53"
+def _endpoint(text: str, default: int = 53) -> tuple[str, int]:
+    """`192.0.2.1`, `192.0.2.1:53`, `2001:db8::1` or `[2001:db8::1]:53` as address and port."""
+    host, port = text, str(default)
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):
@@ -146,18 +156,44 @@ def _listen(value: Any) -> Listen:
     return Listen(*_endpoint(value))
 
 
+def _metrics(value: Any) -> Listen | None:
+    if value == "":
+        return None
+    hint = 'write it as in "127.0.0.1:9153"'
+    if not isinstance(value, str):
+        raise Refused("wrong type", hint)
+    if not re.fullmatch(r"(\d[\d.]*|\[[0-9A-Fa-f:.]+\]):\d+", value, re.ASCII):
+        raise Refused(f'"{value}" is no address with a port', hint)
+    return Listen(*_endpoint(value))
+
+
 def _server(value: Any) -> Server:
     if not isinstance(value, str):
         raise Refused("wrong type", 'write an address such as "192.0.2.53"')
     scheme, separator, rest = value.partition("://")
     if not separator:
         scheme, rest = "udp", value
-    if scheme == "tls":
-        raise Refused(f'"{value}": DNS over TLS to the upstream is not in this version', "use a plain address or tcp://")
-    if scheme not in ("udp", "tcp"):
-        raise Refused(f'"{value}" has an unknown scheme', "write an address alone or tcp://address")
-    address, port = _endpoint(rest)
-    return Server(address, port, scheme == "tcp")
+    if scheme not in SCHEMES:
+        raise Refused(f'"{value}" has an unknown scheme', "write an address alone, tcp://address or tls://address#name")
+    at, mark, name = rest.partition("#")
+    if mark and scheme != "tls":
+        raise Refused(f'"{value}" names a certificate, which only TLS has', f'write "tls://{rest}"')
+    address, port = _endpoint(at, SCHEMES[scheme])
+    return Server(address, port, scheme, _host(name) if mark else "")
+
+
+def _host(text: str) -> str:
+    """The name that a certificate must be for, as it stands there."""
+    try:
+        name = names.to_text(names.from_text(text)) if text else ""
+    except ValueError:
+        name = ""
+    if not _HOST.fullmatch(name):
+        raise Refused(
+            f'"{text}" is no name that a certificate could be for',
+            "write it as in tls://192.0.2.54#resolver.example; without # the certificate must be for the address",
+        )
+    return name
 
 
 def _network(value: Any) -> str:
@@ -196,6 +232,10 @@ def _path(value: Any) -> str:
     if not value.startswith("/") or "\0" in value:
         raise Refused(f'"{value}" is not an absolute path', "write it from / on")
     return value
+
+
+def _path_or_none(value: Any) -> str:
+    return value if value == "" else _path(value)
 
 
 def _interface(value: Any) -> str:
@@ -344,7 +384,10 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "allow_from": Option(["local"], _many(_source),
             '"local" (loopback, private, link-local and the lan interfaces\' own networks) or networks; others get no answer'),
         "upstream": Option(["system"], _many(_upstream, least=1),
-            '"system" (the machine\'s resolvers) or addresses: "192.0.2.53", "tcp://192.0.2.53", each with optional :port'),
+            '"system" (the machine\'s resolvers) or addresses: "192.0.2.53", "tcp://192.0.2.53", '
+            '"tls://192.0.2.54#resolver.example" (its certificate\'s name; without #: its address), each with optional :port'),
+        "tls_ca": Option("", _path_or_none,
+            "authorities (PEM) that certificates of tls:// upstreams must come from; empty: those that the system trusts"),
         "forward": Option({}, _forward, 'zones that go elsewhere: { "corp.example" = ["192.0.2.10"] }, reverse zones too'),
         "hosts": Option([], _many(_path), "hosts files with local records"),
         "workers": Option("auto", _workers, "resolver processes"),
@@ -389,6 +432,9 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "names": Option("blocked", _choice("blocked", "all", "none"), "whose queries are logged; none: without the name"),
         "max_bytes": Option(64 << 20, _int(4096, 1 << 40), "size at which the event log is rotated"),
         "keep": Option(5, _int(1, 1000), "rotated event logs kept"),
+    },
+    "metrics": {
+        "listen": Option("", _metrics, 'address:port where Prometheus finds /metrics; "": nowhere'),
     },
     "state": {
         "dir": Option("/var/lib/embargo", _path, "generations and local lists"),
@@ -479,6 +525,7 @@ def _build(file: str, text: str, values: dict[str, dict[str, Any]]) -> Config:
         lists=Lists(**values["lists"]),
         firewall=Firewall(except_=firewall.pop("except"), **firewall),
         log=Log(**values["log"]),
+        metrics=Metrics(**values["metrics"]),
         state=State(**values["state"]),
         text=text,
     )

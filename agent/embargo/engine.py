@@ -2,7 +2,7 @@
 
 `handle` takes a packet and gives what is to be done about it: a Reply, a Forward (ask this server), Joined (somebody
 asked the same just now), or a Drop. `complete` takes an upstream's response, `expire` the news that none came; both give
-the Replies it settles, or the next Forward. The order of a query's way stands in `handle` and `_judge` and nowhere else:
+the Replies it settles, or the next Forward. The order of a query's way stands in `Engine.handle` and `_judge` and nowhere else:
 
     client ACL → malformed, opcode, class → special names → allow → block → local records → cache → upstream → answer
 """
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from embargo import message, names, policy, response
 from embargo.cache import NOBODY, RETRY, Cache, Entry
 from embargo.errors import MessageError
-from embargo.fastpath import SPECIAL, Attempt, Rules, unclaimed
+from embargo.fastpath import SPECIAL, Acl, Attempt, Rules, unclaimed
 from embargo.message import Answer, Lead, Query
 from embargo.names import Name
 from embargo.policy import Action, Claims, Decision
@@ -69,6 +69,7 @@ class _Waiter(NamedTuple):
     client: str
     peer: object
     udp: bool
+    rules: Rules
 
 
 class _Judged(NamedTuple):
@@ -144,6 +145,8 @@ class Zones:
 class Engine:
     def __init__(self, rules: Rules, zones: Zones, cache: Cache) -> None:
         self.rules = rules
+        self.exempt: tuple[tuple[Acl, Rules], ...] = ()  # clients that are judged by rules of their own
+        self.acl = rules.acl  # who gets an answer, by whatever rules
         self.zones = zones
         self.cache = cache
         self._pending: dict[int, _Pending] = {}
@@ -158,9 +161,16 @@ class Engine:
     def pending(self) -> int:
         return len(self._pending)
 
-    def adopt(self, rules: Rules, zones: Zones | None = None) -> None:
-        """Judge by other rules from the next packet on. Cached answers stay and are judged again when asked for."""
-        self.rules = rules
+    def adopt(
+        self, rules: Rules, zones: Zones | None = None, exempt: Iterable[tuple[Acl, Rules]] = (), acl: Acl | None = None
+    ) -> None:
+        """Judge by other rules from the next packet on. Cached answers stay and are judged again when asked for.
+
+        `exempt`: clients with rules of their own, the first that holds one decides; `acl`: all who are answered, when
+        `rules.acl` leaves these out (so that the fast path declines them).
+        """
+        self.rules, self.exempt = rules, tuple(exempt)
+        self.acl = rules.acl if acl is None else acl
         if zones is not None and zones != self.zones:
             self.zones = zones
             self.cache.clear()
@@ -169,7 +179,7 @@ class Engine:
         self, packet: bytes, client: str, peer: object, now: float, *, udp: bool = True
     ) -> Reply | Forward | Joined | Drop:
         """One query from a client; `peer` comes back in the Reply."""
-        if not self.rules.acl.allows(client):
+        if not self.acl.allows(client):
             return Drop("acl")
         if len(packet) < 12:
             return Drop("short")
@@ -179,24 +189,26 @@ class Engine:
             query = message.parse_query(packet)
         except message.Refused as refused:
             return Reply(message.reply(refused.query, Answer(refused.rcode), udp=udp), peer, client)
-        waiter = _Waiter(query, client, peer, udp)
+        rules = self._rules_for(client)
+        waiter = _Waiter(query, client, peer, udp, rules)
         answer = special(query, self.zones)
         if answer is not None:
             return Reply(message.reply(query, answer, udp=udp), peer, client)
-        claims = self.rules.image.lookup(query.qname)
+        claims = rules.image.lookup(query.qname)
         if claims:
-            action, decision = self.rules.board.choose(claims)
+            action, decision = rules.board.choose(claims)
             if action is Action.BLOCK and decision is not None:
                 return self._block(waiter, decision)
         answer = self.zones.local(query.qname, query.qtype, SPECIAL_TTL)
         if answer is not None:
-            return self._reply(waiter, self._judge(query.qname, answer))
+            return self._reply(waiter, _judge(rules, query.qname, answer))
         key = query.key
         entry = self.cache.get(key, now)
         if entry is not None:
             self.cache.hits += 1
-            judged = self._judge(query.qname, entry.answer._replace(body=entry.body(now)))
-            entry.judged = self.rules.judged if judged.everyday else NOBODY
+            judged = _judge(rules, query.qname, entry.answer._replace(body=entry.body(now)))
+            if rules is self.rules:
+                entry.judged = rules.judged if judged.everyday else NOBODY
             return self._reply(waiter, judged)
         self.cache.misses += 1
         old = self.cache.stale(key, now)
@@ -204,8 +216,13 @@ class Engine:
             return self._reply_stale(waiter, old)
         return self._ask(waiter, key, now)
 
+    def _rules_for(self, client: str) -> Rules:
+        if not self.exempt:  # nearly always
+            return self.rules
+        return next((rules for acl, rules in self.exempt if acl.allows(client)), self.rules)
+
     def _block(self, waiter: _Waiter, decision: Decision) -> Reply:
-        query, rules = waiter.query, self.rules
+        query, rules = waiter.query, waiter.rules
         wire = message.reply(query, rules.block_answer(decision, query.qtype), ede=rules.ede(decision), udp=waiter.udp)
         attempt = Attempt(rules, query.qname, query.qtype, decision, rules.action_name(decision))
         return Reply(wire, waiter.peer, waiter.client, attempt)
@@ -215,7 +232,9 @@ class Engine:
         self.stale += 1
         answer = old.stale()
         code = message.EDE_STALE_NXDOMAIN if answer.rcode == message.NXDOMAIN else message.EDE_STALE
-        return self._reply(waiter, self._judge(waiter.query.qname, answer), message.ede(code, "no upstream answers"))
+        rules = self._rules_for(waiter.client)  # it may have waited for long
+        judged = _judge(rules, waiter.query.qname, answer)
+        return self._reply(waiter._replace(rules=rules), judged, message.ede(code, "no upstream answers"))
 
     def _reply(self, waiter: _Waiter, judged: _Judged, ede: bytes = b"") -> Reply:
         """The answer of a hosts file, the cache or an upstream, or the block that it deserves."""
@@ -223,72 +242,10 @@ class Engine:
         if judged.action is Action.BLOCK and decision is not None:
             return self._block(waiter, decision)
         wire = message.reply(query, judged.answer, ede=ede, udp=waiter.udp)
-        if decision is None and not self.rules.log_all:
+        if decision is None and not waiter.rules.log_all:
             return Reply(wire, waiter.peer, waiter.client, None, judged.passing)
-        attempt = Attempt(self.rules, query.qname, query.qtype, decision, "pass", audit=decision is not None)
+        attempt = Attempt(waiter.rules, query.qname, query.qtype, decision, "pass", audit=decision is not None)
         return Reply(wire, waiter.peer, waiter.client, attempt, judged.passing)
-
-    def _judge(self, qname: Name, answer: Answer) -> _Judged:
-        """What the question and every owner, target, address and hint of its answer lead to. The first block decides.
-
-        The question is judged again: the rules may have changed while the upstream was asked. The other sections hold
-        what nobody asked for: where they lead to something blocked, they are left out.
-        """
-        if unclaimed(self.rules.image, qname, answer):
-            return _Judged(Action.PASS, None, answer, everyday=not self.rules.log_all)
-        claims = self.rules.image.lookup(qname)
-        action, decision = self.rules.board.choose(claims)
-        if action is Action.BLOCK:
-            return _Judged(action, decision, answer)
-        if policy.allows(self.rules.image.classes, claims):
-            addresses = [address for lead in answer.leads for address in lead.addresses]
-            return _Judged(Action.PASS, None, answer, self._passing(answer, addresses))
-        known = {qname: claims}
-        led, found, addresses, by_name = self._judge_leads(answer.leads, known)
-        if led is Action.BLOCK:
-            return _Judged(led, found, answer, by_name=by_name)
-        whole = not answer.extra_leads or self._judge_leads(answer.extra_leads, known)[0] is not Action.BLOCK
-        return _Judged(
-            max(action, led),
-            decision or found,
-            answer if whole else message.answer_only(answer),
-            self._passing(answer, addresses),
-            everyday=whole and not addresses and not (decision or found) and not self.rules.log_all,
-            by_name=by_name or decision is not None,
-        )
-
-    def _judge_leads(
-        self, leads: Iterable[Lead], known: dict[Name, Claims]
-    ) -> tuple[Action, Decision | None, list[bytes], bool]:
-        """(action, decision, the addresses that allowed names lead to, whether the decision is about a name).
-
-        An allowed name passes with all that it leads to.
-        """
-        image, choose = self.rules.image, self.rules.board.choose
-        audited: Decision | None = None
-        by_name = True
-        passed: set[Name] = set()
-        addresses: list[bytes] = []
-        for owner, targets, packed in leads:
-            for name in (owner, *targets):
-                if name not in known:
-                    known[name] = image.lookup(name)
-            if owner in passed or policy.allows(image.classes, known[owner]):
-                passed.update(targets)
-                addresses += packed
-                continue
-            led = [known[owner], *(known[target] for target in targets), *map(image.lookup_address, packed)]
-            for number, (action, decision) in enumerate(map(choose, led)):
-                if action is Action.BLOCK:
-                    return action, decision, [], number <= len(targets)
-                if decision is not None and audited is None:
-                    audited, by_name = decision, number <= len(targets)
-        return Action.AUDIT if audited else Action.PASS, audited, addresses, by_name
-
-    def _passing(self, answer: Answer, addresses: Iterable[bytes]) -> tuple[tuple[bytes, int], ...]:
-        image, choose = self.rules.image, self.rules.board.choose
-        seconds = max((seconds for _, seconds in answer.ttls), default=0)
-        return tuple((a, seconds) for a in addresses if choose(image.lookup_address(a))[0] is Action.BLOCK)
 
     def _ask(self, waiter: _Waiter, key: bytes, now: float) -> Reply | Forward | Joined:
         token = self._by_key.get(key)
@@ -398,10 +355,12 @@ class Engine:
             )
         except MessageError:
             pending.malformed = True
-            return self._unhelpful(token, "sent a malformed response over TCP", now) if pending.tcp else None
+            return self._unhelpful(token, "sent a malformed response", now) if pending.tcp else None
+        if answer.flags & message.AD and not server.tls:  # anybody on the way could have said that
+            answer = answer._replace(flags=answer.flags & message.AA)
         if answer.truncated:
             if pending.tcp:
-                return self._unhelpful(token, "sent a truncated response over TCP", now)
+                return self._unhelpful(token, "sent a truncated response over a connection", now)
             pending.tcp = True
             return self._forward(token, now)
         if answer.rcode in (message.FORMERR, message.NOTIMP) and pending.edns:
@@ -421,11 +380,18 @@ class Engine:
     def _answered(self, token: int, answer: Answer, now: float) -> list[Reply]:
         pending = self._pending[token]
         self._close(token)
-        judged = self._judge(pending.query.qname, answer)
+        judged = _judge(self.rules, pending.query.qname, answer)
         self._hear(pending.query.qname, judged, answer)
         if pending.waiters or not pending.shadow:
             self.cache.put(pending.key, answer, now, self.rules.judged if judged.everyday else NOBODY)
-        return [self._reply(waiter, judged) for waiter in pending.waiters]
+        return [self._answer(waiter, judged, answer) for waiter in pending.waiters]
+
+    def _answer(self, waiter: _Waiter, judged: _Judged, answer: Answer) -> Reply:
+        """What an upstream said, judged for whoever asked: the rules may have changed while it was asked."""
+        rules = self._rules_for(waiter.client)
+        if rules is not self.rules:
+            judged = _judge(rules, waiter.query.qname, answer)
+        return self._reply(waiter._replace(rules=rules), judged)
 
     def _hear(self, qname: Name, judged: _Judged, answer: Answer) -> None:
         """What an answer says about addresses. One that is blocked for an address alone says nothing about the others in it."""
@@ -440,7 +406,7 @@ class Engine:
         """Whoever listens now has not heard of these cached answers."""
         for entry in entries:
             qname = Name(entry.key[:-3])
-            self._hear(qname, self._judge(qname, entry.answer), entry.answer)
+            self._hear(qname, _judge(self.rules, qname, entry.answer), entry.answer)
 
     def expire(self, token: int, reason: str, now: float, *, network: bool = False) -> list[Reply] | Forward:
         """No usable response came. `network`: because of an error of the network, not of silence."""
@@ -460,6 +426,71 @@ class Engine:
         pending.trouble, pending.network = f"{server} {reason}", True
         pending.upstreams.unhelpful(server, pending.trouble, pending.asked, now)
         return self._next(token, now)
+
+
+def _judge(rules: Rules, qname: Name, answer: Answer) -> _Judged:
+    """What the question and every owner, target, address and hint of its answer lead to. The first block decides.
+
+    The question is judged again: the rules may have changed while the upstream was asked. The other sections hold
+    what nobody asked for: where they lead to something blocked, they are left out.
+    """
+    if unclaimed(rules.image, qname, answer):
+        return _Judged(Action.PASS, None, answer, everyday=not rules.log_all)
+    claims = rules.image.lookup(qname)
+    action, decision = rules.board.choose(claims)
+    if action is Action.BLOCK:
+        return _Judged(action, decision, answer)
+    if policy.allows(rules.image.classes, claims):
+        addresses = [address for lead in answer.leads for address in lead.addresses]
+        return _Judged(Action.PASS, None, answer, _passing(rules, answer, addresses))
+    known = {qname: claims}
+    led, found, addresses, by_name = _judge_leads(rules, answer.leads, known)
+    if led is Action.BLOCK:
+        return _Judged(led, found, answer, by_name=by_name)
+    whole = not answer.extra_leads or _judge_leads(rules, answer.extra_leads, known)[0] is not Action.BLOCK
+    return _Judged(
+        max(action, led),
+        decision or found,
+        answer if whole else message.answer_only(answer),
+        _passing(rules, answer, addresses),
+        everyday=whole and not addresses and not (decision or found) and not rules.log_all,
+        by_name=by_name or decision is not None,
+    )
+
+
+def _judge_leads(
+    rules: Rules, leads: Iterable[Lead], known: dict[Name, Claims]
+) -> tuple[Action, Decision | None, list[bytes], bool]:
+    """(action, decision, the addresses that allowed names lead to, whether the decision is about a name).
+
+    An allowed name passes with all that it leads to.
+    """
+    image, choose = rules.image, rules.board.choose
+    audited: Decision | None = None
+    by_name = True
+    passed: set[Name] = set()
+    addresses: list[bytes] = []
+    for owner, targets, packed in leads:
+        for name in (owner, *targets):
+            if name not in known:
+                known[name] = image.lookup(name)
+        if owner in passed or policy.allows(image.classes, known[owner]):
+            passed.update(targets)
+            addresses += packed
+            continue
+        led = [known[owner], *(known[target] for target in targets), *map(image.lookup_address, packed)]
+        for number, (action, decision) in enumerate(map(choose, led)):
+            if action is Action.BLOCK:
+                return action, decision, [], number <= len(targets)
+            if decision is not None and audited is None:
+                audited, by_name = decision, number <= len(targets)
+    return Action.AUDIT if audited else Action.PASS, audited, addresses, by_name
+
+
+def _passing(rules: Rules, answer: Answer, addresses: Iterable[bytes]) -> tuple[tuple[bytes, int], ...]:
+    image, choose = rules.image, rules.board.choose
+    seconds = max((seconds for _, seconds in answer.ttls), default=0)
+    return tuple((a, seconds) for a in addresses if choose(image.lookup_address(a))[0] is Action.BLOCK)
 
 
 #: YXDOMAIN: a DNAME made the name too long (RFC 6672 section 2.2), which is an answer

@@ -31,8 +31,9 @@ SPECIAL = tuple(map(bytes, map(names.from_text, ("localhost", "invalid", "local"
 class Acl:
     """Which clients are answered. Addresses as text, the way sockets give them."""
 
-    def __init__(self, networks: Sequence[str]) -> None:
+    def __init__(self, networks: Sequence[str], *, but: Sequence[str] = ()) -> None:
         self._networks = [ipaddress.ip_network(network) for network in networks]
+        self._but = [ipaddress.ip_network(network) for network in but]
         self._memo: dict[str, bool] = {}
 
     def __len__(self) -> int:
@@ -44,7 +45,8 @@ class Acl:
         if known is None:
             address = ipaddress.ip_address(client.partition("%")[0])
             mapped = getattr(address, "ipv4_mapped", None)
-            known = any((mapped or address) in network for network in self._networks)
+            address = mapped or address
+            known = any(address in each for each in self._networks) and not any(address in each for each in self._but)
             if len(self._memo) >= ACL_MEMO:
                 self._memo.clear()
             self._memo[client] = known
@@ -267,7 +269,7 @@ def answer(packet: bytes, client: str, rules: Rules, cache: Cache, now: float) -
     else:
         return None
     qname: Name = packet[12 : at + 1].lower()  # type: ignore[assignment] # NewType is a call, and this is the hot path
-    head = packet[2] & 1, packet[3] & 0x10  # RD, CD
+    head = packet[2] & 1, packet[3] & 0x10, packet[3] & 0x20 or (0x20 if variant == 6 else 0)  # RD, CD, AD or DO
     known = _cached(qname, packet[12:end], variant, limit, head, rules, cache, now) or _blocked(
         qname, packet[12:end], variant, limit, head, rules
     )
@@ -277,9 +279,9 @@ def answer(packet: bytes, client: str, rules: Rules, cache: Cache, now: float) -
 
 
 def _cached(
-    qname: Name, question: bytes, variant: int, limit: int, head: tuple[int, int], rules: Rules, cache: Cache, now: float
+    qname: Name, question: bytes, variant: int, limit: int, head: tuple[int, int, int], rules: Rules, cache: Cache, now: float
 ) -> Known | None:
-    rd, cd = head
+    rd, cd, ad = head
     entry = cache.get(qname + question[-4:-2] + _DOCD[variant | cd], now)
     if entry is None or (entry.judged != rules.judged and not passes(entry, qname, rules)):
         return None
@@ -291,7 +293,7 @@ def _cached(
         ar += 1
     if 12 + len(question) + len(tail) > limit:
         return None
-    flags = (0x8080 | rd << 8 | stored.flags | cd | stored.rcode).to_bytes(2)
+    flags = (0x8080 | rd << 8 | stored.flags & (message.AA | ad) | cd | stored.rcode).to_bytes(2)
     cache.hits += 1
     rest = flags + b"\0\1" + _PACK[an] + _PACK[ns] + _PACK[ar] + question + tail
     return Known(rest, entry.steady(now), None, entry)
@@ -313,7 +315,7 @@ def unclaimed(image: Image, qname: Name, answer: Answer) -> bool:
     return image.finder.unclaimed(qname, answer, image.lookup_address)
 
 
-def _blocked(qname: Name, question: bytes, variant: int, limit: int, head: tuple[int, int], rules: Rules) -> Known | None:
+def _blocked(qname: Name, question: bytes, variant: int, limit: int, head: tuple[int, int, int], rules: Rules) -> Known | None:
     claims: Claims = rules.image.lookup(qname)
     if not claims or qname.endswith(SPECIAL):
         return None
@@ -330,7 +332,7 @@ def _blocked(qname: Name, question: bytes, variant: int, limit: int, head: tuple
         tail += OPTS[variant][:9] + _PACK[len(ede)] + ede
     if 12 + len(question) + len(tail) > limit:
         return None
-    rd, cd = head
+    rd, cd, _ = head
     rest = bytes((0x80 | rd, octet | cd)) + plain + question + tail
     return Known(rest, math.inf, Attempt(rules, qname, qtype, decision, rules.action_name(decision)), None)
 

@@ -66,6 +66,7 @@ class Book:
         self._learnt: dict[bytes, None] = {}
         self._spared: dict[bytes, Spared] = {}
         self.guarded: Callable[[bytes], bool] = lambda address: False
+        self._is_blocked: Callable[[Name], bool] = lambda name: False
         self.proving = proving  # until when nothing is blocked
         self.counters: Counter[str] = Counter()
 
@@ -86,6 +87,8 @@ class Book:
         freed = []
         for address in addresses:
             known = self._touch(address, name, now)
+            if self._is_blocked(name):  # since it was answered: whoever told us did not know yet
+                continue
             known.neighbour, known.used = name, max(known.used, now + max(ttl, SHORTEST) + RECENT)
             if known.reason is not None:
                 self._spare(address, known.reason.name, name)
@@ -119,6 +122,7 @@ class Book:
     def judge(self, judge: Callable[[Reason], Reason | None], is_blocked: Callable[[Name], bool], now: float) -> None:
         """The policy is another: what it does not block any more is free, every reason is today's, and who is blocked is no
         neighbour any more."""
+        self._is_blocked = is_blocked
         self._review(is_blocked, now)
         for address, known in self._blocked(now):
             assert known.reason is not None

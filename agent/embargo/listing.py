@@ -54,11 +54,11 @@ def render(ruleset: Ruleset, *, elements: bool = True) -> str:
     return "\n".join([*out, "}", ""])
 
 
-def _four(number: int) -> str:
+def four(number: int) -> str:
     return str(ipaddress.IPv4Address(number))
 
 
-def _six(number: int) -> str:
+def six(number: int) -> str:
     """In hexadecimal throughout: how Python writes a mapped address depends on its version."""
     return (
         str(ipaddress.IPv6Address(number))
@@ -72,7 +72,7 @@ def _elements(each: Set) -> list[str]:
         return [f'"{word}"' for word in each.words]
     if each.type == "mark":
         return [f"0x{first:08x} : {chain}" for first, _, chain in each.elements]
-    show = _four if each.type == "ipv4_addr" else _six
+    show = four if each.type == "ipv4_addr" else six
     shown = []
     for first, last, chain in each.elements:
         text = show(first) if first == last else f"{show(first)}-{show(last)}"

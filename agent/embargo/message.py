@@ -19,6 +19,7 @@ RRSIG, NSEC, NSEC3, ANY = 46, 47, 50, 255
 IN = 1
 EDE_STALE, EDE_BLOCKED, EDE_STALE_NXDOMAIN, EDE_NO_REACHABLE, EDE_NETWORK = 3, 15, 19, 22, 23  # RFC 8914 section 4
 MAX_UDP = 1232  # the DNS flag day value: fits the IPv6 minimum MTU without fragments
+PADDED_TO = 128  # octets: the block of RFC 8467 section 4.1
 MAX_RECORDS = 512  # in one message; a gateway's clients need a few dozen
 MAX_EDE = 400  # octets of text: the rest of a reply needs room too
 META_QTYPES = frozenset({OPT, 249, 250, 251, 252, 253, 254})  # TKEY, TSIG, IXFR, AXFR, MAILB, MAILA
@@ -43,13 +44,18 @@ class Query(NamedTuple):
     """A well-formed question of class IN."""
 
     id: int
-    flags: int  # RD and CD as asked
+    flags: int  # RD, CD and AD as asked
     question: bytes  # as sent, the case kept
     qname: Name
     qtype: int
     edns: bool
     do: bool
     size: int  # octets of UDP payload that the client takes
+
+    @property
+    def vouched(self) -> int:
+        """AD when the client asked for it, by that bit or by DO (RFC 6840 section 5.7)."""
+        return AD if self.do else self.flags & AD
 
     @property
     def key(self) -> bytes:
@@ -81,7 +87,7 @@ def parse_query(packet: bytes) -> Query:
     except (MessageError, struct.error):
         raise Refused(FORMERR, _nothing(ident, flags)) from None
     question = packet[12 : end + 4]
-    plain = Query(ident, flags & (RD | CD), question, qname, qtype, False, False, 512)
+    plain = Query(ident, flags & (RD | CD | AD), question, qname, qtype, False, False, 512)
     try:
         edns = _client_edns(packet, end + 4, additionals)
     except MessageError:
@@ -169,7 +175,7 @@ class Answer(NamedTuple):
     counts: tuple[int, int, int] = (0, 0, 0)  # answer, authority, additional
     body: bytes = b""
     ttls: tuple[tuple[int, int], ...] = ()  # (offset in body, seconds), each capped
-    flags: int = 0  # AA as the upstream said; AD is never passed on over plain transport
+    flags: int = 0  # AA and AD as the upstream said; AD only if nobody on the way could say it
     lifetime: int = 0  # seconds it may be cached
     truncated: bool = False
     referral: bool = False  # it names other servers in place of an answer
@@ -191,6 +197,16 @@ def ask(query: Query, ident: int, *, edns: bool = True) -> bytes:
     return head + asked(query) + (_ASKED[query.do] if edns else b"")
 
 
+def ask_in_private(query: Query, ident: int, *, edns: bool = True) -> bytes:
+    """The same for a way that nobody reads or changes: AD set, as the answer's can be believed, and padded (RFC 7830)."""
+    head = HEADER.pack(ident, RD | AD | query.flags & CD, 1, 0, 0, int(edns))
+    question = asked(query)
+    if not edns:
+        return head + question
+    room = -(len(head) + len(question) + len(_ASKED[0]) + 4) % PADDED_TO
+    return head + question + _opt(0, query.do, struct.pack("!HH", _PADDING, room) + bytes(room))
+
+
 def asked(query: Query) -> bytes:
     """The question as we send it: the name in lower case."""
     return query.qname + query.question[-4:]
@@ -198,7 +214,7 @@ def asked(query: Query) -> bytes:
 
 def reply(query: Query, answer: Answer, *, ede: bytes = b"", udp: bool = True) -> bytes:
     """The one place where a reply is shaped. `ede` is an encoded option (see `ede`), left out without EDNS."""
-    flags = QR | RA | query.flags | answer.flags | answer.rcode & 15
+    flags = QR | RA | query.flags & ~AD | answer.flags & (AA | query.vouched) | answer.rcode & 15
     question, body, counts = query.question, answer.body, answer.counts
     extra = _opt(answer.rcode, query.do, ede) if query.edns else b""
     room = (query.size if udp else 0xFFFF) - 12 - len(question)
@@ -214,6 +230,7 @@ def _opt(rcode: int, do: bool, data: bytes = b"") -> bytes:
     return struct.pack("!BHHBBHH", 0, OPT, MAX_UDP, rcode >> 4, 0, 0x8000 if do else 0, len(data)) + data
 
 
+_PADDING = 12
 _ASKED = (_opt(0, False), _opt(0, True))
 
 

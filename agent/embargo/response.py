@@ -64,7 +64,7 @@ def parse(packet: bytes, question: bytes, *, without_ech: bool = False, without_
     """A response that `matches`, as an Answer without its OPT record. Raises MessageError when it is malformed.
 
     `without_ech`: the keys of Encrypted Client Hello stay out of SVCB and HTTPS records (RFC 9848). `without_private`: so do
-    records with an address that is nobody's on the Internet, against DNS rebinding.
+    records with an address that is nobody's on the Internet, against DNS rebinding. AD stays if neither took anything away.
     """
     usual: Answer | None = accelerator.fast.read(packet, question) if accelerator.fast else None
     if usual is not None and not (without_private and any(is_private(a) for lead in usual.leads for a in lead.addresses)):
@@ -82,7 +82,9 @@ def parse(packet: bytes, question: bytes, *, without_ech: bool = False, without_
     answers = [record for record in kept if record.section == 0]
     if counts[0] and not answers:  # it speaks of something else
         raise MessageError(message.FORMERR, 6)
+    vouched = message.AD
     if without_private and (bad := [record for record in kept if any(map(is_private, record.addresses))]):
+        vouched = 0
         kept = [record for record in kept if record not in bad]
         answers = [record for record in kept if record.section == 0]
     answered = rcode == message.NOERROR and any(qtype in (record.rtype, message.ANY) for record in answers)
@@ -92,6 +94,8 @@ def parse(packet: bytes, question: bytes, *, without_ech: bool = False, without_
         kept = [record._replace(ttl=min(record.ttl, minimum)) if record is soa else record for record in kept]
     if without_ech and any(record.rtype in _SERVICES for record in kept):
         body, ttls = _rebuilt(packet, kept, known, without_ech=True)
+        if body != _rebuilt(packet, kept, known)[0]:
+            vouched = 0
     else:
         body, ttls = _body(packet, 12 + len(question), records, kept, known)
     others = [record for record in kept if record.section]
@@ -101,7 +105,7 @@ def parse(packet: bytes, question: bytes, *, without_ech: bool = False, without_
         counts=(len(answers), sum(r.section == 1 for r in others), sum(r.section == 2 for r in others)),
         body=body,
         ttls=ttls,
-        flags=flags & message.AA,
+        flags=flags & (message.AA | vouched),
         lifetime=min((record.ttl for record in kept), default=0) if cacheable else 0,
         referral=not (answers or soa or rcode or flags & message.AA) and any(r.rtype == message.NS for r in others),
         leads=_leads(answers),

@@ -116,12 +116,13 @@ class Spec:
     patterns: bool = True  # look into cleartext HTTP for HTTPDNS
     own: tuple[Own, ...] = ()
     system: tuple[str, ...] = ()  # the resolvers that other processes of this machine ask
+    exempt: tuple[tuple[str, tuple[Class, ...]], ...] = ()  # clients, and the classes that do not act for them
 
 
 def spec(
     image: Image, board: Switchboard, generation: int, *, lan: Iterable[str] = (), except_: Iterable[str] = (),
     intercept_port: int = 0, fail: str = "closed", log_group: int = 0, ct_mark: int = 0, patterns: bool = True,
-    own: Iterable[Own] = (), system: Iterable[str] = (),
+    own: Iterable[Own] = (), system: Iterable[str] = (), exempt: Iterable[tuple[str, tuple[Class, ...]]] = (),
 ) -> Spec:  # fmt: skip
     """What the switchboard makes of the image's addresses."""
     ranges: dict[int, dict[Class, Spans]] = {}
@@ -143,7 +144,7 @@ def spec(
     classes = tuple((c, action) for c, action in zip(image.classes, board.actions, strict=True) if action is not Action.PASS)
     return Spec(
         generation, classes, ranges, tuple(lan), tuple(except_), intercept_port, fail, log_group, ct_mark,
-        patterns=patterns, own=tuple(own), system=tuple(system),
+        patterns=patterns, own=tuple(own), system=tuple(system), exempt=tuple(exempt),
     )  # fmt: skip
 
 
@@ -220,7 +221,7 @@ def _sort(family: int, ranges: Labelled[Class], actions: Sequence[Action]) -> _L
             if not size & (size - 1) and not first & (size - 1):  # nearly always a network
                 lengths[bits + 1 - size.bit_length()](first)
                 continue
-            for start, length in _networks(bits, first, last):
+            for start, length in spans.networks(bits, first, last):
                 lengths[length](start)
     for chain, more in by_length.pop(bits).items():
         single[chain].extend(more)
@@ -240,14 +241,6 @@ def _sort(family: int, ranges: Labelled[Class], actions: Sequence[Action]) -> _L
 
 def _alone(found: Mapping[str, Column]) -> Labelled[str]:
     return {chain: Spans(firsts, firsts) for chain, firsts in found.items() if firsts}
-
-
-def _networks(bits: int, first: int, last: int) -> Iterator[tuple[int, int]]:
-    """A range as networks: (first address, prefix length)."""
-    while first <= last:
-        size = min((first & -first).bit_length() - 1 if first else bits, (last - first + 1).bit_length() - 1)
-        yield first, bits - size
-        first += 1 << size
 
 
 def _sets(what: Spec, listed: Mapping[int, _Listed]) -> Iterator[Set]:
@@ -270,6 +263,11 @@ def _sets(what: Spec, listed: Mapping[int, _Listed]) -> Iterator[Set]:
         excepted = spans.gather((family, int(n[0]), int(n[-1]), "") for n in sorted(merged))
         if excepted[family]:
             yield Set(f"except{family}_{generation}", type_, excepted[family], interval=True)
+        for number, (text, _) in enumerate(what.exempt):
+            network = ipaddress.ip_network(text)
+            if network.version == family:
+                clients = spans.gather([(family, int(network[0]), int(network[-1]), "")])[family]
+                yield Set(f"exempt_{number}_{generation}", type_, clients, interval=True)
     for side in _SIDES.values():
         inside = [(ipaddress.IPv6Network(prefix), f"{side}6_in{at}") for prefix, at in EMBEDDED]
         ranges = spans.gather(sorted((6, int(net[0]), int(net[-1]), chain) for net, chain in inside))[6]
@@ -287,7 +285,7 @@ def _chains(what: Spec, listed: Mapping[int, _Listed]) -> Iterator[Chain]:
     excepted: set[int] = {ipaddress.ip_network(text).version for text in what.except_}
     lan = f"@lan_{what.generation}"
     for class_, action in _acting(what, listed):
-        yield Chain(chain_name(class_), tuple(_class_rules(class_, action, what.log_group)))
+        yield Chain(chain_name(class_), (*_exempt(class_, what), *_class_rules(class_, action, what.log_group)))
     for side, other in (("daddr", "saddr"), ("saddr", "daddr")):
         for at in sorted({at for _, at in EMBEDDED}):
             yield Chain(f"{_SIDES[side]}6_in{at}", tuple(_look_up(4, side, what, listed[4], at)))
@@ -370,6 +368,15 @@ _SIDES = {"daddr": "to", "saddr": "from"}
 def _into(sides: Iterable[str], match: tuple[Expression, ...] = ()) -> list[Rule]:
     """Packets to and from listed addresses, each family to its own chains."""
     return [Rule((*match, Meta("nfproto", f"ipv{f}"), Jump(f"{_SIDES[side]}{f}"))) for f in (4, 6) for side in sides]
+
+
+def _exempt(class_: Class, what: Spec) -> Iterator[Rule]:
+    """Clients for whom the class is paused. Where classes share a chain, those for whom any class is."""
+    for number, (text, classes) in enumerate(what.exempt):
+        if class_ in classes or class_.app in (LISTED[Action.BLOCK].app, LEARNT[Action.BLOCK].class_.app):
+            for side in ("saddr", "daddr"):
+                match = Address(ipaddress.ip_network(text).version, side, f"exempt_{number}_{what.generation}")
+                yield Rule((match, Return()), "paused for these clients")
 
 
 def _class_rules(class_: Class, action: Action, group: int) -> Iterator[Rule]:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any
@@ -66,9 +67,15 @@ def status(told: Told, *, every_list: bool) -> None:
     print()
     _upstreams(told["upstreams"])
     apps(told["apps"])
+    _section("PAUSED", list(map(paused, told["pauses"])))
     _lists(told["lists"], every_list)
     _section("PROBLEMS", told["problems"])
     _section("NOT COVERED", told["uncovered"])
+
+
+def paused(told: Told) -> str:
+    whom = f" for {told['client']}" if told["client"] else ""
+    return f"{told['app'] or 'everything'}{whom} until {told['until'][:19].replace('T', ' ')} UTC, by uid {told['uid']}"
 
 
 def _lists(rows: list[Told], every: bool) -> None:
@@ -140,7 +147,8 @@ def apps(rows: list[Told]) -> None:
         (
             (
                 app["id"], app["name"],
-                ", ".join(name for name, f in app["functions"].items() if f["on"]) or "-",
+                (", ".join(name for name, f in app["functions"].items() if f["on"]) or "-")
+                + (" (PAUSED)" if "paused" in app else ""),
                 sum(f.get("names", 0) for f in app["functions"].values() if f["on"]),
                 sum(f.get("networks", 0) for f in app["functions"].values() if f["on"]),
                 app.get("hits", "-"),
@@ -204,6 +212,8 @@ def why(told: Told) -> None:
         print(f"  names answered with it: {clean(', '.join(told['names']))}")
     if told.get("passing"):
         print("  it passes all the same just now: a name on the allow list led to it")
+    for each in told.get("paused", ()):
+        print(f"  paused: {paused(each)}")
     if told.get("client_refused"):
         print(f"  {clean(told['client'])}: {told['client_refused']}")
 
@@ -228,6 +238,19 @@ def verify(told: Told) -> None:
     which = f"a sample, seed {told['seed']}" if told["samples"] else "all entries"
     print(f"generation {told['generation']}, {told['probes']} probes ({which}) in {told['seconds']} s: "
           f"{told['held']} held, {told['unproven']} unproven, {told['leaks'] or 'no'} leaks")  # fmt: skip
+
+
+# ── top ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def top(counted: dict[str, Counter[str]], rows: int, since: str, *, clear: bool) -> None:
+    if clear:
+        print("\033[H\033[2J", end="")
+    print(f"{counted['apps'].total()} attempts {'since' if ':' in since else 'in the last'} {since}")
+    for title, found in counted.items():
+        if found:
+            print()
+            table((title.upper(), "ATTEMPTS"), found.most_common(rows))
 
 
 # ── the block log ────────────────────────────────────────────────────────────────────────────────────────────────────────

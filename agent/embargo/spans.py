@@ -45,3 +45,11 @@ def gather(rows: Iterable[tuple[int, int, int, T]]) -> dict[int, dict[T, Spans]]
 
 def count(labelled: Labelled[T]) -> int:
     return sum(len(spans.firsts) for spans in labelled.values())
+
+
+def networks(bits: int, first: int, last: int) -> Iterator[tuple[int, int]]:
+    """A range as networks: (first address, prefix length)."""
+    while first <= last:
+        size = min((first & -first).bit_length() - 1 if first else bits, (last - first + 1).bit_length() - 1)
+        yield first, bits - size
+        first += 1 << size

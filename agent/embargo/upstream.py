@@ -19,26 +19,36 @@ TIMEOUT = 1.0  # seconds for one server while others are left
 RETRIES = 2  # attempts beyond one for each server: a lost datagram is not an outage
 DEADLINE = 4.5  # seconds for one query in all: the usual stub gives up after 5
 FORGIVEN = 10  # unhelpful answers in a row that may be the names' fault
+SCHEMES = {"udp": 53, "tcp": 53, "tls": 853}  # with their ports; udp: over TCP too, what is truncated
 PLAIN_FOR = 900.0  # seconds a server that answers only without EDNS is spared it
 
 
 class Server(NamedTuple):
-    """A plain DNS server. `tcp`: asked over TCP only."""
-
     address: str
     port: int
-    tcp: bool = False
+    scheme: str = "udp"  # one of SCHEMES
+    name: str = ""  # that its certificate must be for; empty: its address
+
+    @property
+    def tcp(self) -> bool:
+        """Is it asked over connections only?"""
+        return self.scheme != "udp"
+
+    @property
+    def tls(self) -> bool:
+        return self.scheme == "tls"
 
     def __str__(self) -> str:
         host = f"[{self.address}]" if ":" in self.address else self.address
-        return f"{'tcp' if self.tcp else 'udp'}://{host}:{self.port}"
+        return f"{self.scheme}://{host}:{self.port}" + (f"#{self.name}" if self.name else "")
 
 
 def server(text: str) -> Server:
     """`udp://192.0.2.53:53`, as the configuration module writes it down."""
     scheme, _, rest = text.partition("://")
-    address, _, port = rest.rpartition(":")
-    return Server(address.strip("[]"), int(port), scheme == "tcp")
+    at, _, name = rest.partition("#")
+    address, _, port = at.rpartition(":")
+    return Server(address.strip("[]"), int(port), scheme, name)
 
 
 @dataclass(slots=True)

@@ -1,12 +1,15 @@
 """The service on a gateway with systemd: systemctl, journalctl, nft, and what a client sees of it."""
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 
 from containers.conftest import CONFIG, LISTED, UPSTREAM, WEB, Site, told
 from containers.steady import assert_nothing_missed, watched
 from support.lab import Container
+from support.secure import NAME, Authority, Unbound
 from tools.rig import until
 
 pytestmark = pytest.mark.root
@@ -41,6 +44,14 @@ def test_it_is_up_when_the_machine_has_booted(site: Site, gateway: Container) ->
     assert found["accelerator"].startswith("native"), "neither build of the compiled modules fits this Python"
     assert found["firewall"]["present"]
     assert site.blocked("mygw.alipay.com")
+
+
+def test_the_journal_has_events_by_field(gateway: Container) -> None:
+    found = gateway.run("journalctl", "--unit=embargo", "EMBARGO_EVENT=start", "--output=json").stdout.splitlines()
+    told = json.loads(found[-1])
+    assert (told["PRIORITY"], told["SYSLOG_IDENTIFIER"], told["_SYSTEMD_UNIT"]) == ("6", "embargo", "embargo.service")
+    assert told["EMBARGO_PID"] == told["_PID"] == pid(gateway)
+    assert told["MESSAGE"].startswith('"event":"start"')
 
 
 def test_a_client_gets_what_is_allowed_and_is_told_of_what_is_blocked(site: Site, gateway: Container) -> None:
@@ -82,6 +93,26 @@ def test_a_reload_of_a_broken_configuration_fails_and_changes_nothing(site: Site
     assert site.answered("www.example.net")
     gateway.path(TOML).write_text(CONFIG)
     gateway.run("systemctl", "reload", "embargo")
+
+
+def test_an_upstream_over_tls(site: Site, gateway: Container, tmp_path: Path) -> None:
+    """With this Debian's OpenSSL, under all that the unit forbids."""
+    authority = Authority(tmp_path)
+    prefix = ["nsenter", f"--target={site.upstream.pid}", "--net", "--"]
+    with Unbound(tmp_path, authority.sign("server"), 853, (), prefix):
+        gateway.path("/etc/embargo/ca.pem").write_text(authority.own.certificate.read_text())
+        secured = CONFIG.replace(f'"{UPSTREAM}"', f'"tls://{UPSTREAM}#{NAME}"').replace(
+            "[dns]", '[dns]\ntls_ca = "/etc/embargo/ca.pem"'
+        )
+        gateway.path(TOML).write_text(secured)
+        gateway.run("systemctl", "reload", "embargo")
+        until(lambda: "192.0.2.80" in site.dig("free.test", "+short"), "it is answered by the upstream over TLS")
+        (row,) = json.loads(gateway.run("embargo", "status", "--json").stdout)["upstreams"]
+        assert row["server"] == f"tls://{UPSTREAM}:853#{NAME}"
+        assert site.blocked("mygw.alipay.com")
+        gateway.path(TOML).write_text(secured.replace("tls_ca", "#tls_ca"))
+        gateway.run("systemctl", "reload", "embargo")
+        assert "of an authority that is not trusted here" in site.dig("other.test"), "this machine's own authorities"
 
 
 def test_a_restart_answers_when_it_returns_and_a_stop_stops(site: Site, gateway: Container) -> None:

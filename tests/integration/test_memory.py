@@ -126,7 +126,7 @@ def test_a_disk_that_is_full_is_told_and_costs_nothing(tmp_path: Path) -> None:
 def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")
-    (tmp_path / "learnt.jsonl.new").symlink_to(victim)
+    (tmp_path / ".learnt.jsonl").symlink_to(victim)
     book = Book()
     memory = Memory(str(tmp_path / "learnt.jsonl"), book)
     memory.save(0.0)

@@ -207,11 +207,11 @@ def test_an_order_that_cannot_be_carried_out_changes_nothing() -> None:
     with Worker() as worker, open(os.devnull, "rb") as nothing, open(__file__, "rb") as no_image:
         worker.start(BLOCKED)
         for file in (nothing, no_image):
-            answer = worker.ask("policy", [file.fileno()], generation=2, switchboard=[0])
+            answer = worker.ask("policy", [file.fileno()], generation=2, switchboard=[0], exempt=[])
             assert answer["op"] == "error"
             assert worker.asked(query(BLOCKED)).rcode() == dns.rcode.NXDOMAIN
         assert "image" in answer["error"]
-        assert worker.ask("policy", [], generation=2, switchboard=[])["op"] == "error"
+        assert worker.ask("policy", [], generation=2, switchboard=[], exempt=[])["op"] == "error"
 
 
 def test_all_events_are_handed_over_at_the_end() -> None:
@@ -412,7 +412,7 @@ def test_a_name_is_fetched_anew_although_nothing_else_wakes_the_worker(
         resolver = Resolver(lambda *_: True, None, selector)
         octets, board = compiled(BLOCKED)
         settings = {"allow_from": ["127.0.0.0/8"], "block_mode": "nxdomain", "block_ttl": 10}
-        resolver.adopt(Image(octets), 1, board, settings | {"upstream": [f"udp://127.0.0.1:{upstream.port}"]})
+        resolver.adopt(Image(octets), 1, board, (), settings | {"upstream": [f"udp://127.0.0.1:{upstream.port}"]})
         await resolver.listen([udp], [tcp])
         try:
             await asyncio.to_thread(client, udp.getsockname(), upstream)

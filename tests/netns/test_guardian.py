@@ -72,7 +72,8 @@ class Guardian:
         with tempfile.TemporaryFile(buffering=0) as file:
             file.write(octets)
             order = {
-                "generation": generation, "switchboard": list(map(int, board.actions)), "lan": [], "except": [], "clients": [],
+                "generation": generation, "switchboard": list(map(int, board.actions)), "lan": [],
+                "except": [], "exempt": [], "clients": [],
                 "intercept_port": 0, "fail": "closed", "log_group": 8320, "learn": True, "ct_mark": 0, "protect": True,
                 "own": [], "system": [],
                 "protected": [], "state": str(self._state), "names": {},
@@ -193,7 +194,8 @@ def test_a_learnt_address_waits_for_no_bulk_load(rig: Rig, guardian: Guardian) -
     with tempfile.TemporaryFile(buffering=0) as file:
         file.write(octets)
         order = {
-            "op": "apply", "id": 99, "generation": 2, "switchboard": list(map(int, board.actions)), "lan": [], "except": [],
+            "op": "apply", "id": 99, "generation": 2, "switchboard": list(map(int, board.actions)), "lan": [],
+            "except": [], "exempt": [],
             "clients": [], "intercept_port": 0, "fail": "closed", "log_group": 8320, "learn": True, "ct_mark": 0,
             "own": [], "system": [],
             "protect": True, "protected": [], "state": str(guardian._state), "names": {},

@@ -1,6 +1,7 @@
 """The fast path is a shortcut of the engine: whatever packet, policy, cache and clock, it gives the same octets or declines."""
 
 import dns.exception
+import dns.flags
 import dns.message
 import dns.rcode
 import dns.rdatatype
@@ -11,9 +12,9 @@ from hypothesis import strategies as st
 from embargo.cache import Cache
 from embargo.engine import Engine, Forward, Reply, Zones
 from embargo.fastpath import BlockMode, Rules
-from embargo.upstream import Upstreams
+from embargo.upstream import Server, Upstreams
 from support import shortcut
-from support.playbook import CLIENT, NULL, NXDOMAIN, SERVERS, answer, query, rules
+from support.playbook import CLIENT, NULL, NXDOMAIN, answer, query, rules
 
 MODES = (NXDOMAIN, NULL, BlockMode("nodata", 10), BlockMode("refused", 5), BlockMode("address", 7, (b"\1\2\3\4",) * 90, ()))
 NAMES = (
@@ -49,7 +50,7 @@ def packets(draw: st.DrawFn) -> bytes:
 
 
 def upstream(name: str, qtype: int) -> dns.message.Message:
-    made = answer(name, "A")
+    made = answer(name, "A", flags=dns.flags.AD)
     made.question = dns.message.make_query(name, dns.rdatatype.RdataType.make(qtype)).question
     if name == "none.test":
         made.set_rcode(dns.rcode.NXDOMAIN)
@@ -74,16 +75,16 @@ def fill(engine: Engine, now: float) -> None:
 
 @given(
     st.lists(packets(), min_size=1, max_size=6), st.sampled_from(MODES), st.booleans(), st.booleans(),
-    st.floats(0, 200), st.sampled_from((CLIENT, "203.0.113.9")), st.booleans(),
+    st.floats(0, 200), st.sampled_from((CLIENT, "203.0.113.9")), st.booleans(), st.sampled_from(("udp", "tls")),
 )  # fmt: skip
 def test_the_fast_path_gives_the_engines_octets_or_declines(
-    asked: list[bytes], mode: BlockMode, audit: bool, swap: bool, later: float, client: str, again: bool
+    asked: list[bytes], mode: BlockMode, audit: bool, swap: bool, later: float, client: str, again: bool, scheme: str
 ) -> None:
     def judgement(number: int) -> Rules:
         return rules(*ENTRIES, allow="allowed.alipay.example", mode=mode, audit=audit, number=number)
 
     cache = Cache()
-    engine = Engine(judgement(1), Zones(Upstreams(SERVERS)), cache)
+    engine = Engine(judgement(1), Zones(Upstreams((Server("192.0.2.53", 53, scheme),))), cache)
     fill(engine, 1000.0)
     if swap:  # cached answers were judged by another policy then
         engine.adopt(judgement(2))

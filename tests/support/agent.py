@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from embargo.daemon import control
 from tools.rig import until
 
 READY = 30.0  # seconds; a busy machine starts three interpreters
@@ -112,6 +113,10 @@ class Agent:
 
     def told(self, *words: str, status: int | None = 0) -> Any:
         return json.loads(self.cli(*words, "--json", status=status).stdout)
+
+    def ask(self, verb: str, **members: Any) -> dict[str, Any]:
+        """What the command line asks, without the half second that its start takes."""
+        return control.ask(f"{self.root}/runtime/control.sock", verb, **members)
 
     def events(self, kind: str = "") -> list[dict[str, Any]]:
         path = self.root / "events.jsonl"

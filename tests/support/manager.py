@@ -11,13 +11,13 @@ from pathlib import Path
 from support.agent import READY, Agent
 from tools.rig import until
 
-# the descriptors to pass on stand from 100 on, out of the way of their places from 3 on
+# the descriptors to pass on stand from 600 on, out of the way of their places from 3 on and of a busy test
 _START = """
 import os, sys
 count = int(sys.argv[1])
 for number in range(count):
-    os.dup2(100 + number, 3 + number)
-    os.close(100 + number)
+    os.dup2(600 + number, 3 + number)
+    os.close(600 + number)
 if count:
     os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(count), LISTEN_FDNAMES=sys.argv[2])
 os.execv(sys.executable, [sys.executable, "-m", "embargo", *sys.argv[3:]])
@@ -40,16 +40,16 @@ class Manager:
             self.agent.write_config()
         with open(self.agent.root / "stdout", "w") as out, open(self.agent.root / "stderr", "w") as err:
             for number, (_, fd) in enumerate(self.kept):
-                os.dup2(fd, 100 + number, inheritable=True)
+                os.dup2(fd, 600 + number, inheritable=True)
             names = ":".join(name for name, _ in self.kept)
             words = [str(len(self.kept)), names, "run", "-c", str(self.agent.config)]
             self.agent.process = subprocess.Popen(
                 [*self.agent.prefix, sys.executable, "-c", _START, *words], stdout=out, stderr=err, text=True,
-                stdin=subprocess.DEVNULL, pass_fds=range(100, 100 + len(self.kept)),
+                stdin=subprocess.DEVNULL, pass_fds=range(600, 600 + len(self.kept)),
                 env=os.environ | {"NOTIFY_SOCKET": str(self._path)} | environment,
             )  # fmt: skip
             for number in range(len(self.kept)):
-                os.close(100 + number)
+                os.close(600 + number)
         until(lambda: "READY=1" in self.listen() or self.agent.ended(), "the agent is ready", READY)
         assert not self.agent.ended(), self.agent.errors
 

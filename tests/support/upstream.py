@@ -47,10 +47,10 @@ def right(asked: Asked, address: str = "192.0.2.80", ttl: int = 300) -> bytes:
     return made.to_wire()
 
 
-def _one_port() -> tuple[socket.socket, socket.socket]:
+def _one_port(port: int) -> tuple[socket.socket, socket.socket]:
     """A TCP and a UDP socket on one port, which nobody else may have for either."""
     for _ in range(100):
-        tcp, udp = socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        tcp, udp = socket.create_server(("127.0.0.1", port)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         try:
             udp.bind(("127.0.0.1", tcp.getsockname()[1]))
         except OSError:
@@ -62,12 +62,12 @@ def _one_port() -> tuple[socket.socket, socket.socket]:
 
 
 class Upstream:
-    """UDP and TCP on one port; `script` decides."""
+    """UDP and TCP on one port, any if none is named; `script` decides."""
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: Script, port: int = 0) -> None:
         self.script = script
         self.asked: list[Asked] = []
-        self._tcp, self._udp = _one_port()
+        self._tcp, self._udp = _one_port(port)
         self.port = int(self._tcp.getsockname()[1])
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._serve_udp, self._serve_tcp)]
 

@@ -91,7 +91,8 @@ class Worker:
         with tempfile.TemporaryFile(buffering=0) as file:
             file.write(octets)
             numbers = list(map(int, board.actions))
-            return self.ask(op, [file.fileno(), *fds], generation=self._generation, switchboard=numbers, **members)
+            judgement = {"generation": self._generation, "switchboard": numbers, "exempt": []}
+            return self.ask(op, [file.fileno(), *fds], **judgement, **members)
 
     def ask(self, op: str, fds: Sequence[int] = (), **members: Any) -> Message:
         """Give an order and wait for the answer; what comes meanwhile is news."""

@@ -30,6 +30,8 @@ def told(text: str | bytes) -> list[str]:
     return list(map(str, caught.value.problems))
 
 
+NAME_HINT = "write it as in tls://192.0.2.54#resolver.example; without # the certificate must be for the address"
+
 # ── defaults ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -37,7 +39,7 @@ def test_an_empty_file_is_the_contracts_defaults() -> None:
     found = parse("")
     assert found.dns == config.Dns(
         listen=(Listen("127.0.0.1", 53), Listen("::1", 53)), allow_from=("local",), upstream=(), upstream_system=True,
-        forward=(), hosts=(), workers=None, block_mode="nxdomain", block_ttl=10,
+        tls_ca="", forward=(), hosts=(), workers=None, block_mode="nxdomain", block_ttl=10,
         rebind=False, ech="keep",
     )  # fmt: skip
     assert (found.policy.apps, found.policy.functions) == ("default", ("payment", "telemetry"))
@@ -85,10 +87,17 @@ def test_texts_that_mean_the_same_are_the_same_configuration() -> None:
         ("dns", "allow_from", '["local", "192.0.2.0/24", "2001:db8::/32", "192.0.2.7"]',
             ("local", "192.0.2.0/24", "2001:db8::/32", "192.0.2.7/32")),
         ("dns", "upstream", '["192.0.2.53", "tcp://192.0.2.54:5353", "udp://[2001:db8::53]"]',
-            (Server("192.0.2.53", 53), Server("192.0.2.54", 5353, True), Server("2001:db8::53", 53))),
+            (Server("192.0.2.53", 53), Server("192.0.2.54", 5353, "tcp"), Server("2001:db8::53", 53))),
+        ("dns", "upstream", '["tls://192.0.2.54#Resolver.Example.", "tls://[2001:db8::53]:8853#a-b.c_d.example", "tls://192.0.2.9"]',
+            (Server("192.0.2.54", 853, "tls", "resolver.example"), Server("2001:db8::53", 8853, "tls", "a-b.c_d.example"),
+             Server("192.0.2.9", 853, "tls"))),
+        ("dns", "upstream", '["tls://192.0.2.54#bücher.example"]',
+            (Server("192.0.2.54", 853, "tls", "xn--bcher-kva.example"),)),
+        ("dns", "tls_ca", '"/etc/embargo/ca.pem"', "/etc/embargo/ca.pem"),
+        ("dns", "tls_ca", '""', ""),
         ("dns", "upstream", '["system", "192.0.2.53"]', (Server("192.0.2.53", 53),)),
         ("dns", "forward", '{ "a.example" = ["192.0.2.9:5353", "tcp://192.0.2.8"], "2.0.192.in-addr.arpa" = ["192.0.2.7"] }',
-            (("a.example", (Server("192.0.2.9", 5353), Server("192.0.2.8", 53, True))),
+            (("a.example", (Server("192.0.2.9", 5353), Server("192.0.2.8", 53, "tcp"))),
              ("2.0.192.in-addr.arpa", (Server("192.0.2.7", 53),)))),
         ("dns", "hosts", '["/etc/hosts"]', ("/etc/hosts",)),
         ("dns", "workers", '"auto"', None),
@@ -134,6 +143,9 @@ def test_texts_that_mean_the_same_are_the_same_configuration() -> None:
         ("log", "names", '"all"', "all"),
         ("log", "max_bytes", "4096", 4096),
         ("log", "keep", "1", 1),
+        ("metrics", "listen", '""', None),
+        ("metrics", "listen", '"[::1]:9153"', Listen("::1", 9153)),
+        ("metrics", "listen", '"127.0.0.1:9153"', Listen("127.0.0.1", 9153)),
         ("state", "dir", '"/srv"', "/srv"),
         ("state", "runtime", '"/srv"', "/srv"),
         ("state", "user", '"nobody"', "nobody"),
@@ -194,10 +206,20 @@ BOOL = "it must be true or false"
         ("dns", "upstream[0]", '["dns.example"]', '"dns.example" is not an IP address', ADDRESS),
         ("dns", "upstream[0]", '["192.0.2.53:dns"]', '"dns" is not a port', PORT),
         ("dns", "upstream[0]", '["https://192.0.2.53/dns-query"]', '"https://192.0.2.53/dns-query" has an unknown scheme',
-            "write an address alone or tcp://address"),
-        ("dns", "upstream[0]", '["tls://192.0.2.54#resolver.example"]',
-            '"tls://192.0.2.54#resolver.example": DNS over TLS to the upstream is not in this version',
-            "use a plain address or tcp://"),
+            "write an address alone, tcp://address or tls://address#name"),
+        ("dns", "upstream[0]", '["192.0.2.54#resolver.example"]',
+            '"192.0.2.54#resolver.example" names a certificate, which only TLS has',
+            'write "tls://192.0.2.54#resolver.example"'),
+        ("dns", "upstream[0]", '["tls://192.0.2.54#"]', '"" is no name that a certificate could be for', NAME_HINT),
+        ("dns", "upstream[0]", '["tls://192.0.2.54#192.0.2.55"]',
+            '"192.0.2.55" is no name that a certificate could be for', NAME_HINT),
+        ("dns", "upstream[0]", '["tls://192.0.2.54#2001:db8::1"]',
+            '"2001:db8::1" is no name that a certificate could be for', NAME_HINT),
+        ("dns", "upstream[0]", '["tls://192.0.2.54#*.example"]',
+            '"*.example" is no name that a certificate could be for', NAME_HINT),
+        ("dns", "upstream[0]", '["tls://resolver.example"]', '"resolver.example" is not an IP address',
+            "write it as in 192.0.2.53 or 2001:db8::53"),
+        ("dns", "tls_ca", '"ca.pem"', '"ca.pem" is not an absolute path', "write it from / on"),
         ("dns", "forward", '["192.0.2.10"]', "wrong type", 'write { "corp.example" = ["192.0.2.10"] }'),
         ("dns", "hosts", '"/etc/hosts"', "wrong type", LIST),
         ("dns", "hosts[0]", '["hosts"]', '"hosts" is not an absolute path', "write it from / on"),
@@ -261,6 +283,9 @@ BOOL = "it must be true or false"
         ("log", "names", '"yes"', '"yes" is not allowed', "it must be one of blocked, all, none"),
         ("log", "max_bytes", "4095", "4095 is out of range", "it must be a number from 4096 to 1099511627776"),
         ("log", "keep", "0", "0 is out of range", "it must be a number from 1 to 1000"),
+        ("metrics", "listen", '"lan0:9153"', '"lan0:9153" is no address with a port', 'write it as in "127.0.0.1:9153"'),
+        ("metrics", "listen", '"::1"', '"::1" is no address with a port', 'write it as in "127.0.0.1:9153"'),
+        ("metrics", "listen", "9153", "wrong type", 'write it as in "127.0.0.1:9153"'),
         ("state", "dir", '"../x"', '"../x" is not an absolute path', "write it from / on"),
         ("state", "runtime", '"/a\\u0000b"', '"/a\N{REPLACEMENT CHARACTER}b" is not an absolute path', "write it from / on"),
         ("state", "user", "1000", "wrong type", "it must be a string"),
@@ -324,7 +349,7 @@ def test_one_zone_in_two_spellings_is_told() -> None:
         ("[policy]\n\"a\\u001bb\" = 1\n",
             'e.toml:2: policy."a\N{REPLACEMENT CHARACTER}b": unknown key, known are apps, functions, bypass, shared, mode'),
         ("[dsn]\nlisten = []\n", 'e.toml:1: dsn: unknown section, did you mean "dns"?'),
-        ("[metrics]\n", "e.toml:1: metrics: unknown section, known are dns, policy, lists, firewall, log, state"),
+        ("[verify]\n", "e.toml:1: verify: unknown section, known are dns, policy, lists, firewall, log, metrics, state"),
         ("listen = []\n", "e.toml:1: listen: unknown section, it belongs in [dns]"),
         ("\ndns = 5\n", "e.toml:2: dns: wrong type, it is a section, [dns]"),
         ("[[dns]]\nlisten = []\n", "e.toml:1: dns: wrong type, it is a section, [dns]"),

@@ -8,6 +8,7 @@ import pytest
 
 from embargo import config
 from embargo.cli import cli
+from embargo.export import FORMATS
 from tools import docs
 
 TOP = Path(__file__).parent.parent.parent
@@ -43,6 +44,11 @@ def test_every_option_of_verify_is_on_its_page() -> None:
     page = (TOP / "docs/verify.md").read_text()
     options = {option for parameter in cli.commands["verify"].params for option in parameter.opts if option.startswith("--")}
     assert {option for option in options if f"`{option}" not in page} == {"--config"}
+
+
+def test_every_format_of_export_is_on_its_page() -> None:
+    page = (TOP / "docs/export.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == set(FORMATS)
 
 
 def test_the_readmes_gateway_is_a_configuration() -> None:

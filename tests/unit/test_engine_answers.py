@@ -9,6 +9,8 @@ import dns.rcode
 import dns.rdatatype
 import pytest
 
+from embargo.engine import Zones
+from embargo.upstream import Server, Upstreams
 from support.playbook import answer, play, rules
 
 BLOCKED = "alipay.example"
@@ -182,6 +184,24 @@ def test_a_negative_answer_is_kept_for_the_soas_minimum() -> None:
     found = play().query("none.test").upstream(made).replies(rcode=3)
     found.later(29).query("none.test").forwards_nothing().replies(rcode=3)
     found.later(2).query("none.test").is_forwarded()
+
+
+def test_what_was_validated_is_believed_over_tls_alone() -> None:
+    made = answer("free.test", "A", "192.0.2.1", flags=dns.flags.AD, ttl=60)
+    asked = dns.flags.RD | dns.flags.AD
+    for scheme in ("udp", "tcp", "tls"):
+        zones = Zones(Upstreams((Server("192.0.2.53", 53, scheme),)))
+        found = play(BLOCKED, zones=zones).query("free.test", flags=asked).upstream(made)
+        assert bool(found.reply.flags & dns.flags.AD) == (scheme == "tls")
+        for flags, told in ((asked, scheme == "tls"), (dns.flags.RD, False)):
+            found.query("free.test", flags=flags).forwards_nothing()
+            assert found.was_fast
+            assert bool(found.reply.flags & dns.flags.AD) == told
+        found.later(61).query("free.test", flags=asked)
+        while found.forward is not None:
+            found.silence()
+        assert found.replies("192.0.2.1").ede() == 3
+        assert not found.reply.flags & dns.flags.AD, "what has expired was validated too long ago"
 
 
 def test_types_and_dnssec_bits_are_cached_apart() -> None:

@@ -99,7 +99,7 @@ def test_when_only_malformed_responses_come_the_next_server_is_asked() -> None:
 
 
 def test_a_malformed_response_over_tcp_is_the_servers_failure() -> None:
-    tcp = Server("192.0.2.77", 53, tcp=True)
+    tcp = Server("192.0.2.77", 53, "tcp")
     found = play(zones=Zones(Upstreams((tcp, SERVERS[0])))).query("free.test").is_forwarded(tcp, tcp=True)
     found.upstream(BROKEN).is_forwarded(SERVERS[0], tcp=False)
 

@@ -15,11 +15,11 @@ TIERS = (
     ("accelerator", "errors"),
     ("names", "toml", "events", "spans"),
     ("policy", "table"),
-    ("learning", "lists", "message", "upstream"),
+    ("learning", "lists", "message", "pauses", "upstream"),
     ("image",),
     ("cache", "config", "response", "ruleset"),
     ("fastpath", "listing", "nft"),
-    ("engine",),
+    ("engine", "export"),
 )
 CORE = {module: height for height, tier in enumerate(TIERS) for module in tier}
 

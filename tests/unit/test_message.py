@@ -41,6 +41,31 @@ def test_our_own_question_has_nothing_of_the_clients() -> None:
     assert dns.message.from_wire(message.ask(asked, 99, edns=False)).edns == -1
 
 
+@pytest.mark.parametrize("do", [False, True])
+def test_in_private_a_question_says_nothing_by_its_length(do: bool) -> None:
+    lengths = set()
+    for length in range(1, 64):
+        asked = message.parse_query(query(f"{'x' * length}.test", do=do))
+        wire = message.ask_in_private(asked, 99)
+        made = dns.message.from_wire(wire)
+        assert made.flags == dns.flags.RD | dns.flags.AD
+        assert (made.id, made.ednsflags, str(made.question[0].name)) == (99, dns.flags.DO if do else 0, f"{'x' * length}.test.")
+        (padding,) = made.options
+        assert (int(padding.otype), set(padding.to_wire() or b"") <= {0}) == (12, True)
+        lengths.add(len(wire))
+        assert dns.message.from_wire(message.ask_in_private(asked, 99, edns=False)).edns == -1
+    assert lengths == {128}
+
+
+def test_who_asks_is_told_what_was_validated() -> None:
+    """By AD or by DO (RFC 6840 section 5.7), and AD in a query is not passed back by itself."""
+    for flags, do, told in ((0, False, False), (dns.flags.AD, False, True), (0, True, True), (dns.flags.AD, True, True)):
+        asked = message.parse_query(query("a.test", do=do, flags=dns.flags.RD | flags))
+        for validated in (False, True):
+            wire = message.reply(asked, Answer(0, flags=message.AD if validated else 0))
+            assert bool(dns.message.from_wire(wire).flags & dns.flags.AD) == (told and validated)
+
+
 def test_a_reply_is_no_larger_than_the_client_takes() -> None:
     asked = message.parse_query(query("a.test", edns=False))
     body = b"\xc0\x0c\0\x10\0\1\0\0\0\1\1\x2c" + b"\xff" + bytes(299)

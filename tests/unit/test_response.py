@@ -10,7 +10,7 @@ import dns.rdatatype
 import dns.rrset
 import pytest
 
-from embargo import message, names, response
+from embargo import accelerator, message, names, response
 from embargo.errors import MessageError
 from embargo.message import Answer, Lead
 from support.playbook import answer, query
@@ -450,6 +450,24 @@ def test_keys_for_encrypted_client_hello_are_left_out_and_nothing_else(text: str
     assert without_ech(text) == [left]
     wire = services(text).to_wire()
     assert response.parse(wire, bytes(wire[12 : 12 + 8 + 4])).body, "and only on demand"
+
+
+@pytest.mark.parametrize("accelerated", [True, False])
+def test_what_the_server_has_validated_is_told_unless_we_took_something_away(
+    accelerated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not accelerated:
+        monkeypatch.setattr(accelerator, "fast", None)
+    made = [services('1 . alpn="h2" ech="AAb+DQACq7s="', '2 . alpn="h2" ipv4hint="10.0.0.1"'), services('1 . alpn="h2"')]
+    made += [answer("a.test", "A", "192.0.2.1"), answer("a.test", "A", "10.0.0.1")]
+    for each, kept, kept_private in zip(made, (0, 1, 1, 1), (0, 1, 1, 0), strict=True):
+        for flag in (dns.flags.AD, 0):
+            each.flags = each.flags & ~dns.flags.AD | flag
+            wire = each.to_wire()
+            found = response.parse(wire, question_of(wire))
+            assert found.flags == flag
+            assert response.parse(wire, question_of(wire), without_ech=True).flags == flag * kept
+            assert response.parse(wire, question_of(wire), without_private=True).flags == flag * kept_private
 
 
 @pytest.mark.parametrize(

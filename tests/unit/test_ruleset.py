@@ -326,7 +326,7 @@ def test_very_many_are_laid_out_otherwise_and_mean_the_same(rows: list[tuple[int
 def test_a_range_is_taken_apart_into_networks_without_a_rest(first: int, more: int) -> None:
     last = min(first + more, 2**32 - 1)
     at = first
-    for start, length in ruleset._networks(32, first, last):
+    for start, length in spans.networks(32, first, last):
         assert start == at
         network = ipaddress.ip_network((start, length))
         at = int(network[-1]) + 1

@@ -97,5 +97,11 @@ def test_all_attempts_fit_into_the_deadline() -> None:
 
 
 def test_a_server_is_written_as_it_is_read() -> None:
-    for each in (A, Server("2001:db8::1", 5353), Server("192.0.2.9", 53, tcp=True), Server("fe80::1%lan0", 53)):
+    for each in (
+        A,
+        Server("2001:db8::1", 5353),
+        Server("192.0.2.9", 53, "tcp"),
+        Server("2001:db8::1", 853, "tls", "resolver.example"),
+        Server("fe80::1%lan0", 53),
+    ):
         assert server(str(each)) == each

@@ -59,9 +59,9 @@ class Channel:
         finally:
             os.close(memory)
 
-    def send_events(self, lines: bytes, lost: int) -> None:
-        """Event lines as they are, with the number of events lost before them: too many to wrap them in JSON."""
-        self._send(_EVENTS + lost.to_bytes(8) + lines, ())
+    def send_events(self, lines: bytes, lost: int, attempts: int) -> None:
+        """Event lines as they are, with the events lost before them and the attempts that all stands for: too many for JSON."""
+        self._send(_EVENTS + lost.to_bytes(8) + attempts.to_bytes(8) + lines, ())
 
     def send_answered(self, records: bytes) -> None:
         """Addresses that names were answered with, packed (`witness.pack`): one for nearly every answer of an upstream."""
@@ -90,7 +90,8 @@ class Channel:
         try:
             if data.startswith(_EVENTS):
                 _close(fds)
-                return {"op": "events", "lost": int.from_bytes(data[1:9]), "lines": data[9:]}, []
+                lost, attempts = int.from_bytes(data[1:9]), int.from_bytes(data[9:17])
+                return {"op": "events", "lost": lost, "attempts": attempts, "lines": data[17:]}, []
             if data.startswith(_ANSWERED):
                 _close(fds)
                 return {"op": "answered", "records": data[1:]}, []

@@ -38,7 +38,8 @@ class ChildSilent(ChildError):
 
 
 class Child:
-    def __init__(self, name: str, module: str, news: News) -> None:
+    def __init__(self, name: str, module: str, news: News, ledgers: str) -> None:
+        """`ledgers`: the directory in which its ledger stands."""
         self.name = name
         self._module = module
         self._news = news
@@ -46,6 +47,7 @@ class Child:
         self._process: asyncio.subprocess.Process | None = None
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._number = 0
+        self._page = f"{ledgers}/{name.replace(' ', '-')}"
         self._ledger: Ledger | None = None
         self._reaper: asyncio.Task[None] | None = None
         self._status = 0
@@ -61,7 +63,7 @@ class Child:
     async def start(self) -> None:
         """Start the process. The answer to the first question tells whether it lives."""
         ours, theirs = channel.pair()
-        page = Ledger.make()
+        page = Ledger.make(self._page)
         try:
             fds = [theirs.fileno(), page]
             self._process = await asyncio.create_subprocess_exec(
@@ -100,7 +102,7 @@ class Child:
             self._channel.close()
             self._channel = None
         if self._ledger is not None and (lost := self._ledger.missing()):
-            self._news(self, {"op": "events", "lines": b"", "lost": lost})
+            self._heard({"op": "events", "lines": b"", "lost": lost, "attempts": lost})
         for answer in self._answers.values():
             if not answer.done():
                 answer.set_exception(ChildGone(f"{self.name} ended"))
@@ -129,13 +131,18 @@ class Child:
             os.close(fd)
         answer = self._answers.pop(message.get("id") or 0, None)
         if answer is None:
-            self._news(self, message)
+            self._heard(message)
         elif answer.done():
             return
         elif message.get("op") == "error":
             answer.set_exception(ChildError(f"{self.name}: {message.get('error')}"))
         else:
             answer.set_result(message)
+
+    def _heard(self, message: dict[str, Any]) -> None:
+        self._news(self, message)
+        if self._ledger is not None and message.get("op") == "events":
+            self._ledger.wrote(message["attempts"])
 
     async def ask(self, op: str, fds: Sequence[int] = (), seconds: float = ANSWER, **members: Any) -> dict[str, Any]:
         """Send a question and wait for its answer. ChildError when there is none."""

@@ -76,6 +76,7 @@ def report(
         "names": len(built),
         "networks": built.networks,
         "hosts": loaded.hosts,
+        "tls_ca": loaded.authorities,
         "apps": [_app(app, settings.policy) for app in loaded.apps],
         "lists": [
             {

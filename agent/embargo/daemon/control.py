@@ -6,6 +6,7 @@ A request is one line of JSON, {"verb": …}; so is the answer, with "ok" and wh
 
 import asyncio
 import contextlib
+import difflib
 import json
 import logging
 import os
@@ -17,13 +18,14 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import embargo
-from embargo import accelerator, lists
-from embargo.daemon import endpoints, explain, sources, supervisor, workshop
+from embargo import accelerator, events, lists, pauses
+from embargo.daemon import endpoints, explain, sources, supervisor, whole, workshop
 from embargo.daemon.child import ChildError
 from embargo.daemon.supervisor import Outcome, StartError, Supervisor
 from embargo.errors import ConfigError, EmbargoError, Problem
 from embargo.fastpath import Acl
-from embargo.policy import Action, Network
+from embargo.pauses import Pause
+from embargo.policy import Action, Network, Switchboard
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +134,7 @@ class _Control:
             return {"ok": False, "error": "a request is one line of JSON with a verb"}
         match verb:
             case "status":
-                return {"ok": True, **await self._status()}
+                return {"ok": True, **await status(self._agent)}
             case "reload":
                 return _outcome(await self._agent.reload("asked for"))
             case "rollback":
@@ -144,53 +146,19 @@ class _Control:
             case "block" | "allow" | "forget":
                 async with self._editing:
                     return await self._edit(verb, request.get("entries"), uid)
+            case "pause" | "resume":
+                async with self._editing:
+                    return await self._pause(request, uid) if verb == "pause" else await self._resume(request, uid)
         return {"ok": False, "error": f"there is no verb {verb!r}"}
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    async def _status(self) -> Told:
-        agent = self._agent
-        generation, settings = agent.generation, agent.settings
-        assert generation is not None
-        stats = await agent.workers.stats()
-        wall = await agent.firewall_stats()
-        now = time.time()
-        report = generation.report
-        hits = await agent.hits()
-        counters: Counter[str] = Counter()
-        cache: Counter[str] = Counter()
-        for each in stats:
-            counters.update(each["counters"])
-            cache.update(each["cache"])
-        last = agent.last
-        lists = [{**row, "age": round(now - row["modified"])} for row in report["lists"]]
-        return {
-            "running": True, "pid": os.getpid(), "version": embargo.__version__, "uptime": round(now - agent.started, 1),
-            "config": settings.file, "generation": generation.number, "since": round(now - agent.since, 1),
-            "names": len(generation.image), "networks": generation.image.networks,
-            "mode": "audit" if settings.policy.mode is Action.AUDIT else "block",
-            "accelerator": accelerator.NAME,
-            "workers": agent.workers.pids, "inside": agent.workers.inside, "worker_restarts": agent.workers.restarts,
-            "listen": list(map(str, agent.sockets.endpoints)),
-            "lists": lists,
-            "problems": [_problem(p) for p in report["problems"]],
-            "reload": {
-                "ok": last.ok if last else True, "errors": list(map(str, last.errors)) if last else [],
-                "ago": round(now - agent.last_at, 1),
-            },
-            "apps": [_app(app, hits) for app in report["apps"]],
-            "firewall": _firewall(agent, wall),
-            "upstreams": _upstreams(stats),
-            "counters": dict(counters), "cache": dict(cache),
-            "events": {"file": agent.journal.path, "lost": agent.journal.lost, "trouble": agent.journal.trouble},
-            "uncovered": explain.uncovered(settings, report, bool(agent.sockets.endpoints), lists, wall),
-        }  # fmt: skip
 
     async def _apps(self) -> Told:
         generation = self._agent.generation
         assert generation is not None
         hits = await self._agent.hits()
-        return {"apps": [_app(app, hits) for app in generation.report["apps"]], "generation": generation.number}
+        rows = [_app(app, hits, self._agent.pauses.all) for app in generation.report["apps"]]
+        return {"apps": rows, "generation": generation.number}
 
     async def _why(self, request: Told) -> Told:
         agent, generation = self._agent, self._agent.generation
@@ -199,9 +167,12 @@ class _Control:
         client = str(request.get("client") or "")
         try:
             networks = endpoints.local_networks(agent.settings, agent.around.interfaces)
-            told = explain.verdict(
-                generation.image, generation.board, text, str(request.get("type") or "A"), client, Acl(networks)
-            )
+            qtype, acl = str(request.get("type") or "A"), Acl(networks)
+            board, paused = self._judging(client)
+            told = explain.verdict(generation.image, board, text, qtype, client, acl)
+            usual = explain.verdict(generation.image, generation.compiled_board, text, qtype, client, acl)
+            if (usual["verdict"], usual.get("app")) != (told["verdict"], told.get("app")):
+                told["paused"] = [_pause(each) for each in paused if each.app in (pauses.EVERYTHING, usual.get("app"))]
             asked = explain.subject(text)
         except ValueError as error:
             return {"ok": False, "error": str(error)}
@@ -216,11 +187,65 @@ class _Control:
                 explain.add_learnt(told, await agent.guardian.ask("about", address=packed.hex()))
         return {"ok": True, **told, "generation": generation.number}
 
+    def _judging(self, client: str) -> tuple[Switchboard, list[Pause]]:
+        """By which switchboard a client is judged, and the pauses that it comes from. ValueError: it is none."""
+        generation = self._agent.generation
+        assert generation is not None
+        if not client:
+            return generation.board, [each for each in self._agent.pauses.all if not each.client]
+        theirs = [each for each in self._agent.pauses.all if not each.client or Acl([each.client]).allows(client)]
+        board = next((each.board for each in generation.exempt if Acl([each.network]).allows(client)), generation.board)
+        return board, theirs
+
     async def _rollback(self, uid: int) -> Told:
         outcome = await self._agent.rollback()
         if outcome.ok:
             self._agent.journal.event({"event": "policy", "verb": "rollback", "uid": uid})
         return _outcome(outcome)
+
+    # ── pauses ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _paused(self, request: Told) -> tuple[str, str]:
+        """(app, client) of a request. ValueError when there is no such app, or it is no client."""
+        app, client = str(request.get("app") or pauses.EVERYTHING), str(request.get("client") or pauses.EVERYBODY)
+        generation = self._agent.generation
+        assert generation is not None
+        known = [told["id"] for told in generation.report["apps"]]
+        if app and app not in known:
+            close = difflib.get_close_matches(app, known, 1)
+            raise ValueError(f'no app "{app}"; ' + (f'did you mean "{close[0]}"?' if close else "`embargo apps` lists them"))
+        return app, pauses.client(client) if client else client
+
+    async def _pause(self, request: Told, uid: int) -> Told:
+        try:
+            app, client = self._paused(request)
+            seconds = pauses.duration(str(request.get("duration")))
+        except ValueError as error:
+            return {"ok": False, "usage": True, "error": str(error)}
+        begin = Pause(app, client, round(time.time() + seconds, 3), seconds, uid)
+        if len(self._agent.pauses.all) >= pauses.MOST:
+            return {"ok": False, "error": f"{pauses.MOST} pauses are in force already; embargo resume ends some"}
+        outcome = await self._agent.pause(begin=begin)
+        if outcome.ok:
+            self._agent.journal.event({"event": "policy", "verb": "pause", **supervisor.told_of(begin)})
+        return {**_outcome(outcome), "pauses": list(map(_pause, self._agent.pauses.all))}
+
+    async def _resume(self, request: Told, uid: int) -> Told:
+        """End all pauses, those of an app, or those of a client."""
+        try:
+            app, client = self._paused(request)
+        except ValueError as error:
+            return {"ok": False, "usage": True, "error": str(error)}
+        over = [each for each in self._agent.pauses.all if app in ("", each.app) and client in ("", each.client)]
+        if not over:
+            return {
+                "ok": False,
+                "error": "nothing is paused" if not app and not client else "no such pause; see embargo status",
+            }
+        outcome = await self._agent.pause(end=over)
+        for each in over if outcome.ok else ():
+            self._agent.journal.event({"event": "policy", "verb": "resume", **supervisor.told_of(each), "uid": uid})
+        return {**_outcome(outcome), "pauses": list(map(_pause, self._agent.pauses.all))}
 
     # ── the agent's own lists ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -243,14 +268,15 @@ class _Control:
         if verb != "forget":
             stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             after[verb] += [f"{entry}  # {verb} by uid {uid}, {stamp}" for entry in entries]
-        _write(paths, after)
+        write_lists(paths, after)
         outcome = await self._agent.reload(verb)
         refused = [str(p) for p in outcome.problems if p.file in paths.values()]
         if not outcome.ok or refused:
-            _write(paths, before)
+            write_lists(paths, before)
             await self._agent.reload("undo")
             return {**_outcome(outcome), "ok": False, "problems": [], "errors": refused or list(map(str, outcome.errors))}
-        self._agent.journal.event({"event": "policy", "verb": verb, "entries": entries, "uid": uid})
+        for entry in entries:
+            self._agent.journal.event({"event": "policy", "verb": verb, "entry": entry, "uid": uid})
         return {**_outcome(outcome), "warnings": self._still(verb, entries)}
 
     def _still(self, verb: str, entries: list[str]) -> list[str]:
@@ -266,6 +292,49 @@ class _Control:
             elif verb == "forget" and told["verdict"] in ("blocked", "allowed"):
                 found.append(f"{text} is still {told['verdict']}, by {told['list']}:{told['line']}")
         return found
+
+
+async def status(agent: Supervisor) -> Told:
+    """Everything that `embargo status` tells."""
+    generation, settings = agent.generation, agent.settings
+    assert generation is not None
+    stats = await agent.workers.stats()
+    wall = await agent.firewall_stats()
+    now = time.time()
+    report = generation.report
+    hits = await agent.hits()
+    counters: Counter[str] = Counter()
+    cache: Counter[str] = Counter()
+    for each in stats:
+        counters.update(each["counters"])
+        cache.update(each["cache"])
+    last = agent.last
+    lists = [{**row, "age": round(now - row["modified"])} for row in report["lists"]]
+    return {
+        "running": True, "pid": os.getpid(), "version": embargo.__version__, "uptime": round(now - agent.started, 1),
+        "config": settings.file, "generation": generation.number, "since": round(now - agent.since, 1),
+        "names": len(generation.image), "networks": generation.image.networks,
+        "pauses": list(map(_pause, agent.pauses.all)),
+        "mode": "audit" if settings.policy.mode is Action.AUDIT else "block",
+        "accelerator": accelerator.NAME,
+        "workers": agent.workers.pids, "inside": agent.workers.inside, "worker_restarts": agent.workers.restarts,
+        "listen": list(map(str, agent.sockets.endpoints)),
+        "lists": lists,
+        "problems": [_problem(p) for p in report["problems"]],
+        "reload": {
+            "ok": last.ok if last else True, "errors": list(map(str, last.errors)) if last else [],
+            "ago": round(now - agent.last_at, 1),
+        },
+        "apps": [_app(app, hits, agent.pauses.all) for app in report["apps"]],
+        "firewall": _firewall(agent, wall),
+        "upstreams": _upstreams(stats),
+        "counters": dict(counters), "cache": dict(cache),
+        "events": {"file": agent.journal.path, "lost": agent.journal.lost, "trouble": agent.journal.trouble},
+        "uncovered": [
+            *(f"{each}, paused until {events.timestamp(each.until)}" for each in agent.pauses.all),
+            *explain.uncovered(settings, report, bool(agent.sockets.endpoints), lists, wall),
+        ],
+    }  # fmt: skip
 
 
 def _uid(writer: asyncio.StreamWriter) -> int:
@@ -284,9 +353,15 @@ def _problem(row: list[Any]) -> str:
     return str(Problem(*row))
 
 
-def _app(app: Told, hits: dict[str, int]) -> Told:
+def _pause(pause: Pause) -> Told:
+    return {"app": pause.app, "client": pause.client, "until": events.timestamp(pause.until), "uid": pause.uid}
+
+
+def _app(app: Told, hits: dict[str, int], paused: list[Pause]) -> Told:
     functions = {name: {**function, "hits": hits.get(f"{app['id']}/{name}", 0)} for name, function in app["functions"].items()}
-    return {**app, "functions": functions, "hits": sum(f["hits"] for f in functions.values())}
+    until = [events.timestamp(each.until) for each in paused if not each.client and each.app in ("", app["id"])]
+    told = {**app, "functions": functions, "hits": sum(f["hits"] for f in functions.values())}
+    return told | ({"paused": max(until)} if until else {})
 
 
 def _firewall(agent: Supervisor, wall: Told) -> Told:
@@ -342,13 +417,7 @@ def _meaning(entry: str) -> object:
     return parsed.kind, parsed.exception, parsed.name, parsed.network
 
 
-def _write(paths: dict[str, str], contents: dict[str, list[str]]) -> None:
-    """Each list whole or not at all, also through a power cut."""
-    for name, path in paths.items():
-        temporary = f"{os.path.dirname(path)}/.{name}"
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.writelines(f"{line}\n" for line in contents[name])
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+def write_lists(paths: dict[str, str], contents: dict[str, list[str]]) -> None:
+    """Each list whole or not at all, also through a power cut; none of them when there is no room for one."""
+    octets = {path: "".join(f"{line}\n" for line in contents[name]).encode() for name, path in paths.items()}
+    whole.replace(octets, 0o644)

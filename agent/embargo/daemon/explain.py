@@ -4,7 +4,7 @@ The verdict comes from the image and the switchboard, by the same look-ups that 
 else matches comes from the lists themselves, so that an administrator sees the lines that lost.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from embargo import engine, lists, message, names, policy
@@ -50,13 +50,20 @@ def verdict(image: Image, board: Switchboard, text: str, qtype: str = "A", clien
 
 
 def _special(name: Name, qtype: str) -> str:
-    number = message.QTYPES.get(qtype.upper(), message.A)
-    question = name + number.to_bytes(2) + b"\0\1"
-    query = Query(0, 0, question, name, number, False, False, 512)
-    found = engine.special(query, Zones(Upstreams(())))
+    found = engine.special(_query(name, message.QTYPES.get(qtype.upper(), message.A)), Zones(Upstreams(())))
     if found is None:
         return ""
     return f"a special-use name, answered here with rcode {found.rcode} and never sent on (RFC 6761, 6762, 7686, 8375, 9462)"
+
+
+def _query(name: Name, qtype: int) -> Query:
+    return Query(0, 0, name + qtype.to_bytes(2) + b"\0\1", name, qtype, False, False, 512)
+
+
+def special(forward: Iterable[str]) -> Callable[[Name], bool]:
+    """Tells the names that come before every list, where these zones have servers of their own."""
+    zones = Zones(Upstreams(()), {names.from_text(zone): Upstreams(()) for zone in forward})
+    return lambda name: engine.special(_query(name, message.A), zones) is not None
 
 
 def _judge(image: Image, board: Switchboard, claims: Claims) -> Told:

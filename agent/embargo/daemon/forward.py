@@ -1,5 +1,7 @@
 """Carrying out a Forward: a random ID from a random port per attempt, a deadline, and patience with forgeries.
 
+What goes over connections goes through `pipeline`; the rest of this is about datagrams.
+
 Each server has a pool of sockets, whose ports the kernel has drawn. They are connected, so the kernel accepts datagrams from
 the asked address and port alone; what arrives must match in ID and question too, and whatever does not, or cannot be read,
 is ignored until the deadline (RFC 5452 section 9). A socket is used for a while and then replaced by one with another port.
@@ -9,12 +11,12 @@ import asyncio
 import errno
 import math
 import os
-import secrets
 import select
 import socket
 from collections.abc import Callable, Iterable
 
 from embargo import message, response
+from embargo.daemon.pipeline import Pipelines
 from embargo.engine import Forward
 from embargo.upstream import Server
 
@@ -46,8 +48,13 @@ class Forwarder:
         self._chance, self._drawn = b"", 0
         self._timer: asyncio.TimerHandle | None = None
         self._look_at = math.inf  # when the timer is over
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.mismatched = 0
+        self._mismatched = 0
+        self.pipelines = Pipelines(complete, expire)
+
+    @property
+    def mismatched(self) -> int:
+        """What came and was no answer to anything asked."""
+        return self._mismatched + self.pipelines.mismatched
 
     @property
     def sockets(self) -> int:
@@ -56,9 +63,7 @@ class Forwarder:
 
     def start(self, forward: Forward) -> None:
         if forward.tcp:
-            task = self._loop.create_task(self._tcp(forward), name=f"upstream-tcp-{forward.token}")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self.pipelines.start(forward)
             return
         now = self._loop.time()
         try:
@@ -171,7 +176,7 @@ class Forwarder:
             ):
                 self._end(awaited)
             else:
-                self.mismatched += 1
+                self._mismatched += 1
 
     def _lost(self, flights: "Iterable[_Flight]", reason: str) -> None:
         for flight in flights:
@@ -215,31 +220,6 @@ class Forwarder:
         if self._pools:
             self._look(now + AGE)
 
-    async def _tcp(self, forward: Forward) -> None:
-        writer: asyncio.StreamWriter | None = None
-        try:
-            async with asyncio.timeout(forward.timeout):
-                reader, writer = await asyncio.open_connection(forward.server.address, forward.server.port)
-                ident = secrets.randbelow(1 << 16)
-                query = message.ask(forward.query, ident, edns=forward.edns)
-                writer.write(len(query).to_bytes(2) + query)
-                while True:
-                    packet = await reader.readexactly(int.from_bytes(await reader.readexactly(2)))
-                    if response.matches(packet, ident, message.asked(forward.query)):
-                        break
-                    self.mismatched += 1
-        except TimeoutError:
-            self._expire(forward.token, f"did not answer over TCP in {forward.timeout:.1f} s", False)
-        except asyncio.IncompleteReadError:
-            self._expire(forward.token, "closed the TCP connection without an answer", True)
-        except OSError as error:
-            self._expire(forward.token, f"over TCP: {_reason(error)}", True)
-        else:
-            self._complete(forward.token, packet)
-        finally:
-            if writer is not None:
-                writer.close()
-
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -247,8 +227,7 @@ class Forwarder:
         for sock in self._sockets.values():
             sock.sock.close()
         self._epoll.close()
-        for task in self._tasks:
-            task.cancel()
+        self.pipelines.close()
 
 
 class _Socket:

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from embargo.config import Config
+from embargo.daemon import whole
 from embargo.daemon.compiler import IMAGE, REPORT, write
 from embargo.errors import ImageError
 from embargo.image import Image
+from embargo.pauses import Exempt
 from embargo.policy import Action, Switchboard
 
 KEEP = 5  # generations on disk; they are small, and the one before must be there for a rollback
@@ -23,7 +25,7 @@ KEEP = 5  # generations on disk; they are small, and the one before must be ther
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A compiled policy, mapped, with the settings it was compiled for. `fd` is the image's, for other processes."""
+    """A compiled policy, mapped, with its settings. `fd` is the image's, for other processes."""
 
     number: int
     settings: Config
@@ -31,6 +33,12 @@ class Generation:
     board: Switchboard
     report: dict[str, Any]
     fd: int
+    exempt: tuple[Exempt, ...] = ()  # clients with a switchboard of their own, see `pauses`
+
+    @property
+    def compiled_board(self) -> Switchboard:
+        """What the configuration asks for, whatever is paused."""
+        return Switchboard(tuple(map(Action, self.report["switchboard"])))
 
     def close(self) -> None:
         """Give the descriptor back; the mapping lives as long as the image."""
@@ -66,7 +74,7 @@ class Store:
         """Give what was compiled its number."""
         number = max(self._numbers(), default=0) + 1
         os.rename(workshop, self._path(number))
-        _sync(self._root)
+        whole.sync(self._root)
         return number
 
     def again(self, number: int, report: dict[str, Any]) -> int:
@@ -117,18 +125,10 @@ class Store:
             os.unlink(temporary)
         os.symlink(f"{number:06}", temporary)
         os.replace(temporary, self._link)
-        _sync(self._root)
+        whole.sync(self._root)
         for old in self._numbers()[:-KEEP]:
             if old != number:
                 shutil.rmtree(self._path(old), ignore_errors=True)
 
     def discard(self, number: int) -> None:
         shutil.rmtree(self._path(number), ignore_errors=True)
-
-
-def _sync(directory: str) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

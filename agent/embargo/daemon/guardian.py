@@ -97,9 +97,9 @@ class Guardian:
             return True  # nobody is left to tell
         return True
 
-    def _send_events(self, lines: bytes, lost: int) -> bool:
+    def _send_events(self, lines: bytes, lost: int, attempts: int) -> bool:
         try:
-            self._channel.send_events(lines, lost)
+            self._channel.send_events(lines, lost, attempts)
         except BlockingIOError:
             return False
         except OSError:
@@ -132,7 +132,7 @@ class Guardian:
                 intercept_port=order["intercept_port"], log_group=order["log_group"],
                 ct_mark=self._ct_mark(order), patterns=self._can_look_inside(),
                 own=tuple(Own(*each) for each in order["own"]),
-                system=order["system"],
+                system=order["system"], exempt=[(n, tuple(Class(*each) for each in off)) for n, off in order["exempt"]],
             )  # fmt: skip
             wanted = await asyncio.to_thread(work_out, self._next_mark())  # a second for a million; others must not wait
             wanted, elements = (
@@ -433,8 +433,11 @@ class Guardian:
             self._note_trouble(str(error))
 
     def _excepted(self) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+        """Clients some of whose flows to blocked addresses are none of our business."""
         wanted = self._wanted
-        return [ipaddress.ip_network(text) for text in wanted.except_] if wanted is not None else []
+        if wanted is None:
+            return []
+        return [ipaddress.ip_network(text) for text in (*wanted.except_, *(network for network, _ in wanted.exempt))]
 
     # ── what others do ───────────────────────────────────────────────────────────────────────────────────────────────
 

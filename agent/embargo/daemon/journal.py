@@ -27,13 +27,14 @@ class Journal:
         self._fd = -1
         self._size = 0
         self._looked = 0.0
+        self._torn = False  # the last line is not whole; what follows must not become part of it
         self.lost = 0  # events that could not be written, all in all
         self._untold = 0
         self.trouble = ""
 
     def configure(self, path: str, max_bytes: int, keep: int) -> None:
         """Other settings from the next event on. OSError when that file cannot be opened; all is as before then."""
-        before = self.path, self._fd, self._size
+        before = self.path, self._fd, self._size, self._torn
         self._max_bytes, self._keep = max_bytes, keep
         if path == self.path:
             return
@@ -41,7 +42,7 @@ class Journal:
         try:
             self.open()
         except OSError:
-            self.path, self._fd, self._size = before
+            self.path, self._fd, self._size, self._torn = before
             raise
         if before[1] >= 0:
             os.close(before[1])
@@ -54,8 +55,7 @@ class Journal:
         self._fd = os.open(self.path, flags, 0o640)
         self._size = os.fstat(self._fd).st_size
         self._looked = time.monotonic()
-        if self._size and not self._ends_in_newline():
-            self._write(b"\n")  # a power cut left half a line; what follows must not become part of it
+        self._torn = self._size > 0 and not self._ends_in_newline()  # a power cut left half a line
 
     def _ends_in_newline(self) -> bool:
         with open(self.path, "rb") as file:
@@ -65,7 +65,7 @@ class Journal:
     def event(self, event: Event) -> None:
         """Write one event with the time of now, and tell it to who reads the log of the service."""
         data = events.encode(event, time.time())
-        log.info("%s", data[data.index(b'"event"') : -2].decode())
+        log.info("%s", data[data.index(b'"event"') : -2].decode(), extra={"event": event})
         self.lines(data, 1)
 
     def lines(self, data: bytes, count: int) -> None:
@@ -96,7 +96,7 @@ class Journal:
                 self._look()
             if self._size and self._size + len(data) > self._max_bytes:
                 self._rotate()
-            self._write(data)
+            self._write(b"\n" + data if self._torn else data)
         except OSError as error:
             if not self.trouble:
                 log.error("events cannot be written to %s: %s; they are counted as lost", self.path, error.strerror)
@@ -113,9 +113,11 @@ class Journal:
                 with contextlib.suppress(OSError):
                     os.ftruncate(self._fd, start)  # no half line stays behind
                     self._size = start
+                self._torn = self._torn or self._size != start
                 raise
             self._size += written
             data = data[written:]
+        self._torn = False
 
     def _look(self) -> None:
         """Somebody may have moved or removed the file: go on in the one that has its name."""

@@ -7,10 +7,10 @@ written whole, and all after it, is left out. What is older than a day is no mem
 import contextlib
 import json
 import logging
-import os
 import time
 from typing import IO, Any
 
+from embargo.daemon import whole
 from embargo.learning import PROVING, RECENT, Book
 
 VERSION = 1
@@ -65,17 +65,13 @@ class Memory:
 
     def save(self, now: float) -> None:
         """Write all of it, whole or not at all."""
-        temporary = f"{self.path}.new"
         try:
-            with open(temporary, "w", encoding="utf-8", opener=_private) as file:
-                self._saved = time.time()
-                head = {"version": VERSION, "saved": self._saved, "proving": round(max(self._book.proving - now, 0.0), 1)}
-                file.write(json.dumps(head) + "\n")
-                for row in self._book.saved(now):
-                    file.write(json.dumps(row, separators=(",", ":")) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path)
+            saved = time.time()
+            head = {"version": VERSION, "saved": saved, "proving": round(max(self._book.proving - now, 0.0), 1)}
+            rows = [head, *self._book.saved(now)]
+            text = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
+            whole.replace({self.path: text.encode()}, 0o600)
+            self._saved = saved
             if self._file is not None:
                 self._file.close()
             self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  # it stays open until the next snapshot
@@ -99,7 +95,3 @@ class Memory:
         if self._file is not None:
             self._file.close()
             self._file = None
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

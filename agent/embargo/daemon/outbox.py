@@ -1,10 +1,12 @@
 """Event lines on their way to the supervisor: gathered for a moment, sent together, counted as lost beyond a bound.
 
-The ledger is a page shared with the supervisor: how many attempts were noted, how many of them were handed over. What a
-killed process had noted and not handed over is the difference, so it is counted although nobody can tell it any more.
+The ledger is a page shared with the supervisor: how many attempts were noted, how many of them were handed over, how many
+the supervisor wrote. What a killed process had noted and not handed over is the difference, so it is counted although nobody
+can tell it any more. The page is a file: of a supervisor that is killed, the next one reads what was never written.
 """
 
 import asyncio
+import contextlib
 import mmap
 import os
 import struct
@@ -15,21 +17,45 @@ FULL = 0.003  # seconds until the next try when the channel is full: in a flood 
 MAX_HELD = 4 << 20  # octets held while the supervisor does not read
 MESSAGE = 100_000  # octets of lines in one packet
 
-_COUNTS = struct.Struct("=QQ")
+_COUNTS, _WRITTEN = struct.Struct("=QQ"), struct.Struct("=Q")
 
 
 class Ledger:
-    """Both ends of the page: a child writes, the supervisor reads when the child has ended."""
+    """Both ends of the page: a child writes what it noted and handed over, the supervisor what it wrote."""
 
     def __init__(self, fd: int) -> None:
         self._page = mmap.mmap(fd, mmap.PAGESIZE)
 
     @staticmethod
-    def make() -> int:
-        """The descriptor of a new page."""
+    def make(path: str = "") -> int:
+        """The descriptor of a new page: a file, or where none can be had, memory that ends with us."""
+        if path:
+            with contextlib.suppress(OSError):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)  # not cut short: an older page may still be mapped
+                fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+                try:
+                    os.posix_fallocate(fd, 0, mmap.PAGESIZE)  # a disk that fills later must not end who writes here
+                except OSError:
+                    os.close(fd)
+                    os.unlink(path)
+                    raise
+                return fd
         fd = os.memfd_create("embargo-ledger", os.MFD_CLOEXEC)
         os.ftruncate(fd, mmap.PAGESIZE)
         return fd
+
+    @staticmethod
+    def unwritten(directory: str) -> int:
+        """Attempts that were noted below this directory in an earlier run and never written. To be asked once."""
+        found = 0
+        for name in os.listdir(directory):
+            with contextlib.suppress(OSError, struct.error):  # what is no page tells nothing
+                with open(f"{directory}/{name}", "rb") as file:
+                    page = file.read(mmap.PAGESIZE)
+                found += max(_COUNTS.unpack_from(page)[0] - _WRITTEN.unpack_from(page, _COUNTS.size)[0], 0)
+                os.unlink(f"{directory}/{name}")
+        return found
 
     @property
     def noted(self) -> memoryview:
@@ -44,11 +70,16 @@ class Ledger:
         noted, handed = _COUNTS.unpack_from(self._page)
         return max(int(noted - handed), 0)
 
+    def wrote(self, attempts: int) -> None:
+        """The supervisor has written so many more, or counted them as lost."""
+        written = _WRITTEN.unpack_from(self._page, _COUNTS.size)[0]
+        _WRITTEN.pack_into(self._page, _COUNTS.size, written + attempts)
+
 
 class Outbox:
-    """`send` sends lines and a number of lost events, and says whether the channel took them."""
+    """`send` sends lines, a number of lost events and for how many attempts all of it stands; did the channel take them?"""
 
-    def __init__(self, send: Callable[[bytes, int], bool], ledger: Ledger | None) -> None:
+    def __init__(self, send: Callable[[bytes, int, int], bool], ledger: Ledger | None) -> None:
         self._send = send
         self._ledger = ledger
         self._loop = asyncio.get_running_loop()
@@ -85,10 +116,11 @@ class Outbox:
             while taken < len(self._lines) and (not taken or size + len(self._lines[taken]) <= MESSAGE):
                 size += len(self._lines[taken])
                 taken += 1
-            if not self._send(b"".join(self._lines[:taken]), self._lost):
+            attempts = sum(self._counts[:taken]) + self._lost
+            if not self._send(b"".join(self._lines[:taken]), self._lost, attempts):
                 self._timer = self._loop.call_later(FULL, self.flush)
                 return False
-            self._handed += sum(self._counts[:taken]) + self._lost
+            self._handed += attempts
             self._lost = 0
             self._held -= size
             del self._lines[:taken], self._counts[:taken]

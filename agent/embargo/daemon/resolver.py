@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from embargo import lists, names
@@ -31,18 +31,21 @@ from embargo.daemon.witness import Marks, Witness
 from embargo.engine import Drop, Engine, Forward, Joined, Reply, Zones
 from embargo.fastpath import Acl, BlockMode, Rules
 from embargo.image import Image
+from embargo.pauses import Exempt
 from embargo.policy import Action, Switchboard
 from embargo.upstream import Upstreams, server
 
 RUBBISH = 20_000, 20, 50  # containers between collections: we make few cycles and hold many containers
 PATIENCE = 0.2  # seconds between two looks for clients that have waited too long
 AT_ONCE, PAUSE = 200, 0.02  # cached answers told a new guardian at once, a millisecond or two; seconds between
-PASS_PATIENCE = 0.2  # seconds a reply waits for its addresses to pass the firewall
+PASS_PATIENCE = (
+    1.0  # seconds a reply waits for its addresses to pass the firewall; less than a client waits before it asks again
+)
 ANSWER_TRIES = 500  # hundredths of a second that an answer waits for the supervisor to read
 LAST_BATCHES = 64  # of queries that wait in a socket when the worker stops; in a flood the rest is the next worker's
 LAST_WORDS = 1.0  # seconds for what is on its way when the worker stops, and again for its events
 
-SendEvents = Callable[[bytes, int], bool]  # lines and the number of events lost before them
+SendEvents = Callable[[bytes, int, int], bool]  # lines, the events lost before them, the attempts that all stands for
 
 
 class Resolver:
@@ -57,14 +60,16 @@ class Resolver:
         self._forwarder = Forwarder(self._completed, self._expired)
         self._selector = selector  # the loop's, if it takes queries by itself
         self._listeners: list[intake.Listener] = []
-        self._streams = Streams(lambda client: self.engine.rules.acl.allows(client), self._stream_query)
+        self._streams = Streams(lambda client: self.engine.acl.allows(client), self._stream_query)
         self._attempts = Attempts(Outbox(send_events, ledger))
         self._witness = Witness(self._shadow, self.passed)
         self._attempts.curious = self._witness.curious
         self._intake = intake.make(self._cache, self._attempts)
+        self._allow_from: list[str] = []
         self._log_names = "blocked"
         self._number = 0
         self._patience: asyncio.TimerHandle | None = None
+        self._telling: asyncio.TimerHandle | None = None
         self._held_back: dict[int, list[Reply]] = {}
         self.counters: Counter[str] = Counter()
 
@@ -73,40 +78,57 @@ class Resolver:
         assert self._engine is not None, "adopt comes first"
         return self._engine
 
-    def adopt(self, image: Image, generation: int, board: Switchboard, dns: dict[str, Any] | None) -> None:
+    def adopt(
+        self, image: Image, generation: int, board: Switchboard, exempt: Sequence[Exempt], dns: dict[str, Any] | None
+    ) -> None:
         """Judge by this from the next packet on. `dns` is left out when the settings stay."""
-        old = self._engine.rules if self._engine else None
         if dns is not None:
-            acl, mode, zones = Acl(dns["allow_from"]), block_mode(dns), zones_from(dns)
+            mode, zones = block_mode(dns), zones_from(dns)
+            self._allow_from = dns["allow_from"]
             self._log_names = dns.get("log_names", "blocked")
             self._witness.learning = dns.get("learn", False)
-        elif old is not None:
-            acl, mode, zones = old.acl, old.mode, None
+            self._forwarder.pipelines.believe(dns.get("tls_ca", ""))
+        elif self._engine is not None:
+            mode, zones = self._engine.rules.mode, None
         else:
             raise ValueError("the first policy needs the dns settings")
-        self._judged += 1
-        rules = Rules(generation, self._judged, acl, image, board, mode, self._log_names == "all")
+
+        def rules_by(board: Switchboard, acl: Acl) -> Rules:
+            self._judged += 1
+            return Rules(generation, self._judged, acl, image, board, mode, self._log_names == "all")
+
+        everybody = Acl(self._allow_from)
+        rules = rules_by(board, Acl(self._allow_from, but=[each.network for each in exempt]) if exempt else everybody)
+        others = [(Acl([each.network]), rules_by(each.board, everybody)) for each in exempt]
         if self._engine is None:
             assert zones is not None
             self._engine = Engine(rules, zones, self._cache)
-        else:
-            self._engine.adopt(rules, zones)
+        self._engine.adopt(rules, zones, others, everybody)
         self._listen_in()
         self._attempts.adopt(rules, names=self._log_names != "none")
         self._intake.adopt(rules)
+        self._tell_all_again()  # what was answered till now may lead to addresses that are blocked from now on
 
     def meet(self, channel: Channel, marks: int) -> None:
         """The guardian is at the other end, or the next one; `marks`: the descriptor of the page that it writes."""
         self._witness.meet(channel, Marks(marks))
         self._listen_in()
-        self._tell_again(self._cache.held(self._loop.time()))
+        self._tell_all_again()  # it knows nothing of what was answered before it came
+
+    def _tell_all_again(self) -> None:
+        """What clients were given and still use. The guardian hears of it as if it were answered now."""
+        if self._telling is not None:
+            self._telling.cancel()
+            self._telling = None
+        if self._witness.listening:
+            self._tell_again(self._cache.held(self._loop.time()))
 
     def _tell_again(self, entries: list[Entry]) -> None:
-        """A guardian knows nothing of what was answered before it came, and clients are still given it. A few at a time."""
+        """A few at a time."""
         if entries and self._engine is not None and self._witness.listening:
             self._engine.hear_again(entries[-AT_ONCE:])
             self._hear([])
-            self._loop.call_later(PAUSE, self._tell_again, entries[:-AT_ONCE])
+            self._telling = self._loop.call_later(PAUSE, self._tell_again, entries[:-AT_ONCE])
 
     def _listen_in(self) -> None:
         if self._engine is not None and self._witness.listening and self._engine.heard is None:
@@ -340,8 +362,8 @@ async def serve(channel: Channel, ledger: Ledger | None = None, selector: Select
     def report(message_: dict[str, Any]) -> bool:
         return taken(lambda: channel.send(message_))
 
-    def send_events(lines: bytes, lost: int) -> bool:
-        return taken(lambda: channel.send_events(lines, lost))
+    def send_events(lines: bytes, lost: int, attempts: int) -> bool:
+        return taken(lambda: channel.send_events(lines, lost, attempts))
 
     resolver = Resolver(send_events, ledger, selector)
     async with contextlib.aclosing(orders(channel)) as inbox:
@@ -382,8 +404,12 @@ def _adopt(resolver: Resolver, order: dict[str, Any], fd: int) -> None:
         image = _image(fd)
     finally:
         os.close(fd)
-    board = Switchboard(tuple(map(Action, order["switchboard"])))
-    resolver.adopt(image, order["generation"], board, order.get("dns"))
+    exempt = [Exempt(network, _board(actions)) for network, actions in order["exempt"]]
+    resolver.adopt(image, order["generation"], _board(order["switchboard"]), exempt, order.get("dns"))
+
+
+def _board(actions: Iterable[int]) -> Switchboard:
+    return Switchboard(tuple(map(Action, actions)))
 
 
 async def _start(resolver: Resolver, order: dict[str, Any], fds: list[int]) -> None:

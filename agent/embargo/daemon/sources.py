@@ -1,4 +1,4 @@
-"""From disk to values: the list files, app directories and hosts files that a configuration names.
+"""From disk to values: the list files, app directories, hosts files and certificates that a configuration names.
 
 Every file is opened once, without blocking, and looked at through that descriptor: a regular file, of a trusted owner,
 writable by its owner alone, not too large, and not a link that leaves its directory. A file that fails this or cannot be
@@ -9,12 +9,14 @@ themselves alone.
 import difflib
 import os
 import stat
+import time
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from embargo import lists, names, policy
 from embargo.config import Config
+from embargo.daemon import tls
 from embargo.errors import ConfigError, ListError, Problem
 from embargo.lists import Guard
 from embargo.names import Name
@@ -22,6 +24,8 @@ from embargo.policy import App, Level, List, Source
 
 LOCAL = "local"  # the directory under [state] dir with what `block`, `allow` and `forget` wrote
 UPSTREAM = "the upstream resolver's"  # the role of protected addresses that we ask ourselves
+SETTLED = 0.25  # seconds without a change after which a file is whole
+TRIES = 12  # how many times that is waited for
 MAX_HOSTS = 1_000_000  # lines of a hosts file
 
 
@@ -32,6 +36,7 @@ class Loaded(NamedTuple):
     local: tuple[List, ...]
     hosts: dict[str, list[str]]
     problems: tuple[Problem, ...]
+    authorities: str = ""  # certificates in PEM: who vouches for upstreams over TLS, if not those that the system trusts
 
     @property
     def lists(self) -> tuple[List, ...]:
@@ -61,6 +66,7 @@ def load(config: Config, guard: Guard) -> Loaded:
     hosts: dict[str, list[str]] = {}
     for path in config.dns.hosts:
         _hosts(path, hosts, work)
+    authorities = _authorities(config.dns.tls_ca, work) if config.dns.tls_ca else ""
     work.errors += unknown_apps(config, apps)
     if not apps and not work.errors:
         named = ", ".join(config.lists.apps)
@@ -69,7 +75,7 @@ def load(config: Config, guard: Guard) -> Loaded:
     if work.errors:
         raise ConfigError((*work.errors, *work.problems))
     ordered = tuple(apps[key] for key in sorted(apps))
-    found = Loaded(ordered, local, hosts, ())
+    found = Loaded(ordered, local, hosts, (), authorities)
     return found._replace(problems=(*work.problems, *(p for list_ in found.lists for p in list_.problems)))
 
 
@@ -81,8 +87,9 @@ def local_path(config: Config, name: str) -> str:
 def watched(config: Config) -> tuple[str, ...]:
     """The files and directories whose content a generation depends on."""
     return (
-        config.file, *config.lists.apps, config.lists.allow, config.lists.block, f"{config.state.dir}/{LOCAL}",
-        *config.dns.hosts,
+        config.file, *config.lists.apps, config.lists.allow, config.lists.block, *config.dns.hosts,
+        *(local_path(config, name) for name in ("allow", "block")),
+        *([config.dns.tls_ca] if config.dns.tls_ca else []),
     )  # fmt: skip
 
 
@@ -141,7 +148,29 @@ def read(path: str, owners: frozenset[int], *, below: str = "") -> bytes:
             raise refuse("others than its owner can write it", f"take that away: chmod go-w {path}")
         if found.st_size > lists.MAX_FILE:
             raise refuse(f"it has {found.st_size} octets", f"a list has at most {lists.MAX_FILE}")
-        return file.read(lists.MAX_FILE + 1)
+        content = _whole(file)
+        if content is None:
+            raise refuse("it is being written all the time", "write another file, and give it this name when it is whole")
+        return content
+
+
+def _whole(file: BinaryIO) -> bytes | None:
+    """What stands in a file that nobody is writing to. Half a list would let through what the other half names."""
+    for _ in range(TRIES):
+        before = os.fstat(file.fileno())
+        file.seek(0)
+        content = file.read(lists.MAX_FILE + 1)
+        if not 0 <= time.time() - before.st_mtime <= SETTLED and _unchanged(file, before):
+            return content  # a time to come, where the clock was set back, tells nothing; it is not waited for
+        time.sleep(SETTLED)
+        if _unchanged(file, before):
+            return content
+    return None
+
+
+def _unchanged(file: BinaryIO, before: os.stat_result) -> bool:
+    now = os.fstat(file.fileno())
+    return (now.st_mtime_ns, now.st_size) == (before.st_mtime_ns, before.st_size)
 
 
 def _apps(directory: str, work: _Load) -> Iterator[App]:
@@ -265,6 +294,16 @@ def _hosts(path: str, hosts: dict[str, list[str]], work: _Load) -> None:
             continue
         for name in found:
             hosts.setdefault(name, []).append(address)
+
+
+def _authorities(path: str, work: _Load) -> str:
+    try:
+        return tls.certificates(read(path, work.owners).decode(errors="replace"))
+    except ListError as error:
+        work.errors.append(error.problem)
+    except ValueError as error:
+        work.errors.append(Problem(path, 0, str(error), "dns.tls_ca names a file in PEM: -----BEGIN CERTIFICATE-----"))
+    return ""
 
 
 def neighbours(apps: Iterable[App]) -> Iterator[tuple[App, Name]]:

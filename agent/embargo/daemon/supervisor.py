@@ -7,6 +7,8 @@ to `status` and to the event log.
 
 import asyncio
 import contextlib
+import dataclasses
+import errno
 import fcntl
 import grp
 import logging
@@ -20,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import embargo
-from embargo import config
+from embargo import config, events, pauses
 from embargo.config import Config
 from embargo.daemon import endpoints, machine, netlink, notify, privileges, sources, surroundings, workshop
 from embargo.daemon.child import Child, ChildError
@@ -29,11 +31,15 @@ from embargo.daemon.generations import Generation, Store
 from embargo.daemon.health import Health
 from embargo.daemon.journal import Journal
 from embargo.daemon.netlink import NEEDS, Nftables
+from embargo.daemon.outbox import Ledger
+from embargo.daemon.pausing import Pauses
 from embargo.daemon.surroundings import Surroundings
 from embargo.daemon.watch import Watch
 from embargo.daemon.witness import Marks
 from embargo.daemon.workers import Settings, Workers
 from embargo.errors import ConfigError, EmbargoError, FirewallError, ImageError, Problem
+from embargo.pauses import Pause
+from embargo.policy import Class
 from embargo.table import TABLE
 
 log = logging.getLogger(__name__)
@@ -42,6 +48,7 @@ STABLE = 0.25  # seconds without a change before a changed file is read: editors
 PATIENCE = 0.5  # seconds after which it is read all the same
 RESCAN = 30.0  # seconds; bind and network mounts send no hints
 NETLINK = "nftables"  # the name of the netlink socket in systemd's store
+LEDGERS = "ledgers"  # in [state] dir: a page for each child that counts attempts
 LEARNT = "learnt.jsonl"  # in [state] dir: the guardian's memory of addresses
 APPLY = 60.0  # seconds for the firewall to take a generation
 TOLD = 20  # problems told one by one; a list of another kind may have as many as lines
@@ -72,9 +79,14 @@ class Supervisor:
         self.sockets = Sockets()
         self._netlink: socket.socket | None = None
         self._inherit()
-        self.workers = Workers(self._in_force, self._news, self._introduce)
+        self._ledgers = f"{settings.state.dir}/{LEDGERS}"
+        self.workers = Workers(self._in_force, self._news, self._introduce, self._ledgers)
         self._marks = Marks.make()
-        self.guardian = Child("guardian", "embargo.daemon.guardian", self._news) if settings.firewall.enabled else None
+        self.pauses = Pauses(f"{settings.state.dir}/{sources.LOCAL}", asyncio.get_running_loop().time)
+        self._pausing = asyncio.Event()
+        self.guardian = (
+            Child("guardian", "embargo.daemon.guardian", self._news, self._ledgers) if settings.firewall.enabled else None
+        )
         self.generation: Generation | None = None
         self.started = time.time()
         self.since = self.started
@@ -145,6 +157,7 @@ class Supervisor:
         state = self.settings.state
         try:
             os.makedirs(f"{state.dir}/{sources.LOCAL}", mode=0o750, exist_ok=True)
+            os.makedirs(self._ledgers, mode=0o700, exist_ok=True)
             os.makedirs(state.runtime, mode=0o755, exist_ok=True)  # whoever may use the socket must reach it
             held = [_lock(directory) for directory in dict.fromkeys((state.dir, state.runtime))]
             self.store.prepare()
@@ -153,7 +166,9 @@ class Supervisor:
         try:
             self.journal.open()
         except OSError as error:
-            raise StartError(f"{self.settings.log.events}: {error.strerror}; set [log] events elsewhere") from None
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # a full disk is emptied while we run
+                raise StartError(f"{self.settings.log.events}: {error.strerror}; set [log] events elsewhere") from None
+        self.journal.note_lost(Ledger.unwritten(self._ledgers))
         return held
 
     async def _start(self) -> None:
@@ -166,6 +181,10 @@ class Supervisor:
             await self._start_guardian(self.guardian)
         else:
             _warn_of_old_rules()
+        try:
+            self.pauses.recall()
+        except ValueError as error:
+            log.error("%s", error)
         outcome = await self.reload("start")
         if self.generation is None:
             await self._start_from_last(outcome)
@@ -197,7 +216,7 @@ class Supervisor:
         if not number:
             raise ConfigError(outcome.errors)
         try:
-            generation = self.store.load(number, self.settings)
+            generation = self.pauses.on(self.store.load(number, self.settings))
         except ImageError:
             raise ConfigError(outcome.errors) from None
         await self._guard(generation, self.around)
@@ -213,6 +232,7 @@ class Supervisor:
         self._spawn(health.beat(), "heartbeat")
         self._spawn(health.assure(), "watchdog")
         self._spawn(self._summarise(), "summary")
+        self._spawn(self._end_pauses(), "end of pauses")
         generation = self.generation
         assert generation is not None
         self.journal.event({
@@ -306,7 +326,7 @@ class Supervisor:
         return self.generation, self._resolver_settings(self.generation)
 
     def _resolver_settings(self, generation: Generation) -> Settings:
-        return surroundings.resolver_settings(generation.settings, self.around, generation.report["hosts"])
+        return surroundings.resolver_settings(generation.settings, self.around, generation.report)
 
     # ── reload ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -327,7 +347,7 @@ class Supervisor:
             try:
                 if not number:
                     raise ImageError("there is no generation before this one")
-                new = self.store.load(number, self.settings)
+                new = self.pauses.on(self.store.load(number, self.settings))
             except ImageError as error:
                 return Outcome(False, False, old.number, (Problem("rollback", 0, str(error), ""),))
             try:
@@ -339,6 +359,37 @@ class Supervisor:
         self.last_at = time.time()
         self._tell(outcome, "rollback")
         return outcome
+
+    async def pause(self, **change: Any) -> Outcome:
+        """Begin or end pauses (`Pauses.change`): the same generation, judged by other switchboards."""
+        async with self._lock:
+            old = self.generation
+            assert old is not None
+            undo = self.pauses.change(**change)
+            new = self.pauses.on(dataclasses.replace(old, fd=os.dup(old.fd)))
+            try:
+                await self._switch(old, new, self.around)
+            except (ChildError, ListenError, OSError) as error:
+                new.close()
+                undo()
+                return Outcome(False, False, old.number, (Problem("pause", 0, _said(error), ""),))
+        self._pausing.set()
+        return Outcome(True, True, old.number)
+
+    async def _end_pauses(self) -> None:
+        """Each when its time has come."""
+        while True:
+            self._pausing.clear()
+            end = self.pauses.next_end()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._pausing.wait(), end and max(end - self._loop.time(), 0.0))
+            if over := self.pauses.over():
+                outcome = await self.pause(end=over)
+                for each in over if outcome.ok else ():
+                    self.journal.event({"event": "policy", "verb": "resume", **told_of(each), "why": "its time was over"})
+                for problem in outcome.errors:
+                    log.error("%s; it is tried again", problem)
+                    await asyncio.sleep(1.0)
 
     async def _reload(self, why: str) -> Outcome:
         old = self.generation
@@ -355,6 +406,7 @@ class Supervisor:
             new = new or await self._compile(settings, around, made_from)
         except ConfigError as error:
             return Outcome(False, False, number, error.problems)
+        new = self.pauses.on(new)
         problems = tuple(Problem(*p) for p in new.report["problems"])
         if old is not None and self._same(old, new, around):
             self.around = around
@@ -382,6 +434,7 @@ class Supervisor:
             for name, was, is_ in (
                 ("state", self.settings.state, settings.state),
                 ("dns.workers", self.settings.dns.workers, settings.dns.workers),
+                ("metrics", self.settings.metrics, settings.metrics),
                 ("firewall.enabled", self.settings.firewall.enabled, settings.firewall.enabled),
             )
             if was != is_
@@ -427,10 +480,10 @@ class Supervisor:
 
     def _same(self, old: Generation, new: Generation, around: Surroundings) -> bool:
         """Would nothing change but the number?"""
-        settings = surroundings.resolver_settings(new.settings, around, new.report["hosts"])
+        settings = surroundings.resolver_settings(new.settings, around, new.report)
         return (
             old.report["digest"] == new.report["digest"]
-            and old.board == new.board
+            and (old.board, old.exempt) == (new.board, new.exempt)
             and old.settings == new.settings
             and settings == self._resolver_settings(old)
             and (around.endpoints, around.system) == (self.around.endpoints, self.around.system)
@@ -458,7 +511,8 @@ class Supervisor:
             raise
         if not around.upstreams:
             log.warning("there is no upstream: names that are not blocked cannot be answered; set [dns] upstream")
-        self.since = time.time()
+        if old is None or old.number != new.number:
+            self.since = time.time()
         if old is not None:
             old.close()
 
@@ -479,6 +533,7 @@ class Supervisor:
             return
         settings = generation.settings
         firewall = settings.firewall
+        everything, some = _exempt(generation)
         clients = [each.network for each in around.interfaces if each.name in firewall.lan]
         await self.guardian.ask(
             "apply", [generation.fd], APPLY, generation=generation.number, lan=list(firewall.lan), clients=clients,
@@ -487,7 +542,7 @@ class Supervisor:
             protect=firewall.protect, protected=[network for network, _ in surroundings.protected(settings, around)],
             state=f"{settings.state.dir}/{LEARNT}", names=_clients(generation.report["hosts"]),
             own=surroundings.own_questions(settings, around, self.workers.uid), system=[each.address for each in around.system],
-            **{"except": list(firewall.except_)},
+            exempt=some, **{"except": [*firewall.except_, *everything]},
         )  # fmt: skip
 
     async def _introduce(self, resolver: Child) -> None:
@@ -617,6 +672,25 @@ class Supervisor:
                     self.journal.note_lost(message["lost"])
                 if lines:
                     self.journal.lines(lines, lines.count(b"\n"))
+
+
+def _exempt(generation: Generation) -> tuple[list[str], list[tuple[str, list[Class]]]]:
+    """For the firewall: clients for whom nothing acts, and those for whom these classes do not."""
+    everything, some = [], []
+    for each in generation.exempt:
+        if any(each.board.actions):
+            some.append((each.network, pauses.passed(each, generation.board, generation.image.classes)))
+        else:
+            everything.append(each.network)
+    return everything, some
+
+
+def told_of(pause: Pause) -> dict[str, Any]:
+    """What an event says of it."""
+    told: dict[str, Any] = {"entry": pause.app or "everything"}
+    if pause.client:
+        told["client"] = pause.client
+    return told | {"uid": pause.uid, "until": events.timestamp(pause.until)}
 
 
 def _clients(hosts: dict[str, list[str]]) -> dict[str, str]:

@@ -5,6 +5,7 @@ depends on them (what is listened on, whom the resolvers ask and answer, what no
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from embargo.config import Config
 from embargo.daemon import endpoints, machine, sources
@@ -70,14 +71,16 @@ def asking_itself(settings: Config, around: Surroundings) -> list[Problem]:
     ]
 
 
-def resolver_settings(settings: Config, around: Surroundings, hosts: dict[str, list[str]]) -> Settings:
+def resolver_settings(settings: Config, around: Surroundings, report: dict[str, Any]) -> Settings:
+    """`report`: of the generation, which holds what stood in files."""
     return {
         "allow_from": list(endpoints.local_networks(settings, around.interfaces)),
         "block_mode": settings.dns.block_mode if isinstance(settings.dns.block_mode, str) else list(settings.dns.block_mode),
         "block_ttl": settings.dns.block_ttl,
         "upstream": list(map(str, around.upstreams)),
         "forward": {zone: list(map(str, servers)) for zone, servers in settings.dns.forward},
-        "hosts": hosts,
+        "hosts": report["hosts"],
+        "tls_ca": report.get("tls_ca") or settings.dns.tls_ca,  # a name alone vouches for nobody
         "ech": settings.dns.ech,
         "rebind": settings.dns.rebind,
         "log_names": settings.log.names,

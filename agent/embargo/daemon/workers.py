@@ -19,6 +19,7 @@ from embargo.daemon.channel import Channel
 from embargo.daemon.child import Child, ChildError, ChildGone, ChildSilent, News
 from embargo.daemon.endpoints import Sockets
 from embargo.daemon.generations import Generation
+from embargo.daemon.outbox import Ledger
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +34,8 @@ Settings = dict[str, Any]  # what a resolver needs of the configuration
 class Inside(Child):
     """A Resolver in this process, behind the face of a child."""
 
-    def __init__(self, name: str, news: News) -> None:
-        super().__init__(name, "", news)
+    def __init__(self, name: str, news: News, ledgers: str) -> None:
+        super().__init__(name, "", news, ledgers)
         self._theirs: socket.socket
         self._task: asyncio.Task[None] | None = None
 
@@ -45,7 +46,11 @@ class Inside(Child):
     async def start(self) -> None:
         ours, theirs = channel.pair()
         self._theirs = theirs
-        self._task = asyncio.get_running_loop().create_task(resolver.serve(Channel(theirs)), name=f"keeper: {self.name}")
+        page = Ledger.make(self._page)
+        self._ledger = Ledger(page)
+        os.close(page)
+        work = resolver.serve(Channel(theirs), self._ledger)
+        self._task = asyncio.get_running_loop().create_task(work, name=f"keeper: {self.name}")
         self.adopt(ours)
 
     async def _reap(self) -> None:
@@ -67,11 +72,16 @@ class Workers:
     """`in_force` tells the generation and the settings that a worker starts with; `started` is told of each that has."""
 
     def __init__(
-        self, in_force: Callable[[], tuple[Generation, Settings]], news: News, started: Callable[[Child], Awaitable[None]]
+        self,
+        in_force: Callable[[], tuple[Generation, Settings]],
+        news: News,
+        started: Callable[[Child], Awaitable[None]],
+        ledgers: str,
     ) -> None:
         self._in_force = in_force
         self._started = started
         self._news = news
+        self._ledgers = ledgers
         self._sockets = Sockets()
         self._children: list[Child] = []
         self._keepers: list[asyncio.Task[None]] = []
@@ -102,7 +112,10 @@ class Workers:
         self.inside = count == 0
         for number in range(max(count, 1)):
             name = f"resolver {number}"
-            child: Child = Inside(name, self._news) if self.inside else Child(name, "embargo.daemon.resolver", self._news)
+            child: Child = (
+                Inside(name, self._news, self._ledgers) if self.inside
+                else Child(name, "embargo.daemon.resolver", self._news, self._ledgers)
+            )  # fmt: skip
             self._children.append(child)
             self._had.append({})
             await self._start(number)
@@ -117,8 +130,8 @@ class Workers:
         # a worker inside this process closes what it was given; the originals must stay
         fds = [generation.fd, *(sock.fileno() for _, sock in mine)]
         await child.ask(
-            "start", fds, generation=generation.number, switchboard=list(map(int, generation.board.actions)), dns=settings,
-            sockets=[kind for kind, _ in mine], user=self.user, inside=self.inside,
+            "start", fds, **_judgement(generation), dns=settings, sockets=[kind for kind, _ in mine], user=self.user,
+            inside=self.inside,
         )  # fmt: skip
         self._had[number] = settings
         await self._started(child)
@@ -163,9 +176,8 @@ class Workers:
         if not child.running:
             return  # it starts with what is in force
         dns = None if settings == self._had[number] else settings
-        board = list(map(int, generation.board.actions))
         try:
-            await child.ask("policy", [generation.fd], PATIENCE, generation=generation.number, switchboard=board, dns=dns)
+            await child.ask("policy", [generation.fd], PATIENCE, **_judgement(generation), dns=dns)
         except ChildGone:
             return
         except ChildSilent as error:
@@ -215,3 +227,8 @@ class Workers:
                 await keeper
         self._children.clear()
         self._keepers.clear()
+
+
+def _judgement(generation: Generation) -> dict[str, Any]:
+    exempt = [(each.network, list(map(int, each.board.actions))) for each in generation.exempt]
+    return {"generation": generation.number, "switchboard": list(map(int, generation.board.actions)), "exempt": exempt}

@@ -37,7 +37,7 @@ def material(settings: Config, around: Surroundings, files: sources.Snapshot) ->
     lists = [entry for entry in files if entry[0] != settings.file]
     made_from = [
         embargo.__version__, image.VERSION, settings.lists.apps, settings.lists.allow, settings.lists.block, settings.dns.hosts,
-        settings.policy.shared, surroundings.protected(settings, around), sorted(lists),
+        settings.dns.tls_ca, settings.policy.shared, surroundings.protected(settings, around), sorted(lists),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
 

@@ -1,6 +1,7 @@
 """One run of `embargo verify`: asks the agent what is in force, sets up client and sink, probes, tells."""
 
 import contextlib
+import dataclasses
 import ipaddress
 import os
 import random
@@ -10,11 +11,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
+from embargo import pauses
 from embargo.config import Config
 from embargo.daemon import control, endpoints, machine
 from embargo.daemon.control import ControlError
 from embargo.daemon.generations import Store
 from embargo.fastpath import Acl
+from embargo.pauses import Pause
 from embargo.verify import network, targets
 from embargo.verify.ask import Way
 from embargo.verify.network import Addresses, Network, NetworkError
@@ -29,6 +32,9 @@ def run(settings: Config, *, samples: int, seed: int) -> Told:
     status = _status(settings)
     _beside(status["pid"])
     generation = Store(settings.state.dir).load(status["generation"], settings)
+    in_force = [Pause(each["app"], each["client"], 0.0, 0.0, 0) for each in status["pauses"]]
+    board, _ = pauses.apply(in_force, generation.image.classes, generation.board)
+    generation = dataclasses.replace(generation, board=board)
     try:
         chance = random.Random(seed)
         found = targets.find(generation.image, generation.board, samples, chance)
@@ -42,7 +48,7 @@ def run(settings: Config, *, samples: int, seed: int) -> Told:
             work.run(_ways(status, settings, families, work), forwarded)
     finally:
         generation.close()
-    notes = []
+    notes = [f"paused, so not tried: {each}" for each in in_force if not each.client]
     if not any(each.version == 6 for each in forwarded):
         notes.append("IPv6 is not forwarded here: no packets were sent in it")
     after = _status(settings)["generation"]

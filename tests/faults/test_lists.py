@@ -1,0 +1,86 @@
+"""Lists that are written while they are read: what is in force is always something that somebody meant."""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from faults.conftest import Start
+from support.agent import Agent
+from support.load import NAME, Load, accounted, bounded, uses
+from tools.rig import Rig, until
+
+pytestmark = pytest.mark.root
+
+SECONDS = 3.0
+PAUSE = 0.01
+Write = Callable[[Path, str], None]
+
+
+def by_rename(path: Path, text: str) -> None:
+    temporary = path.with_name(".new")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def in_place(path: Path, text: str) -> None:
+    """The file is empty first, then half of it is there, and what everything depends on comes last."""
+    with open(path, "w") as file:
+        time.sleep(PAUSE / 4)
+        file.write(text[: len(text) // 2])
+        file.flush()
+        time.sleep(PAUSE / 4)
+        file.write(text[len(text) // 2 :])
+
+
+def text(number: int) -> str:
+    return "".join(f"only{number}-{n}.test\n" for n in range(50)) + f"number{number}.test\n{NAME}\n"
+
+
+@pytest.mark.parametrize("write", [by_rename, in_place])
+def test_a_list_is_written_a_hundred_times_a_second(faulty: Rig, start: Start, write: Write) -> None:
+    with start() as agent:
+        path = agent.root / "apps/alipay/payment.list"
+        before = uses(agent)
+        with Load(faulty, probes=False) as load:
+            deadline, number = time.monotonic() + SECONDS, 0
+            asked = threading.Thread(target=reload_until, args=(agent, deadline))  # at once, not when it has settled
+            asked.start()
+            while time.monotonic() < deadline:
+                number += 1
+                write(path, text(number))
+                time.sleep(PAUSE)
+            asked.join()
+            until(lambda: agent.ask("why", subject=f"number{number}.test")["verdict"] == "blocked", "the last one is in force")
+        load.holds(failed=False)
+        bounded(before, uses(agent))
+        assert agent.ask("why", subject=f"number{number - 1}.test")["verdict"] != "blocked", "and nothing else"
+    assert load.blocks <= accounted(agent)
+
+
+def reload_until(agent: Agent, deadline: float) -> None:
+    while time.monotonic() < deadline:
+        agent.ask("reload")
+
+
+def test_a_list_of_which_half_is_written_waits_for_the_other_half(faulty: Rig, start: Start) -> None:
+    with start() as agent:
+        path = agent.root / "apps/alipay/payment.list"
+        with Load(faulty, probes=False) as load:
+            for number in range(2):
+                whole = text(number)
+                with open(path, "w") as file:
+                    asked = threading.Thread(target=agent.ask, args=("reload",))
+                    for at in range(0, len(whole), 20):
+                        file.write(whole[at : at + 20])
+                        file.flush()
+                        time.sleep(0.02)
+                        if not at:
+                            asked.start()
+                asked.join()
+                assert agent.ask("reload")["ok"]
+        load.holds(failed=False)
+    assert load.blocks <= accounted(agent)

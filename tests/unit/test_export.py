@@ -1,0 +1,138 @@
+"""Exports: golden files for their text, and what the properties and the real resolvers do not reach."""
+
+import re
+
+import pytest
+
+from embargo import export, lists, names
+from embargo.export import FORMATS, Said, Verdict
+from golden import exports as golden
+
+
+def rendered(form: str, text: str = "", *, serial: int | None = None, **files: list[str]) -> export.Export:
+    """`files`: a function of alipay's and its lines."""
+    lines = {f"alipay/{function}.list": entries for function, entries in files.items()}
+    return export.render(golden.made(text, lines, allow=(), block=()), form, "1", serial)
+
+
+def body(text: str) -> list[str]:
+    return [line for line in text.splitlines() if not line.startswith(("#", ";", "!"))]
+
+
+@pytest.mark.parametrize("case", golden.CASES)
+def test_the_text_is_the_golden_files(case: str) -> None:
+    assert golden.rendered(case) == (golden.HERE / case).read_text(), "as it should be? python -m tests.golden.exports"
+
+
+def test_every_golden_file_has_its_case() -> None:
+    assert {path.name for path in golden.HERE.iterdir()} == set(golden.CASES)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_header_tells_version_digest_counts_and_what_is_missing(form: str) -> None:
+    made = export.render(golden.made(golden.ALL), form, "4.5.6")
+    head = made.text.splitlines()
+    comment = FORMATS[form].comment
+    assert head[0] == f"{comment} Embargo 4.5.6: its policy, made by `embargo export {form}`"
+    assert re.fullmatch(rf"{comment} digest [0-9a-f]{{16}}: \d+ names blocked, \d+ names excepted, \d+ networks .*", head[1])
+    for text in (*made.lost, *FORMATS[form].lacks):
+        assert f"{comment} not carried: {text}" in head
+
+
+def test_the_digest_is_of_what_is_said() -> None:
+    def digest(made: export.Export) -> str:
+        return made.text.splitlines()[1].split(":")[0]
+
+    one = digest(rendered("dnsmasq", payment=["alipay.example"]))
+    assert one == digest(rendered("dnsmasq", payment=["# another comment", "", "alipay.example  # evidence"]))
+    assert one != digest(rendered("dnsmasq", payment=["alipay.test"]))
+
+
+def test_a_zones_serial_changes_with_its_content_alone_unless_it_is_given() -> None:
+    def serial(*entries: str, given: int | None = None) -> str:
+        return rendered("rpz", serial=given, payment=list(entries)).text.partition("hostmaster.localhost. ")[2].split()[0]
+
+    assert serial("a.example") == serial("a.example", "# comment")
+    assert serial("a.example") != serial("b.example")
+    assert serial("a.example", given=7) == "7"
+    assert 0 <= int(serial("a.example")) < 1 << 32
+
+
+@pytest.mark.parametrize("form", [form for form in FORMATS if form not in ("nft", "hosts")])
+def test_what_follows_from_a_line_above_has_no_line(form: str) -> None:
+    several = ["alipay.example", "www.alipay.example", "=pay.alipay.example", "!mail.test"]
+    assert body(rendered(form, serial=1, payment=several).text) == body(rendered(form, serial=1, payment=several[:1]).text)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_name_that_comes_before_every_list_is_left_out(form: str) -> None:
+    assert "onion" not in export.render(golden.made(golden.ALL), form, "1").text
+
+
+def test_names_that_a_zone_would_read_otherwise_are_told() -> None:
+    long = ".".join(["a" * 63, "b" * 63, "c" * 63, "d" * 20, "example"])
+    made = rendered("rpz", payment=["\\042.wild.example", long, "alipay.example"])
+    assert "names with a label *, which a zone reads as a wildcard: \\042.wild.example" in made.lost
+    assert f"names that are too long to stand in a zone: {long}" in made.lost
+    assert "alipay.example CNAME ." in made.text
+    assert long not in "\n".join(body(made.text))
+
+
+@pytest.mark.parametrize("form", ["hosts", "domains", "dnsmasq", "adblock"])
+def test_names_that_would_be_read_as_something_else_are_told(form: str) -> None:
+    made = rendered(form, payment=["a\\047b.example", "x\\032y.example", "under_score.example"])
+    assert any("other characters" in text and "a\\047b.example" in text and "x\\032y.example" in text for text in made.lost)
+    assert "under_score.example" in made.text
+    assert "a/b" not in made.text
+
+
+def test_every_octet_of_a_name_survives_an_escape() -> None:
+    name = names.from_text("".join(f"\\{octet:03d}" for octet in range(40, 100)) + ".example")
+    assert names.from_text(export._escaped(name)) == name
+    assert not re.search(r"[\"'\s;()@$*/]", export._escaped(name))
+
+
+@pytest.mark.parametrize(
+    ("first", "length", "owner"),
+    [
+        ("203.0.113.7", 32, "32.7.113.0.203.rpz-ip"),
+        ("2001:db8::", 32, "32.zz.db8.2001.rpz-ip"),
+        ("2001:db8:1:1:1:1:0:2", 128, "128.2.0.1.1.1.1.db8.2001.rpz-ip"),
+        ("2001:db8:0:0:4:0:0:5", 128, "128.5.0.0.4.zz.db8.2001.rpz-ip"),
+        ("2001:db8:0:0:4::", 96, "96.zz.4.0.0.db8.2001.rpz-ip"),
+    ],
+)
+def test_an_address_in_a_zone_is_written_backwards(first: str, length: int, owner: str) -> None:
+    network = lists.parse_entry(first).network
+    assert network is not None
+    assert export._rpz_ip(network.family, network.first, length) == owner
+
+
+def test_blocked_inside_two_exceptions_is_more_than_adblock_can_say() -> None:
+    lines = ["x.example", "!a.x.example", "b.a.x.example", "!c.b.a.x.example"]
+    assert rendered("adblock", payment=lines).lost == ()
+    made = rendered("adblock", payment=[*lines, "d.c.b.a.x.example"])
+    assert made.lost == ("names blocked inside exceptions inside exceptions: d.c.b.a.x.example",)
+    assert "@@||c.b.a.x.example^$important" in made.text
+
+
+@pytest.mark.parametrize(
+    ("itself", "above", "differs"),
+    [
+        (Verdict.BLOCK, Verdict.PASS, True),
+        (Verdict.PASS, Verdict.BLOCK, True),
+        (Verdict.ALLOW, Verdict.PASS, True),
+        (Verdict.PASS, Verdict.ALLOW, False),
+        (Verdict.CANARY, Verdict.BLOCK, True),
+        (Verdict.BLOCK, Verdict.BLOCK, False),
+    ],
+)
+def test_what_is_worth_a_line(itself: Verdict, above: Verdict, differs: bool) -> None:
+    assert Said(itself).differs(Said(above)) is differs
+
+
+def test_nothing_is_blocked_in_audit_mode_and_that_is_told() -> None:
+    for form in FORMATS:
+        made = rendered(form, '[policy]\nmode = "audit"\n', payment=["alipay.example", "203.0.113.0/24"])
+        assert made.rows == ()
+        assert 'policy.mode = "audit"' in made.lost[0]
