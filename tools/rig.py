@@ -41,6 +41,28 @@ _libc = ctypes.CDLL(None, use_errno=True)
 T = TypeVar("T")
 
 
+def within(namespace: str, work: Callable[[], T]) -> T:
+    """Call something in a thread that lives in the network namespace of this file."""
+    outcome: list[T] = []
+    errors: list[BaseException] = []
+
+    def enter() -> None:
+        try:
+            with open(namespace) as opened:
+                if _libc.setns(opened.fileno(), _CLONE_NEWNET):
+                    raise OSError(ctypes.get_errno(), "setns")
+            outcome.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return outcome[0]
+
+
 class Answer(NamedTuple):
     """What dig said."""
 
@@ -155,24 +177,7 @@ class Rig:
 
     def within(self, role: str, work: Callable[[], T]) -> T:
         """Call something in a thread that lives in a namespace: sockets it makes belong there wherever they are used."""
-        outcome: list[T] = []
-        errors: list[BaseException] = []
-
-        def enter() -> None:
-            try:
-                with open(f"/run/netns/{self._names[role]}") as namespace:
-                    if _libc.setns(namespace.fileno(), _CLONE_NEWNET):
-                        raise OSError(ctypes.get_errno(), "setns")
-                outcome.append(work())
-            except BaseException as error:
-                errors.append(error)
-
-        thread = threading.Thread(target=enter)
-        thread.start()
-        thread.join()
-        if errors:
-            raise errors[0]
-        return outcome[0]
+        return within(f"/run/netns/{self._names[role]}", work)
 
     def socket(self, role: str, kind: int, address: str) -> socket.socket:
         """A socket in a namespace, of the family of `address`."""

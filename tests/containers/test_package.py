@@ -1,14 +1,17 @@
 """The Debian package: installed, upgraded, removed and purged by dpkg on a machine that is up."""
 
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from containers.conftest import CONFIG, LISTED, UPSTREAM, Site, install, told
+from containers.conftest import CONFIG, GATEWAY, LISTED, UPSTREAM, Site, install, told
 from containers.steady import assert_nothing_missed, watched
 from embargo import __version__
+from support.gateway_page import PAGE, advertised_resolvers, block, leased_resolvers
 from support.lab import TOP, Container
+from tools.rig import until, within
 
 pytestmark = pytest.mark.root
 
@@ -124,6 +127,49 @@ def test_a_removal_ends_the_blocking_and_a_purge_leaves_nothing(deb: Path, site:
     bare.run("systemctl", "daemon-reload")
     assert files(bare) - before == set()
     assert before - files(bare) == set()
+
+
+def test_a_backup_as_the_page_makes_it_brings_everything_back(deb: Path, site: Site, bare: Container) -> None:
+    (command,) = block("sh", "tar ").splitlines()
+    install(bare, deb)
+    bare.path("/etc/embargo/embargo.toml").write_text(CONFIG)
+    bare.path("/etc/embargo/allow.list").write_text("allowed.alipay.com\n")
+    bare.run("systemctl", "reload", "embargo")
+    bare.run("embargo", "block", "mine.example.net")
+    bare.run("sh", "-c", f"cd /root && {command}")
+    bare.run("dpkg", "--purge", "embargo-agent")
+    install(bare, deb)
+    assert not bare.path("/var/lib/embargo/local/block.list").exists()
+    bare.run("tar", "-C", "/", "-xf", "/root/embargo.tar.gz")
+    bare.run("systemctl", "restart", "embargo")
+    assert bare.run("embargo", "check").stdout == "no problems\n"
+    assert site.blocked("mine.example.net")
+    assert site.answered("allowed.alipay.com")
+
+
+def test_every_path_of_the_page_is_there(gateway: Container) -> None:
+    gateway.run("embargo", "block", "mine.example.net")
+    paths = set(re.findall(r"`(/(?:etc|usr/share|var/lib|var/log|run)/embargo[^`\s]*)`", PAGE))
+    assert len(paths) > 8
+    assert {path for path in paths if gateway.run("test", "-e", path, check=False).returncode} == set()
+
+
+def test_networkd_tells_clients_of_us_as_the_page_says(site: Site, gateway: Container) -> None:
+    gateway.path("/etc/systemd/network/lan0.network").write_text(block("networkd"))
+    # that of Debian 12 has trouble with one that somebody else has put there without a broadcast address
+    site.lab.shell("ip -n gateway address flush dev lan0 scope global")
+    gateway.run("systemctl", "start", "systemd-networkd")
+    space = f"/proc/{site.client.pid}/ns/net"
+    try:
+        until(lambda: within(space, leased_resolvers) == [GATEWAY], "the lease names us alone", 60)
+        until(lambda: within(space, advertised_resolvers) == ["2001:db8:1::1"], "so does the advertisement", 60)
+        said = gateway.messages("systemd-networkd")
+        assert not [text for text in said if "Unknown" in text or "Failed to parse" in text]
+        until(lambda: site.blocked("mygw.alipay.com"), "the agent has followed")
+    finally:
+        gateway.kill()
+        site.lab.shell(f"""ip -n gateway address flush dev lan0 scope global
+ip -n gateway address add {GATEWAY}/24 dev lan0""")
 
 
 def test_lintian_finds_no_error(deb: Path) -> None:

@@ -25,7 +25,7 @@ def resolved(gateway: Container, *lines: str) -> None:
 
 
 def asked(gateway: Container) -> set[str]:
-    return {row["server"] for row in told(gateway)["upstreams"]}
+    return {row["server"].removeprefix("udp://").removesuffix(":53") for row in told(gateway)["upstreams"]}
 
 
 def answers(gateway: Container, server: str = "127.0.0.1") -> bool:
@@ -60,11 +60,19 @@ def test_its_own_servers_are_asked(deb: Path, bare: Container) -> None:
 
 def test_the_gateways_own_programs_may_ask_us_through_it(deb: Path, bare: Container) -> None:
     """It asks us first; its other server is the one that we ask."""
-    resolved(bare, f"DNS=127.0.0.1 {UPSTREAM}")
+    resolved(bare, f"DNS=127.0.0.1 {UPSTREAM}", "Domains=~.")
     install(bare, deb)
     assert asked(bare) == {UPSTREAM}
+    bare.run("systemctl", "restart", "systemd-resolved")
     assert blocks(bare, "127.0.0.53")
     assert answers(bare, "127.0.0.53")
+    bare.run("systemctl", "stop", "embargo")
+    until(lambda: answers(bare, "127.0.0.53"), "it turns to the other one")
+    bare.run("systemctl", "start", "embargo")
+    assert blocks(bare)
+    assert not blocks(bare, "127.0.0.53"), "and stays with it, as the page says"
+    bare.run("systemctl", "restart", "systemd-resolved")
+    assert blocks(bare, "127.0.0.53")
 
 
 def test_what_it_is_told_later_is_followed(deb: Path, bare: Container) -> None:
@@ -112,7 +120,7 @@ def test_a_first_start_while_it_has_our_port_says_so_and_goes_on_when_that_is_me
     assert f"); {HELD}" in done.stdout
     resolved(bare, f"DNS={UPSTREAM}")  # as it says
     until(lambda: blocks(bare), "the agent is started again by itself")
-    assert bare.run("systemctl", "is-active", "embargo").stdout == "active\n"
+    bare.run("systemctl", "start", "embargo")  # returns when it is ready
     assert answers(bare)
 
 

@@ -24,10 +24,9 @@ def pid(gateway: Container) -> str:
 
 
 def rules(gateway: Container) -> list[str]:
-    """Our table's lines, without who owns it, what counts, what is learnt and the number of the judgement."""
+    """Our table's lines, without who owns it, what counts, what is learnt, and the numbers that each new one has."""
     text = gateway.run("nft", "--stateless", "list", "table", "inet", "embargo").stdout
-    text = re.sub(r"(?<=[a-z\d])_\d+\b", "", text)  # sets have the number of their load in their names
-    without = (r"^(table .*|\tflags .*)\n", r"elements = \{[^}]*\}", r"^.* comment \"judgement \d+\"$")
+    without = (r"^(table .*|\tflags .*)\n", r"elements = \{[^}]*\}", r"^.* comment \"judgement \d+\"$", r"(?<=[a-z46])_\d+\b")
     return re.sub("|".join(without), "", text, flags=re.MULTILINE).splitlines()
 
 

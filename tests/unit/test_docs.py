@@ -58,17 +58,38 @@ def test_the_readmes_gateway_is_a_configuration() -> None:
     assert parsed.firewall.lan == ("lan0",)
 
 
-def test_every_configuration_on_the_gateways_page_is_one() -> None:
-    blocks = (TOP / "docs/gateway.md").read_text().split("```toml\n")[1:]
-    assert len(blocks) >= 3
+def test_every_configuration_of_the_gateway_page_is_one() -> None:
+    blocks = re.findall(r"```toml\n(.*?)```", (TOP / "docs/gateway.md").read_text(), re.DOTALL)
+    assert len(blocks) >= 4
     for block in blocks:
-        config.parse(block.partition("```")[0].encode(), "gateway.md")
+        config.parse(block.encode(), "docs/gateway.md")
 
 
-def test_the_verbs_on_every_page_exist() -> None:
-    for page in PAGES:
-        for verb in re.findall(r"`embargo ([a-z]+)", page.read_text()):
-            assert verb in cli.commands, f"{page.name}: embargo {verb}"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_exist_with_their_options(page: Path) -> None:
+    if page.name == "CHANGELOG.md":
+        return
+    text = page.read_text()
+    commands = re.findall(r"`embargo ([a-z]+)((?: [^`]*)?)`", text)
+    commands += re.findall(
+        r"^(?:\.venv/bin/)?embargo ([a-z]+)(.*)$", "".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)), re.M
+    )
+    for verb, rest in commands:
+        assert verb in cli.commands, verb
+        known = {option for parameter in cli.commands[verb].params for option in parameter.opts}
+        assert {word for word in rest.split() if word.startswith("-")} <= known, f"{verb}{rest}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_settings_are_named_as_they_are_declared(page: Path) -> None:
+    sections = re.split(r"^\[(\w+)\]$", config.reference(), flags=re.MULTILINE)[1:]
+    declared = {
+        (name, key)
+        for name, text in zip(sections[::2], sections[1::2], strict=True)
+        for key in re.findall(r"^#(\w+) = ", text, re.MULTILINE)
+    }
+    assert ("dns", "listen") in declared
+    assert set(re.findall(r"`\[(\w+)\] (\w+)[^`]*`", page.read_text())) <= declared
 
 
 def test_the_lists_pages_app_is_an_app() -> None:
