@@ -344,6 +344,20 @@ def test_answers_of_unblocked_names_are_told_the_guardian_together() -> None:
         assert found == [("one.test", ["192.0.2.80"], 300), ("two.test", ["192.0.2.80"], 300)]
 
 
+def test_a_guardian_that_asks_is_told_all_that_was_answered_at_once() -> None:
+    with Upstream(lambda asked: [right(asked)]) as upstream, Worker() as worker:
+        worker.start(BLOCKED, dns={"upstream": [f"udp://127.0.0.1:{upstream.port}"]})
+        worker.meet()
+        worker.tell_all(1)
+        assert worker.told("told")["number"] == 1
+        assert not worker.news, "nothing was answered"
+        assert worker.asked(query("one.test")).rcode() == dns.rcode.NOERROR
+        worker.tell_all(2)
+        assert worker.told("told")["number"] == 2
+        (answered,) = worker.news
+        assert heard(answered) == [("one.test", ["192.0.2.80"], 300)]
+
+
 def test_a_reply_waits_until_its_address_is_free_but_not_for_ever() -> None:
     with Upstream(lambda asked: [right(asked)]) as upstream, Worker() as worker:
         worker.start(BLOCKED, dns={"upstream": [f"udp://127.0.0.1:{upstream.port}"]})

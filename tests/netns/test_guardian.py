@@ -114,6 +114,13 @@ def guardian(rig: Rig, tmp_path: Path) -> Iterator[Guardian]:
         made.close()
 
 
+def told_all(resolver: Channel) -> None:
+    """Be asked whether that is all, and say so."""
+    asked = heard(resolver)
+    assert asked["op"] == "tell"
+    resolver.send({"op": "told", "number": asked["number"]})
+
+
 def heard(from_: Channel) -> dict[str, Any]:
     assert select.select([from_.fileno()], [], [], 10)[0]
     received = from_.receive()
@@ -126,8 +133,9 @@ def test_an_address_is_learnt_marked_freed_and_acknowledged(rig: Rig, guardian: 
     resolver = guardian.resolver()
     assert ADDRESS not in guardian.marks
     resolver.send(LEADS | {"record": record()})
-    until(lambda: ADDRESS in guardian.marks, "it is marked")
+    told_all(resolver)
     assert guardian.ask("stats")["learning"]["addresses"] == 1
+    assert ADDRESS in guardian.marks
     assert rig.reach("client", "203.0.113.9") == "refused"
     resolver.send({"op": "free", "number": 7, "record": record(name="free.test")})
     assert heard(resolver) == {"op": "ready", "number": 7}
@@ -136,10 +144,62 @@ def test_an_address_is_learnt_marked_freed_and_acknowledged(rig: Rig, guardian: 
     resolver.close()
 
 
+def test_whoever_was_answered_with_an_address_before_is_heard_before_it_is_blocked(rig: Rig, guardian: Guardian) -> None:
+    """Two resolvers: one gave an unblocked name's answer and has not told yet, the other found a blocked name leads there."""
+    guardian.apply("alipay.example")
+    first, second = guardian.resolver(), guardian.resolver()
+    second.send(LEADS | {"record": record()})
+    told_all(second)
+    until(lambda: ADDRESS in guardian.marks, "who answers with it from now on waits")
+    assert rig.reach("client", "203.0.113.9") == "open"
+    asked = heard(first)
+    first.send_answered(witness.pack(names.from_text("neighbour.test"), [ADDRESS], 300))
+    first.send({"op": "told", "number": asked["number"]})
+    until(lambda: ADDRESS not in guardian.marks, "it stays open")
+    learning = guardian.ask("stats")["learning"]
+    assert (learning["addresses"], learning["counters"]) == (0, {"shared": 1})
+    assert learning["spared"] == [["203.0.113.9", "pay.alipay.example", "neighbour.test"]]
+    assert rig.reach("client", "203.0.113.9") == "open"
+    first.close()
+    second.close()
+
+
+@pytest.mark.parametrize("silent", ["stopped", "gone"])
+def test_a_resolver_that_says_nothing_holds_up_no_block(rig: Rig, guardian: Guardian, silent: str) -> None:
+    guardian.apply("alipay.example")
+    first, second = guardian.resolver(), guardian.resolver()
+    second.send(LEADS | {"record": record()})
+    told_all(second)
+    if silent == "gone":
+        first.close()
+    until(lambda: guardian.ask("stats")["learning"]["addresses"] == 1, "it is learnt")
+    assert rig.reach("client", "203.0.113.9") == "refused"
+    first.close()
+    second.close()
+
+
+def test_what_is_marked_for_a_decision_stays_so_while_others_are_freed(rig: Rig, guardian: Guardian) -> None:
+    guardian.apply("alipay.example")
+    first, second = guardian.resolver(), guardian.resolver()
+    other = bytes([203, 0, 113, 10])
+    second.send(LEADS | {"record": record(other)})
+    told_all(first)
+    told_all(second)
+    second.send(LEADS | {"record": record()})
+    told_all(second)
+    second.send({"op": "free", "number": 1, "record": record(other, "free.test")})
+    assert heard(second) == {"op": "ready", "number": 1}
+    assert ADDRESS in guardian.marks
+    assert other not in guardian.marks
+    first.close()
+    second.close()
+
+
 def test_a_class_that_nobody_enforces_blocks_nothing(rig: Rig, guardian: Guardian) -> None:
     guardian.apply("alipay.example")
     resolver = guardian.resolver()
     resolver.send(LEADS | {"record": record(), "class": ["nobody", "nothing"]})
+    told_all(resolver)
     resolver.send({"op": "free", "number": 1, "record": record(bytes([203, 0, 113, 10]))})
     assert heard(resolver)["number"] == 1
     assert rig.reach("client", "203.0.113.9") == "open"

@@ -142,6 +142,11 @@ class Worker:
         assert self._guardian is not None
         self._guardian.send({"op": "ready", "number": number})
 
+    def tell_all(self, number: int) -> None:
+        """Ask for what it has answered and not told yet."""
+        assert self._guardian is not None
+        self._guardian.send({"op": "tell", "number": number})
+
     def stats(self) -> Message:
         return self.ask("stats")
 

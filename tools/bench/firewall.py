@@ -144,6 +144,9 @@ class Guardian:
         record = witness.pack(names.from_text("pay.alipay.example"), [address], 300).hex()
         told = {"op": "leads", "class": [*PAY], "list": "alipay/payment.list", "line": 1, "rule": "alipay.example"}
         self._resolver.send(told | {"record": record})
+        if not select.select([self._resolver.fileno()], [], [], 30)[0] or (asked := self._resolver.receive()) is None:
+            raise RuntimeError("the guardian does not ask its resolver")
+        self._resolver.send({"op": "told", "number": asked[0]["number"]})
 
     @property
     def peak(self) -> int:

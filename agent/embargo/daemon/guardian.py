@@ -20,15 +20,18 @@ import socket
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from embargo import events, names, nft, ruleset, spans
 from embargo.daemon import conntrack, privileges, verdicts, witness
-from embargo.daemon.channel import Channel, ChannelError, orders
+from embargo.daemon.channel import Channel, orders
 from embargo.daemon.conntrack import Conntrack, Flow
 from embargo.daemon.droplog import Attribution, DropLog
+from embargo.daemon.informants import Informants
 from embargo.daemon.memory import EVERY, Memory
 from embargo.daemon.netlink import Nftables
 from embargo.daemon.outbox import Ledger, Outbox
@@ -68,9 +71,10 @@ class Guardian:
         self._book = Book()
         self._memory: Memory | None = None
         self._marks: Marks | None = None
+        self._expected: Counter[bytes] = Counter()  # addresses that may be blocked in a moment
         self._learn = False
         self._clients: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
-        self._resolvers: list[Channel] = []
+        self._resolvers = Informants(self._take, self._note_trouble)
         self._outbox = Outbox(self._send_events, ledger)
         self._drops = DropLog(self._outbox, self._book)
         self._patterns: bool | None = None
@@ -276,35 +280,11 @@ class Guardian:
 
     def meet(self, channel: Channel, marks: int) -> None:
         """A resolver is at the other end of this channel; `marks`: the page in which it sees what may be blocked."""
-        channel.setblocking(False)
         if self._marks is None:
             self._marks = Marks(marks, write=True)
             self._marks.clear()
             self._mark_all()
-        self._resolvers.append(channel)
-        self._loop.add_reader(channel.fileno(), self._hear, channel)
-
-    def _hear(self, channel: Channel) -> None:
-        """Take what a resolver says, some of it at once. One that says what is no message is not listened to any more."""
-        for _ in range(16):
-            try:
-                received = channel.receive()
-                if received is None:
-                    break
-                for fd in received[1]:
-                    os.close(fd)
-                self._take(channel, received[0])
-            except BlockingIOError:
-                return
-            except FirewallError as error:
-                self._note_trouble(str(error))
-            except (OSError, ChannelError, ValueError, TypeError, LookupError):
-                break
-        else:
-            return
-        self._loop.remove_reader(channel.fileno())
-        self._resolvers.remove(channel)
-        channel.close()
+        self._resolvers.meet(channel)
 
     def _take(self, channel: Channel, told: dict[str, Any]) -> None:
         now = self._loop.time()
@@ -316,9 +296,8 @@ class Guardian:
                 [(name, addresses, seconds)] = witness.unpack(bytes.fromhex(told["record"]))
                 app, function = told["class"]
                 reason = Reason(name, Class(str(app), str(function)), str(told["list"]), int(told["line"]), str(told["rule"]))
-                action = dict(self._wanted.classes).get(reason.class_) if self._wanted is not None and self._learn else None
-                if action is not None:
-                    self._block(self._book.leads(reason, addresses, seconds, now), action)
+                self._expect(addresses)
+                self._resolvers.when_all_is_told(partial(self._lead, reason, addresses, seconds))
             case "free":
                 try:
                     [(name, addresses, seconds)] = witness.unpack(bytes.fromhex(told["record"]))
@@ -331,14 +310,32 @@ class Guardian:
                 finally:
                     channel.send({"op": "ready", "number": told["number"]})
 
+    def _expect(self, addresses: list[bytes]) -> None:
+        """From now on no reply with one of these is sent before it is known here."""
+        self._expected.update(addresses)
+        if self._marks is not None:
+            for address in addresses:
+                self._marks.add(address)
+
+    def _lead(self, reason: Reason, addresses: list[bytes], seconds: int) -> None:
+        """A blocked name led to these, and whatever was answered with one of them before is known."""
+        action = dict(self._wanted.classes).get(reason.class_) if self._wanted is not None and self._learn else None
+        learnt = self._book.leads(reason, addresses, seconds, self._loop.time()) if action is not None else []
+        blocked = {address for address, _ in learnt}
+        self._expected.subtract(addresses)
+        self._expected += Counter()
+        if self._marks is not None:
+            for address in addresses:
+                if address not in blocked:
+                    self._marks.remove(address)
+        if action is not None:
+            self._block(learnt, action)
+
     def _block(self, learnt: list[tuple[bytes, int]], action: Action) -> None:
-        """These addresses are blocked from now on, and open flows in a moment."""
+        """These addresses, marked already, are blocked from now on, and open flows in a moment."""
         wanted = self._wanted
         if not learnt or wanted is None:
             return
-        if self._marks is not None:
-            for address, _ in learnt:
-                self._marks.add(address)
         rows = [(address, action, seconds) for address, seconds in learnt]
         self._kernel.transact(nft.learnt_elements(wanted.generation, TABLE, rows))
         if self._memory is not None:
@@ -360,7 +357,8 @@ class Guardian:
 
     def _mark_all(self) -> None:
         if self._marks is not None:
-            self._marks.set(address for address, _, _ in self._book.blocked(self._loop.time()))
+            blocked = (address for address, _, _ in self._book.blocked(self._loop.time()))
+            self._marks.set(chain(blocked, self._expected.elements()))
 
     # ── open flows ───────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -173,8 +173,11 @@ class Witness:
             message_, fds = received
             for fd in fds:
                 os.close(fd)
-            if message_.get("op") == "ready":
-                self._ready(message_["number"])
+            match message_.get("op"):
+                case "ready":
+                    self._ready(message_["number"])
+                case "tell":
+                    self._tell_all(message_["number"])
 
     def _send(self, send: Callable[[Channel], None]) -> bool:
         if self._channel is None:
@@ -239,6 +242,11 @@ class Witness:
             records = b"".join(self._records)
             self._records, self._held = [], 0
             self._send(lambda channel: channel.send_answered(records))
+
+    def _tell_all(self, number: int) -> None:
+        """The guardian is about to block an address, and must not miss who else was answered with it."""
+        self._flush()
+        self._send(lambda channel: channel.send({"op": "told", "number": number}))
 
     def _tell_learnt(self, heard: Heard, rules: Rules) -> None:
         decision = heard.decision
