@@ -95,11 +95,12 @@ VERSION = "usr/lib/embargo/embargo/__init__.py"
 
 @pytest.fixture(scope="session")
 def older(deb: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package as an earlier version would be."""
+    """The package as an earlier version would be: it ran as root."""
     return _repacked(
         deb, tmp_path_factory.mktemp("older"),
         ("DEBIAN/control", "Version: ", "Version: 0.0.1~"),
         (VERSION, '__version__ = "', '__version__ = "0.0.1~'),
+        ("usr/lib/systemd/system/embargo.service", "\nUser=embargo\n", "\n"),
         ("etc/embargo/embargo.toml", "# Embargo on this gateway.", "# An older Embargo on this gateway."),
     )  # fmt: skip
 

@@ -77,6 +77,8 @@ def test_an_upgrade_keeps_configuration_lists_and_state(deb: Path, older: Path, 
     assert site.blocked("mine.example.net")
     assert site.answered("allowed.alipay.com")
     assert site.blocked("mygw.alipay.com")
+    owners = "find /var/lib/embargo /var/log/embargo -printf '%u\\n' | sort -u"
+    assert bare.run("sh", "-c", owners).stdout == "embargo\n"
 
 
 @pytest.mark.parametrize("how", ["upgrade", "rollback"])
@@ -141,6 +143,7 @@ def test_a_backup_as_the_page_makes_it_brings_everything_back(deb: Path, site: S
     install(bare, deb)
     assert not bare.path("/var/lib/embargo/local/block.list").exists()
     bare.run("tar", "-C", "/", "-xf", "/root/embargo.tar.gz")
+    bare.run("chown", "-R", "embargo:", "/var/lib/embargo")
     bare.run("systemctl", "restart", "embargo")
     assert bare.run("embargo", "check").stdout == "no problems\n"
     assert site.blocked("mine.example.net")

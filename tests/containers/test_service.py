@@ -226,10 +226,20 @@ def test_each_process_has_its_user_and_its_capabilities_and_no_more(gateway: Con
             name = re.search(r"embargo\.daemon\.(\w+)", command)
             found.setdefault(name[1] if name else "supervisor", set()).add((user, int(capabilities[1], 16)))
     assert found == {
-        "supervisor": {("root", NET_BIND_SERVICE | KILL)},
-        "guardian": {("root", NET_ADMIN)},
+        "supervisor": {("embargo", NET_BIND_SERVICE | KILL)},
+        "guardian": {("embargo", NET_ADMIN)},
         "resolver": {("embargo-dns", 0)},
     }
+
+
+def test_what_an_agent_run_by_hand_as_root_left_is_named_and_handed_over_as_the_page_says(gateway: Container) -> None:
+    gateway.run("systemctl", "stop", "embargo")
+    gateway.run("chown", "root:", "/var/lib/embargo/lock")
+    assert gateway.run("systemctl", "start", "embargo", check=False).returncode
+    said = " ".join(gateway.messages("embargo"))
+    assert "/var/lib/embargo/lock: Permission denied; it must belong to embargo, whom the agent runs as" in said
+    gateway.run("chown", "-R", "embargo:", "/var/lib/embargo")
+    gateway.run("systemctl", "restart", "embargo")
 
 
 def test_whoever_is_in_the_group_may_ask_and_nobody_else(gateway: Container) -> None:
@@ -245,7 +255,7 @@ def test_the_unit_is_as_confined_as_its_work_allows(gateway: Container) -> None:
     out = gateway.run("systemd-analyze", "security", "--no-pager", "embargo").stdout
     found = re.search(r"Overall exposure level for embargo\.service: ([\d.]+)", out)
     assert found
-    assert float(found[1]) <= 2.5, out
+    assert float(found[1]) <= 2.2, out
     assert gateway.run("systemd-analyze", "verify", "--man=no", "embargo.service").stderr == ""
 
 

@@ -36,57 +36,63 @@ def permitted() -> frozenset[int]:
     return _sets()[1]
 
 
-def _sets() -> tuple[frozenset[int], frozenset[int]]:
+def _sets() -> tuple[frozenset[int], frozenset[int], frozenset[int]]:
+    """Effective, permitted, inheritable."""
     header = struct.pack("<II", _VERSION_3, 0)
     data = ctypes.create_string_buffer(24)
     _call(_libc.capget(header, data), "capget")
     words = struct.unpack("<6I", data.raw)
-    return _numbers(words[0] | words[3] << 32), _numbers(words[1] | words[4] << 32)
+    effective_, permitted_, inheritable = (_numbers(words[n] | words[n + 3] << 32) for n in range(3))
+    return effective_, permitted_, inheritable
 
 
 def _numbers(bits: int) -> frozenset[int]:
     return frozenset(n for n in range(64) if bits >> n & 1)
 
 
-def _set(effective_: Iterable[int], permitted_: Iterable[int]) -> None:
-    low, high = (sum(1 << n for n in set(each)) for each in (effective_, permitted_))
-    words = low & 0xFFFFFFFF, high & 0xFFFFFFFF, 0, low >> 32, high >> 32, 0
+def _set(effective_: Iterable[int], permitted_: Iterable[int], inheritable: Iterable[int]) -> None:
+    sets = [sum(1 << n for n in set(each)) for each in (effective_, permitted_, inheritable)]
+    words = [bits & 0xFFFFFFFF for bits in sets] + [bits >> 32 for bits in sets]
     _call(_libc.capset(struct.pack("<II", _VERSION_3, 0), struct.pack("<6I", *words)), "capset")
 
 
 def settle() -> None:
-    """Act with what is AT_HAND, keep what is IN_RESERVE, give up the rest, for every process started from now on too."""
-    held = permitted()
-    for number in held - {*AT_HAND, *IN_RESERVE}:
+    """Act with what is AT_HAND, keep what is IN_RESERVE, give up the rest, for every process started from now on too.
+
+    Where we are not root, our children have what is ambient, which needs what is inheritable: both stay.
+    """
+    _, held, inheritable = _sets()
+    kept = held & {*AT_HAND, *IN_RESERVE}
+    for number in held - kept:
         _libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0)  # without CAP_SETPCAP it was bounded by whoever started us
-    _set(held & set(AT_HAND), held & {*AT_HAND, *IN_RESERVE})
+    _set(kept & set(AT_HAND), kept, kept & inheritable)
 
 
 @contextlib.contextmanager
 def raised(capability: int) -> Iterator[None]:
     """Act with this one too, for a moment, if it may be had."""
-    before, held = _sets()
+    before, held, inheritable = _sets()
     if capability in before or capability not in held:
         yield
         return
-    _set(before | {capability}, held)
+    _set(before | {capability}, held, inheritable)
     try:
         yield
     finally:
-        _set(before, held)
+        _set(before, held, inheritable)
 
 
 def keep(capabilities: Sequence[int]) -> None:
     """Keep these capabilities of those held, effective and permitted, and nothing else, now and through any exec."""
     kept = permitted() & set(capabilities)
     _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-    _set(kept, kept)
+    _set(kept, kept, ())
     _call(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
 
 
 def become(uid: int, gid: int) -> None:
     """Run as this user and group, with no capability left."""
-    if os.geteuid() == 0:
+    if CAP_SETUID in effective():
         os.setgroups([])
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)

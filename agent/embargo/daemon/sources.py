@@ -6,6 +6,7 @@ a list is an error, and errors refuse the whole load: the generation in force st
 themselves alone.
 """
 
+import contextlib
 import difflib
 import os
 import stat
@@ -117,11 +118,12 @@ def _entries(path: str, depth: int) -> Iterator[tuple[str, int, int, int]]:
 
 
 def _owners(config: Config) -> frozenset[int]:
-    """Root, ourselves, and whoever owns the configuration: he could name other lists anyway."""
-    try:
-        return frozenset({0, os.geteuid(), os.stat(config.file).st_uid})
-    except OSError:
-        return frozenset({0, os.geteuid()})
+    """Root, ourselves, whoever owns the configuration (he could name other lists anyway), and the agent, if we are not it."""
+    found = {0, os.geteuid()}
+    for path in (config.file, config.state.dir):
+        with contextlib.suppress(OSError):
+            found.add(os.stat(path).st_uid)
+    return frozenset(found)
 
 
 def read(path: str, owners: frozenset[int], *, below: str = "") -> bytes:

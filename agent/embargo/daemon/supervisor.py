@@ -167,12 +167,12 @@ class Supervisor:
             held = [_lock(directory) for directory in dict.fromkeys((state.dir, state.runtime))]
             self.store.prepare()
         except OSError as error:
-            raise StartError(f"{error.filename}: {error.strerror}; make it, or set [state] dir and runtime elsewhere") from None
+            raise StartError(f"{error.filename}: {error.strerror}; {_way_in(error)}") from None
         try:
             self.journal.open()
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # a full disk is emptied while we run
-                raise StartError(f"{self.settings.log.events}: {error.strerror}; set [log] events elsewhere") from None
+                raise StartError(f"{error.filename}: {error.strerror}; {_way_in(error, '[log] events')}") from None
         self.journal.note_lost(Ledger.unwritten(self._ledgers))
         return held
 
@@ -727,6 +727,20 @@ def said(error: EmbargoError | OSError) -> str:
     return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
 
 
+def _way_in(error: OSError, key: str = "[state] dir and runtime") -> str:
+    """What would make this place ours to write."""
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"it must belong to {_name(os.geteuid())}, whom the agent runs as: chown -R it, or set {key} elsewhere"
+    return f"make it, or set {key} elsewhere"
+
+
+def _name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
+
+
 def _lock(directory: str) -> int:
     """Hold a directory against a second agent. StartError when one has it."""
     held = os.open(f"{directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
@@ -749,8 +763,8 @@ def _warn_of_old_rules() -> None:
 
 
 def _user(name: str) -> tuple[int, int] | None:
-    """Whom the resolvers run as; None for ourselves, when we are not root."""
-    if os.geteuid() != 0:
+    """Whom the resolvers run as; None for ourselves, when we may not choose."""
+    if privileges.CAP_SETUID not in privileges.permitted():
         return None
     for candidate in (name, "nobody"):
         try:
