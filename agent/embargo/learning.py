@@ -24,6 +24,8 @@ MAX_ADDRESSES = 65_536  # remembered, some 25 MiB
 MAX_LEARNT = 16_384  # of them blocked
 MAX_NAMES = 4  # remembered of an address, the latest
 MAX_SHARED = 64  # addresses spared lately, to be shown
+LONGEST = 86_400  # seconds that are believed of an answer
+MAX_PATH, MAX_LINE = 4096, 1 << 31
 
 #: these answer for whoever asks, or exist to be asked: what is behind them is no address of an app
 UNLEARNT = frozenset({Class(BYPASS, "canary"), Class(BYPASS, "relay")})
@@ -37,6 +39,17 @@ class Reason(NamedTuple):
     list: str
     line: int
     rule: str
+
+
+def reason(name: bytes, class_: tuple[Any, Any], path: Any, line: Any, rule: Any) -> Reason:
+    """A reason told by another process or read from disk. ValueError or TypeError for what no list can have said."""
+    app, function = class_
+    if not all(isinstance(text, str) for text in (app, function, path, rule)) or not isinstance(line, int):
+        raise TypeError("a reason is made of texts and a line")
+    if not names.is_name(name) or len(path) > MAX_PATH or not 0 <= line < MAX_LINE:
+        raise ValueError("it is no reason")
+    names.from_text(rule.lstrip("="))  # by which it is judged again when the policy changes
+    return Reason(Name(name), Class(app, function), path, line, rule)
 
 
 class Spared(NamedTuple):
@@ -148,6 +161,10 @@ class Book:
             assert known.reason is not None
             yield address, known.reason.class_, max(round(known.until - now), 1)
 
+    def lasting(self, now: float) -> int:
+        """How many addresses are blocked for longer than this moment."""
+        return sum(now < self._known[address].until for address in self._learnt)
+
     def reason(self, address: bytes, now: float) -> Reason | None:
         """Why an address is blocked; None when it is not because of a name."""
         known = self._known.get(address)
@@ -185,13 +202,14 @@ class Book:
         return known
 
     def _make_room(self, now: float) -> None:
-        """Forget the address that was untouched for longest. If it was in use, we do not know all neighbours any more.
+        """Forget the address that was untouched for longest and is not blocked: of one that is we must know, to free it.
 
-        Then no further address is blocked for a while, as after a start without a memory.
+        If it was in use, we do not know all neighbours any more. Then no further address is blocked for a while, as after a
+        start without a memory.
         """
-        address = next(iter(self._known))
+        while (address := next(iter(self._known))) in self._learnt:
+            self._known[address] = self._known.pop(address)
         known = self._known.pop(address)
-        self._learnt.pop(address, None)
         if now < known.used:
             self.counters["forgotten"] += 1
             self.proving = max(self.proving, now + PROVING)
@@ -210,7 +228,13 @@ class Book:
 
     def saved(self, now: float) -> Iterator[dict[str, Any]]:
         """What is worth to be remembered, as JSON values with times as seconds from now."""
-        return (row for row in self.rows(self._known, now) if len(row) > 2)
+        return (row for some in self.saved_in_parts(now, len(self._known) or 1) for row in some)
+
+    def saved_in_parts(self, now: float, size: int) -> Iterator[list[dict[str, Any]]]:
+        """The same of so many addresses at a time; in between, others may be answered."""
+        known = list(self._known)
+        for start in range(0, len(known), size):
+            yield [row for row in self.rows(known[start : start + size], now) if len(row) > 2]
 
     def rows(self, addresses: Iterable[bytes], now: float) -> Iterator[dict[str, Any]]:
         """The same of these addresses."""
@@ -234,15 +258,22 @@ class Book:
             address, known = bytes.fromhex(row["address"]), _Known()
             if len(address) not in (4, 16):
                 raise ValueError(f'"{row["address"]}" is no address')
-            known.names = tuple(Name(bytes.fromhex(name)) for name in row["names"][-MAX_NAMES:])
+            known.names = tuple(map(_name, row["names"][-MAX_NAMES:]))
             if row.get("used", 0) > 0:
-                known.used, known.neighbour = now + min(row["used"], 2 * RECENT), Name(bytes.fromhex(row["neighbour"]))
-            if row.get("until", 0) > 0:
+                known.used, known.neighbour = now + min(row["used"], 2 * RECENT), _name(row["neighbour"])
+            if row.get("until", 0) > 0 and len(self._learnt) < MAX_LEARNT:
                 name, app, function, path, line, rule = row["reason"]
                 known.until = now + min(row["until"], RECENT)
-                known.reason = Reason(Name(bytes.fromhex(name)), Class(app, function), path, line, rule)
+                known.reason = reason(bytes.fromhex(name), (app, function), path, line, rule)
                 self._learnt[address] = None
             self._known[address] = known
+
+
+def _name(digits: str) -> Name:
+    octets = bytes.fromhex(digits)
+    if not names.is_name(octets):
+        raise ValueError(f'"{digits}" is no name')
+    return Name(octets)
 
 
 def guard(networks: Iterable[Network]) -> Callable[[bytes], bool]:

@@ -118,6 +118,14 @@ def end(names: bytes | memoryview, start: int) -> int:
     return start + 1
 
 
+def is_name(octets: bytes) -> bool:
+    """Are these octets one whole name? For what comes from another process or from disk."""
+    at = 0
+    while at < len(octets) and 0 < octets[at] <= MAX_LABEL:
+        at += 1 + octets[at]
+    return at == len(octets) - 1 and not octets[at] and len(octets) <= MAX_NAME and octets == octets.lower()
+
+
 def labels(name: bytes) -> Iterator[bytes]:
     """The labels of a name, leftmost first, the root's not counted."""
     i = 0

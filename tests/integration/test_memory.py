@@ -1,5 +1,6 @@
 """The guardian's memory on disk: whole or not at all, with what came after the last snapshot."""
 
+import asyncio
 import json
 import os
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from embargo import names
+from embargo.daemon import memory as memory_
 from embargo.daemon.memory import Memory
 from embargo.learning import PROVING, RECENT, Book, Reason
 from embargo.policy import Class
@@ -104,6 +106,47 @@ def test_an_old_memory_is_none_and_a_younger_one_ages(tmp_path: Path) -> None:
         assert (usable, len(list(book.blocked(1000.0)))) == (found, learnt), age
     ((_, _, seconds),) = list(recalled_with(path, lines, 60).blocked(1000.0))
     assert 530 <= seconds <= 541
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("alipay.example", "alipay..example"), (FREE.hex(), "ff00"), (WHY.name.hex(), "00ff")]
+)
+def test_what_no_list_and_no_answer_can_have_said_is_learnt_anew(tmp_path: Path, old: str, new: str) -> None:
+    path = tmp_path / "learnt.jsonl"
+    book, memory = saved(path)
+    book.answered(FREE, [B], 300, 0.0)
+    memory.save(0.0)
+    memory.close()
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    book, usable = recalled(path)
+    assert not usable
+    assert book.proving == 1000.0 + PROVING
+
+
+def test_a_snapshot_beside_other_work_loses_nothing_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_, "AT_ONCE", 1)
+    asyncio.run(learn_meanwhile(tmp_path / "learnt.jsonl"))
+
+
+async def learn_meanwhile(path: Path) -> None:
+    book, memory = saved(path)
+    book.leads(WHY, [bytes([203, 0, 113, number]) for number in range(10, 40)], 300, 0.0)
+    saving = asyncio.create_task(memory.save_beside(1.0))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    book.leads(WHY, [B], 300, 2.0)
+    memory.note([B], 2.0)
+    book.answered(FREE, [A], 300, 2.0)
+    memory.note([A], 2.0)
+    await saving
+    memory.close()
+    again, usable = recalled(path)
+    assert usable
+    assert again.reason(B, 1000.0) == WHY
+    assert again.reason(A, 1000.0) is None
+    assert again.learnt == 31
 
 
 def recalled_with(path: Path, lines: list[str], age: float) -> Book:

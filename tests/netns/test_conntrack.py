@@ -74,6 +74,18 @@ def mark(rig: Rig, address: str) -> int:
     return int(re.findall(r"mark=(\d+)", row)[0])
 
 
+def test_connections_of_a_zone_are_deleted_too(rig: Rig, kernel: Nftables, table: Conntrack) -> None:
+    """A gateway with several tables of routes keeps connections apart by zones."""
+    kernel.replace(ruleset.build(spec(7)))  # connections are tracked
+    zone = "table inet zones { chain pre { type filter hook prerouting priority raw; ct zone set 7; }; }"
+    rig.run("gateway", "nft", zone)
+    with flow(rig, FREE4):
+        found = [each for each in table.flows() if each.destination == socket.inet_aton(FREE4)]
+        assert found
+        assert table.delete(found) == len(found)
+        assert not [each for each in table.flows() if each.destination == socket.inet_aton(FREE4)]
+
+
 @pytest.mark.parametrize("address", [FREE4, FREE6])
 def test_a_flow_that_is_let_through_carries_the_number_of_the_judgement(rig: Rig, kernel: Nftables, address: str) -> None:
     kernel.replace(ruleset.build(spec(7)))

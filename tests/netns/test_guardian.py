@@ -1,7 +1,9 @@
 """The guardian by itself: what resolvers tell it is bounded and checked, its orders are carried out in a kernel of its own."""
 
+import contextlib
 import json
 import os
+import re
 import select
 import socket
 import subprocess
@@ -190,7 +192,10 @@ def test_what_is_marked_for_a_decision_stays_so_while_others_are_freed(rig: Rig,
     second.send({"op": "free", "number": 1, "record": record(other, "free.test")})
     assert heard(second) == {"op": "ready", "number": 1}
     assert ADDRESS in guardian.marks
-    assert other not in guardian.marks
+    until(lambda: other not in guardian.marks, "nobody waits for the other one any more")
+    told_all(first)
+    assert guardian.ask("stats")["learning"]["addresses"] == 1
+    assert ADDRESS in guardian.marks
     first.close()
     second.close()
 
@@ -211,6 +216,9 @@ def test_a_class_that_nobody_enforces_blocks_nothing(rig: Rig, guardian: Guardia
 @pytest.mark.parametrize(
     "told",
     [
+        LEADS | {"record": record(), "rule": "x..y"}, LEADS | {"record": record(), "line": -1},
+        LEADS | {"record": "0000012c0208ff00cb007109"}, LEADS | {"record": record(), "list": "x" * 5000},
+        {"op": "pass", "number": 1, "addresses": [["cb007109", []]]},
         {"op": "leads"}, {"op": "leads", "record": "zz"}, LEADS | {"record": ""}, LEADS | {"record": record() * 2},
         LEADS | {"record": record()[:-2]}, LEADS | {"record": record(), "class": ["a"]},
         LEADS | {"record": record(), "line": "x"},
@@ -234,6 +242,15 @@ def test_what_is_no_message_ends_the_conversation_with_that_resolver_alone(
     assert rig.reach("client", "203.0.113.200") == "refused"
     good.close()
     bad.close()
+
+
+def test_seconds_of_any_size_are_bounded(guardian: Guardian) -> None:
+    guardian.apply("alipay.example")
+    resolver = guardian.resolver()
+    for seconds in (10**30, -5, float("inf"), 1.5):
+        resolver.send({"op": "pass", "number": 1, "addresses": [[ADDRESS.hex(), seconds]]})
+        assert heard(resolver) == {"op": "ready", "number": 1}
+    resolver.close()
 
 
 def test_raw_octets_end_it_too(guardian: Guardian) -> None:
@@ -261,15 +278,18 @@ def test_a_learnt_address_waits_for_no_bulk_load(rig: Rig, guardian: Guardian) -
             "protect": True, "protected": [], "state": str(guardian._state), "names": {},
         }  # fmt: skip
         guardian.channel.send(order, [file.fileno()])
+    guardian.channel.send({"op": "intact", "id": 100})
     resolver.send({"op": "free", "number": 1, "record": record(bytes([203, 0, 113, 77]))})
-    ready, loaded = heard(resolver), None
-    assert ready["number"] == 1
-    while loaded is None:
+    assert heard(resolver)["number"] == 1
+    answers: list[dict[str, Any]] = []
+    while len(answers) < 2:
         assert select.select([guardian.channel.fileno()], [], [], 30)[0]
         received = guardian.channel.receive()
         assert received is not None
-        loaded = received[0] if received[0].get("id") == 99 else None
-    assert loaded["op"] == "done"
+        answers += [received[0]] if received[0].get("id") in (99, 100) else []
+    assert [answer["id"] for answer in answers] == [100, 99], "whether it lives is answered meanwhile"
+    assert answers[0]["intact"]
+    assert answers[1]["op"] == "done"
     assert rig.reach("client", "2001:db8:f::2") == "refused"
     assert rig.reach("client", "2001:db8:f::3") == "open"
     event = guardian.event()
@@ -278,6 +298,25 @@ def test_a_learnt_address_waits_for_no_bulk_load(rig: Rig, guardian: Guardian) -
     )
     assert guardian.ask("stats")["hits"] == {"alipay/payment": 1}
     resolver.close()
+
+
+def test_packets_that_a_record_tells_of_are_told_once_whatever_is_applied_meanwhile(rig: Rig, guardian: Guardian) -> None:
+    guardian.apply("alipay.example", "203.0.113.200")
+    with rig.socket("client", socket.SOCK_DGRAM, "203.0.113.200") as sock:
+        for generation in (2, 3, 4):
+            for _ in range(20):
+                with contextlib.suppress(ConnectionRefusedError):
+                    sock.sendto(b"x", ("203.0.113.200", 9))
+            guardian.apply("alipay.example", "203.0.113.200", generation=generation)
+    time.sleep(1.0)
+    heard = []
+    while select.select([guardian.channel.fileno()], [], [], 0)[0]:
+        received = guardian.channel.receive()
+        assert received is not None
+        heard += [json.loads(line) for line in received[0]["lines"].splitlines()]
+    assert not [event for event in heard if event.get("unlogged")]
+    counted = rig.run("gateway", "nft", "list", "counter", "inet", "embargo", "alipay_payment").stdout
+    assert guardian.ask("stats")["noted"] == int(re.findall(r"packets (\d+)", counted)[0]) >= 50
 
 
 def test_a_resolver_that_is_gone_is_forgotten(guardian: Guardian) -> None:

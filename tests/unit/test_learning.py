@@ -1,6 +1,7 @@
 """Which addresses are blocked because of a name, and which are not, without a clock or a kernel."""
 
 import itertools
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -133,14 +134,37 @@ def test_memory_is_bounded_and_a_full_one_blocks_nothing_new_for_a_while(monkeyp
     book.leads(reason(), addresses[:1], 300, 0.0)
     book.answered(FREE, addresses[1:4], 300, 0.0)
     assert len(book) == 3
-    assert blocked(book, 0.0) == set(), "the one untouched for longest was forgotten"
-    assert book.proving == 0.0, "and nobody else was known to live there"
-    book.answered(FREE, addresses[4:5], 300, 5.0)
+    assert book.names(addresses[1]) == (), "of those that are not blocked, the one untouched for longest was forgotten"
     assert book.counters["forgotten"] == 1
-    assert book.proving == 5.0 + PROVING, "somebody may live where we do not know"
+    assert book.proving == PROVING, "somebody may live where we do not know"
+    book.answered(FREE, addresses[4:6], 300, 5.0)
+    assert blocked(book, 5.0) == {addresses[0]}
+    assert book.answered(FREE, addresses[:1], 300, 6.0) == addresses[:1], "who is blocked can still be freed"
     book = Book()
     assert len(book.leads(reason(), addresses[:3], 300, 0.0)) == 2
     assert book.counters["overflow"] == 1
+
+
+def test_what_ends_in_a_moment_is_not_counted_on() -> None:
+    book = Book()
+    book.leads(reason(), [A], 60, 0.0)
+    book.leads(reason(), [B], 600, 0.0)
+    assert [book.lasting(now) for now in (0.0, 60.0 + GRACE - 1, 60.0 + GRACE, 600.0 + GRACE)] == [2, 2, 1, 0]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        (b"\xff\0", ("a", "b"), "list", 1, "x.y"), (PAY[:-1], ("a", "b"), "list", 1, "x.y"),
+        (PAY.upper(), ("a", "b"), "list", 1, "x.y"), (PAY, ("a",), "list", 1, "x.y"), (PAY, ("a", 5), "list", 1, "x.y"),
+        (PAY, ("a", "b"), "x" * 5000, 1, "x.y"), (PAY, ("a", "b"), "list", -1, "x.y"),
+        (PAY, ("a", "b"), "list", 1 << 40, "x.y"), (PAY, ("a", "b"), "list", 1.5, "x.y"),
+        (PAY, ("a", "b"), "list", 1, "x..y"), (PAY, ("a", "b"), "list", 1, None),
+    ],
+)  # fmt: skip
+def test_a_reason_that_no_list_can_have_given_is_none(told: Any) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        learning.reason(*told)
 
 
 def test_what_was_saved_is_restored() -> None:

@@ -20,7 +20,7 @@ _NETLINK_NETFILTER, _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 12, 32, 33
 _NEW, _GET, _DELETE = 1 << 8 | 0, 1 << 8 | 1, 1 << 8 | 2  # NFNL_SUBSYS_CTNETLINK
 _REQUEST, _ACK, _DUMP = 1, 4, 0x300
 _ERROR, _DONE = 2, 3
-_TUPLE_ORIG, _TUPLE_REPLY, _MARK, _ID, _MARK_MASK = 1, 2, 8, 12, 21
+_TUPLE_ORIG, _TUPLE_REPLY, _MARK, _ID, _ZONE, _MARK_MASK = 1, 2, 8, 12, 18, 21
 _IP, _V4_SRC, _V4_DST, _V6_SRC, _V6_DST = 1, 1, 2, 3, 4
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
@@ -122,7 +122,7 @@ class Conntrack:
 
 
 def _flow(data: bytes, offset: int, end: int) -> Flow | None:
-    original = reply = ident = b""
+    original = reply = rest = b""
     while offset + 4 <= end:
         length, kind = _ATTRIBUTE.unpack_from(data, offset)
         if length < 4:
@@ -132,13 +132,13 @@ def _flow(data: bytes, offset: int, end: int) -> Flow | None:
             original = data[offset : offset + length]
         elif kind == _TUPLE_REPLY:
             reply = data[offset : offset + length]
-        elif kind == _ID:
-            ident = data[offset : offset + length]
+        elif kind in (_ID, _ZONE):
+            rest += data[offset : offset + (length + 3 & ~3)]
         offset += (length + 3) & ~3
     if not original or not reply:
         return None
     source, destination = _addresses(original)
-    return Flow(4 if len(source) == 4 else 6, source, destination, _addresses(reply)[0], original + ident)
+    return Flow(4 if len(source) == 4 else 6, source, destination, _addresses(reply)[0], original + rest)
 
 
 def _addresses(tuple_: bytes) -> tuple[bytes, bytes]:

@@ -37,9 +37,9 @@ class _Account:
 
     __slots__ = ("offset", "packets", "told")
 
-    def __init__(self, offset: int) -> None:
+    def __init__(self, offset: int, packets: int) -> None:
         self.offset = offset  # packets that are not ours to tell
-        self.packets = 0  # when we last looked
+        self.packets = packets  # when we last looked
         self.told = 0  # without a record
 
 
@@ -154,18 +154,25 @@ class DropLog:
                 return outward, {"list": reason.list, "line": reason.line, "rule": reason.rule, "learnt": True}
         return True, {}  # a rule about ports or content
 
+    def begin(self, counted: Mapping[str, int]) -> None:
+        """What these classes count from here on is ours to tell, if it was not before."""
+        self.read()
+        for class_, packets in counted.items():
+            if class_ not in self._accounts:
+                self._accounts[class_] = _Account(packets - self._records[class_], packets)
+
     def reconcile(self, counted: Mapping[str, int]) -> None:
         """Tell of packets that the kernel counted and gave no record of: beyond the rate, or thrown away.
 
-        `counted`: packets by class, read a moment ago, so that their records have come. What was counted before this process
-        first looked is not its to tell.
+        `counted`: packets by class, read a moment ago, so that their records have come; and not before what was compared
+        last. What was counted before this process first looked is not its to tell.
         """
         for class_, packets in counted.items():
             read = self._records[class_]
             account = self._accounts.get(class_)
             if account is None:
-                account = self._accounts[class_] = _Account(packets - read)
-            elif packets < account.packets:  # the table is another one, and counts anew
+                continue
+            if packets < account.packets:  # the table is another one, and counts anew
                 account.offset = -read - account.told
             account.packets = packets
             missing = packets - account.offset - read - account.told

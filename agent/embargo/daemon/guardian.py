@@ -26,7 +26,7 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from embargo import events, names, nft, ruleset, spans
+from embargo import events, learning, names, nft, ruleset, spans
 from embargo.daemon import conntrack, privileges, verdicts, witness
 from embargo.daemon.channel import Channel, orders
 from embargo.daemon.conntrack import Conntrack, Flow
@@ -46,6 +46,7 @@ from embargo.table import TABLE, Begins, Mark
 
 FAILED = 70  # the exit status of a guardian that does not understand what happened
 HEAL = 0.2  # seconds between two looks at the kernel's generation
+ENDING = 2.0  # seconds by which the kernel may have an element's end before us
 LARGE = 100_000  # elements; a larger ruleset is counted through no more often than
 COUNTING = 10.0  # seconds
 JUDGE_AGAIN = 0.1  # seconds after an address was learnt until open flows are judged again
@@ -63,6 +64,7 @@ class Guardian:
         self._loop = asyncio.get_running_loop()
         self._kernel = Nftables()
         self._writing = asyncio.Lock()
+        self._saving = asyncio.Lock()
         self._wanted: Spec | None = None
         self._shape: Shape | None = None
         self._work_out: Callable[[int], Spec] = lambda generation: Spec(generation, (), {})
@@ -84,12 +86,11 @@ class Guardian:
         self._cutting: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._trouble = ""
-        self._is_blocked: Callable[[bytes], bool] = lambda address: False
         self.restored = 0
         self.cut = 0  # connections that the kernel was told to forget
         self.flowtables: list[str] = []
         self._heal()
-        self._loop.call_later(EVERY, self._save)
+        self._spawn(self._save())
         self._loop.call_later(RECONCILE, self._reconcile)
 
     def report(self, message: dict[str, Any]) -> bool:
@@ -146,16 +147,16 @@ class Guardian:
             self._learn, self._clients = order["learn"], tuple(map(ipaddress.ip_network, order["clients"]))
             self._book.guarded = verdicts.guard(image, order["protected"])
             actions = {str(class_): action for class_, action in wanted.classes}
-            self._drops.reconcile(self._counted())  # before it counts anew
+            self._loop.call_later(UNDER_WAY, self._compare, self._counted())  # of classes that may end here
             self._drops.explain_by(Attribution(order["generation"], image, actions, order["names"]))
             decide, blocked = verdicts.judge(image, board, learn=self._learn), verdicts.names_blocked(image, board)
             await self._replace(wanted, lambda: self._book.judge(decide, blocked, self._loop.time()))
-            self._is_blocked, self._work_out = verdicts.blocks(image, board), work_out
-            self._drops.reconcile(self._counted())  # from here on it is ours to tell
+            self._work_out = work_out
+            self._drops.begin(self._counted())
         if order["fail"] == "open":
             self.alive()
         self.flowtables = self._kernel.flowtables()
-        self._spawn(self._cut(self._is_blocked))
+        self._spawn(self._cut(verdicts.blocks(image, board)))
         self._spawn(self._prepare_next())
         return {"elements": elements}
 
@@ -262,16 +263,18 @@ class Guardian:
 
     async def stop(self, rules: str) -> None:
         """`rules`: keep all of them, keep the block sets but not the redirect, or remove everything."""
-        counted, self._wanted = self._counted(), None
+        counted = self._counted()
         await asyncio.sleep(UNDER_WAY if counted else 0)
         self._compare(counted)
         async with self._writing:
+            self._wanted = None  # nothing is restored any more
             if rules == "remove":
                 self._kernel.remove(TABLE)
             elif rules == "unredirect":
                 self._kernel.transact([nft.flush_set(TABLE, "alive")])
         if self._memory is not None:
-            self._memory.save(self._loop.time())
+            async with self._saving:
+                self._memory.save(self._loop.time())
             self._memory.close()
         self._drops.flush()
         await self._outbox.empty(1.0)
@@ -294,8 +297,7 @@ class Guardian:
                     self._release(self._book.answered(name, addresses, seconds, now))
             case "leads":
                 [(name, addresses, seconds)] = witness.unpack(bytes.fromhex(told["record"]))
-                app, function = told["class"]
-                reason = Reason(name, Class(str(app), str(function)), str(told["list"]), int(told["line"]), str(told["rule"]))
+                reason = learning.reason(name, told["class"], told["list"], told["line"], told["rule"])
                 self._expect(addresses)
                 self._resolvers.when_all_is_told(partial(self._lead, reason, addresses, seconds))
             case "free":
@@ -306,7 +308,8 @@ class Guardian:
                     channel.send({"op": "ready", "number": told["number"]})
             case "pass":
                 try:
-                    self.pass_addresses([(str(a), int(s)) for a, s in told["addresses"][:MAX_PASSING]])
+                    longest = learning.LONGEST
+                    self.pass_addresses([(str(a), int(max(0, min(s, longest)))) for a, s in told["addresses"][:MAX_PASSING]])
                 finally:
                     channel.send({"op": "ready", "number": told["number"]})
 
@@ -381,9 +384,10 @@ class Guardian:
 
     async def _prepare_next(self) -> None:
         """Free the number that the next judgement will have, so that it need not wait for it."""
-        wanted = self._wanted
-        if wanted is not None and wanted.ct_mark:
-            await self._free_value(ruleset.value_of(wanted.judgement + 1, wanted.ct_mark), wanted.ct_mark)
+        async with self._writing:  # else it might be given out while this looks for flows that have it
+            wanted = self._wanted
+            if wanted is not None and wanted.ct_mark:
+                await self._free_value(ruleset.value_of(wanted.judgement + 1, wanted.ct_mark), wanted.ct_mark)
 
     async def _cut_learnt(self) -> None:
         self._cutting = None
@@ -461,7 +465,7 @@ class Guardian:
         if shape.elements > LARGE and now < self._counted_at + COUNTING:
             return True
         self._counted_at = now
-        return self._kernel.whole(shape, learnt=self._book.learnt)
+        return self._kernel.whole(shape, learnt=self._book.lasting(self._loop.time() + ENDING))
 
     async def _restore(self) -> None:
         async with self._writing:
@@ -494,11 +498,13 @@ class Guardian:
             self._memory.recall(self._loop.time())
             self._memory.save(self._loop.time())
 
-    def _save(self) -> None:
-        self._loop.call_later(EVERY, self._save)
-        if self._memory is not None:
-            self._memory.save(self._loop.time())
-        self._mark_all()  # what has had its time is not waited for any more
+    async def _save(self) -> None:
+        while True:
+            await asyncio.sleep(EVERY)
+            if self._memory is not None:
+                async with self._saving:
+                    await self._memory.save_beside(self._loop.time())
+            self._mark_all()  # what has had its time is not waited for any more
 
     # ── the drop log ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -587,17 +593,25 @@ async def obey(guardian: Guardian, order: dict[str, Any], fds: list[int]) -> dic
 
 async def serve(channel: Channel, ledger: Ledger) -> None:
     privileges.keep((privileges.CAP_NET_ADMIN,))
-    async with contextlib.aclosing(orders(channel)) as inbox:
+    async with contextlib.aclosing(orders(channel)) as inbox, asyncio.TaskGroup() as applying:
         guardian = Guardian(channel, ledger)
         async for order, fds in inbox:
-            try:
-                answer = {"op": "done", "id": order.get("id"), **await obey(guardian, order, fds)}
-            except FirewallError as error:
-                answer = {"op": "error", "id": order.get("id"), "error": str(error)}
-            while order.get("id") is not None and not guardian.report(answer):  # drops may have filled the channel
-                await asyncio.sleep(0.01)
+            work = carry_out(guardian, order, fds)
+            if order["op"] == "apply":  # it takes seconds for a million, and whether we are alive is asked meanwhile
+                applying.create_task(work)
+            else:
+                await work
             if order["op"] == "stop":
                 return
+
+
+async def carry_out(guardian: Guardian, order: dict[str, Any], fds: list[int]) -> None:
+    try:
+        answer = {"op": "done", "id": order.get("id"), **await obey(guardian, order, fds)}
+    except FirewallError as error:
+        answer = {"op": "error", "id": order.get("id"), "error": str(error)}
+    while order.get("id") is not None and not guardian.report(answer):  # drops may have filled the channel
+        await asyncio.sleep(0.01)
 
 
 def main() -> None:

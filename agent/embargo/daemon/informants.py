@@ -49,11 +49,12 @@ class Informants:
         else:
             self._go_on(number)
 
-    def _told(self, channel: Channel, number: int) -> None:
-        untold = self._untold.get(number, set())
-        untold.discard(channel)
-        if not untold:
-            self._go_on(number)
+    def _told(self, channel: Channel, number: Any) -> None:
+        untold = self._untold.get(number) if isinstance(number, int) else None
+        if untold is not None:
+            untold.discard(channel)
+            if not untold:
+                self._go_on(number)
 
     def _go_on(self, number: int) -> None:
         self._untold.pop(number, None)
@@ -66,27 +67,36 @@ class Informants:
             self._trouble(str(error))
 
     def _hear(self, channel: Channel) -> None:
-        """Take what a resolver says, some of it at once. One that says what is no message is not listened to any more."""
+        """Take what a resolver says, some of it at once."""
         for _ in range(AT_ONCE):
             try:
                 received = channel.receive()
-                if received is None:
-                    break
-                message, fds = received
-                for fd in fds:
-                    os.close(fd)
-                if message.get("op") == "told":
-                    self._told(channel, int(message["number"]))
-                else:
-                    self._take(channel, message)
             except BlockingIOError:
                 return
+            except (OSError, ChannelError) as error:
+                self._dismiss(channel, str(error))
+                return
+            if received is None:
+                self._dismiss(channel)
+                return
+            message, fds = received
+            for fd in fds:
+                os.close(fd)
+            if message.get("op") == "told":
+                self._told(channel, message.get("number"))
+                continue
+            try:
+                self._take(channel, message)
             except FirewallError as error:
                 self._trouble(str(error))
-            except (OSError, ChannelError, ValueError, TypeError, LookupError):
-                break
-        else:
-            return
+            except (OSError, ValueError, TypeError, LookupError) as error:
+                self._dismiss(channel, f"{type(error).__name__}: {error}")
+                return
+
+    def _dismiss(self, channel: Channel, why: str = "") -> None:
+        """It is gone, or says what is no message and is not listened to any more."""
+        if why:
+            self._trouble(f"a resolver said what is no message and is not listened to any more: {why}")
         self._loop.remove_reader(channel.fileno())
         self._channels.remove(channel)
         channel.close()

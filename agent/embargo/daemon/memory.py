@@ -4,10 +4,12 @@ The file is JSON lines: a head with the time, the rows of `learning.Book.saved`,
 written whole, and all after it, is left out. What is older than a day is no memory.
 """
 
+import asyncio
 import contextlib
 import json
 import logging
 import time
+from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
 from embargo.daemon import whole
@@ -16,6 +18,9 @@ from embargo.learning import PROVING, RECENT, Book
 VERSION = 1
 EVERY = 300.0  # seconds between two snapshots; what is learnt in between is noted at once
 MOST = 64 << 20  # octets read; a full memory is a third of it
+AT_ONCE = 100  # rows of a snapshot, a millisecond, before others have their turn
+
+Row = dict[str, Any]
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +29,9 @@ class Memory:
     def __init__(self, path: str, book: Book) -> None:
         self.path = path
         self._book = book
-        self._file: IO[str] | None = None
+        self._file: IO[bytes] | None = None
+        self._saved = 0.0
+        self._late: list[tuple[float, Row]] | None = None  # what is noted while a snapshot is written
         self.trouble = ""
 
     def recall(self, now: float) -> bool:
@@ -65,16 +72,36 @@ class Memory:
 
     def save(self, now: float) -> None:
         """Write all of it, whole or not at all."""
+        saved = time.time()
+        content = self._head(now, saved) + _lines(self._book.saved(now))
+        with self._writing(saved):
+            whole.replace({self.path: content}, 0o600)
+
+    async def save_beside(self, now: float) -> None:
+        """The same while others have their turn: a full book takes most of a second, and clients wait for answers."""
+        saved = time.time()
+        self._late = []
+        parts = [self._head(now, saved)]
+        for some in self._book.saved_in_parts(now, AT_ONCE):
+            parts.append(_lines(some))
+            await asyncio.sleep(0)
+        with self._writing(saved):
+            await asyncio.to_thread(lambda: whole.replace({self.path: b"".join(parts)}, 0o600))
+        self._late = None
+
+    def _head(self, now: float, saved: float) -> bytes:
+        return _lines([{"version": VERSION, "saved": saved, "proving": round(max(self._book.proving - now, 0.0), 1)}])
+
+    @contextlib.contextmanager
+    def _writing(self, saved: float) -> Iterator[None]:
+        """Go on behind a snapshot of this time that is written within; what is wrong is told once."""
         try:
-            saved = time.time()
-            head = {"version": VERSION, "saved": saved, "proving": round(max(self._book.proving - now, 0.0), 1)}
-            rows = [head, *self._book.saved(now)]
-            text = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
-            whole.replace({self.path: text.encode()}, 0o600)
+            yield
             self._saved = saved
             if self._file is not None:
                 self._file.close()
-            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115  # it stays open until the next snapshot
+            self._file = open(self.path, "ab")  # noqa: SIM115  # it stays open until the next snapshot
+            self._write(self._late or [])
             self.trouble = ""
         except OSError as error:
             if not self.trouble:
@@ -83,15 +110,23 @@ class Memory:
 
     def note(self, addresses: list[bytes], now: float) -> None:
         """These were learnt or freed just now: a guardian that is killed must not forget them."""
-        if self._file is None:
-            return
-        after = max(round(time.time() - self._saved, 1), 0.0)  # the clock may have been set back since
+        noted = [(time.time(), row) for row in self._book.rows(addresses, now)]
+        if self._late is not None:
+            self._late += noted
         with contextlib.suppress(OSError):  # the next snapshot tells of it
-            for row in self._book.rows(addresses, now):
-                self._file.write(json.dumps(row | {"after": after}, separators=(",", ":")) + "\n")
+            self._write(noted)
+
+    def _write(self, noted: list[tuple[float, Row]]) -> None:
+        if self._file is not None:
+            # the clock may have been set back since
+            self._file.write(_lines(row | {"after": max(round(at - self._saved, 1), 0.0)} for at, row in noted))
             self._file.flush()
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _lines(rows: Iterable[Row]) -> bytes:
+    return "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows).encode()

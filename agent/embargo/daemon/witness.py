@@ -16,14 +16,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 from zlib import crc32
 
-from embargo import learning, message
+from embargo import learning, message, names
 from embargo.daemon.channel import Channel, ChannelError
 from embargo.engine import Heard
 from embargo.fastpath import Rules
 from embargo.names import Name
 
 FLUSH = 0.1  # seconds an answer may wait for others to be told
-MAX_RECORDS = 60_000  # octets of answers in one packet
+MAX_RECORDS = 200  # answers in one packet, of 500 octets at most
+MAX_UNTOLD = 16 * MAX_RECORDS  # answers kept for a guardian that does not read for a moment
 REPEAT = 60.0  # seconds for which an address and name that were told need not be told again
 MAX_TOLD = 8192  # addresses remembered for that
 INTEREST = 86_400.0  # seconds for which a blocked name is looked up again after somebody asked for it
@@ -91,7 +92,7 @@ def pack(name: Name, addresses: Sequence[bytes], seconds: int) -> bytes:
 
 
 def unpack(records: bytes) -> Iterator[tuple[Name, list[bytes], int]]:
-    """(name, addresses, seconds) of each record. ValueError for what `pack` did not write."""
+    """(name, addresses, seconds) of each record. ValueError for what `pack` did not write; a day is the longest believed."""
     at = 0
     while at < len(records):
         if at + _HEAD.size > len(records):
@@ -101,11 +102,11 @@ def unpack(records: bytes) -> Iterator[tuple[Name, list[bytes], int]]:
         start = at + _HEAD.size + length
         at = start + 4 * four + 16 * six
         name = records[start - length : start]
-        if at > len(records) or not name.endswith(b"\0"):
-            raise ValueError("a record is cut short")
+        if at > len(records) or not names.is_name(name):
+            raise ValueError("a record is cut short, or has no name")
         addresses = [records[i : i + 4] for i in range(start, start + 4 * four, 4)]
         addresses += [records[i : i + 16] for i in range(start + 4 * four, at, 16)]
-        yield Name(name), addresses, seconds
+        yield Name(name), addresses, min(seconds, learning.LONGEST)
 
 
 class _Interest(NamedTuple):
@@ -123,7 +124,6 @@ class Witness:
         self._channel: Channel | None = None
         self._marks: Marks | None = None
         self._records: list[bytes] = []
-        self._held = 0
         self._told: dict[bytes, tuple[Name, ...]] = {}
         self._told_since = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -226,27 +226,32 @@ class Witness:
                 fresh.append(address)
         if not fresh:
             return
-        record = pack(heard.qname, fresh, heard.seconds)
-        self._records.append(record)
-        self._held += len(record)
-        if self._held > MAX_RECORDS:
+        self._records.append(pack(heard.qname, fresh, heard.seconds))
+        if len(self._records) % MAX_RECORDS == 0:
             self._flush()
         elif self._timer is None:
             self._timer = self._loop.call_later(FLUSH, self._flush)
 
-    def _flush(self) -> None:
+    def _flush(self) -> bool:
+        """Tell all that is gathered. False: the guardian does not read, and is told later, unless it becomes too much."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._records:
-            records = b"".join(self._records)
-            self._records, self._held = [], 0
-            self._send(lambda channel: channel.send_answered(records))
+        while self._records:
+            part = b"".join(self._records[:MAX_RECORDS])
+            if not self._send(lambda channel, part=part: channel.send_answered(part)):  # type: ignore[misc]
+                if len(self._records) > MAX_UNTOLD:
+                    self._records.clear()
+                    self._told.clear()  # it was not told
+                self._timer = self._loop.call_later(FLUSH, self._flush)
+                return False
+            del self._records[:MAX_RECORDS]
+        return True
 
     def _tell_all(self, number: int) -> None:
         """The guardian is about to block an address, and must not miss who else was answered with it."""
-        self._flush()
-        self._send(lambda channel: channel.send({"op": "told", "number": number}))
+        if self._flush():
+            self._send(lambda channel: channel.send({"op": "told", "number": number}))
 
     def _tell_learnt(self, heard: Heard, rules: Rules) -> None:
         decision = heard.decision

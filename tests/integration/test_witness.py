@@ -1,0 +1,62 @@
+"""A worker's end of what it tells the guardian, when that does not read for a while."""
+
+import asyncio
+import os
+import socket
+from typing import Any
+
+from embargo import names
+from embargo.daemon import channel, witness
+from embargo.daemon.channel import Channel
+from embargo.daemon.witness import Marks, Witness
+from embargo.engine import Heard
+from embargo.fastpath import Rules
+
+RULES: Any = None  # of no interest to an answer that nothing blocks
+
+
+def heard(number: int) -> Heard:
+    return Heard(names.from_text(f"n{number}.test"), None, (number.to_bytes(4),), 300)
+
+
+def test_what_a_guardian_did_not_take_is_told_later_and_before_it_is_told_that_this_is_all() -> None:
+    asyncio.run(tell(RULES))
+
+
+async def tell(rules: Rules) -> None:
+    ours, theirs = channel.pair()
+    guardian = Channel(theirs)
+    page = Marks.make()
+    one = Witness(lambda name, qtype: True, lambda number: None)
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    one.meet(ours, Marks(page))
+    os.close(page)
+    filled = 0
+    while one._send(lambda to: to.send({"op": "filling"})):  # until it would block
+        filled += 1
+    for number in range(witness.MAX_RECORDS + 50):
+        assert not one.hear(heard(number), rules)
+    guardian.send({"op": "tell", "number": 7})
+    await asyncio.sleep(0.05)
+    for _ in range(filled):
+        received = guardian.receive()
+        assert received is not None
+        assert received[0] == {"op": "filling"}, "and not that this was all"
+    told: list[str] = []
+    theirs.setblocking(False)
+    for _ in range(100):
+        await asyncio.sleep(0.02)
+        try:
+            while (received := guardian.receive()) is not None:
+                told += [names.to_text(name) for name, _, _ in witness.unpack(received[0]["records"])]
+        except BlockingIOError:
+            if len(told) >= witness.MAX_RECORDS + 50:
+                break
+    assert told == [f"n{number}.test" for number in range(witness.MAX_RECORDS + 50)]
+    guardian.send({"op": "tell", "number": 8})
+    await asyncio.sleep(0.05)
+    received = guardian.receive()
+    assert received is not None
+    assert received[0] == {"op": "told", "number": 8}
+    one.stop()
+    guardian.close()
