@@ -37,10 +37,10 @@ class Site:
     installed: Path
     deb: Path
 
-    def boot(self, *, installed: bool = True, config: str = CONFIG) -> Container:
+    def boot(self, *, installed: bool = True, config: str = CONFIG, files: dict[str, str] | None = None) -> Container:
         """A gateway, with our package installed and started, or bare; without the rules of the one before."""
         self.lab.shell("ip netns exec gateway nft flush ruleset")
-        files = {"/etc/embargo/embargo.toml": config} if installed else {}
+        files = (files or {}) | ({"/etc/embargo/embargo.toml": config} if installed else {})
         return self.lab.boot("gateway", layers=[self.installed] if installed else [], files=files)
 
     def dig(self, name: str, *words: str, server: str = GATEWAY) -> str:

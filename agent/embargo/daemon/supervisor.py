@@ -250,7 +250,7 @@ class Supervisor:
             if not task.get_name().startswith("keeper"):
                 task.cancel()
         await asyncio.to_thread(self._watch.close)
-        again = await asyncio.to_thread(notify.restarting)
+        again = self._failure is not None or await asyncio.to_thread(notify.restarting)
         rules = "keep" if again else self._rules_that_stay()
         if rules != "keep":  # nothing may be led to sockets that nobody reads any longer
             await self._stop_guardian(rules)
