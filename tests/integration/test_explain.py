@@ -53,6 +53,10 @@ def test_a_flowtable_is_named() -> None:
 
 
 def test_what_learning_leaves_open_is_told() -> None:
+    settings = config.parse(b'[firewall]\nlan = ["lan0"]\n', "c.toml")
+    assert "clients behind guest0, docker0, if there are any" in "\n".join(
+        explain.uncovered(settings, REPORT, True, LISTS, {}, ["guest0", "docker0"])
+    )
     assert "firewall.learn = false" in uncovered("[firewall]\nlearn = false\n")
     assert "for 300 s yet they are noted and not blocked" in uncovered(wall={"learning": {"proving": 300}})
     assert "they cannot be saved: No space left" in uncovered(wall={"learning": {"trouble": "No space left"}})

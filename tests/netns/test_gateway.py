@@ -390,6 +390,24 @@ def test_what_holds_while_nobody_answers(quiet: Rig, tmp_path: Path, fail: str, 
         quiet.run("gateway", "nft", "delete", "table", "inet", "embargo", check=False)
 
 
+def test_an_interface_whose_clients_nobody_polices_is_named(quiet: Rig, tmp_path: Path) -> None:
+    agent = gateway_agent(quiet, tmp_path, on_stop="remove")
+    agent.start()
+
+    def said() -> list[str]:
+        return [text for text in agent.told("status")["uncovered"] if text.startswith("clients behind")]
+
+    try:
+        assert said() == [], "lan0 has them, wan0 is the way out"
+        quiet.run("gateway", "ip", "link", "add", "guest0", "type", "veth", "peer", "name", "guest1")
+        quiet.run("gateway", "ip", "addr", "add", "192.0.2.129/28", "dev", "guest0")
+        expected = "clients behind guest0, if there are any: firewall.lan does not name them"
+        until(lambda: said() == [expected], "it is named")
+    finally:
+        quiet.run("gateway", "ip", "link", "del", "guest0", check=False)
+        agent.stop()
+
+
 def test_without_a_lan_all_forwarded_traffic_is_policed_and_nothing_is_intercepted(quiet: Rig, tmp_path: Path) -> None:
     agent = gateway_agent(quiet, tmp_path, lan=[], on_stop="remove")
     agent.start()

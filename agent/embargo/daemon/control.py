@@ -19,7 +19,7 @@ from typing import Any
 
 import embargo
 from embargo import accelerator, events, lists, pauses
-from embargo.daemon import endpoints, explain, sources, supervisor, whole, workshop
+from embargo.daemon import endpoints, explain, sources, supervisor, surroundings, whole, workshop
 from embargo.daemon.child import ChildError
 from embargo.daemon.supervisor import Outcome, StartError, Supervisor
 from embargo.errors import ConfigError, EmbargoError, Problem
@@ -332,7 +332,9 @@ async def status(agent: Supervisor) -> Told:
         "events": {"file": agent.journal.path, "lost": agent.journal.lost, "trouble": agent.journal.trouble},
         "uncovered": [
             *(f"{each}, paused until {events.timestamp(each.until)}" for each in agent.pauses.all),
-            *explain.uncovered(settings, report, bool(agent.sockets.endpoints), lists, wall),
+            *explain.uncovered(
+                settings, report, bool(agent.sockets.endpoints), lists, wall, surroundings.unpoliced(settings, agent.around)
+            ),
         ],
     }  # fmt: skip
 

@@ -4,7 +4,7 @@ The verdict comes from the image and the switchboard, by the same look-ups that 
 else matches comes from the lists themselves, so that an administrator sees the lines that lost.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from embargo import engine, lists, message, names, policy
@@ -150,8 +150,10 @@ def _lists_of_servers(chosen: policy.Selection, rows: list[Told]) -> Iterator[st
         )
 
 
-def uncovered(settings: Any, report: Told, listening: bool, lists_: list[Told], wall: Told) -> list[str]:
-    """What the configuration leaves open, in words."""
+def uncovered(
+    settings: Any, report: Told, listening: bool, lists_: list[Told], wall: Told, unpoliced: Sequence[str] = ()
+) -> list[str]:
+    """What the configuration leaves open, in words. `unpoliced`: interfaces whose clients, if any, are none of ours."""
     firewall, chosen = settings.firewall, settings.policy
     on = [app for app in report["apps"] if app["on"] and app["id"] != policy.BYPASS]
     found = []
@@ -165,6 +167,8 @@ def uncovered(settings: Any, report: Told, listening: bool, lists_: list[Told], 
         found.append("port 53 to other resolvers, DNS over TLS and over QUIC by port: no interface is named (firewall.lan)")
     elif not firewall.intercept_dns:
         found.append("port 53 to other resolvers (firewall.intercept_dns = false)")
+    if firewall.enabled and unpoliced:
+        found.append(f"clients behind {', '.join(unpoliced)}, if there are any: firewall.lan does not name them")
     if firewall.enabled:
         found += _not_learnt(firewall, wall.get("learning") or {})
         found += [f"open flows that the flowtable {each} forwards past all rules" for each in wall.get("flowtables", ())]
