@@ -88,25 +88,30 @@ class _Pending:
 
     __slots__ = (
         "asked", "attempts", "bad", "edns", "key", "malformed", "network", "query", "question", "shadow", "started", "tcp",
-        "trouble", "upstreams", "waiters",
+        "trouble", "upstreams", "waiters", "zones",
     )  # fmt: skip
 
-    def __init__(self, key: bytes, upstreams: Upstreams, started: float, query: Query, waiters: list[_Waiter]) -> None:
+    def __init__(self, key: bytes, zones: "Zones", started: float, query: Query, waiters: list[_Waiter]) -> None:
         self.key = key
-        self.upstreams = upstreams
         self.started = started
         self.waiters = waiters  # none while it is asked to be fresh in the cache, or
         self.shadow = False  # to learn what is behind a blocked name
         self.query = query
         self.question = message.asked(query)
-        self.attempts: tuple[Server, ...] = ()
-        self.bad: frozenset[Server] = frozenset()
+        self.go_by(zones)
         self.asked = 0.0
         self.tcp = False
         self.edns = True
         self.malformed = False
         self.trouble = "no upstream is configured"
         self.network = False  # the last trouble was the network's, not silence
+
+    def go_by(self, zones: "Zones") -> None:
+        """Ask the servers that these zones name, none of which was asked so far."""
+        self.zones = zones
+        self.upstreams = zones.upstreams(self.query.qname)
+        self.attempts: tuple[Server, ...] = ()
+        self.bad: frozenset[Server] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +179,7 @@ class Engine:
         if zones is not None and zones != self.zones:
             self.zones = zones
             self.cache.clear()
+            self._by_key.clear()  # who asks from now on does not wait for an answer by the old settings
 
     def handle(
         self, packet: bytes, client: str, peer: object, now: float, *, udp: bool = True
@@ -260,7 +266,7 @@ class Engine:
 
     def _open(self, key: bytes, query: Query, waiters: list[_Waiter], now: float) -> Forward | list[Reply]:
         self._token = token = self._token + 1
-        self._pending[token] = _Pending(key, self.zones.upstreams(query.qname), now, query, waiters)
+        self._pending[token] = _Pending(key, self.zones, now, query, waiters)
         self._by_key[key] = token
         return self._next(token, now)
 
@@ -308,6 +314,8 @@ class Engine:
     def _next(self, token: int, now: float) -> Forward | list[Reply]:
         """The next attempt of a question, or the end of it."""
         pending = self._pending[token]
+        if pending.zones is not self.zones:
+            pending.go_by(self.zones)
         server = pending.upstreams.choose(pending.attempts, pending.bad, now)
         if server is None or now >= pending.started + DEADLINE:
             self._close(token)
@@ -331,7 +339,8 @@ class Engine:
 
     def _close(self, token: int) -> None:
         pending = self._pending.pop(token)
-        del self._by_key[pending.key]
+        if self._by_key.get(pending.key) == token:
+            del self._by_key[pending.key]
         self._waiting -= len(pending.waiters)
 
     def _trouble(self, waiter: _Waiter, text: str, *, network: bool) -> Reply:
@@ -350,8 +359,8 @@ class Engine:
             answer = response.parse(
                 packet,
                 pending.question,
-                without_ech=self.zones.without_ech,
-                without_private=self.zones.without_private and pending.upstreams is self.zones.default,
+                without_ech=pending.zones.without_ech,
+                without_private=pending.zones.without_private and pending.upstreams is pending.zones.default,
             )
         except MessageError:
             pending.malformed = True
@@ -382,7 +391,7 @@ class Engine:
         self._close(token)
         judged = _judge(self.rules, pending.query.qname, answer)
         self._hear(pending.query.qname, judged, answer)
-        if pending.waiters or not pending.shadow:
+        if pending.zones is self.zones and (pending.waiters or not pending.shadow):
             self.cache.put(pending.key, answer, now, self.rules.judged if judged.everyday else NOBODY)
         return [self._answer(waiter, judged, answer) for waiter in pending.waiters]
 

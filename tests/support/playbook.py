@@ -132,8 +132,8 @@ class Play:
         self.now += seconds
         return self
 
-    def adopt(self, judgement: Rules) -> Self:
-        self.engine.adopt(judgement)
+    def adopt(self, judgement: Rules, zones: Zones | None = None) -> Self:
+        self.engine.adopt(judgement, zones)
         return self
 
     def _take(self, outcome: Reply | Forward | Joined | Drop) -> None:

@@ -200,6 +200,52 @@ def test_without_an_upstream_the_client_is_told_so() -> None:
     assert found.reply.question[0].rdtype == dns.rdatatype.A
 
 
+# ── settings that change while a question is on its way ──────────────────────────────────────────────────────────────────
+
+NEW = Server("192.0.2.60", 53)
+
+
+def test_an_answer_by_the_old_settings_is_for_those_who_waited_and_nobody_else() -> None:
+    found = play().query("free.test").is_forwarded(SERVERS[0])
+    asked = found.forward
+    found.adopt(rules(number=2), Zones(Upstreams((NEW,)), without_private=True))
+    found.query("free.test", ident=1).is_forwarded(NEW)
+    now, found.forward = found.forward, asked
+    found.upstream(answer("free.test", "A", "10.0.0.1")).replies("10.0.0.1")
+    found.query("free.test", ident=2)
+    assert isinstance(found.outcome, Joined), "the cache does not hold it"
+    found.forward = now
+    found.upstream(answer("free.test", "A", "10.0.0.2", "192.0.2.1"))
+    assert [reply.wire[:2] for reply in found.settled] == [b"\0\1", b"\0\2"]
+    found.replies("192.0.2.1").query("free.test").forwards_nothing().replies("192.0.2.1")
+
+
+@pytest.mark.parametrize("without_private", [True, False])
+def test_an_answer_by_the_old_settings_is_read_by_them(without_private: bool) -> None:
+    found = play(zones=Zones(Upstreams(SERVERS), without_private=without_private)).query("free.test")
+    found.adopt(rules(number=2), Zones(Upstreams(SERVERS), without_private=not without_private))
+    found.upstream(answer("free.test", "A", "10.0.0.1", "192.0.2.1"))
+    found.replies("192.0.2.1", *(() if without_private else ("10.0.0.1",)))
+
+
+def test_the_next_attempt_goes_where_the_new_settings_say() -> None:
+    found = play().query("free.test").upstream(answer("free.test", rcode=dns.rcode.SERVFAIL)).is_forwarded(SERVERS[1])
+    found.adopt(rules(number=2), Zones(Upstreams((NEW,))))
+    found.silence().is_forwarded(NEW).upstream(answer("free.test", "A", "192.0.2.1")).replies("192.0.2.1")
+    found.query("free.test").forwards_nothing().replies("192.0.2.1")
+    found = play().query("free.test").adopt(rules(number=2), Zones(Upstreams(()))).silence()
+    found.replies(rcode=dns.rcode.SERVFAIL).forwards_nothing()
+
+
+@pytest.mark.parametrize("zones", [None, Zones(Upstreams(SERVERS))])
+def test_settings_that_stay_change_nothing_about_a_question(zones: Zones | None) -> None:
+    found = play().query("free.test").adopt(rules(number=2), zones).query("free.test", ident=1)
+    assert isinstance(found.outcome, Joined)
+    found.silence().is_forwarded(SERVERS[1]).upstream(answer("free.test", "A", "192.0.2.1"))
+    assert len(found.settled) == 2
+    found.query("free.test").forwards_nothing().replies("192.0.2.1")
+
+
 # ── answers after their time (RFC 8767) ──────────────────────────────────────────────────────────────────────────────────
 
 
