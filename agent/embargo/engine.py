@@ -295,8 +295,10 @@ class Engine:
         if query.key in self._by_key or len(self._pending) >= MAX_PENDING // 4:
             return None
         outcome = self._open(query.key, query, [], now)
-        self._pending[self._token].shadow = True
-        return outcome if isinstance(outcome, Forward) else None
+        if not isinstance(outcome, Forward):  # there is no upstream to ask
+            return None
+        self._pending[outcome.token].shadow = True
+        return outcome
 
     def impatient(self, now: float) -> list[Reply]:
         """Replies for clients that have waited long enough for a fresh answer when there is an old one (RFC 8767 section 5)."""

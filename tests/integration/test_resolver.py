@@ -21,8 +21,10 @@ import pytest
 
 from embargo import accelerator, cache, names
 from embargo.daemon import witness
+from embargo.daemon.channel import pair
 from embargo.daemon.resolver import Resolver
 from embargo.daemon.selector import Selector
+from embargo.daemon.witness import Marks
 from embargo.image import Image
 from support.playbook import compiled, query
 from support.upstream import Upstream, right
@@ -320,6 +322,35 @@ def test_what_is_behind_a_blocked_name_is_looked_up_and_told_the_guardian(accele
             worker.asked(query(f"www.{BLOCKED}"))
         assert worker.stats()["counters"]["looked_up"] == 1, "once for as long as the answer lasts"
         assert worker.stats()["cache"]["entries"] == 0, "nobody will ask the cache for it"
+
+
+def test_what_could_not_be_looked_up_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no upstream yet when the name is asked for, and none comes of itself."""
+    monkeypatch.setattr(witness, "LATEST", 0.3)
+    octets, board = compiled(BLOCKED)
+    settings = {"allow_from": ["127.0.0.0/8"], "block_mode": "nxdomain", "block_ttl": 10, "upstream": [], "learn": True}
+    channel, guardian = pair()
+    marks = Marks.make()
+
+    async def run(upstream: Upstream) -> None:
+        udp, tcp = bound(["127.0.0.1"])
+        resolver = Resolver(lambda *_: True, None)
+        resolver.adopt(Image(octets), 1, board, (), settings)
+        resolver.meet(channel, marks)
+        await resolver.listen([udp], [tcp])
+        try:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.sendto(query(BLOCKED), udp.getsockname())
+                await asyncio.to_thread(sock.recv, 4096)
+            await asyncio.to_thread(until, lambda: resolver.stats()["counters"]["looked_up"] == 1, "it is tried")
+            resolver.adopt(Image(octets), 2, board, (), settings | {"upstream": [f"udp://127.0.0.1:{upstream.port}"]})
+            await asyncio.to_thread(until, lambda: len(upstream.asked) >= 2, "it is tried again")
+        finally:
+            await resolver.stop()
+
+    with guardian, Upstream(lambda asked: [right(asked)]) as upstream:
+        asyncio.run(run(upstream))
+    os.close(marks)
 
 
 def test_nothing_is_looked_up_for_the_firewall_when_it_does_not_learn() -> None:

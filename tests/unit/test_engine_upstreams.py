@@ -8,7 +8,7 @@ import dns.rdatatype
 import dns.rrset
 import pytest
 
-from embargo import names
+from embargo import message, names
 from embargo.cache import RETRY, STALE_TTL
 from embargo.engine import MAX_WAITING, STALE_AFTER, Forward, Joined, Zones
 from embargo.upstream import PLAIN_FOR, Server, Upstreams
@@ -198,6 +198,13 @@ def test_without_an_upstream_the_client_is_told_so() -> None:
     found = Play(rules(BLOCKED), Zones(Upstreams(()))).query("free.test").replies(rcode=dns.rcode.SERVFAIL)
     assert "no upstream" in str(found.reply.options[0])
     assert found.reply.question[0].rdtype == dns.rdatatype.A
+
+
+def test_without_an_upstream_nobody_is_asked_what_is_behind_a_blocked_name() -> None:
+    found = Play(rules(BLOCKED), Zones(Upstreams(())))
+    assert found.engine.shadow(names.from_text(BLOCKED), message.A, found.now) is None
+    found.forwards_nothing().adopt(rules(BLOCKED, number=2), Zones(Upstreams(SERVERS)))
+    assert found.engine.shadow(names.from_text(BLOCKED), message.A, found.now) is not None
 
 
 # ── settings that change while a question is on its way ──────────────────────────────────────────────────────────────────
