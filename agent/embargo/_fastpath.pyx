@@ -40,13 +40,11 @@ cdef extern from *:
     #ifndef _GNU_SOURCE
     #define _GNU_SOURCE
     #endif
-    #include <netdb.h>
+    #include <arpa/inet.h>
     #include <netinet/in.h>
     #include <sys/socket.h>
     """
     ctypedef unsigned int socklen_t
-    struct sockaddr:
-        unsigned short sa_family
     struct sockaddr_in:
         unsigned short sin_family
         uint16_t sin_port
@@ -81,10 +79,10 @@ cdef extern from *:
         int ipi_ifindex
         uint32_t ipi_spec_dst "ipi_spec_dst.s_addr"
         uint32_t ipi_addr "ipi_addr.s_addr"
-    int AF_INET, AF_INET6, MSG_DONTWAIT, IPPROTO_IP, IP_PKTINFO, NI_NUMERICHOST
+    int AF_INET, AF_INET6, MSG_DONTWAIT, IPPROTO_IP, IP_PKTINFO
     int recvmmsg(int, mmsghdr *, unsigned int, int, timespec *) nogil
     int sendmmsg(int, mmsghdr *, unsigned int, int) nogil
-    int getnameinfo(const sockaddr *, socklen_t, char *, socklen_t, char *, socklen_t, int)
+    const char *inet_ntop(int, const void *, char *, socklen_t)
     cmsghdr *CMSG_FIRSTHDR(msghdr *)
     cmsghdr *CMSG_NXTHDR(msghdr *, cmsghdr *)
     unsigned char *CMSG_DATA(cmsghdr *)
@@ -913,6 +911,7 @@ cdef class Intake:
     cdef iovec *_in_parts
     cdef iovec *_out_parts
     cdef sockaddr_storage *_peers
+    cdef int _used  # places that the kernel has written over
 
     def __cinit__(self):
         self._clients = <Client *>calloc(CLIENTS, sizeof(Client))
@@ -1002,9 +1001,8 @@ cdef class Intake:
         client = &self._clients[hash_ >> 40 & CLIENTS - 1]
         if client.family == key.family and client.scope == key.scope and memcmp(client.address, key.address, 16) == 0:
             return client
-        size = sizeof(sockaddr_in) if key.family == AF_INET else sizeof(sockaddr_in6)
-        if getnameinfo(<sockaddr *>peer, size, text, sizeof(text), NULL, 0, NI_NUMERICHOST):
-            raise OSError("an address has no text")
+        if inet_ntop(key.family, key.address, text, sizeof(text)) == NULL:  # no scope: an interface may have any name
+            raise OSError(errno, "inet_ntop")
         shown = (<bytes>text).decode()
         key.allowed = self._rules.acl.allows(shown)
         Py_INCREF(shown)
@@ -1127,15 +1125,18 @@ cdef class Intake:
         """Take one batch and answer what the fast path answers."""
         cdef int fd = listener.fileno
         cdef bint wildcard = listener.wildcard
-        cdef int count, i, sent, done = 0, out = 0
+        cdef int i, sent, done = 0, out = 0
         cdef Client *client
         cdef Known known
         cdef mmsghdr *message
         cdef mmsghdr *reply
         cdef Py_ssize_t size, length
         cdef uint8_t *wire
-        count = recvmmsg(fd, self._received, BATCH, MSG_DONTWAIT, NULL)
-        for i in range(count if count > 0 else 0):  # an ICMP error that an earlier reply met is an error; the socket is fine
+        for i in range(self._used):  # here, as a batch may have failed before its end
+            self._ready(i)
+        # an ICMP error that an earlier reply met is an error; the socket is fine
+        self._used = max(recvmmsg(fd, self._received, BATCH, MSG_DONTWAIT, NULL), 0)
+        for i in range(self._used):
             message = &self._received[i]
             size = message.msg_len
             wire = self._in + i * MAX_QUERY
@@ -1168,9 +1169,7 @@ cdef class Intake:
                 listener.unsent += 1  # the client is gone, the buffer is full: UDP may lose it, the client asks again
                 sent = 1
             done += sent
-        for i in range(count if count > 0 else 0):
-            self._ready(i)
-        return count if count > 0 else 0
+        return self._used
 
     cdef tuple _sender(self, sockaddr_storage *peer, str text, msghdr *header, bint wildcard):
         """Whom Python sends to: see `intake.Listener`."""

@@ -39,7 +39,11 @@ class Selector(selectors.EpollSelector):
         """What is ready apart from queries, after at most so many seconds, or as soon as a query needs more than an answer."""
         if self._intake is None:
             return super().select(timeout)
-        ready = self._intake.wait(self.fileno(), timeout, self._taken)
+        try:
+            ready = self._intake.wait(self.fileno(), timeout, self._taken)
+        except Exception as error:
+            _tell("queries could not be taken", error)
+            ready = True
         return [item for item in super().select(0) if item[0].fd not in self._listening] if ready else []
 
 
@@ -50,7 +54,10 @@ def _guarded(taken: Callable[[Drained], None]) -> Callable[[Drained], None]:
         try:
             taken(drained)
         except Exception as error:
-            told = {"message": "a batch of queries was not finished", "exception": error}
-            asyncio.get_running_loop().call_exception_handler(told)
+            _tell("a batch of queries was not finished", error)
 
     return guarded
+
+
+def _tell(what: str, error: Exception) -> None:
+    asyncio.get_running_loop().call_exception_handler({"message": what, "exception": error})
