@@ -337,7 +337,8 @@ def read(bytes packet, bytes question):
     cdef uint8_t chain[CHAIN + 1][256]
     cdef int lengths[CHAIN + 1]
     cdef uint8_t owner[256]
-    cdef int an, ns, ar, rcode, i, j, length = 0, steps = 0, count = 0, width
+    cdef uint8_t name[256]
+    cdef int an, ns, ar, rcode, i, j, length = 0, ignored = 0, steps = 0, count = 0, width
     cdef uint32_t qtype, rtype, ttl, least = MAX_TTL, minimum
     cdef Py_ssize_t at_ttl[RECORDS]
     cdef uint32_t ttls[RECORDS]
@@ -401,7 +402,10 @@ def read(bytes packet, bytes question):
             above = length == 1
             for j in range(steps + 1):
                 above = above or _ends(chain[j], lengths[j], owner, length)
-            if rtype != 6 or not above or end - start < 22:
+            if rtype != 6 or not above:
+                return None
+            start = _read_name(p, size, start, name, &ignored)
+            if start < 0 or _read_name(p, size, start, name, &ignored) != end - 20:
                 return None
             soa = True
             minimum = (

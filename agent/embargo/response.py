@@ -29,7 +29,9 @@ _NAMES_IN = {
     **dict.fromkeys((message.MX, 18, 21, 36, message.SVCB, message.HTTPS), (2, 1)),  # AFSDB RT KX
     26: (2, 2),  # PX
     message.SRV: (6, 1),
+    message.NAPTR: (0, 1),  # they begin behind three texts, see `_first_name`
 }
+_SOA_NUMBERS = 20  # octets behind its names
 #: their target is where the client goes next
 _LEADING = frozenset(
     {message.NS, message.CNAME, message.DNAME, message.MX, message.SRV, message.NAPTR, message.SVCB, message.HTTPS}
@@ -90,7 +92,7 @@ def parse(packet: bytes, question: bytes, *, without_ech: bool = False, without_
     answered = rcode == message.NOERROR and any(qtype in (record.rtype, message.ANY) for record in answers)
     soa = next((record for record in kept if record.section == 1 and record.rtype == message.SOA), None)
     if soa and not answered:  # what does not exist is remembered for the lesser of two values (RFC 2308 section 5)
-        minimum = int.from_bytes(packet[max(soa.end - 4, soa.start) : soa.end])
+        minimum = int.from_bytes(packet[soa.end - 4 : soa.end])
         kept = [record._replace(ttl=min(record.ttl, minimum)) if record is soa else record for record in kept]
     if without_ech and any(record.rtype in _SERVICES for record in kept):
         body, ttls = _rebuilt(packet, kept, known, without_ech=True)
@@ -142,18 +144,21 @@ def _extended_rcode(records: Iterable[_Record]) -> int:
 def _pointing(
     packet: bytes, owner: Name, rtype: int, start: int, end: int, known: dict[int, Name]
 ) -> tuple[tuple[Name, ...], tuple[bytes, ...]]:
-    """Where a record leads: (target names, addresses and hints)."""
+    """Where a record leads: (target names, addresses and hints). Names that lead nowhere are read too: they are passed on."""
     if rtype in (message.A, message.AAAA):
         if end - start != (4 if rtype == message.A else 16):
             raise MessageError(message.FORMERR, start)
         return (), (packet[start:end],)
-    if rtype not in _LEADING:
+    if rtype not in _NAMES_IN:
         return (), ()
-    target, at = names.read(packet, _first_name(packet, rtype, start, end), known)
-    if at > end or (at < end and rtype not in (message.SVCB, message.HTTPS)):
+    at = _first_name(packet, rtype, start, end)
+    for _ in range(_NAMES_IN[rtype][1]):
+        target, at = names.read(packet, at, known)
+    left = end - at
+    if left < 0 or (left != (_SOA_NUMBERS if rtype == message.SOA else 0) and rtype not in _SERVICES):
         raise MessageError(message.FORMERR, start)
-    if rtype not in (message.SVCB, message.HTTPS):
-        return (target,), ()
+    if rtype not in _SERVICES:
+        return (target,) if rtype in _LEADING else (), ()
     hints: list[bytes] = []
     for key, value in message.options(packet, at, end):
         width = {4: 4, 6: 16}.get(key)  # ipv4hint, ipv6hint (RFC 9460 section 7.3)
@@ -245,7 +250,7 @@ def _body(
     """(the kept records' octets, their TTLs and where these stand)."""
     if kept and kept[-1].start != records[len(kept) - 1].start:
         return _rebuilt(packet, kept, known)
-    body = bytearray(packet[begin : kept[-1].end if kept else begin])  # what is gone stood behind: nothing points there
+    body = bytearray(packet[begin : kept[-1].end if kept else begin])  # names point backwards alone: none to what is gone
     ttls = tuple((record.start - 6 - begin, record.ttl) for record in kept)
     for offset, ttl in ttls:
         struct.pack_into("!I", body, offset, ttl)
@@ -269,15 +274,13 @@ def _rebuilt(
 
 def _expanded(packet: bytes, record: _Record, known: dict[int, Name]) -> bytes:
     start, end = record.start, record.end
-    if record.rtype != message.NAPTR and record.rtype not in _NAMES_IN:
+    if record.rtype not in _NAMES_IN:
         return packet[start:end]
     at = _first_name(packet, record.rtype, start, end)
     rdata = packet[start:at]
-    for _ in range(1 if record.rtype == message.NAPTR else _NAMES_IN[record.rtype][1]):
+    for _ in range(_NAMES_IN[record.rtype][1]):
         name, at = names.read(packet, at, known)
         rdata += name
-    if at > end:
-        raise MessageError(message.FORMERR, start)
     return rdata + packet[at:end]
 
 

@@ -389,12 +389,41 @@ def raw(rtype: int, rdata: bytes) -> bytes:
         (1, b"\1\2\3"), (1, b"\1\2\3\4\5"), (28, bytes(15)), (5, b""), (5, b"\1b\0x"), (5, b"\1b"), (15, b"\0"),
         (33, b"\0\1\0\1\0"), (35, b"\0\1\0\1\1s"), (35, b"\0\1\0\1\x0fs\0\0\0"), (64, b"\0\1\0\0\4\0\4\1"),
         (65, b"\0\1\0\0\4\0"),
+        *((rtype, rdata) for rtype in (2, 3, 4, 5, 7, 8, 9, 12, 39) for rdata in (b"", b"\1b", b"\xc0\x1f", b"\1b\0x")),
+        *((rtype, b"\1b\0" + rdata) for rtype in (14, 17) for rdata in (b"", b"\1b", b"\xc0\x22", b"\1b\0x")),
+        *((rtype, b"\0\1" + rdata) for rtype in (18, 21, 36) for rdata in (b"", b"\1b", b"\xc0\x21", b"\1b\0x")),
+        *((26, b"\0\1\1b\0" + rdata) for rdata in (b"", b"\1b", b"\xc0\x24", b"\1b\0x")),
+        *((6, rdata + bytes(count)) for rdata in (b"\1b\0\1c\0", b"\xc0\x0c\xc0\x0c") for count in (0, 19, 21)),
+        (6, b"\1b\0"), (6, b"\xc0\x1f\0" + bytes(20)), (6, b"\0\xc0\x20" + bytes(20)), (6, b"\1b"), (6, b""),
     ],
 )  # fmt: skip
 def test_rdata_that_is_not_what_its_type_says_is_malformed(rtype: int, rdata: bytes) -> None:
     packet = raw(rtype, rdata)
     with pytest.raises(MessageError):
         response.parse(packet, question_of(packet))
+
+
+@pytest.mark.parametrize("accelerated", [True, False])
+@pytest.mark.parametrize(
+    ("rdata", "good"),
+    [
+        (b"\1b\0\1c\0" + bytes(20), True), (b"\xc0\x0c\xc0\x1f" + bytes(20), True), (b"\0\0" + bytes(20), True),
+        (b"\1b\0\1c\0" + bytes(19), False), (b"\1b\0\1c\0" + bytes(21), False), (b"\xc0\x1f\0" + bytes(20), False),
+        (b"\0\xc0\x20" + bytes(20), False), (b"\x40" + bytes(40), False), (b"\0" * 20, False),
+    ],
+)  # fmt: skip
+def test_the_soa_of_what_does_not_exist_is_whole_or_malformed(
+    rdata: bytes, good: bool, accelerated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not accelerated:
+        monkeypatch.setattr(accelerator, "fast", None)
+    head = b"\0\1\x81\x83\0\1\0\0\0\1\0\0" + b"\1a\0\0\1\0\1"
+    packet = head + b"\xc0\x0c" + struct.pack("!HHIH", 6, 1, 60, len(rdata)) + rdata
+    if good:
+        assert response.parse(packet, question_of(packet)).counts == (0, 1, 0)
+    else:
+        with pytest.raises(MessageError):
+            response.parse(packet, question_of(packet))
 
 
 @pytest.mark.parametrize(("octets", "fits"), [(56, True), (57, False)])
