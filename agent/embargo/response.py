@@ -84,13 +84,17 @@ def parse(packet: bytes, question: bytes, *, without_ech: bool = False, without_
     answers = [record for record in kept if record.section == 0]
     if counts[0] and not answers:  # it speaks of something else
         raise MessageError(message.FORMERR, 6)
-    vouched = message.AD
-    if without_private and (bad := [record for record in kept if any(map(is_private, record.addresses))]):
-        vouched = 0
-        kept = [record for record in kept if record not in bad]
-        answers = [record for record in kept if record.section == 0]
-    answered = rcode == message.NOERROR and any(qtype in (record.rtype, message.ANY) for record in answers)
     soa = next((record for record in kept if record.section == 1 and record.rtype == message.SOA), None)
+    empty = not (answers or soa or rcode or flags & message.AA)
+    referral = empty and any(record.section and record.rtype == message.NS for record in kept)
+    vouched = message.AD
+    if without_private and any(is_private(a) for record in kept for a in record.addresses):
+        vouched = 0
+        kept = [record for record in kept if not any(map(is_private, record.addresses))]
+        answers = [record for record in kept if record.section == 0]
+        if not answers:  # servers beside nothing would look like a referral to who asked us
+            kept = [record for record in kept if record is soa]
+    answered = rcode == message.NOERROR and any(qtype in (record.rtype, message.ANY) for record in answers)
     if soa and not answered:  # what does not exist is remembered for the lesser of two values (RFC 2308 section 5)
         minimum = int.from_bytes(packet[soa.end - 4 : soa.end])
         kept = [record._replace(ttl=min(record.ttl, minimum)) if record is soa else record for record in kept]
@@ -109,7 +113,7 @@ def parse(packet: bytes, question: bytes, *, without_ech: bool = False, without_
         ttls=ttls,
         flags=flags & (message.AA | vouched),
         lifetime=min((record.ttl for record in kept), default=0) if cacheable else 0,
-        referral=not (answers or soa or rcode or flags & message.AA) and any(r.rtype == message.NS for r in others),
+        referral=referral,
         leads=_leads(answers),
         extra_leads=_leads(others),
         answer_end=_end_of(len(answers), ttls, body),

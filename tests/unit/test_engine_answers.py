@@ -7,6 +7,7 @@ import dns.flags
 import dns.message
 import dns.rcode
 import dns.rdatatype
+import dns.rrset
 import pytest
 
 from embargo.engine import Zones
@@ -202,6 +203,15 @@ def test_what_was_validated_is_believed_over_tls_alone() -> None:
             found.silence()
         assert found.replies("192.0.2.1").ede() == 3
         assert not found.reply.flags & dns.flags.AD, "what has expired was validated too long ago"
+
+
+def test_an_answer_of_private_addresses_alone_is_no_servers_fault() -> None:
+    made = answer("rebound.test", "A", "192.168.1.1")
+    made.authority.append(dns.rrset.from_text("rebound.test.", 300, "IN", "NS", "ns.rebound.test."))
+    zones = Zones(Upstreams((Server("192.0.2.53", 53),)), without_private=True)
+    found = play(zones=zones).query("rebound.test").upstream(made).replies()
+    assert not found.reply.authority
+    assert [health.failed for health in zones.default.health.values()] == [0]
 
 
 def test_types_and_dnssec_bits_are_cached_apart() -> None:

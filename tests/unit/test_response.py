@@ -528,3 +528,13 @@ def test_records_with_a_private_address_are_left_out_on_demand(qtype: str, good:
         assert [a for lead in found.leads for a in lead.addresses if response.is_private(a)] == []
         assert response.parse(wire, question).counts[0] == len(texts)
         assert (found.lifetime > 0) == (count > 0), "what is left without an answer is not remembered"
+
+
+def test_an_answer_of_private_addresses_alone_is_empty_and_no_referral() -> None:
+    made = add(answer("a.test", "A", "10.0.0.1"), "authority", "test NS ns.test.")
+    wire = add(made, "additional", "ns.test A 192.0.2.53").to_wire()
+    found = response.parse(wire, question_of(wire), without_private=True)
+    assert (found.referral, found.counts, found.extra_leads) == (False, (0, 0, 0), ())
+    made = add(answer("a.b.test", "A"), "authority", "b.test NS ns.b.test.")
+    wire = add(made, "additional", "ns.b.test A 10.0.0.1").to_wire()
+    assert response.parse(wire, question_of(wire), without_private=True).referral
