@@ -345,7 +345,6 @@ def read(bytes packet, bytes question):
     cdef bint soa = False, above
     cdef list addresses = []
     cdef list leads = []
-    cdef tuple extra = ()
     cdef bytes body
     cdef uint8_t *out
     if size < 12 + asked or asked < 5 or asked > 259 or p[4] or p[5] != 1 or p[2] & 2 or p[6] or p[8] or p[10]:
@@ -413,7 +412,6 @@ def read(bytes packet, bytes question):
             )  # fmt: skip
             if (rcode or not addresses) and minimum < ttl:
                 ttl = minimum
-            extra = (_made(_Lead, (PyBytes_FromStringAndSize(<const char *>owner, length), (), ())),)
         at_ttl[count], ttls[count] = owner_end + 4 - begin, ttl
         count += 1
         least = min(least, ttl)
@@ -439,7 +437,7 @@ def read(bytes packet, bytes question):
         )))  # fmt: skip
     return _made(_Answer, (
         rcode, (an, ns, 0), body, tuple([(at_ttl[i], ttls[i]) for i in range(count)]), (p[2] & 4) << 8 | p[3] & 0x20,
-        least if count and (soa or (addresses and not rcode)) else 0, False, False, tuple(leads), extra,
+        least if count and (soa or (addresses and not rcode)) else 0, False, False, tuple(leads), (),
         answer_end if an else 0,
     ))  # fmt: skip
 

@@ -180,15 +180,19 @@ class Answer(NamedTuple):
     truncated: bool = False
     referral: bool = False  # it names other servers in place of an answer
     leads: tuple[Lead, ...] = ()  # of the answer section
-    extra_leads: tuple[Lead, ...] = ()  # of the other sections, which may be left out
+    extra_leads: tuple[Lead, ...] = ()  # of what points somewhere in the other sections, which may be left out
     answer_end: int = 0  # where in `body` the other sections begin
 
 
 def answer_only(answer: Answer) -> Answer:
-    """The same answer without authority and additional records. What is left moves nowhere, so its pointers hold."""
+    """The same answer without authority and additional records, and unvouched for.
+
+    What is left moves nowhere, so its pointers hold.
+    """
     count = answer.counts[0]
     body = answer.body[: answer.answer_end]
-    return answer._replace(counts=(count, 0, 0), body=body, ttls=answer.ttls[:count], extra_leads=())
+    flags = answer.flags & ~AD
+    return answer._replace(counts=(count, 0, 0), body=body, ttls=answer.ttls[:count], flags=flags, extra_leads=())
 
 
 def ask(query: Query, ident: int, *, edns: bool = True) -> bytes:

@@ -115,7 +115,7 @@ def parse(packet: bytes, question: bytes, *, without_ech: bool = False, without_
         lifetime=min((record.ttl for record in kept), default=0) if cacheable else 0,
         referral=referral,
         leads=_leads(answers),
-        extra_leads=_leads(others),
+        extra_leads=_leads(record for record in others if record.targets or record.addresses),
         answer_end=_end_of(len(answers), ttls, body),
     )
 

@@ -205,6 +205,30 @@ def test_what_was_validated_is_believed_over_tls_alone() -> None:
         assert not found.reply.flags & dns.flags.AD, "what has expired was validated too long ago"
 
 
+def test_a_negative_answer_of_an_excepted_name_is_whole_although_its_zone_is_blocked() -> None:
+    zones = Zones(Upstreams((Server("192.0.2.53", 53, "tls"),)))
+    for rcode in (dns.rcode.NOERROR, dns.rcode.NXDOMAIN):
+        made = answer("mail.alipay.example", rcode=rcode, flags=dns.flags.AD)
+        for rtype, text in (("SOA", "ns.test. mail.test. 1 2 3 4 30"), ("NSEC", "z.alipay.example. A")):
+            made.authority.append(dns.rrset.from_text("alipay.example.", 300, "IN", rtype, text))
+        found = play(BLOCKED, "!mail.alipay.example", zones=zones).query("mail.alipay.example", do=True).upstream(made)
+        for _ in range(2):
+            assert (found.reply.rcode(), len(found.reply.authority)) == (rcode, 2)
+            assert found.reply.flags & dns.flags.AD
+            found.query("mail.alipay.example", do=True).forwards_nothing()
+
+
+def test_what_lost_its_other_sections_is_not_vouched_for() -> None:
+    made = answer("free.test", "MX", "10 mx.free.test.", flags=dns.flags.AD)
+    made.additional.append(dns.rrset.from_text("mx.free.test.", 300, "IN", "A", "203.0.113.7"))
+    zones = Zones(Upstreams((Server("192.0.2.53", 53, "tls"),)))
+    found = play("203.0.113.0/24", zones=zones).query("free.test", "MX", do=True).upstream(made)
+    for _ in range(2):
+        assert not found.reply.additional
+        assert not found.reply.flags & dns.flags.AD
+        found.query("free.test", "MX", do=True).forwards_nothing()
+
+
 def test_an_answer_of_private_addresses_alone_is_no_servers_fault() -> None:
     made = answer("rebound.test", "A", "192.168.1.1")
     made.authority.append(dns.rrset.from_text("rebound.test.", 300, "IN", "NS", "ns.rebound.test."))

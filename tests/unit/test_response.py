@@ -309,7 +309,7 @@ def test_other_servers_in_place_of_an_answer_are_a_referral() -> None:
 
 
 def test_answer_only_leaves_the_other_sections_out() -> None:
-    made = answer("a.test", "A", "a.test CNAME b.test.", "b.test A 192.0.2.1")
+    made = answer("a.test", "A", "a.test CNAME b.test.", "b.test A 192.0.2.1", flags=dns.flags.AD)
     add(made, "authority", "b.test NS ns.b.test.")
     add(made, "additional", "ns.b.test A 192.0.2.53")
     short = message.answer_only(parse(made))
@@ -319,6 +319,7 @@ def test_answer_only_leaves_the_other_sections_out() -> None:
     assert not found.authority
     assert not found.additional
     assert len(short.ttls) == 2
+    assert not short.flags & message.AD
     nothing = message.answer_only(parse(add(answer("a.test", "A", rcode=3), "authority", f"test SOA {SOA}")))
     assert (nothing.counts, nothing.body, nothing.ttls) == ((0, 0, 0), b"", ())
 
@@ -333,6 +334,16 @@ def test_where_records_lead() -> None:
     a, d, e = (names.from_text(f"{each}.test") for each in "ade")
     assert found.leads == (Lead(a, (d, e), (b"\xc0\0\2\2", b"\x20\1\r\xb8" + bytes(11) + b"\2")),)
     assert found.extra_leads == (Lead(d, (), (b"\xc0\0\2\3",)),)
+
+
+@pytest.mark.parametrize("accelerated", [True, False])
+def test_records_that_point_nowhere_lead_nowhere(accelerated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not accelerated:
+        monkeypatch.setattr(accelerator, "fast", None)
+    made = add(answer("a.b.test", "A", rcode=3), "authority", f"b.test SOA {SOA}")
+    assert parse(made).extra_leads == ()
+    add(made, "authority", "a.b.test NSEC z.b.test. A")
+    assert (parse(made).extra_leads, parse(made).counts) == ((), (0, 2, 0))
 
 
 @pytest.mark.parametrize("length", [1, 7, 16])
