@@ -52,7 +52,8 @@ class Entry:
         self.gone = False  # still in its queue, and nowhere else
 
     def store(self, answer: Answer, now: float, judged: int) -> None:
-        self.answer = answer
+        # what is remembered is nobody's authority (RFC 1035 section 4.1.1)
+        self.answer = answer = answer._replace(flags=answer.flags & ~AA) if answer.flags & AA else answer
         self.stored = now
         self.expires = now + answer.lifetime
         self.judged = judged
@@ -83,7 +84,7 @@ class Entry:
         for offset, _ in self.answer.ttls:
             struct.pack_into("!I", body, offset, STALE_TTL)
         ttls = tuple((offset, STALE_TTL) for offset, _ in self.answer.ttls)
-        return self.answer._replace(body=bytes(body), ttls=ttls, flags=self.answer.flags & AA)  # signatures may be over too
+        return self.answer._replace(body=bytes(body), ttls=ttls, flags=0)  # signatures may be over too
 
     def known_until(self, now: float) -> float:
         """Until when it may be given out without asking the cache again."""

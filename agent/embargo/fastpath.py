@@ -293,7 +293,7 @@ def _cached(
         ar += 1
     if 12 + len(question) + len(tail) > limit:
         return None
-    flags = (0x8080 | rd << 8 | stored.flags & (message.AA | ad) | cd | stored.rcode).to_bytes(2)
+    flags = (0x8080 | rd << 8 | stored.flags & ad | cd | stored.rcode).to_bytes(2)
     cache.hits += 1
     rest = flags + b"\0\1" + _PACK[an] + _PACK[ns] + _PACK[ar] + question + tail
     return Known(rest, entry.steady(now), None, entry)

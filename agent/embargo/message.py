@@ -175,7 +175,7 @@ class Answer(NamedTuple):
     counts: tuple[int, int, int] = (0, 0, 0)  # answer, authority, additional
     body: bytes = b""
     ttls: tuple[tuple[int, int], ...] = ()  # (offset in body, seconds), each capped
-    flags: int = 0  # AA and AD as the upstream said; AD only if nobody on the way could say it
+    flags: int = 0  # AA and AD as the upstream said; AD only if nobody on the way could say it, no AA in the cache
     lifetime: int = 0  # seconds it may be cached
     truncated: bool = False
     referral: bool = False  # it names other servers in place of an answer

@@ -50,7 +50,7 @@ def packets(draw: st.DrawFn) -> bytes:
 
 
 def upstream(name: str, qtype: int) -> dns.message.Message:
-    made = answer(name, "A", flags=dns.flags.AD)
+    made = answer(name, "A", flags=dns.flags.AD | dns.flags.AA)
     made.question = dns.message.make_query(name, dns.rdatatype.RdataType.make(qtype)).question
     if name == "none.test":
         made.set_rcode(dns.rcode.NXDOMAIN)

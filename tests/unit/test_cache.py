@@ -9,7 +9,7 @@ import pytest
 
 from embargo import accelerator, names, response
 from embargo.cache import MAX_WANTED, OVERHEAD, PER_RECORD, SHORTEST, STALE_FOR, STALE_TTL, STEPS, Cache
-from embargo.message import Answer
+from embargo.message import AA, AD, Answer
 
 SECTIONS = (1, 0, 0)
 
@@ -26,6 +26,14 @@ def test_ttls_age_by_whole_seconds() -> None:
         entry = cache.get(b"key", now)
         assert entry is not None
         assert int.from_bytes(entry.body(now)[:4]) == left
+
+
+def test_what_is_remembered_has_no_authority() -> None:
+    cache = Cache()
+    cache.put(b"key", answer(10)._replace(flags=AA | AD), 0.0, 1)
+    entry = cache.get(b"key", 1.0)
+    assert entry is not None
+    assert (entry.answer.flags, entry.stale().flags) == (AD, 0)
 
 
 def test_an_entry_ends_with_its_lifetime() -> None:

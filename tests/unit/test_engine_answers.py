@@ -238,6 +238,20 @@ def test_an_answer_of_private_addresses_alone_is_no_servers_fault() -> None:
     assert [health.failed for health in zones.default.health.values()] == [0]
 
 
+def test_a_servers_authority_is_for_its_own_answer_and_not_for_what_is_remembered() -> None:
+    made = answer("free.test", "A", "192.0.2.1", flags=dns.flags.AA, ttl=60)
+    found = play(BLOCKED).query("free.test").upstream(made).replies("192.0.2.1")
+    assert found.reply.flags & dns.flags.AA
+    for udp in (True, False):
+        assert not found.query("free.test", udp=udp).replies("192.0.2.1").reply.flags & dns.flags.AA
+        assert found.was_fast == udp
+    found.later(61).query("free.test")
+    while found.forward is not None:
+        found.silence()
+    assert found.replies("192.0.2.1").ede() == 3
+    assert not found.reply.flags & dns.flags.AA
+
+
 def test_types_and_dnssec_bits_are_cached_apart() -> None:
     found = play().query("free.test").upstream(answer("free.test", "A", "192.0.2.1"))
     found.query("free.test", "AAAA").is_forwarded()
