@@ -16,7 +16,8 @@ import dns.rcode
 import dns.rrset
 import pytest
 
-from embargo.daemon import pipeline
+from embargo.daemon import pipeline, tls
+from embargo.upstream import Server
 from support import secure
 from support.agent import APPS, free_port, running
 from support.playbook import query
@@ -401,6 +402,43 @@ def test_a_server_that_is_started_again_is_asked_again_and_goes_on_from_its_sess
     with Secure(context(pair), port=port) as server:
         until(lambda: worker.asked(query("anew.test")).rcode() == dns.rcode.NOERROR, "without its keys too", 20)
         assert server.resumed == [False]
+
+
+WHO = Server("127.0.0.1", 853, "tls", NAME)
+
+
+def shaken(trust: tls.Trust, made: ssl.SSLContext, now: float) -> tuple[tls.Layer, bool]:
+    """A connection with a server in memory that has answered something, and whether it goes on from a session."""
+    layer = trust.open(WHO, now)
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = made.wrap_bio(to_server, to_client, server_side=True)
+    layer.begin(now)
+    while not layer.ready:
+        to_server.write(layer.take())
+        with contextlib.suppress(ssl.SSLWantReadError):
+            server.do_handshake()
+        layer.received(to_client.read(), now)
+    to_server.write(layer.take())
+    server.do_handshake()
+    server.write(b"answer")  # behind the tickets
+    assert layer.received(to_client.read(), now) == b"answer"
+    return layer, bool(server.session_reused)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_session_is_resumed_for_an_hour_from_the_look_at_the_certificate(
+    pair: Pair, authority: Authority, version: ssl.TLSVersion
+) -> None:
+    """It used to be an hour from the end of the connection, and one that is of use never ends."""
+    made = context(pair)
+    made.maximum_version = version
+    trust = tls.Trust(authority.own.text)
+    first, _ = shaken(trust, made, 100.0)
+    trust.remember(WHO, first)
+    second, resumed = shaken(trust, made, 100.0 + tls.RESUME - 1)
+    assert resumed
+    trust.remember(WHO, second)
+    assert not shaken(trust, made, 100.0 + tls.RESUME)[1], "the second has not looked at it again"
 
 
 def test_a_slow_handshake_is_waited_for_in_the_end(asking: Callable[..., Worker], pair: Pair) -> None:

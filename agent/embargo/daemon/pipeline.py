@@ -311,7 +311,7 @@ class _Connection(asyncio.Protocol):
         elif self._layer is None:
             self._ready()
         else:
-            self._layer.begin()
+            self._layer.begin(self._loop.time())
             self._transport.write(self._layer.take())
 
     def _ready(self) -> None:
@@ -341,7 +341,7 @@ class _Connection(asyncio.Protocol):
         """What was said, with what TLS itself has to say sent back."""
         assert self._transport is not None
         try:
-            data = layer.received(data)
+            data = layer.received(data, self.last)
         except ssl.SSLError as error:
             self._transport.write(layer.take())
             self.broken(words(error, self.server))
@@ -362,7 +362,7 @@ class _Connection(asyncio.Protocol):
         else:
             self.eof_received()
         if self._layer is not None and self._layer.ready:
-            self._owner.trust.remember(self.server, self._layer, self._loop.time())
+            self._owner.trust.remember(self.server, self._layer)
 
 
 def _reason(error: OSError, way: str) -> str:

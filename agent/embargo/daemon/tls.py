@@ -79,16 +79,13 @@ class Trust:
         known = self._sessions.get(server)
         if known is not None and now >= known.proven + RESUME:
             known = None
-        return Layer(context, server, known.session if known else None)
+        return Layer(context, server, known)
 
-    def remember(self, server: Server, layer: "Layer", now: float) -> None:
+    def remember(self, server: Server, layer: "Layer") -> None:
         """The next connection may go on from this one's session."""
         session = layer.session
-        if session is None or layer.context is not self._context:
-            return
-        known = self._sessions.get(server)
-        proven = known.proven if known and layer.resumed else now
-        self._sessions[server] = _Session(proven, session)
+        if session is not None and layer.context is self._context:
+            self._sessions[server] = _Session(layer.proven, session)
 
 
 def _store() -> list[tuple[str, int]]:
@@ -104,16 +101,14 @@ def _store() -> list[tuple[str, int]]:
 class Layer:
     """TLS of one connection: octets of the network in, octets for the network out. ssl.SSLError when it fails."""
 
-    def __init__(self, context: ssl.SSLContext, server: Server, session: ssl.SSLSession | None = None) -> None:
+    def __init__(self, context: ssl.SSLContext, server: Server, known: _Session | None = None) -> None:
         self.context = context
         self.ready = False  # the other side has proven who it is
+        self.proven = known.proven if known else 0.0  # when its certificate was looked at, here or where the session began
         self.ended = False  # it has said that nothing more comes
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        session = known.session if known else None
         self._tls = context.wrap_bio(self._in, self._out, server_hostname=_subject(server), session=session)
-
-    @property
-    def resumed(self) -> bool:
-        return bool(self._tls.session_reused)
 
     @property
     def session(self) -> ssl.SSLSession | None:
@@ -124,13 +119,13 @@ class Layer:
         """What is to be sent, also after an error: the other side is told."""
         return self._out.read()
 
-    def begin(self) -> None:
-        self._shake()
+    def begin(self, now: float) -> None:
+        self._shake(now)
 
-    def received(self, data: bytes) -> bytes:
+    def received(self, data: bytes, now: float) -> bytes:
         """What the other side says, in clear."""
         self._in.write(data)
-        if not self.ready and not self._shake():
+        if not self.ready and not self._shake(now):
             return b""
         pieces = []
         with contextlib.suppress(ssl.SSLWantReadError):
@@ -139,12 +134,14 @@ class Layer:
             self.ended = True
         return b"".join(pieces)
 
-    def _shake(self) -> bool:
+    def _shake(self, now: float) -> bool:
         try:
             self._tls.do_handshake()
         except ssl.SSLWantReadError:
             return False
         self.ready = True
+        if not self._tls.session_reused:
+            self.proven = now
         return True
 
     def send(self, data: bytes) -> None:
