@@ -129,6 +129,7 @@ def not_ours(directory: Path) -> Pair:
 
 CERTIFICATES: dict[str, tuple[Callable[[Authority, Path], Pair], str]] = {
     "another name": (lambda a, _: a.sign("other", "DNS:other.example"), f"has no certificate for {NAME}"),
+    "the name as its common name": (lambda a, _: a.sign("common", "", subject=NAME), f"has no certificate for {NAME}"),
     "expired": (lambda a, _: a.sign("expired", days=-1), "has a certificate that has expired"),
     "self-signed": (
         lambda _, d: secure.self_signed(d, "alone", "server", f"DNS:{NAME}"), "has a self-signed certificate",

@@ -51,11 +51,12 @@ class Authority:
         self._directory = directory
         self.own = self_signed(directory, name)
 
-    def sign(self, name: str, alternative: str = f"DNS:{NAME}", days: int = 2) -> Pair:
+    def sign(self, name: str, alternative: str = f"DNS:{NAME}", days: int = 2, subject: str = "server") -> Pair:
         """A server's certificate; of less than no days: it has expired."""
         pair, request, extensions = Pair(self._directory, name), self._directory / "request", self._directory / "extensions"
-        extensions.write_text(f"subjectAltName={alternative}\nextendedKeyUsage=serverAuth\n")
-        _openssl("req", "-new", *_KEY, "-keyout", pair.key, "-subj", "/CN=server", "-out", request)
+        names = f"subjectAltName={alternative}\n" if alternative else ""
+        extensions.write_text(f"{names}extendedKeyUsage=serverAuth\n")
+        _openssl("req", "-new", *_KEY, "-keyout", pair.key, "-subj", f"/CN={subject}", "-out", request)
         _openssl("x509", "-req", "-in", request, "-CA", self.own.certificate, "-CAkey", self.own.key, "-CAcreateserial",
                  "-days", str(days), "-extfile", extensions, "-out", pair.certificate)  # fmt: skip
         return pair

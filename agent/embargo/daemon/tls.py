@@ -64,6 +64,7 @@ class Trust:
             self._sessions.clear()
             self._store = store
             self._context = context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # which checks certificate and name
+            context.hostname_checks_common_name = False  # a name stands among the subject's alternatives (RFC 9525 section 2)
             context.minimum_version = ssl.TLSVersion.TLSv1_2
             context.options |= ssl.OP_NO_RENEGOTIATION
             if self.authorities:
