@@ -118,9 +118,9 @@ class Pipelines:
         if connection is None:  # it is about to fail
             return
         said = "did not answer over " + connection.way if connection.opened.done() else connection.missing
-        self.fail(flight, f"{said} in {flight.forward.timeout:.1f} s", False)
         if connection.opened.done() and connection.last < flight.asked:
             connection.retire()  # nothing at all has come since: perhaps nothing arrives there any more
+        self.fail(flight, f"{said} in {flight.forward.timeout:.1f} s", False)  # it may be asked again at once
 
     def lost(self, connection: "_Connection", reason: str, network: bool) -> None:
         """It takes no part any longer. What waits on it is asked again, or fails."""
