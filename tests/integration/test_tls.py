@@ -485,6 +485,67 @@ def test_what_is_on_its_way_to_a_server_no_longer_believed_goes_to_nobody(
         assert server.asked == []
 
 
+def test_an_answer_of_a_retired_connection_no_longer_believed_is_nobodys(
+    asking: Callable[..., Worker], pair: Pair, directory: Path
+) -> None:
+    """A connection that is left as dead goes on with what waits there, unless the authorities change."""
+    doubted = threading.Event()
+
+    def late(talk: Talk) -> None:
+        if talk.number > 1:
+            faithful(talk)
+            return
+        once(talk)
+        talk.hear()  # never answered: the connection is left
+        asked = talk.hear()
+        doubted.wait(10)
+        assert asked is not None
+        talk.say(right(asked))
+
+    with Secure(context(pair), late) as server:
+        worker = asking(server.port)
+        stranger = {"allow_from": ["127.0.0.0/8"], "block_mode": "nxdomain", "block_ttl": 10}
+        stranger |= {"upstream": [f"tls://127.0.0.1:{server.port}#{NAME}"], "tls_ca": not_ours(directory).text}
+        assert answered(worker, "first.test") == ["192.0.2.80"]
+        with worker.udp() as silent, worker.udp() as waiting:
+            silent.send(query("silent.test"))
+            time.sleep(0.5)  # so that this one still waits when the other has waited long enough
+            waiting.send(query("waiting.test"))
+            until(lambda: server.tried == 2, "the silent one is asked elsewhere")
+            worker.policy("alipay.example", dns=stranger)
+            doubted.set()
+            assert extended(dns.message.from_wire(waiting.recv(4096)))[0] in (REFUSED, SILENT)
+
+
+def test_all_that_waits_when_the_authorities_change_is_asked_again(
+    asking: Callable[..., Worker], pair: Pair, authority: Authority
+) -> None:
+    """On two connections: what waited on the first used to be put on the second, and to fail with that."""
+    changed = threading.Event()
+
+    def held(talk: Talk) -> None:
+        if changed.is_set():
+            faithful(talk)
+        while talk.hear() is not None:
+            pass
+
+    many = pipeline.SHARE + 20
+    with Secure(context(pair), held) as server:
+        worker = asking(server.port)
+        with worker.udp() as client:
+            for number in range(many):
+                client.send(query(f"held{number}.test", ident=number))
+            until(lambda: len(server.asked) == many, "all are asked")
+            assert server.tried == 2
+            changed.set()
+            dns_ = {"allow_from": ["127.0.0.0/8"], "block_mode": "nxdomain", "block_ttl": 10}
+            dns_ |= {"upstream": [f"tls://127.0.0.1:{server.port}#{NAME}"], "tls_ca": authority.own.text + "\n"}
+            worker.policy("alipay.example", dns=dns_)
+            found = [dns.message.from_wire(client.recv(4096)) for _ in range(many)]
+        assert {message.rcode() for message in found} == {dns.rcode.NOERROR}
+        assert (len(server.asked), row(worker)["failed"]) == (2 * many, 0)
+
+
 def test_a_blocked_name_in_an_answer_over_tls_is_blocked(asking: Callable[..., Worker], pair: Pair, directory: Path) -> None:
     port = free_port()
     records = ("leads.zone.test. 300 IN CNAME pay.alipay.example.", "clean.zone.test. 300 IN A 192.0.2.81")

@@ -48,8 +48,9 @@ class Pipelines:
         for server, pool in self._pools.items():
             if server.tls:
                 pool.failed = None
-                for connection in list(pool.connections):
-                    connection.abort()
+                pool.connections.clear()  # what waits on the first that goes is not to be asked on the second
+        for connection in [each for each in self._connections if each.server.tls]:  # those too that take no more questions
+            connection.abort()
 
     def start(self, forward: Forward) -> None:
         flight = _Flight(forward)
@@ -132,7 +133,7 @@ class Pipelines:
             if reason:
                 connection.pool.failed = (self._loop.time() + PAUSE, reason, network)
         for flight in list(connection.flights.values()):
-            if (connection.of_use or not reason) and not flight.again:
+            if not reason or (connection.of_use and not flight.again):
                 flight.leave()
                 flight.again = True
                 self._place(flight)
