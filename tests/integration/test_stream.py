@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import Iterator
 
 import dns.flags
@@ -128,16 +129,51 @@ def test_one_client_has_so_many_connections_and_others_have_theirs(worker: Worke
         until(again, "a place that became free is given to the next")
 
 
-def test_who_asks_more_than_can_be_on_its_way_is_given_no_more() -> None:
-    with Upstream(lambda _: []) as silent, Worker() as worker:
-        worker.start(BLOCKED, dns={"upstream": [f"udp://127.0.0.1:{silent.port}"]})
+def test_who_asks_more_than_can_be_on_its_way_waits_and_is_answered() -> None:
+    """The connection used to end with the answer to the hundredth."""
+    many = 5 * stream.IN_FLIGHT // 2
+    with Upstream(lambda asked: [Late(0.3, right(asked))]) as upstream, Worker() as worker:
+        worker.start(BLOCKED, dns={"upstream": [f"udp://127.0.0.1:{upstream.port}"]})
         with worker.tcp() as sock:
-            sock.sendall(b"".join(framed(query(f"n{ident}.test", ident=ident)) for ident in range(2 * stream.IN_FLIGHT)))
+            sock.sendall(b"".join(framed(query(f"n{ident}.test", ident=ident)) for ident in range(many)))
+            until(lambda: worker.stats()["counters"]["queries_tcp"], "they arrive")
+            time.sleep(0.1)
+            assert worker.stats()["counters"]["queries_tcp"] == stream.IN_FLIGHT, "no more are taken before one is answered"
+            sock.shutdown(socket.SHUT_WR)
             answers = []
             while wire := read(sock):
                 answers.append(dns.message.from_wire(wire))
-        assert {answer.id for answer in answers} == set(range(stream.IN_FLIGHT))
-        assert {answer.rcode() for answer in answers} == {dns.rcode.SERVFAIL}
+        assert sorted(answer.id for answer in answers) == list(range(many))
+        assert {answer.rcode() for answer in answers} == {dns.rcode.NOERROR}
+
+
+def test_who_waits_too_long_for_room_gets_the_answers_and_then_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "IDLE", 0.2)
+    waiting: list[stream.Connection] = []
+
+    def query_(_packet: bytes, _client: str, connection: stream.Connection) -> bool:
+        waiting.append(connection)
+        return True
+
+    async def visit() -> bytes:
+        streams = stream.Streams(lambda _: True, query_)
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            await streams.listen(listening)
+            reader, writer = await asyncio.open_connection(*listening.getsockname())
+            writer.write(framed(query(BLOCKED)) * 2 * stream.IN_FLIGHT)
+            await asyncio.sleep(0.5)
+            for connection in waiting:
+                connection.send(b"answer")
+            async with asyncio.timeout(20):
+                found = await reader.read()
+            writer.close()
+            await writer.wait_closed()
+            streams.stop_listening()
+            await streams.close()
+        return found
+
+    assert asyncio.run(visit()) == framed(b"answer") * stream.IN_FLIGHT
+    assert len(waiting) == stream.IN_FLIGHT
 
 
 def test_who_reads_nothing_is_given_up_and_nobody_else_waits(worker: Worker) -> None:

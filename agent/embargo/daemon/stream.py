@@ -6,7 +6,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable
 
-IDLE = 10.0  # seconds for one query to arrive (RFC 7766 section 6.2.3 asks for "a few" between two)
+IDLE = 10.0  # seconds for one query to be taken (RFC 7766 section 6.2.3 asks for "a few" between two)
 STALL = 5.0  # seconds a client has to take its last replies
 TOTAL, PER_CLIENT, IN_FLIGHT = 1000, 50, 100  # connections, and queries of one that are not answered yet
 UNSENT = 1 << 20  # octets a client may leave unread
@@ -18,10 +18,18 @@ class Connection:
     def __init__(self, transport: asyncio.WriteTransport) -> None:
         self._transport = transport
         self.in_flight = 0
+        self._answered = asyncio.Event()
         self._finishing = False
+
+    async def room(self) -> None:
+        """Until another query may be on its way. What comes meanwhile waits in a bounded buffer, then with the client."""
+        while self.in_flight >= IN_FLIGHT:
+            self._answered.clear()
+            await self._answered.wait()
 
     def send(self, wire: bytes) -> None:
         self.in_flight -= 1
+        self._answered.set()
         if self._transport.is_closing():
             return
         self._transport.write(len(wire).to_bytes(2) + wire)
@@ -82,8 +90,9 @@ class Streams:
 
     async def _converse(self, reader: asyncio.StreamReader, connection: Connection, client: str) -> None:
         going = True
-        while going and connection.in_flight < IN_FLIGHT:
+        while going:
             async with asyncio.timeout(IDLE):
+                await connection.room()
                 packet = await reader.readexactly(int.from_bytes(await reader.readexactly(2)))
             connection.in_flight += 1
             going = self._query(packet, client, connection)
