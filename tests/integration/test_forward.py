@@ -455,6 +455,20 @@ def one_socket(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Forwarder, "_draw", lambda _: next(numbers).to_bytes(2))
 
 
+def test_a_server_is_asked_from_so_many_ports_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward, "SOCKETS", 4)
+
+    async def run(upstream: Upstream) -> None:
+        async with forwarding() as asking:
+            for _ in range(forward.USES):
+                asking.ask(upstream.port)
+            await asking.until(lambda: len(asking.answered) == forward.USES)
+            assert len(asking.forwarder._sockets) == len({asked.port for asked in upstream.asked}) == 4
+
+    with Upstream(good) as upstream:
+        asyncio.run(run(upstream))
+
+
 @pytest.mark.usefixtures("one_socket")
 def test_an_error_of_the_network_ends_all_questions_of_its_socket_and_no_other() -> None:
     """The kernel tells it with the next call, which may be that of another question."""
@@ -473,7 +487,7 @@ def test_an_error_of_the_network_ends_all_questions_of_its_socket_and_no_other()
                 again.bind(("127.0.0.1", port))
                 asking.ask(port)
                 wire, sender = again.recvfrom(4096)
-                assert asking.forwarder.sockets == 1
+                assert len(asking.forwarder._sockets) == 1
                 await asking.until(lambda: len(asking.failed) == 3)
                 again.sendto(wire[:2] + b"\x81\x80" + wire[4:-11][:6] + bytes(2) + wire[12:-11], sender)
                 await asking.until(lambda: asking.answered == [4])
@@ -498,7 +512,7 @@ def test_without_descriptors_there_are_fewer_ports_and_an_answer_to_everything(
                 for number in range(1, 11):
                     for _ in range(20):
                         asking.ask(first.port)
-                    assert 0 < asking.forwarder.sockets <= left + 1
+                    assert 0 < len(asking.forwarder._sockets) <= left + 1
                     await asking.until(lambda: len(asking.answered) == 20 * number + 1)  # noqa: B023 # called at once
             assert asking.failed == []
 
@@ -514,7 +528,7 @@ def test_who_is_asked_nothing_looks_after_nothing(monkeypatch: pytest.MonkeyPatc
             asking.ask(upstream.port)
             asking.ask(upstream.port, timeout=0.05)
             await asking.until(lambda: len(asking.answered) == 2)
-            await asking.until(lambda: not asking.forwarder.sockets)
+            await asking.until(lambda: not asking.forwarder._sockets)
             assert asking.forwarder._timer is None
             asking.ask(upstream.port)
             await asking.until(lambda: len(asking.answered) == 3)

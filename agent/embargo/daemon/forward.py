@@ -21,7 +21,7 @@ from embargo.engine import Forward
 from embargo.upstream import Server
 
 MAX_DATAGRAM = 65_535
-SOCKETS = 256  # to one server, a place for each value of an octet: ports that a forger has to guess beside the IDs
+SOCKETS = 256  # to one server, a power of two: ports that a forger has to guess beside the IDs
 USES = 64  # questions from one port, and
 AGE = 10.0  # seconds, before it is given up
 BATCH = 64  # responses taken at once, so that clients are not kept waiting
@@ -56,11 +56,6 @@ class Forwarder:
         """What came and was no answer to anything asked."""
         return self._mismatched + self.pipelines.mismatched
 
-    @property
-    def sockets(self) -> int:
-        """UDP sockets that are open."""
-        return len(self._sockets)
-
     def start(self, forward: Forward) -> None:
         if forward.tcp:
             self.pipelines.start(forward)
@@ -94,7 +89,7 @@ class Forwarder:
         pool = self._pools.get(server)
         if pool is None:
             pool = self._pools[server] = []
-        place = self._draw()[0]
+        place = int.from_bytes(self._draw()) * SOCKETS >> 16
         old: _Socket | None = None
         if place < len(pool):
             old = pool[place]
