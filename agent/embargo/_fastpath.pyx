@@ -1,5 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
-"""The compiled twins of `image.find`, `events.Kind`, `fastpath.answer` and `intake.Intake`.
+"""The compiled twins of `image.Finder`, `events.Kind`, `message.parse_query`, `response.parse`, `fastpath.answer` and
+`intake.Intake`.
 
 A batch of datagrams goes from `recvmmsg` to `sendmmsg` in one call. What the fast path declines is handed back. Nothing of
 `embargo` is imported when this module is: the modules that ask for it would be half there.
@@ -110,7 +111,7 @@ for _octet in range(256):
     _LOWER[_octet] = _octet + 32 if 65 <= _octet <= 90 else _octet
 
 
-# ── image.find ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── image.Finder ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 cdef class Finder:
