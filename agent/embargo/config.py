@@ -340,9 +340,12 @@ def _forward(value: Any) -> tuple[tuple[str, tuple[Server, ...]], ...]:
 
 def _zone(zone: str) -> Name:
     try:
-        return names.from_text(zone)
+        name = names.from_text(zone)
     except ValueError as error:
         raise Refused("is not a domain name", str(error)) from None
+    if name == names.ROOT:
+        raise Refused("stands for every name", "name its servers in dns.upstream")
+    return name
 
 
 def _quoted(text: str) -> str:

@@ -322,6 +322,7 @@ def test_each_zone_and_server_of_forward_is_told() -> None:
 ]
 empty = []
 single = "192.0.2.10"
+"." = ["192.0.2.10"]
 """
     assert told(text) == [
         'e.toml:2: dns.forward."a..b": is not a domain name, '
@@ -329,6 +330,7 @@ single = "192.0.2.10"
         f'e.toml:5: dns.forward."corp.example"[1]: "nobody" is not an IP address, {ADDRESS}',
         "e.toml:7: dns.forward.empty: is empty, name at least one",
         f"e.toml:8: dns.forward.single: wrong type, {LIST}",
+        'e.toml:9: dns.forward.".": stands for every name, name its servers in dns.upstream',
     ]
 
 
