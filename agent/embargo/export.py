@@ -104,6 +104,7 @@ class Effective:
     lan: tuple[str, ...]
     except_: tuple[str, ...]
     ports: tuple[Class, ...]  # the functions of `bypass` that are ports
+    patterns: bool  # HTTPDNS questions in clear text are refused wherever they go
 
     def answer(self, said: Said) -> tuple[str, ...]:
         """The addresses that a blocked name is answered with, if any."""
@@ -183,6 +184,7 @@ def effective(image: Image, board: Switchboard, settings: Config, special: Calla
         lan=settings.firewall.lan,
         except_=settings.firewall.except_,
         ports=tuple(class_ for class_ in acting if class_.app == BYPASS and class_.function in policy.PORT_FUNCTIONS),
+        patterns=Class(BYPASS, "httpdns") in acting,
     )
 
 
@@ -555,6 +557,8 @@ def _nft(what: Effective) -> Written:
         )
     elif what.ports:
         written.lose("closed ports, for which firewall.lan names no interface here", ", ".join(c.function for c in what.ports))
+    if what.patterns:
+        written.lose("HTTPDNS questions in clear text at addresses that are not listed", "httpdns")
     sets = dict(_sets(what))
     out = [f"table inet {TABLE} {{"]
     for name, elements in sets.items():

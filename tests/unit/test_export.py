@@ -136,3 +136,12 @@ def test_nothing_is_blocked_in_audit_mode_and_that_is_told() -> None:
         made = rendered(form, '[policy]\nmode = "audit"\n', payment=["alipay.example", "203.0.113.0/24"])
         assert made.rows == ()
         assert 'policy.mode = "audit"' in made.lost[0]
+
+
+def test_a_table_tells_that_it_does_not_look_for_httpdns() -> None:
+    files = {"bypass/httpdns.list": ["203.0.113.9"], "bypass/doh.list": ["203.0.113.10"]}
+    told = "HTTPDNS questions in clear text at addresses that are not listed: httpdns"
+    for text, said in (("", True), ('[policy]\nbypass = ["doh"]\n', False), ('[policy]\nmode = "audit"\n', False)):
+        made = export.render(golden.made(text, files), "nft", "1")
+        assert (told in made.lost) is said
+        assert (f"# not carried: {told}" in made.text.splitlines()) is said
