@@ -9,10 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from embargo.daemon import metrics
 from support.agent import Agent, free_port, running
 from tools.rig import until
 
-_LINE = re.compile(r'embargo_[a-z_]+(?:\{(?:[a-z]+="(?:[^"\\\n]|\\.)*",?)+\})? -?\d[\d.e+]*')
+_LINE = re.compile(r'embargo_[a-z_]+(?:\{(?:[a-z]+="(?:[^"\\\n]|\\.)*",?)+\})? -?\d[\d.e+-]*')
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,17 @@ def test_attempts_are_counted_by_app_and_function_and_by_nothing_without_end(age
     assert after['embargo_queries_total{transport="udp"}'] == before['embargo_queries_total{transport="udp"}'] + 3
     assert after["embargo_generation"] == agent.told("status")["generation"]
     assert not any("n0.alipay" in name or '127.0.0.1"' in name for name in after)
+
+
+def test_a_number_has_all_its_digits(agent: Agent) -> None:
+    """A counter had six, so that one of ten million stood still for ten queries."""
+    status = agent.told("status")
+    status["uptime"] = 1234567.8
+    status["counters"]["queries_udp"] = 12_345_678
+    lines = metrics.text(status).splitlines()
+    assert 'embargo_queries_total{transport="udp"} 12345678' in lines
+    assert "embargo_uptime_seconds 1234567.8" in lines
+    assert "embargo_reload_success 1" in lines
 
 
 def test_other_requests_get_their_answer_and_rubbish_gets_none(agent: Agent, port: int) -> None:

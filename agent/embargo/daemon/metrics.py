@@ -29,8 +29,13 @@ def text(status: Told) -> str:
         out += [f"# HELP embargo_{name} {help_}", f"# TYPE embargo_{name} {kind}"]
         for labels, value in samples:
             written = ",".join(f'{key}="{_escaped(each)}"' for key, each in labels.items())
-            out.append(f"embargo_{name}{{{written}}} {value:g}" if written else f"embargo_{name} {value:g}")
+            out.append(f"embargo_{name}{{{written}}} {_number(value)}" if written else f"embargo_{name} {_number(value)}")
     return "\n".join(out) + "\n"
+
+
+def _number(value: float) -> str:
+    """With every digit: a counter that is rounded stands still, and then jumps."""
+    return str(int(value)) if value == int(value) else repr(value)
 
 
 def _escaped(value: str) -> str:
