@@ -11,7 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from embargo import nft
 from embargo.daemon import privileges
+from embargo.daemon.netlink import Nftables
+from embargo.nft import Message
+from embargo.table import TABLE
 from support.agent import Agent, running
 from tools.rig import LAN4, LAN6, OTHER4, OTHER6, UPSTREAM4, UPSTREAM6, WEB4, WEB6, Rig, until
 
@@ -405,6 +409,26 @@ def test_an_interface_whose_clients_nobody_polices_is_named(quiet: Rig, tmp_path
         until(lambda: said() == [expected], "it is named")
     finally:
         quiet.run("gateway", "ip", "link", "del", "guest0", check=False)
+        agent.stop()
+
+
+def test_a_start_that_the_kernel_refuses_leaves_the_last_generation_to_the_next(quiet: Rig, tmp_path: Path) -> None:
+    agent = gateway_agent(quiet, tmp_path, on_stop="remove")
+    agent.start()
+    assert agent.stop() == 0
+    other = quiet.within("gateway", Nftables)
+    other.transact([Message(0, 0x400, nft.attribute(1, TABLE.encode() + b"\0") + nft.u32(2, 2), "owned table")])
+    agent.start(wait=False)
+    assert agent.process is not None
+    assert agent.process.wait(30) == 1
+    assert "another process owns the table" in agent.errors
+    other.close()
+    (tmp_path / "apps/alipay/payment.list").write_bytes(b"\0 no list any more")
+    agent.start()
+    try:
+        assert agent.told("status")["generation"] == 1
+        assert quiet.reach("client", LISTED4) == "refused"
+    finally:
         agent.stop()
 
 

@@ -410,8 +410,8 @@ class Supervisor:
             if loops := surroundings.asking_itself(settings, around):
                 raise ConfigError(loops)
             made_from = workshop.fingerprint(settings, around, self._seen)
-            new = self._last_one(settings, made_from) if old is None else None
-            new = new or self._switched(old, settings, around, made_from)
+            last = self._last_one(settings, made_from) if old is None else None
+            new = last or self._switched(old, settings, around, made_from)
             new = new or await self._compile(settings, around, made_from)
         except ConfigError as error:
             return Outcome(False, False, number, error.problems, hindered=isinstance(error, Hindered))
@@ -427,7 +427,8 @@ class Supervisor:
         try:
             await self._switch(old, new, around)
         except (ChildError, ListenError, OSError) as error:
-            self.store.discard(new.number)
+            if last is None:  # else it was there before, and the next start may have nothing else
+                self.store.discard(new.number)
             new.close()
             if old is None and isinstance(error, EmbargoError):
                 raise  # nothing is in force that could stay: the agent does not start
