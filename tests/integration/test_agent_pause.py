@@ -202,3 +202,16 @@ def test_a_full_disk_begins_no_pause_and_ends_each(agent: Agent) -> None:
         assert "come back with a restart" in agent.errors
     finally:
         (directory / ".pauses.json").rmdir()
+
+
+def test_a_pause_ends_where_no_generation_could_be_put_in_force(agent: Agent) -> None:
+    """As on a disk that became read-only. The end used to be undone, and tried again, for ever."""
+    agent.cli("pause", "qq", "2s")
+    (agent.root / "state/generations/.current").mkdir()  # as good as read-only: the link cannot be made
+    try:
+        until(lambda: blocked(agent, "pay.qq.example"), "it ends at its time")
+        assert agent.told("status")["pauses"] == []
+        agent.cli("pause", "qq", "1h")
+        assert not blocked(agent, "pay.qq.example")
+    finally:
+        (agent.root / "state/generations/.current").rmdir()

@@ -514,7 +514,8 @@ class Supervisor:
                 await self.workers.adopt(new, self._resolver_settings(new))
                 if self.sockets.follow(around.endpoints, self._worker_count() or 1, around.interfaces):
                     await self.workers.renew()
-            self.store.make_current(new.number)
+            if old is None or old.number != new.number:  # a pause writes nothing here: it ends on a full disk too
+                self.store.make_current(new.number)
         except (ChildError, ListenError, OSError):
             self.settings, self.around = before
             self.generation = old
