@@ -4,9 +4,11 @@ import json
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from embargo.daemon.pausing import Pauses
 from support.agent import Agent, running
 from tools.rig import until
 
@@ -142,8 +144,19 @@ def test_it_survives_a_kill_and_ends_at_its_time_all_the_same(agent: Agent) -> N
     time.sleep(1.0)
     agent.start()
     assert not blocked(agent, LISTED)
-    until(lambda: blocked(agent, "pay.qq.example"), "what was over by then is over")
+    assert blocked(agent, "pay.qq.example"), "what was over by then is over"
     assert [each["app"] for each in agent.told("status")["pauses"]] == ["alipay"]
+    event = agent.events("policy")[-1]
+    assert (event["verb"], event["entry"], event["why"]) == ("resume", "qq", "its time was over")
+
+
+def test_what_was_over_by_a_start_is_told_once_and_never_in_force(tmp_path: Path) -> None:
+    now = time.time()
+    (tmp_path / "pauses.json").write_text(json.dumps([["alipay", "", now - 1, 60.0, 0], ["qq", "", now + 60, 60.0, 0]]))
+    for over in (["alipay"], []):
+        kept = Pauses(str(tmp_path), lambda: 0.0)
+        assert [each.app for each in kept.recall()] == over
+        assert [each.app for each in kept.all] == ["qq"]
 
 
 def test_a_damaged_file_pauses_nothing_and_is_told(agent: Agent) -> None:

@@ -30,17 +30,25 @@ class Pauses:
         self._clock = clock
         self._ends: dict[Pause, float] = {}
 
-    def recall(self) -> None:
-        """Take up what an earlier run has left. ValueError when the file is damaged: then nothing is paused."""
+    def recall(self) -> list[Pause]:
+        """Take up what an earlier run has left; those whose time was over meanwhile. ValueError when the file is damaged: then
+        nothing is paused.
+        """
         try:
             with open(self._path, "rb") as file:
                 found = [_checked(row) for row in json.load(file)]
         except FileNotFoundError:
-            return
+            return []
         except (OSError, ValueError, TypeError) as error:
             raise ValueError(f"{self._path}: {error}; nothing is paused any more") from None
-        for each in found[: pauses.MOST]:
-            self._ends[each] = self._clock() + min(each.until - time.time(), each.seconds)
+        now = time.time()
+        for each in [each for each in found if each.until > now][: pauses.MOST]:
+            self._ends[each] = self._clock() + min(each.until - now, each.seconds)
+        over = [each for each in found if each.until <= now]
+        if over:
+            with contextlib.suppress(OSError):  # then they are told again after the next start
+                self._save()
+        return over
 
     @property
     def all(self) -> list[Pause]:

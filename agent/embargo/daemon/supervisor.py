@@ -17,7 +17,7 @@ import pwd
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -187,7 +187,7 @@ class Supervisor:
         else:
             _warn_of_old_rules()
         try:
-            self.pauses.recall()
+            self._tell_over(self.pauses.recall())
         except ValueError as error:
             log.error("%s", error)
         outcome = await self.reload("start")
@@ -394,11 +394,14 @@ class Supervisor:
                 await asyncio.wait_for(self._pausing.wait(), end and max(end - self._loop.time(), 0.0))
             if over := self.pauses.over():
                 outcome = await self.pause(end=over)
-                for each in over if outcome.ok else ():
-                    self.journal.event({"event": "policy", "verb": "resume", **told_of(each), "why": "its time was over"})
+                self._tell_over(over if outcome.ok else ())
                 for problem in outcome.errors:
                     log.error("%s; it is tried again", problem)
                     await asyncio.sleep(1.0)
+
+    def _tell_over(self, ended: Iterable[Pause]) -> None:
+        for each in ended:
+            self.journal.event({"event": "policy", "verb": "resume", **told_of(each), "why": "its time was over"})
 
     async def _reload(self, why: str) -> Outcome:
         old = self.generation
