@@ -18,9 +18,8 @@ from embargo.policy import Action, Class, Decision
 
 PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
 
-
-_LISTED = "listed/"  # the same of very many listed ones
 _LEARNT = "learnt/"  # what the classes of learnt addresses begin with, see `ruleset.LEARNT`
+_LISTED = "listed/"  # the same of very many listed ones, see `ruleset.LISTED`
 
 
 class Attribution(NamedTuple):

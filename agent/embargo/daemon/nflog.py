@@ -10,6 +10,7 @@ import struct
 from typing import NamedTuple
 
 from embargo.errors import FirewallError
+from embargo.ruleset import SNAPLEN
 
 PREFIX = "embargo "
 _NETLINK_NETFILTER, _SO_RCVBUFFORCE = 12, 33
@@ -22,7 +23,6 @@ _IN, _OUT, _HWADDR, _PAYLOAD, _PREFIX, _SEQUENCE = 4, 5, 8, 9, 10, 12
 _CFG_CMD, _CFG_MODE, _CFG_BUFFER, _CFG_TIMEOUT, _CFG_THRESHOLD, _CFG_FLAGS = 1, 2, 3, 4, 5, 6
 _BIND, _COPY_PACKET, _FLAG_SEQUENCE = 1, 2, 1
 
-SNAPLEN = 64  # octets of each packet: the headers
 RECEIVE_BUFFER = 8 << 20  # octets; about 30 000 records
 KERNEL_BUFFER = 64 << 10  # octets the kernel gathers before it sends
 KERNEL_TIMEOUT = 10  # hundredths of a second after which it sends all the same
