@@ -18,6 +18,7 @@ from embargo.policy import BYPASS_FUNCTIONS, FUNCTIONS, Action, Selection
 from embargo.upstream import SCHEMES, Server
 
 BLOCK_MODES = ("nxdomain", "nodata", "null", "refused")
+CT_MARK = 0xFF00_0000  # the bits of the conntrack mark that are ours, unless configured otherwise
 
 
 class Listen(NamedTuple):
@@ -426,7 +427,7 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "fail": Option("closed", _choice("closed", "open"), "clients' port 53 while nobody answers: rejected or passed on"),
         "on_stop": Option("keep", _choice("keep", "remove"), "the rules when the agent stops"),
         "log_group": Option(8137, _int(0, 65535), "the NFLOG group of the drop log"),
-        "ct_mark": Option(0xFF00_0000, _mask,
+        "ct_mark": Option(CT_MARK, _mask,
             "bits of the connection mark that note which flows were let through; 0: every packet is judged anew"),
         "protect": Option(True, _bool, "no other process may change or flush our table (Linux 6.9 or later)"),
     },

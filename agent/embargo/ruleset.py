@@ -65,7 +65,6 @@ LOG_RATE = 1000  # records a second and class; counters count every packet, and 
 SNAPLEN = 64  # octets of a packet: its IP and transport headers
 RESERVED = "embargo-verify"  # always policed, and led nowhere: where `embargo verify` sends its packets
 SINK = "embargo-sink"  # where they end
-CT_MARK = 0xFF00_0000  # the bits of the conntrack mark that are ours, unless configured otherwise
 #: IPv6 prefixes that carry an IPv4 address, and the octet where it begins (RFC 4291, 6052, 8215, 3056)
 EMBEDDED = (("::ffff:0:0/96", 12), ("64:ff9b::/96", 12), ("64:ff9b:1::/48", 12), ("2002::/16", 2))
 #: how the cleartext questions of HTTPDNS libraries begin, "0" standing for any digit: Tencent's look-up and server list,

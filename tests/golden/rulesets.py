@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from embargo import image, listing, policy, ruleset
+from embargo.config import CT_MARK
 from embargo.image import Image
 from embargo.policy import Action, Level, Selection
 from embargo.ruleset import Own
@@ -66,10 +67,10 @@ CASES: dict[str, Callable[[], Ruleset]] = {
     "except_with_lan": lambda: made(lan=("lan0",), except_=EXCEPT, port=53),
     "except_ipv4_alone": lambda: made(except_=EXCEPT[:1]),
     "audit": lambda: made(Selection(apps="all", mode=Action.AUDIT), lan=("lan0",), port=53),
-    "judged_once": lambda: made(lan=("lan0",), port=53, ct_mark=ruleset.CT_MARK),
+    "judged_once": lambda: made(lan=("lan0",), port=53, ct_mark=CT_MARK),
     "judged_once_fail_open": lambda: made(lan=("lan0",), port=53, fail="open", ct_mark=0xF000),
     "httpdns": lambda: made(
-        Selection(apps="all"), files=FILES | {"bypass/httpdns.list": ["203.0.113.150"]}, lan=("lan0",), ct_mark=ruleset.CT_MARK
+        Selection(apps="all"), files=FILES | {"bypass/httpdns.list": ["203.0.113.150"]}, lan=("lan0",), ct_mark=CT_MARK
     ),
     "own_questions": lambda: made(
         own=(Own(990, "tcp", 53), Own(990, "udp", 53)), system=("203.0.113.129", "198.51.100.53", "fe80::1%eth0")

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from embargo import ruleset, spans
+from embargo.config import CT_MARK
 from embargo.daemon import conntrack, neighbours
 from embargo.daemon.conntrack import Conntrack
 from embargo.daemon.neighbours import Neighbours
 from embargo.daemon.netlink import Nftables
 from embargo.policy import Action, Class
-from embargo.ruleset import CT_MARK, Spec, value_of
+from embargo.ruleset import Spec, value_of
 from tools.rig import LAN4, LAN6, Rig
 
 pytestmark = pytest.mark.root

@@ -26,13 +26,14 @@ from types import TracebackType
 from typing import Any, Self
 
 from embargo import image, lists, names, nft, policy, ruleset, show, spans
+from embargo.config import CT_MARK
 from embargo.daemon import channel, witness
 from embargo.daemon.conntrack import Conntrack
 from embargo.daemon.netlink import Nftables
 from embargo.daemon.outbox import Ledger
 from embargo.daemon.witness import Marks
 from embargo.policy import Action, App, Class, Level, Selection, Source
-from embargo.ruleset import CT_MARK, Spec
+from embargo.ruleset import Spec
 from embargo.table import TABLE
 from tools.bench import report
 from tools.rig import Rig
