@@ -1,7 +1,8 @@
 """What processes say to each other: one JSON object per packet of a Unix socket pair, descriptors beside it.
 
 SOCK_SEQPACKET keeps packets whole and in order, so there is no framing to get wrong. A message larger than a packet (many
-hosts, many networks) travels as a sealed file in memory, whose descriptor is the last one beside the mark.
+hosts, many networks) travels as a sealed file in memory, whose descriptor is the last one beside the mark. Who receives says
+how large such a message may be: a resolver reads what strangers send, and whoever listens to it must not be held up by it.
 """
 
 import array
@@ -17,8 +18,11 @@ from typing import Any
 from embargo.errors import EmbargoError
 
 MAX_PACKET = 120_000  # octets: below the default send buffer, so a packet always fits
-MAX_MESSAGE = 256 << 20  # octets of a message in memory
+MAX_MESSAGE = 256 << 20  # octets of a message in memory: an order
+MAX_ANSWER = 1 << 20  # of one that answers an order: thousands of upstreams
+MAX_ATTEMPTS = 1 << 32  # that one message tells of: an hour of what a flood can be
 MAX_FDS = 250  # SCM_MAX_FD is 253
+_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW  # nobody can change it any more
 _IN_MEMORY = b"@"  # what stands for the message when it is in the last descriptor
 _EVENTS, _ANSWERED = b"E", b"A"  # what stands before event lines and answered addresses; JSON begins with a brace
 
@@ -74,8 +78,11 @@ class Channel:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         self._sock.sendmsg([data], rights)
 
-    def receive(self) -> tuple[Message, list[int]] | None:
-        """The next message and its descriptors (now ours to close); None when the other side is gone."""
+    def receive(self, in_memory: int = 0) -> tuple[Message, list[int]] | None:
+        """The next message and its descriptors (now ours to close); None when the other side is gone.
+
+        `in_memory`: octets that a message beside the packet may have. ChannelError for what is no message.
+        """
         try:
             data, ancillary, flags, _ = self._sock.recvmsg(MAX_PACKET, socket.CMSG_SPACE(4 * MAX_FDS))
         except ConnectionResetError:
@@ -87,27 +94,15 @@ class Channel:
                 numbers.frombytes(payload[: len(payload) - len(payload) % numbers.itemsize])
                 fds += numbers
         if not data:
+            _close(fds)
             return None
         try:
-            if data.startswith(_EVENTS):
-                _close(fds)
-                lost, attempts = int.from_bytes(data[1:9]), int.from_bytes(data[9:17])
-                return {"op": "events", "lost": lost, "attempts": attempts, "lines": data[17:]}, []
-            if data.startswith(_ANSWERED):
-                _close(fds)
-                return {"op": "answered", "records": data[1:]}, []
-            if data == _IN_MEMORY and fds:
-                data = _content(fds.pop())
-            message = json.loads(data)
-            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or not isinstance(message, dict):
+            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
                 raise ChannelError("a message was cut short")
-        except ValueError:
-            _close(fds)
-            raise ChannelError("a message is not JSON") from None
-        except ChannelError:
+            return _message(data, fds, in_memory), fds
+        except BaseException:
             _close(fds)
             raise
-        return message, fds
 
 
 async def orders(channel: Channel) -> AsyncGenerator[tuple[Message, list[int]], None]:
@@ -121,7 +116,7 @@ async def orders(channel: Channel) -> AsyncGenerator[tuple[Message, list[int]], 
 
     def readable() -> None:
         try:
-            received = channel.receive()
+            received = channel.receive(MAX_MESSAGE)
         except BlockingIOError:
             return
         except ChannelError as error:
@@ -140,6 +135,30 @@ async def orders(channel: Channel) -> AsyncGenerator[tuple[Message, list[int]], 
         loop.remove_reader(channel.fileno())
 
 
+def _message(data: bytes, fds: list[int], in_memory: int) -> Message:
+    """What a packet says. ChannelError when that is nothing; the descriptor of a message in memory is closed."""
+    if data.startswith(_EVENTS):
+        lost, attempts, lines = int.from_bytes(data[1:9]), int.from_bytes(data[9:17]), data[17:]
+        if not lost <= attempts <= MAX_ATTEMPTS or lines[-1:] not in (b"", b"\n"):
+            raise ChannelError("events that cannot be")
+        return {"op": "events", "lost": lost, "attempts": attempts, "lines": lines}
+    if data.startswith(_ANSWERED):
+        return {"op": "answered", "records": data[1:]}
+    if data == _IN_MEMORY and fds and in_memory:
+        fd = fds.pop()
+        try:
+            data = _content(fd, in_memory)
+        finally:
+            os.close(fd)
+    try:
+        message = json.loads(data)
+    except (ValueError, RecursionError):
+        raise ChannelError("a message is not JSON") from None
+    if not isinstance(message, dict) or message.get("op") in ("events", "answered"):  # those are packed, never JSON
+        raise ChannelError("a message is not what it should be")
+    return message
+
+
 def _memory(data: bytes) -> int:
     """A file in memory with this content that nobody can change any more."""
     if len(data) > MAX_MESSAGE:
@@ -147,17 +166,22 @@ def _memory(data: bytes) -> int:
     fd = os.memfd_create("embargo-message", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with open(fd, "wb", closefd=False) as file:
         file.write(data)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS | fcntl.F_SEAL_SEAL)
     return fd
 
 
-def _content(fd: int) -> bytes:
-    with open(fd, "rb") as file:
-        file.seek(0)
-        data = file.read(MAX_MESSAGE + 1)
-    if len(data) > MAX_MESSAGE:
-        raise ChannelError("a message is too large")
-    return data
+def _content(fd: int, limit: int) -> bytes:
+    """Whatever else it was, a pipe say, reading it might never end."""
+    try:
+        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:
+        seals = 0
+    if seals & _SEALS != _SEALS:
+        raise ChannelError("a message in memory is not sealed")
+    size = os.fstat(fd).st_size
+    if size > limit:
+        raise ChannelError(f"a message of {size} octets is too large")
+    return os.pread(fd, size, 0)
 
 
 def _close(fds: Sequence[int]) -> None:

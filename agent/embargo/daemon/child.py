@@ -113,7 +113,7 @@ class Child:
         assert self._channel is not None
         while True:
             try:
-                received = self._channel.receive()
+                received = self._channel.receive(channel.MAX_ANSWER if self._answers else 0)
             except BlockingIOError:
                 return
             except ChannelError as error:
