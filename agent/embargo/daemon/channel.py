@@ -52,6 +52,11 @@ class Channel:
     def close(self) -> None:
         self._sock.close()
 
+    def shut(self) -> None:
+        """Let nothing more come. What has come is still received, and then None."""
+        self._sock.shutdown(socket.SHUT_RD)
+        self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # of a reset: it would be told instead of what came before
+
     def send(self, message: Message, fds: Sequence[int] = ()) -> None:
         """Send one message. BlockingIOError when the other side does not read; OSError when it is gone."""
         data = json.dumps(message, separators=(",", ":")).encode()

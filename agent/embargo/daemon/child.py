@@ -21,6 +21,7 @@ from embargo.errors import EmbargoError
 log = logging.getLogger(__name__)
 
 ANSWER = 10.0  # seconds for an ordinary answer
+AT_ONCE = 16  # messages of one child before everything else has its turn
 
 News = Callable[["Child", dict[str, Any]], None]
 
@@ -96,40 +97,59 @@ class Child:
     def _finish(self, status: int) -> None:
         """It has ended: take what it said last, and let nobody wait for it any longer."""
         self._status = status
+        try:
+            self._take_the_rest()
+        finally:
+            if self._channel is not None:
+                asyncio.get_running_loop().remove_reader(self._channel.fileno())
+                self._channel.close()
+                self._channel = None
+            for answer in self._answers.values():
+                if not answer.done():
+                    answer.set_exception(ChildGone(f"{self.name} ended"))
+            self._answers.clear()
+
+    def _take_the_rest(self) -> None:
         if self._channel is not None:
-            self._readable()
-            asyncio.get_running_loop().remove_reader(self._channel.fileno())
-            self._channel.close()
-            self._channel = None
+            self._channel.shut()  # a process that it left behind may have the other end, and go on
+            with contextlib.suppress(BlockingIOError):
+                while self._take_one():
+                    pass
         if self._ledger is not None and (lost := self._ledger.missing()):
             self._heard({"op": "events", "lines": b"", "lost": lost, "attempts": lost})
-        for answer in self._answers.values():
-            if not answer.done():
-                answer.set_exception(ChildGone(f"{self.name} ended"))
-        self._answers.clear()
 
     def _readable(self) -> None:
-        """Take all messages that are there."""
+        """Take what is there, some of it at once."""
         assert self._channel is not None
-        while True:
-            try:
-                received = self._channel.receive(channel.MAX_ANSWER if self._answers else 0)
-            except BlockingIOError:
-                return
-            except ChannelError as error:
-                log.error("%s sent what is no message: %s", self.name, error)
-                continue
-            except OSError:
-                received = None
-            if received is None:  # it has closed its end; `wait` sees the rest
-                asyncio.get_running_loop().remove_reader(self._channel.fileno())
-                return
+        try:
+            for _ in range(AT_ONCE):
+                if not self._take_one():
+                    asyncio.get_running_loop().remove_reader(self._channel.fileno())  # `_finish` sees the rest
+                    return
+        except BlockingIOError:
+            return
+
+    def _take_one(self) -> bool:
+        """Take a message; False when there will be none. BlockingIOError when there is none yet."""
+        assert self._channel is not None
+        try:
+            received = self._channel.receive(channel.MAX_ANSWER if self._answers else 0)
+        except BlockingIOError:
+            raise
+        except ChannelError as error:
+            self.kill_for(str(error))
+            return False
+        except OSError:
+            return False
+        if received is not None:
             self._take(*received)
+        return received is not None
 
     def _take(self, message: dict[str, Any], fds: list[int]) -> None:
         for fd in fds:
             os.close(fd)
-        answer = self._answers.pop(message.get("id") or 0, None)
+        number = message.get("id")
+        answer = self._answers.pop(number, None) if isinstance(number, int) else None
         if answer is None:
             self._heard(message)
         elif answer.done():
@@ -195,6 +215,11 @@ class Child:
             self.kill()
             await asyncio.wait([reaper])
         return done
+
+    def kill_for(self, nonsense: str) -> None:
+        """It is not what we started any more."""
+        log.error("%s sent nonsense, and is killed: %s", self.name, nonsense)
+        self.kill()
 
     def kill(self) -> None:
         if self._process is not None and self._process.returncode is None:

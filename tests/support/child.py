@@ -1,0 +1,35 @@
+"""A child of the supervisor whose part the test plays."""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from embargo.daemon import channel
+from embargo.daemon.child import Child
+
+
+class Scripted(Child):
+    """A child whose part the test plays."""
+
+    def __init__(self, root: Path, news: Callable[[Child, dict[str, Any]], None] | None = None) -> None:
+        self.heard: list[dict[str, Any]] = []
+        super().__init__("resolver 0", "", news or (lambda child, message: self.heard.append(message)), str(root))
+        self.killed = asyncio.Event()
+        self.theirs: socket.socket
+
+    async def start(self) -> None:
+        ours, self.theirs = channel.pair()
+        self.adopt(ours)
+
+    async def _reap(self) -> None:
+        await self.killed.wait()
+        self._finish(9)
+
+    def kill(self) -> None:
+        self.killed.set()
+
+    async def ends(self) -> int:
+        """Its exit status, soon."""
+        return await asyncio.wait_for(self.wait(), 5.0)
