@@ -89,7 +89,8 @@ class Health:
         for server in sorted(self._unhealthy & healthy):
             log.info("upstream %s answers again", server)
             self._agent.journal.event({"event": "upstream", "server": server, "state": "up"})
-        self._unhealthy = down | (self._unhealthy - healthy)
+        if stats:
+            self._unhealthy = down
 
 
 def may_ask(endpoint: Endpoint, acl: Acl) -> bool:

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import math
 import os
 import socket
 from collections import Counter
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 FIRST_PAUSE, LAST_PAUSE = 0.1, 10.0  # seconds before a worker that died is started again; doubled per death in a row
 PATIENCE = 5.0  # seconds a worker has to take a new policy; one that hangs longer serves nobody and is killed
 MISSES = 3  # questions in a row that a worker may leave without an answer
+MAX_WORD = 1000  # characters of a counter, a class or a server
 PROVEN = 30.0  # seconds after which a death counts as the first one again
 
 Settings = dict[str, Any]  # what a resolver needs of the configuration
@@ -215,6 +217,9 @@ class Workers:
         except ChildError:
             return None
         self._missed.pop(child, None)
+        if not _is_stats(answer):
+            child.kill_for("it was asked what it has counted")
+            return None
         return answer
 
     async def stop(self) -> None:
@@ -227,6 +232,35 @@ class Workers:
                 await keeper
         self._children.clear()
         self._keepers.clear()
+
+
+def _is_stats(answer: dict[str, Any]) -> bool:
+    """Is this what `Resolver.stats` tells? Everybody who reads it may rely on that."""
+    rows = answer.get("upstreams")
+    return (
+        all(map(_are_counts, map(answer.get, ("counters", "hits", "cache"))))
+        and isinstance(rows, list)
+        and all(isinstance(row, dict) and all(fits(row.get(key)) for key, fits in _UPSTREAM.items()) for row in rows)
+    )
+
+
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= MAX_WORD and value.isprintable()
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_word, value)) and all(map(_is_count, value.values()))
+
+
+_UPSTREAM: dict[str, Callable[[Any], bool]] = {
+    "server": _is_word, "asked": _is_count, "failed": _is_count, "healthy": lambda value: isinstance(value, bool),
+    "milliseconds": lambda value: isinstance(value, int | float) and 0 <= value < math.inf,
+    "last_error": lambda value: isinstance(value, str),  # may quote a certificate
+}  # fmt: skip
 
 
 def _judgement(generation: Generation) -> dict[str, Any]:
