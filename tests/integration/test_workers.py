@@ -1,12 +1,18 @@
-"""The workers, seen from the supervisor: what they count is checked."""
+"""The workers, seen from the supervisor: what they count is checked, and who cannot be told of a change is not passed over."""
 
 import asyncio
+import errno
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from embargo.daemon.channel import Channel, Message
+from embargo.daemon.child import ChildError, ChildGone
 from embargo.daemon.workers import Workers
 from support.child import Scripted
 
@@ -72,5 +78,58 @@ def test_counts_that_cannot_be_are_a_worker_s_end(tmp_path: Path, changed: dict[
         await child.start()
         assert await workers(tmp_path, child).stats() == []
         assert await child.ends() == 9
+
+    asyncio.run(run())
+
+
+def test_a_worker_that_starts_is_told_all_of_a_change_that_comes_meanwhile(tmp_path: Path) -> None:
+    """What the run before was told last is not what this one has."""
+    generation: Any = SimpleNamespace(number=7, fd=0, exempt=(), board=SimpleNamespace(actions=()))
+    old, new = {"upstream": ["192.0.2.1"]}, {"upstream": ["192.0.2.2"]}
+
+    async def run() -> None:
+        child = Scripted(tmp_path)
+        made = workers(tmp_path, child)
+        made._in_force = lambda: (generation, old)
+        made._had = [new]
+        starting = asyncio.create_task(made._start(0))
+        await asyncio.sleep(0.01)
+        changing = asyncio.create_task(made._adopt(0, generation, new))
+        await asyncio.sleep(0.01)
+        orders = [json.loads(child.theirs.recv(1 << 17)) for _ in range(2)]
+        assert [(order["op"], order["dns"]) for order in orders] == [("start", old), ("policy", new)]
+        for order in orders:
+            child.theirs.send(json.dumps({"op": "done", "id": order["id"]}).encode())
+        await asyncio.gather(starting, changing)
+        assert made._had == [new]
+        child.kill()
+        await child.ends()
+        child.theirs.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"),
+    [(errno.EMFILE, ChildError), (errno.ENOBUFS, ChildError), (errno.ETOOMANYREFS, ChildError), (errno.EPIPE, ChildGone)],
+)
+def test_a_worker_that_cannot_be_told_is_not_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, raised: type[ChildError]
+) -> None:
+    """Of one that is gone nobody needs to know; one that keeps the old policy refuses the reload."""
+
+    def refused(self: Channel, message: Message, fds: Sequence[int] = ()) -> None:
+        raise OSError(number, os.strerror(number))
+
+    async def run() -> None:
+        child = Scripted(tmp_path)
+        await child.start()
+        monkeypatch.setattr(Channel, "send", refused)
+        with pytest.raises(ChildError) as caught:
+            await child.ask("policy")
+        assert caught.type is raised
+        child.kill()
+        await child.ends()
+        child.theirs.close()
 
     asyncio.run(run())

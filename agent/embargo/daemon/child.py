@@ -186,8 +186,10 @@ class Child:
                 self._channel.send(message, fds)
             except BlockingIOError:  # it has not read the last ones yet
                 await asyncio.sleep(0.01)
-            except OSError as error:
+            except ConnectionError as error:
                 raise ChildGone(f"{self.name} is gone: {error.strerror}") from None
+            except OSError as error:  # of ours: no descriptor is left, or no memory; it lives, and goes on as it was
+                raise ChildError(f"{self.name} cannot be told: {error.strerror}") from None
             except ChannelError as error:
                 raise ChildError(f"{self.name}: {error}") from None
             else:

@@ -126,6 +126,7 @@ class Workers:
 
     async def _start(self, number: int) -> None:
         child = self._children[number]
+        self._had[number] = {}  # a change that comes meanwhile tells it all
         await child.start()
         generation, settings = self._in_force()
         mine = list(self._sockets.of(number))
