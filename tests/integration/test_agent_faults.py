@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from embargo import accelerator
+from embargo.daemon.outbox import MAX_MISSING
+from embargo.daemon.resolver import MAX_FILE
 from support.agent import Agent, free_port, running
 from support.playbook import query
 from tools.rig import until
@@ -46,6 +48,34 @@ def test_what_a_killed_worker_had_not_handed_over_is_counted(agent: Agent) -> No
 
     agent.rcode("next.alipay.example")
     until(lambda: accounted() == 31, "every attempt is counted or counted as lost")
+
+
+@pytest.mark.parametrize(
+    "page", [b"", bytes([255]) * 4096, bytes(8) + bytes([255]) * 8], ids=["none", "all ones", "more written"]
+)
+def test_what_a_worker_writes_into_its_page_harms_nobody(agent: Agent, page: bytes) -> None:
+    agent.rcode("counted.alipay.example")
+    for number in range(2):
+        path = agent.root / f"state/ledgers/resolver-{number}"
+        os.truncate(path, 0)
+        path.write_bytes(page)
+    for worker in agent.told("status")["workers"]:
+        os.kill(worker, signal.SIGKILL)
+    until(lambda: agent.ended() or agent.told("status")["worker_restarts"] == 2, "both workers run again")
+    assert not agent.ended()
+    assert agent.blocked("next.alipay.example")
+    lost = agent.told("status")["events"]["lost"]
+    assert lost == (2 * MAX_MISSING if page[:1] == bytes([255]) else 0)
+
+
+def test_a_worker_can_fill_no_disk_and_change_no_account(agent: Agent) -> None:
+    for worker in agent.told("status")["workers"]:
+        of = Path(f"/proc/{worker}")
+        (line,) = (line for line in (of / "limits").read_text().splitlines() if line.startswith("Max file size"))
+        assert line.split()[3:5] == [str(MAX_FILE)] * 2
+        files = [os.readlink(entry) for entry in (of / "fd").iterdir()]
+        assert [each for each in files if "/ledgers/" in each and not each.endswith(".written")]
+        assert not [each for each in files if each.endswith(".written")]
 
 
 def test_a_hung_worker_is_killed_and_keeps_nothing_from_being_reloaded(agent: Agent) -> None:

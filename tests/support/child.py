@@ -8,6 +8,7 @@ from typing import Any
 
 from embargo.daemon import channel
 from embargo.daemon.child import Child
+from embargo.daemon.outbox import Account
 
 
 class Scripted(Child):
@@ -21,7 +22,8 @@ class Scripted(Child):
 
     async def start(self) -> None:
         ours, self.theirs = channel.pair()
-        self.adopt(ours)
+        self.account = Account(self._page)
+        self.adopt(ours, self.account)
 
     async def _reap(self) -> None:
         await self.killed.wait()

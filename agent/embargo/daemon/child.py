@@ -15,7 +15,7 @@ from typing import Any
 
 from embargo.daemon import channel
 from embargo.daemon.channel import Channel, ChannelError
-from embargo.daemon.outbox import Ledger
+from embargo.daemon.outbox import Account
 from embargo.errors import EmbargoError
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Child:
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._number = 0
         self._page = f"{ledgers}/{name.replace(' ', '-')}"
-        self._ledger: Ledger | None = None
+        self._account: Account | None = None
         self._reaper: asyncio.Task[None] | None = None
         self._status = 0
 
@@ -63,24 +63,24 @@ class Child:
 
     async def start(self) -> None:
         """Start the process. The answer to the first question tells whether it lives."""
-        ours, theirs = channel.pair()
-        page = Ledger.make(self._page)
-        try:
-            fds = [theirs.fileno(), page]
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-P", "-m", self._module, *map(str, fds), stdin=asyncio.subprocess.DEVNULL, pass_fds=fds,
-                start_new_session=True,
-            )  # fmt: skip
-            self._ledger = Ledger(page)
-        finally:
-            theirs.close()
-            os.close(page)
-        self.adopt(ours)
+        with contextlib.ExitStack() as undo:
+            account = Account(self._page)
+            undo.callback(account.close)
+            ours, theirs = channel.pair()
+            undo.callback(ours.close)
+            fds = [theirs.fileno(), account.page]
+            with theirs:
+                self._process = await asyncio.create_subprocess_exec(
+                    sys.executable, "-P", "-m", self._module, *map(str, fds), stdin=asyncio.subprocess.DEVNULL, pass_fds=fds,
+                    start_new_session=True,
+                )  # fmt: skip
+            undo.pop_all()
+        self.adopt(ours, account)
 
-    def adopt(self, ours: Channel) -> None:
-        """Listen to this channel from now on."""
+    def adopt(self, ours: Channel, account: Account) -> None:
+        """Listen to this channel from now on, and keep this account of what is written."""
         ours.setblocking(False)
-        self._channel = ours
+        self._channel, self._account = ours, account
         asyncio.get_running_loop().add_reader(ours.fileno(), self._readable)
         self._reaper = asyncio.get_running_loop().create_task(self._reap(), name=f"keeper: reaper of {self.name}")
 
@@ -104,6 +104,9 @@ class Child:
                 asyncio.get_running_loop().remove_reader(self._channel.fileno())
                 self._channel.close()
                 self._channel = None
+            if self._account is not None:
+                self._account.close()
+                self._account = None
             for answer in self._answers.values():
                 if not answer.done():
                     answer.set_exception(ChildGone(f"{self.name} ended"))
@@ -115,7 +118,7 @@ class Child:
             with contextlib.suppress(BlockingIOError):
                 while self._take_one():
                     pass
-        if self._ledger is not None and (lost := self._ledger.missing()):
+        if self._account is not None and (lost := self._account.missing()):
             self._heard({"op": "events", "lines": b"", "lost": lost, "attempts": lost})
 
     def _readable(self) -> None:
@@ -161,8 +164,8 @@ class Child:
 
     def _heard(self, message: dict[str, Any]) -> None:
         self._news(self, message)
-        if self._ledger is not None and message.get("op") == "events":
-            self._ledger.wrote(message["attempts"])
+        if self._account is not None and message.get("op") == "events":
+            self._account.wrote(message["attempts"])
 
     async def ask(self, op: str, fds: Sequence[int] = (), seconds: float = ANSWER, **members: Any) -> dict[str, Any]:
         """Send a question and wait for its answer. ChildError when there is none."""

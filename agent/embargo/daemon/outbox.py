@@ -1,8 +1,8 @@
 """Event lines on their way to the supervisor: gathered for a moment, sent together, counted as lost beyond a bound.
 
-The ledger is a page shared with the supervisor: how many attempts were noted, how many of them were handed over, how many
-the supervisor wrote. What a killed process had noted and not handed over is the difference, so it is counted although nobody
-can tell it any more. The page is a file: of a supervisor that is killed, the next one reads what was never written.
+The ledger is a page that a child writes: how many attempts it has noted. The supervisor's account of it tells how many of them
+were written. What a killed process had noted and not handed over is the difference, so it is counted although nobody can tell
+it any more. Both are files: of a supervisor that is killed, the next one reads what was never written.
 """
 
 import asyncio
@@ -17,11 +17,14 @@ FULL = 0.003  # seconds until the next try when the channel is full: in a flood 
 MAX_HELD = 4 << 20  # octets held while the supervisor does not read
 MESSAGE = 100_000  # octets of lines in one packet
 
-_COUNTS, _WRITTEN = struct.Struct("=QQ"), struct.Struct("=Q")
+MAX_MISSING = 1 << 32  # attempts of one child that nobody has told of: a page that says more is damaged
+
+_COUNT = struct.Struct("=Q")
+_WRITTEN = ".written"  # the account beside the page
 
 
 class Ledger:
-    """Both ends of the page: a child writes what it noted and handed over, the supervisor what it wrote."""
+    """The child's end."""
 
     def __init__(self, fd: int) -> None:
         self._page = mmap.mmap(fd, mmap.PAGESIZE)
@@ -45,35 +48,71 @@ class Ledger:
         os.ftruncate(fd, mmap.PAGESIZE)
         return fd
 
+    @property
+    def noted(self) -> memoryview:
+        """The number of attempts noted, for whoever counts faster than by `write`."""
+        return memoryview(self._page)[:8].cast("Q")
+
+    def write(self, noted: int) -> None:
+        _COUNT.pack_into(self._page, 0, noted)
+
+
+class Account:
+    """The supervisor's end.
+
+    A child that is taken over may write anything into its page, and cut it short: the page is read and never mapped, which
+    would be our end, and the child has no descriptor of the file in which the rest stands.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.page = Ledger.make(path)  # first: an old page with a new account would tell of attempts that were written
+        try:
+            self._file = Ledger.make(path + _WRITTEN)
+        except OSError:
+            os.close(self.page)
+            raise
+        self._written = 0
+
+    def wrote(self, attempts: int) -> None:
+        """So many more are written, or counted as lost."""
+        self._written += attempts
+        with contextlib.suppress(OSError):
+            os.pwrite(self._file, _COUNT.pack(self._written), 0)
+
+    def missing(self) -> int:
+        """Attempts noted and not written."""
+        return _missing(os.pread(self.page, _COUNT.size, 0), _COUNT.pack(self._written))
+
+    def close(self) -> None:
+        os.close(self.page)
+        os.close(self._file)
+
     @staticmethod
     def unwritten(directory: str) -> int:
         """Attempts that were noted below this directory in an earlier run and never written. To be asked once."""
         found = 0
-        for name in os.listdir(directory):
-            with contextlib.suppress(OSError, struct.error):  # what is no page tells nothing
-                with open(f"{directory}/{name}", "rb") as file:
-                    page = file.read(mmap.PAGESIZE)
-                found += max(_COUNTS.unpack_from(page)[0] - _WRITTEN.unpack_from(page, _COUNTS.size)[0], 0)
-                os.unlink(f"{directory}/{name}")
+        paths = [f"{directory}/{name}" for name in os.listdir(directory)]
+        for path in paths:
+            if not path.endswith(_WRITTEN):
+                with contextlib.suppress(OSError):
+                    found += _missing(_start(path), _start(path + _WRITTEN))
+        for path in paths:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
         return found
 
-    @property
-    def noted(self) -> memoryview:
-        """The first number, for whoever counts faster than by `write`."""
-        return memoryview(self._page)[:8].cast("Q")
 
-    def write(self, noted: int, handed: int) -> None:
-        _COUNTS.pack_into(self._page, 0, noted, handed)
+def _start(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(_COUNT.size)
 
-    def missing(self) -> int:
-        """Attempts noted and not handed over."""
-        noted, handed = _COUNTS.unpack_from(self._page)
-        return max(int(noted - handed), 0)
 
-    def wrote(self, attempts: int) -> None:
-        """The supervisor has written so many more, or counted them as lost."""
-        written = _WRITTEN.unpack_from(self._page, _COUNTS.size)[0]
-        _WRITTEN.pack_into(self._page, _COUNTS.size, written + attempts)
+def _missing(noted: bytes, written: bytes) -> int:
+    """The difference, as far as it can be; a page or an account that is cut short tells nothing."""
+    if len(noted) < _COUNT.size or len(written) < _COUNT.size:
+        return 0
+    missing: int = _COUNT.unpack(noted)[0] - _COUNT.unpack(written)[0]
+    return min(max(missing, 0), MAX_MISSING)
 
 
 class Outbox:
@@ -88,15 +127,12 @@ class Outbox:
         self._held = 0
         self._lost = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._handed = 0
-        self._noted = 0
         self.page = ledger.noted if ledger is not None else memoryview(bytearray(8)).cast("Q")
 
     def noted(self, attempts: int) -> None:
         """So many attempts have been noted in all."""
-        self._noted = attempts
         if self._ledger is not None:
-            self._ledger.write(attempts, self._handed)
+            self._ledger.write(attempts)
 
     def add(self, line: bytes, count: int = 1) -> None:
         if self._held + len(line) > MAX_HELD:
@@ -120,11 +156,9 @@ class Outbox:
             if not self._send(b"".join(self._lines[:taken]), self._lost, attempts):
                 self._timer = self._loop.call_later(FULL, self.flush)
                 return False
-            self._handed += attempts
             self._lost = 0
             self._held -= size
             del self._lines[:taken], self._counts[:taken]
-        self.noted(self._noted)
         return True
 
     async def empty(self, seconds: float) -> None:

@@ -42,6 +42,7 @@ PASS_PATIENCE = (
     1.0  # seconds a reply waits for its addresses to pass the firewall; less than a client waits before it asks again
 )
 ANSWER_TRIES = 500  # hundredths of a second that an answer waits for the supervisor to read
+MAX_FILE = 1 << 20  # octets: the ledger, an answer in memory, what goes to stderr. Whoever takes us over must not fill a disk
 LAST_BATCHES = 64  # of queries that wait in a socket when the worker stops; in a flood the rest is the next worker's
 LAST_WORDS = 1.0  # seconds for what is on its way when the worker stops, and again for its events
 
@@ -416,6 +417,8 @@ async def _start(resolver: Resolver, order: dict[str, Any], fds: list[int]) -> N
     _adopt(resolver, order, fds[0])
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, 8192), hard), hard))
+    if not order.get("inside"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE, MAX_FILE))
     socks = [socket.socket(fileno=fd) for fd in fds[1:]]
     kinds = order["sockets"]
     if order.get("user"):

@@ -31,7 +31,7 @@ from embargo.daemon.generations import Generation, Store
 from embargo.daemon.health import Health
 from embargo.daemon.journal import Journal
 from embargo.daemon.netlink import NEEDS, Nftables
-from embargo.daemon.outbox import Ledger
+from embargo.daemon.outbox import Account
 from embargo.daemon.pausing import Pauses
 from embargo.daemon.surroundings import Surroundings
 from embargo.daemon.watch import Watch
@@ -173,7 +173,7 @@ class Supervisor:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # a full disk is emptied while we run
                 raise StartError(f"{error.filename}: {error.strerror}; {_way_in(error, '[log] events')}") from None
-        self.journal.note_lost(Ledger.unwritten(self._ledgers))
+        self.journal.note_lost(Account.unwritten(self._ledgers))
         return held
 
     async def _start(self) -> None:

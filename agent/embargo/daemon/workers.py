@@ -20,7 +20,7 @@ from embargo.daemon.channel import Channel
 from embargo.daemon.child import Child, ChildError, ChildGone, ChildSilent, News
 from embargo.daemon.endpoints import Sockets
 from embargo.daemon.generations import Generation
-from embargo.daemon.outbox import Ledger
+from embargo.daemon.outbox import Account, Ledger
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +48,10 @@ class Inside(Child):
     async def start(self) -> None:
         ours, theirs = channel.pair()
         self._theirs = theirs
-        page = Ledger.make(self._page)
-        self._ledger = Ledger(page)
-        os.close(page)
-        work = resolver.serve(Channel(theirs), self._ledger)
+        account = Account(self._page)
+        work = resolver.serve(Channel(theirs), Ledger(account.page))
         self._task = asyncio.get_running_loop().create_task(work, name=f"keeper: {self.name}")
-        self.adopt(ours)
+        self.adopt(ours, account)
 
     async def _reap(self) -> None:
         assert self._task is not None
