@@ -528,6 +528,20 @@ def test_the_guardian_alone_can_change_the_firewall(agent: Agent) -> None:
     assert capabilities(told["pid"]) == (effective, permitted)
 
 
+def test_a_worker_can_only_read_which_addresses_are_marked(agent: Agent) -> None:
+    (worker,) = agent.told("status")["workers"]
+    of = Path(f"/proc/{worker}")
+    mapped = [line.split()[1] for line in (of / "maps").read_text().splitlines() if "embargo-marks" in line]
+    assert mapped == ["r--s"]
+    opened = [entry for entry in (of / "fd").iterdir() if "embargo-marks" in os.readlink(entry)]
+    assert opened
+    for entry in opened:
+        (flags,) = (line for line in (of / "fdinfo" / entry.name).read_text().splitlines() if line.startswith("flags:"))
+        assert int(flags.split()[1], 8) & os.O_ACCMODE == os.O_RDONLY
+        assert os.stat(entry).st_mode & 0o777 == 0o600, "it cannot be opened anew"
+        assert os.stat(entry).st_uid != os.stat(of).st_uid
+
+
 def test_ctrl_c_stops_in_order_and_takes_the_rules_away(quiet: Rig, tmp_path: Path) -> None:
     """A terminal sends SIGINT to the whole group: the children must not be in it."""
     agent = gateway_agent(quiet, tmp_path, on_stop="remove")

@@ -1,5 +1,7 @@
 """What workers and the guardian say to each other about addresses: the same on both sides, and nothing else is taken for it."""
 
+import fcntl
+import mmap
 import os
 from collections.abc import Iterator
 
@@ -60,8 +62,10 @@ def test_any_octets_are_unpacked_or_refused(octets: bytes) -> None:
 @pytest.fixture(scope="module")
 def pages() -> Iterator[tuple[Marks, Marks]]:
     fd = Marks.make()
-    yield Marks(fd, write=True), Marks(fd)
+    reading = Marks.for_reading(fd)
+    yield Marks(fd, write=True), Marks(reading)
     os.close(fd)
+    os.close(reading)
 
 
 STEPS = st.lists(st.tuples(st.sampled_from(["add", "remove", "set"]), st.lists(st.integers(0, 40), max_size=5)), max_size=20)
@@ -94,3 +98,20 @@ def test_the_page_never_misses_an_address_and_forgets_those_that_went(
 def test_a_worker_cannot_write_the_page(pages: tuple[Marks, Marks]) -> None:
     with pytest.raises(TypeError):
         pages[1].add(bytes(4))
+
+
+def test_nobody_can_cut_the_page_short_and_a_worker_can_write_it_by_no_way() -> None:
+    fd = Marks.make()
+    reading = Marks.for_reading(fd)
+    size = Marks.BITS // 8
+    for length in (0, size - 1, size + 1):
+        for each in (fd, reading):
+            with pytest.raises(OSError, match=r"not permitted|Invalid argument"):
+                os.ftruncate(each, length)
+    with pytest.raises(PermissionError):
+        mmap.mmap(reading, size)
+    with pytest.raises(PermissionError):
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+    assert os.fstat(reading).st_mode & 0o777 == 0o600, "nor can another user open it anew"
+    os.close(fd)
+    os.close(reading)

@@ -127,9 +127,11 @@ class Worker:
             self._guardian.close()
         self._guardian = ours
         page = Marks.make()
+        reading = Marks.for_reading(page)
         with theirs:
-            self.ask("meet", [theirs.fileno(), page])
+            self.ask("meet", [theirs.fileno(), reading])
         marks = Marks(page, write=True)
+        os.close(reading)
         os.close(page)
         return marks
 

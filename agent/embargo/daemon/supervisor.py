@@ -87,6 +87,7 @@ class Supervisor:
         self._ledgers = f"{settings.state.dir}/{LEDGERS}"
         self.workers = Workers(self._in_force, self._news, self._introduce, self._ledgers)
         self._marks = Marks.make()
+        self._marks_to_read = Marks.for_reading(self._marks)
         self.pauses = Pauses(f"{settings.state.dir}/{sources.LOCAL}", asyncio.get_running_loop().time)
         self._pausing = asyncio.Event()
         self.guardian = (
@@ -569,7 +570,7 @@ class Supervisor:
         with ours, theirs:
             try:
                 await self.guardian.ask("meet", [ours.fileno(), self._marks])
-                await resolver.ask("meet", [theirs.fileno(), self._marks])
+                await resolver.ask("meet", [theirs.fileno(), self._marks_to_read])
             except ChildError as error:
                 log.error("%s", error)
 

@@ -7,6 +7,7 @@ as somebody has asked lately.
 """
 
 import asyncio
+import fcntl
 import heapq
 import mmap
 import os
@@ -49,10 +50,17 @@ class Marks:
 
     @classmethod
     def make(cls) -> int:
-        """The descriptor of a new page."""
-        fd = os.memfd_create("embargo-marks", os.MFD_CLOEXEC)
+        """The descriptor of a new page, for the guardian. Nobody can cut it short: that would end all who map it."""
+        fd = os.memfd_create("embargo-marks", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, cls.BITS // 8)
+        os.fchmod(fd, 0o600)  # of all users otherwise, who could open it for writing by /proc
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         return fd
+
+    @staticmethod
+    def for_reading(fd: int) -> int:
+        """Another descriptor of the page, for a worker."""
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
 
     def __contains__(self, address: bytes) -> bool:
         bit = crc32(address) % self.BITS
