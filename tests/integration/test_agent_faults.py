@@ -78,6 +78,27 @@ def test_a_worker_can_fill_no_disk_and_change_no_account(agent: Agent) -> None:
         assert not [each for each in files if each.endswith(".written")]
 
 
+def test_no_total_falls_when_workers_are_started_again(agent: Agent) -> None:
+    def totals() -> list[int]:
+        told = agent.told("status")
+        upstream = told["upstreams"][0]
+        hits = sum(app["hits"] for app in told["apps"])
+        return [hits, told["counters"]["queries_udp"], told["cache"]["misses"], upstream["asked"], upstream["failed"]]
+
+    for number in range(20):
+        agent.rcode(f"n{number}.alipay.example" if number % 2 else f"n{number}.free.test")
+    before = totals()
+    assert before[0] == 10
+    assert all(before)
+    for worker in agent.told("status")["workers"]:
+        os.kill(worker, signal.SIGKILL)
+    until(lambda: len(agent.told("status")["workers"]) == 2, "both workers run again")
+    assert totals() == before
+    os.kill(agent.told("status")["workers"][0], signal.SIGSTOP)
+    assert totals() == before
+    assert sum(app["hits"] for app in agent.told("apps")) == before[0]
+
+
 def test_a_hung_worker_is_killed_and_keeps_nothing_from_being_reloaded(agent: Agent) -> None:
     hung = agent.told("status")["workers"][0]
     os.kill(hung, signal.SIGSTOP)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from embargo.daemon.channel import Channel, Message
-from embargo.daemon.child import ChildError, ChildGone
+from embargo.daemon.child import MAX_COUNTS, ChildError, ChildGone, Counts
 from embargo.daemon.workers import Workers
 from support.child import Scripted
 
@@ -62,6 +62,30 @@ def test_what_a_worker_counts_is_told_as_it_is(tmp_path: Path) -> None:
         await child.ends()
 
     asyncio.run(run())
+
+
+def test_no_total_falls_when_a_worker_begins_anew_or_does_not_answer() -> None:
+    counts = Counts()
+    totals = []
+    for said in ({"a": 5, "b": 1}, {"a": 6, "b": 1}, {"a": 2, "b": 1}, {}, {"a": 0}, {"a": 3, "c": 1}):
+        counts.heard({("hits", name): count for name, count in said.items()})
+        totals.append(counts.of("hits"))
+    assert totals == [
+        {"a": 5, "b": 1},
+        {"a": 6, "b": 1},
+        {"a": 8, "b": 1},
+        {"a": 8, "b": 1},
+        {"a": 8, "b": 1},
+        {"a": 11, "b": 1, "c": 1},
+    ]
+    assert not counts.of("asked")
+
+
+def test_names_that_a_worker_makes_up_are_kept_within_bounds() -> None:
+    counts = Counts()
+    for number in range(3 * MAX_COUNTS // 1000):
+        counts.heard({("hits", f"{number}/{n}"): 1 for n in range(1000)})
+    assert len(counts.of("hits")) <= MAX_COUNTS + 1000
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from embargo.daemon import channel
@@ -21,6 +22,7 @@ from embargo.errors import EmbargoError
 log = logging.getLogger(__name__)
 
 ANSWER = 10.0  # seconds for an ordinary answer
+MAX_COUNTS = 10_000  # kept of what has begun anew: there are some hundred
 AT_ONCE = 16  # messages of one child before everything else has its turn
 
 News = Callable[["Child", dict[str, Any]], None]
@@ -38,6 +40,27 @@ class ChildSilent(ChildError):
     """The child lives and does not answer."""
 
 
+class Counts:
+    """What a child has counted, by kind and name, in all its runs: a total that falls is taken for a new beginning."""
+
+    def __init__(self) -> None:
+        self._before: Counter[tuple[str, str]] = Counter()
+        self._now: Counter[tuple[str, str]] = Counter()
+
+    def heard(self, counts: Mapping[tuple[str, str], int]) -> None:
+        """What it says now; nothing at the start of a run. One that fell begins anew, as an upstream's under other settings."""
+        for key, count in self._now.items():
+            if count > counts.get(key, 0) and (key in self._before or len(self._before) < MAX_COUNTS):
+                self._before[key] += count
+        self._now = Counter(counts)
+
+    def of(self, kind: str) -> Counter[str]:
+        found: Counter[str] = Counter()
+        for counts in (self._before, self._now):
+            found.update({name: count for (kind_, name), count in counts.items() if kind_ == kind})
+        return found
+
+
 class Child:
     def __init__(self, name: str, module: str, news: News, ledgers: str) -> None:
         """`ledgers`: the directory in which its ledger stands."""
@@ -52,6 +75,7 @@ class Child:
         self._account: Account | None = None
         self._reaper: asyncio.Task[None] | None = None
         self._status = 0
+        self.counts = Counts()
 
     @property
     def pid(self) -> int:
@@ -79,6 +103,7 @@ class Child:
 
     def adopt(self, ours: Channel, account: Account) -> None:
         """Listen to this channel from now on, and keep this account of what is written."""
+        self.counts.heard({})
         ours.setblocking(False)
         self._channel, self._account = ours, account
         asyncio.get_running_loop().add_reader(ours.fileno(), self._readable)

@@ -302,7 +302,7 @@ async def status(agent: Supervisor) -> Told:
     wall = await agent.firewall_stats()
     now = time.time()
     report = generation.report
-    hits = await agent.hits()
+    hits = agent.counted("hits")
     counters: Counter[str] = Counter()
     cache: Counter[str] = Counter()
     for each in stats:
@@ -327,8 +327,8 @@ async def status(agent: Supervisor) -> Told:
         },
         "apps": [_app(app, hits, agent.pauses.all) for app in report["apps"]],
         "firewall": _firewall(agent, wall),
-        "upstreams": _upstreams(stats),
-        "counters": dict(counters), "cache": dict(cache),
+        "upstreams": _upstreams(agent, stats),
+        "counters": {**counters, **agent.counted("counters")}, "cache": {**cache, **agent.counted("cache")},
         "events": {"file": agent.journal.path, "lost": agent.journal.lost, "trouble": agent.journal.trouble},
         "uncovered": [
             *(f"{each}, paused until {events.timestamp(each.until)}" for each in agent.pauses.all),
@@ -367,7 +367,7 @@ def _app(app: Told, hits: dict[str, int], paused: list[Pause]) -> Told:
 
 
 def _firewall(agent: Supervisor, wall: Told) -> Told:
-    settings = agent.settings.firewall
+    settings, counted = agent.settings.firewall, agent.counted("firewall")
     if agent.guardian is None:
         return {"enabled": False}
     return {
@@ -375,26 +375,26 @@ def _firewall(agent: Supervisor, wall: Told) -> Told:
         "intercept_dns": bool(endpoints.intercept_port(agent.settings)), "fail": settings.fail,
         "on_stop": settings.on_stop, "guardian": agent.guardian.pid, "guardian_restarts": agent.guardian_restarts,
         "counters": wall.get("counters", {}), "log_lost": wall.get("lost", 0), "noted": wall.get("noted", 0),
-        "owned": bool(wall.get("owned")), "restored": wall.get("restored", 0), "cut": wall.get("cut", 0),
+        "owned": bool(wall.get("owned")), "restored": counted["restored"], "cut": counted["cut"],
         "learning": wall.get("learning", {}),
     }  # fmt: skip
 
 
-def _upstreams(stats: list[Told]) -> list[Told]:
+def _upstreams(agent: Supervisor, stats: list[Told]) -> list[Told]:
     """One row per server, the workers' counts together."""
+    asked, failed = agent.counted("asked"), agent.counted("failed")
     rows: dict[str, Told] = {}
     for each in stats:
         for row in each["upstreams"]:
-            known = rows.setdefault(row["server"], {**row, "asked": 0, "failed": 0, "healthy": False, "milliseconds": 0.0})
+            known = rows.setdefault(row["server"], {**row, "asked": 0, "healthy": False, "milliseconds": 0.0})
             together = known["asked"] + row["asked"]
             if together:
                 weighted = known["milliseconds"] * known["asked"] + row["milliseconds"] * row["asked"]
                 known["milliseconds"] = round(weighted / together, 2)
             known["asked"] = together
-            known["failed"] += row["failed"]
             known["healthy"] = known["healthy"] or row["healthy"]
             known["last_error"] = known["last_error"] or row["last_error"]
-    return list(rows.values())
+    return [{**row, "asked": asked[server], "failed": failed[server]} for server, row in rows.items()]
 
 
 def _lines(path: str) -> list[str]:

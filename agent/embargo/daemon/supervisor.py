@@ -17,6 +17,7 @@ import pwd
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -664,31 +665,39 @@ class Supervisor:
 
     async def _summarise(self) -> None:
         """Once a minute, what was blocked: single attempts stand in the event log alone."""
-        before: dict[str, int] = {}
+        before: Counter[str] = Counter()
         while True:
             await asyncio.sleep(60.0)
             now = await self.hits()
-            news = {name: count - before.get(name, 0) for name, count in now.items() if count > before.get(name, 0)}
+            news = now - before
             if news:
-                parts = (f"{name} {count}" for name, count in sorted(news.items(), key=lambda item: -item[1])[:20])
+                parts = (f"{name} {count}" for name, count in news.most_common(20))
                 log.info("blocked in the last minute: %s", ", ".join(parts))
             before = now
 
-    async def hits(self) -> dict[str, int]:
+    async def hits(self) -> Counter[str]:
         """Attempts per class, DNS and firewall together."""
-        found: dict[str, int] = {}
-        for each in [*await self.workers.stats(), await self.firewall_stats()]:
-            for name, count in each.get("hits", {}).items():
-                found[name] = found.get(name, 0) + count
+        await asyncio.gather(self.workers.stats(), self.firewall_stats())
+        return self.counted("hits")
+
+    def counted(self, kind: str) -> Counter[str]:
+        """What all processes have counted since our start, by what they said last: it never falls."""
+        found: Counter[str] = Counter()
+        for child in (*self.workers.children, self.guardian):
+            if child is not None:
+                found.update(child.counts.of(kind))
         return found
 
     async def firewall_stats(self) -> dict[str, Any]:
         if self.guardian is None or not self.guardian.running:
             return {}
         try:
-            return await self.guardian.ask("stats", seconds=2.0)
+            stats = await self.guardian.ask("stats", seconds=2.0)
         except ChildError:
             return {}
+        hits = {("hits", name): count for name, count in stats["hits"].items()}
+        self.guardian.counts.heard(hits | {("firewall", name): stats[name] for name in ("restored", "cut")})
+        return stats
 
     # ── news from the children ───────────────────────────────────────────────────────────────────────────────────────
 

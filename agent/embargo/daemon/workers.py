@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 FIRST_PAUSE, LAST_PAUSE = 0.1, 10.0  # seconds before a worker that died is started again; doubled per death in a row
 PATIENCE = 5.0  # seconds a worker has to take a new policy; one that hangs longer serves nobody and is killed
 MISSES = 3  # questions in a row that a worker may leave without an answer
+LEVELS = ("pending", "entries", "octets")  # what goes up and down of that which a worker counts
 MAX_WORD = 1000  # characters of a counter, a class or a server
 PROVEN = 30.0  # seconds after which a death counts as the first one again
 
@@ -219,6 +220,7 @@ class Workers:
         if not _is_stats(answer):
             child.kill_for("it was asked what it has counted")
             return None
+        child.counts.heard(_growing(answer))
         return answer
 
     async def stop(self) -> None:
@@ -260,6 +262,17 @@ _UPSTREAM: dict[str, Callable[[Any], bool]] = {
     "milliseconds": lambda value: isinstance(value, int | float) and 0 <= value < math.inf,
     "last_error": lambda value: isinstance(value, str),  # may quote a certificate
 }  # fmt: skip
+
+
+def _growing(stats: dict[str, Any]) -> Counter[tuple[str, str]]:
+    """What only grows of that, by kind and name."""
+    found = Counter({
+        (kind, name): count
+        for kind in ("counters", "hits", "cache") for name, count in stats[kind].items() if name not in LEVELS
+    })  # fmt: skip
+    for row in stats["upstreams"]:  # a server may stand there for several zones
+        found.update({("asked", row["server"]): row["asked"], ("failed", row["server"]): row["failed"]})
+    return found
 
 
 def _judgement(generation: Generation) -> dict[str, Any]:
