@@ -38,9 +38,7 @@ from embargo.upstream import Upstreams, server
 RUBBISH = 20_000, 20, 50  # containers between collections: we make few cycles and hold many containers
 PATIENCE = 0.2  # seconds between two looks for clients that have waited too long
 AT_ONCE, PAUSE = 200, 0.02  # cached answers told a new guardian at once, a millisecond or two; seconds between
-PASS_PATIENCE = (
-    1.0  # seconds a reply waits for its addresses to pass the firewall; less than a client waits before it asks again
-)
+PASS_PATIENCE = 1.0  # seconds a reply waits for the firewall to let its addresses through: clients ask again after five
 ANSWER_TRIES = 500  # hundredths of a second that an answer waits for the supervisor to read
 MAX_FILE = 1 << 20  # octets: the ledger, an answer in memory, what goes to stderr. Whoever takes us over must not fill a disk
 LAST_BATCHES = 64  # of queries that wait in a socket when the worker stops; in a flood the rest is the next worker's

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 FIRST_PAUSE, LAST_PAUSE = 0.1, 10.0  # seconds before a worker that died is started again; doubled per death in a row
 PATIENCE = 5.0  # seconds a worker has to take a new policy; one that hangs longer serves nobody and is killed
+ANSWER = 1.5  # seconds for what a worker has counted: with a heartbeat's pause less than the kernel waits for `alive`
 MISSES = 3  # questions in a row that a worker may leave without an answer
 LEVELS = ("pending", "entries", "octets")  # what goes up and down of that which a worker counts
 MAX_WORD = 1000  # characters of a counter, a class or a server
@@ -206,7 +207,7 @@ class Workers:
 
     async def _stats(self, child: Child) -> dict[str, Any] | None:
         try:
-            answer = await child.ask("stats", seconds=2.0)
+            answer = await child.ask("stats", seconds=ANSWER)
         except ChildSilent as error:
             self._missed[child] += 1
             if self._missed[child] >= MISSES:
