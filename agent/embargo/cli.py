@@ -12,7 +12,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -49,6 +49,7 @@ from embargo.ruleset import Own
 
 DEFAULT = "/etc/embargo/embargo.toml"
 NO, USAGE = 1, 2
+SOCKET = ("state", "runtime")  # the key that tells where a running agent is asked
 PROBES = 8  # servers that `check` asks for their certificates at once
 TRY = ("mygw.alipay.com", "pay.weixin.qq.com", "wup.qq.com")  # names for a first `dig`, the first blocked one is shown
 
@@ -98,16 +99,55 @@ def _fail(text: str, status: int) -> NoReturn:
 
 
 def _settings(file: str) -> Config:
+    return config.parse(_text(file), os.path.abspath(file))
+
+
+def _text(file: str) -> bytes:
     try:
         with open(file, "rb") as opened:
-            return config.parse(opened.read(), os.path.abspath(file))
+            return opened.read()
     except OSError as error:
         hint = "name one with -c FILE" if file == DEFAULT else "check the path"
         raise ConfigError([Problem(file, 0, f"it cannot be read: {error.strerror}", hint)]) from None
 
 
+def _rest(file: str, key: tuple[str, str]) -> tuple[Config, tuple[Problem, ...]]:
+    """What can be used of the configuration, and what is wrong with it, for verbs that need a single key.
+
+    A mistake in the file is no reason not to ask an agent that runs with what it read before. ConfigError when the key cannot
+    be told: with -c FILE its default might be another agent's.
+    """
+    path, text = os.path.abspath(file), _text(file)
+    try:
+        reading = config.read(text, path)
+    except ConfigError as error:
+        if file != DEFAULT:
+            raise
+        return config.default(path), error.problems
+    if file != DEFAULT and reading.problems and key not in reading.written:
+        raise ConfigError(reading.problems)
+    return reading.config, reading.problems
+
+
+def _warn(problems: Iterable[Problem]) -> None:
+    for problem in problems:
+        print(f"warning: {problem}", file=sys.stderr)
+
+
+def _events(file: str) -> str:
+    settings, wrong = _rest(file, ("log", "events"))
+    _warn(wrong)
+    return settings.log.events
+
+
 def _ask(file: str, name: str, **members: Any) -> Told:
-    answer = control.ask(_settings(file).control, name, **members)
+    settings, wrong = _rest(file, SOCKET)
+    _warn(wrong)
+    return _answer(settings, name, **members)
+
+
+def _answer(settings: Config, name: str, **members: Any) -> Told:
+    answer = control.ask(settings.control, name, **members)
     if "errors" not in answer and not answer["ok"]:
         _fail(answer["error"], USAGE if answer.get("usage") else NO)
     return answer
@@ -177,10 +217,13 @@ def status(file: str, every_list: bool, as_json: bool) -> None:
 @click.option("--client", default="", help="The client that asks.")
 def why(file: str, subject: str, qtype: str, client: str, as_json: bool) -> None:
     """Is this NAME or ADDRESS blocked, and by which line? Exit status 0: something blocks it, 1: nothing does."""
-    settings = _settings(file)
+    settings, wrong = _rest(file, SOCKET)
     try:
         told = control.ask(settings.control, "why", subject=subject, type=qtype, client=client)
+        _warn(wrong)
     except NotRunning:
+        if wrong:
+            raise ConfigError(wrong) from None
         told = _why_offline(settings, subject, qtype, client)
     if not told["ok"]:
         _fail(told["error"], USAGE)
@@ -209,10 +252,13 @@ def _compiled(settings: Config) -> tuple[sources.Loaded, Image, Any]:
 @click.argument("app", required=False)
 def apps(file: str, app: str | None, as_json: bool) -> None:
     """The catalogue: apps, their functions and entries, what is on, how often it was hit."""
-    settings = _settings(file)
+    settings, wrong = _rest(file, SOCKET)
     try:
         rows = control.ask(settings.control, "apps")["apps"]
+        _warn(wrong)
     except NotRunning:
+        if wrong:
+            raise ConfigError(wrong) from None
         loaded, built, board = _compiled(settings)
         rows = compiler.report(settings, loaded, built, board)["apps"]
     if app is not None:
@@ -358,7 +404,7 @@ def export(file: str, format_: str, serial: int | None, as_json: bool) -> None:
 @click.option("--layer", type=click.Choice(["dns", "drop"]), help="Only names or only addresses.")
 def log(file: str, follow: bool, app: str, client: str, since: str, layer: str | None, as_json: bool) -> None:
     """Every blocked attempt: client, name or address, app, list and line. With --json the raw lines."""
-    path = _settings(file).log.events
+    path = _events(file)
     start = _since(since) if since else ""
     for line in _event_lines(path, follow):
         try:
@@ -381,7 +427,7 @@ def log(file: str, follow: bool, app: str, client: str, since: str, layer: str |
 @click.option("--once", is_flag=True, help="Show it once and end; so does --json, and an output that is no terminal.")
 def top(file: str, since: str, rows: int, once: bool, as_json: bool) -> None:
     """A live view of the block log: the apps, clients, names and addresses with the most attempts. Ctrl-C ends it."""
-    path = _settings(file).log.events
+    path = _events(file)
     live = not once and not as_json and sys.stdout.isatty()
     with contextlib.suppress(KeyboardInterrupt):
         while True:
@@ -494,7 +540,7 @@ def verify(file: str, samples: int, everything: bool, seed: int, as_json: bool) 
 def reload(file: str) -> None:
     """Read everything again; returns when the new generation is in force, or 1 with the reason."""
     try:
-        told = _ask(file, "reload")
+        told = _answer(_settings(file), "reload")
     except ConfigError as error:
         _fail(f"{error}\nnothing changed; what is in force stays in force", USAGE)
     _changed(told)

@@ -449,20 +449,39 @@ OPTIONS: dict[str, dict[str, Option]] = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What came of a text, wrong or not: each value that cannot be used has its default instead."""
+
+    config: Config
+    problems: tuple[Problem, ...]
+    wrong: frozenset[str]  # sections with something wrong, and unknown ones
+    written: frozenset[tuple[str, str]]  # keys whose values stand in the text, and can be used
+
+
 def parse(data: bytes, file: str) -> Config:
     """The configuration. Raises ConfigError with every problem found."""
+    reading = read(data, file)
+    if reading.problems:
+        raise ConfigError(reading.problems)
+    return reading.config
+
+
+def read(data: bytes, file: str) -> Reading:
+    """What of a configuration can be used. Raises ConfigError when it is not TOML."""
     raw, text = toml.parse(data, file)
     wrong: list[Wrong] = [each for name, section in raw.items() for each in _unknown(name, section)]
     values: dict[str, dict[str, Any]] = {}
     for name, options in OPTIONS.items():
         section = raw.get(name, {})
-        if isinstance(section, dict):
-            values[name] = _section(name, section, options, wrong)
-    if wrong:
-        lines = toml.Lines(text)
-        problems = [Problem(file, lines.at(*path), f"{_place(path)}: {what.message}", what.hint) for path, what in wrong]
-        raise ConfigError(sorted(problems, key=lambda problem: problem.line))
-    return _build(file, text, values)
+        values[name] = _section(name, section if isinstance(section, dict) else {}, options, wrong)
+    keys = {(name, key) for name, section in raw.items() if isinstance(section, dict) for key in section}
+    return Reading(
+        _build(file, text, values),
+        _problems(file, text, wrong) if wrong else (),
+        frozenset(str(path[0]) for path, _ in wrong),
+        frozenset(keys - {path[:2] for path, _ in wrong}),
+    )
 
 
 def default(file: str = "") -> Config:
@@ -471,6 +490,13 @@ def default(file: str = "") -> Config:
 
 
 Wrong = tuple[toml.Path, Refused]
+
+
+def _problems(file: str, text: str, wrong: Iterable[Wrong]) -> tuple[Problem, ...]:
+    """In the order of their lines."""
+    lines = toml.Lines(text)
+    found = (Problem(file, lines.at(*path), f"{_place(path)}: {what.message}", what.hint) for path, what in wrong)
+    return tuple(sorted(found, key=lambda problem: problem.line))
 
 
 def _place(path: toml.Path) -> str:
@@ -507,10 +533,13 @@ def _elsewhere(key: str) -> str:
 
 
 def _section(name: str, section: Mapping[str, Any], options: Mapping[str, Option], wrong: list[Wrong]) -> dict[str, Any]:
+    """The values of a section, checked; defaults where there is none or a wrong one."""
     values: dict[str, Any] = {}
     for key, option in options.items():
+        values[key] = option.check(option.default)
         try:
-            values[key] = option.check(section.get(key, option.default))
+            if key in section:
+                values[key] = option.check(section[key])
         except Refused as refused:
             wrong.append(((name, key), refused))
         except _Several as several:

@@ -139,6 +139,48 @@ def test_a_second_agent_with_the_same_state_is_refused(agent: Agent) -> None:
     assert "another agent runs" in agent.cli("run", status=1).stderr
 
 
+def test_a_running_agent_is_asked_whatever_is_wrong_with_the_file(agent: Agent) -> None:
+    before = agent.config.read_text()
+    try:
+        agent.config.write_text(before + "[policy]\nfunctoins = []\n")
+        until(lambda: not agent.told("status")["reload"]["ok"], "the agent has seen it and goes on with what it read before")
+        reads = (("status",), ("why", "alipay.example"), ("apps",), ("log",), ("top", "--once"), ("pause", "1m"), ("resume",))
+        for words in reads:
+            done = agent.cli(*words)
+            assert "warning: " in done.stderr, words
+            assert 'policy.functoins: unknown key, did you mean "functions"?' in done.stderr
+            assert done.stdout, words
+        # what compiles anew cannot be, and says so once
+        said = agent.cli("block", "local.test", status=1).stderr
+        assert "nothing changed; generation" in said
+        said = agent.cli("reload", status=2).stderr
+        assert "policy.functoins: unknown key" in said
+        assert "warning" not in said
+    finally:
+        agent.config.write_text(before)
+        agent.cli("reload")
+
+
+@pytest.mark.parametrize("text", ["[dns\n", "[dns]\nlisen = []\n", "[state]\nruntime = 5\n"])
+def test_with_a_file_of_its_own_no_other_agent_is_asked_by_mistake(tmp_path: Path, text: str) -> None:
+    agent = Agent(tmp_path)
+    agent.config.write_text(text)
+    for words in (("status",), ("block", "local.test"), ("log",)):
+        done = agent.cli(*words, status=2)
+        assert f"{agent.config}:" in done.stderr
+        assert "no agent is running" not in done.stderr
+
+
+def test_without_an_agent_a_wrong_configuration_is_said_once(tmp_path: Path) -> None:
+    agent = Agent(tmp_path)
+    agent.write_config(dns={"lisen": []})
+    said = agent.cli("why", "alipay.example", status=2).stderr
+    assert said.count("unknown key") == 1
+    said = agent.cli("status", status=1).stderr
+    assert "unknown key" in said
+    assert "no agent is running" in said
+
+
 def test_check_is_content_with_a_running_agent(agent: Agent) -> None:
     assert agent.cli("check").stdout == "no problems\n"
 
