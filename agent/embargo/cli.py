@@ -50,6 +50,7 @@ from embargo.ruleset import Own
 DEFAULT = "/etc/embargo/embargo.toml"
 NO, USAGE = 1, 2
 SOCKET = ("state", "runtime")  # the key that tells where a running agent is asked
+AFTERWARDS = ("ruleset", "addresses", "upstreams")  # what `check` looks at when the configuration can be used
 PROBES = 8  # servers that `check` asks for their certificates at once
 TRY = ("mygw.alipay.com", "pay.weixin.qq.com", "wup.qq.com")  # names for a first `dig`, the first blocked one is shown
 
@@ -275,27 +276,57 @@ def apps(file: str, app: str | None, as_json: bool) -> None:
 
 @verb(reads=True)
 def check(file: str, as_json: bool) -> None:
-    """Configuration, lists and ruleset, all problems at once. Exit status 0: none, 1: some, 2: the configuration's own."""
-    settings = _settings(file)
-    problems = [*_check_lists(settings), *_check_machine(settings)]
+    """Configuration, lists and ruleset, all problems at once. Exit status 0: none, 1: some, 2: the configuration's own.
+
+    Of a configuration that cannot be used the lists are still read, if it is clear where they are; the rest comes after it.
+    """
+    wrong, problems, left = _checked(file)
     if as_json:
-        show.as_json({"ok": not problems, "problems": [p._asdict() for p in problems]})
+        every = [problem._asdict() for problem in (*wrong, *problems)]
+        show.as_json({"ok": not every, "problems": every, "unchecked": left})
     else:
+        for problem in wrong:
+            print(problem, file=sys.stderr)
         show.lines(map(str, problems))
-        print(f"{len(problems)} problem{'s' if len(problems) != 1 else ''}" if problems else "no problems")
-    sys.exit(NO if problems else 0)
+        count = len(wrong) + len(problems)
+        print(f"{count} problem{'s' if count != 1 else ''}" if count else "no problems")
+        if left:
+            print(f"not checked yet: {', '.join(left)}; the configuration first")
+    sys.exit(USAGE if wrong else NO if problems else 0)
+
+
+def _checked(file: str) -> tuple[tuple[Problem, ...], list[Problem], list[str]]:
+    """Problems of the configuration, those of everything else, and what could not be looked at because of the former."""
+    path = os.path.abspath(file)
+    try:
+        reading = config.read(_text(file), path)
+    except ConfigError as error:
+        return error.problems, [], ["lists", *AFTERWARDS]
+    if not reading.problems:
+        return (), [*_check_lists(reading.config), *_check_machine(reading.config)], []
+    if reading.wrong <= config.OPTIONS.keys() - {"lists", "state"}:
+        return reading.problems, _load_lists(reading.config)[1], [*AFTERWARDS]
+    return reading.problems, [], ["lists", *AFTERWARDS]
 
 
 def _check_lists(settings: Config) -> list[Problem]:
-    around = surroundings.look(settings)
+    loaded, problems = _load_lists(settings)
+    return [*problems, *_check_ruleset(settings, loaded)] if loaded else problems
+
+
+def _load_lists(settings: Config) -> tuple[sources.Loaded | None, list[Problem]]:
     try:
-        loaded = sources.load(settings, compiler.guard(surroundings.protected(settings, around)))
+        loaded = sources.load(settings, compiler.guard(surroundings.protected(settings, surroundings.look(settings))))
     except ConfigError as error:
-        return list(error.problems)
-    problems = [*loaded.problems, *compiler.harmed(loaded)]
-    if settings.firewall.enabled and privileges.CAP_NET_ADMIN in privileges.effective():
+        return None, list(error.problems)
+    return loaded, [*loaded.problems, *compiler.harmed(loaded)]
+
+
+def _check_ruleset(settings: Config, loaded: sources.Loaded) -> Iterator[Problem]:
+    firewall = settings.firewall
+    if firewall.enabled and privileges.CAP_NET_ADMIN in privileges.effective():
         data, board = compiler.build(settings, loaded)
-        firewall = settings.firewall
+        around = surroundings.look(settings)
         wanted = ruleset.spec(
             Image(data), board, 1, lan=firewall.lan, except_=firewall.except_, fail=firewall.fail,
             intercept_port=endpoints.intercept_port(settings), log_group=firewall.log_group,
@@ -305,10 +336,9 @@ def _check_lists(settings: Config) -> list[Problem]:
         try:
             Nftables().check(ruleset.build(wanted, "embargo_check"))
         except FirewallError as error:
-            problems.append(Problem(settings.file, 0, f"the kernel refuses the ruleset: {error}", ""))
-    elif settings.firewall.enabled and os.geteuid() == 0:
-        problems.append(Problem(settings.file, 0, "firewall.enabled: no CAP_NET_ADMIN here", "grant it, or set it to false"))
-    return problems
+            yield Problem(settings.file, 0, f"the kernel refuses the ruleset: {error}", "")
+    elif firewall.enabled and os.geteuid() == 0:
+        yield Problem(settings.file, 0, "firewall.enabled: no CAP_NET_ADMIN here", "grant it, or set it to false")
 
 
 def _check_machine(settings: Config) -> Iterator[Problem]:

@@ -119,6 +119,31 @@ def test_a_bad_configuration_tells_everything_that_is_wrong(tmp_path: Path) -> N
     assert str(agent.config) in said
 
 
+def test_check_reads_the_lists_of_a_configuration_that_cannot_be_used(tmp_path: Path) -> None:
+    agent = Agent(tmp_path)
+    agent.write_config(dns={"lisen": []}, policy={"mode": "blok"})
+    (tmp_path / "block.list").write_text("com\n")
+    done = agent.cli("check", status=2)
+    assert "dns.lisen: unknown key" in done.stderr
+    assert "policy.mode" in done.stderr
+    assert f"{tmp_path}/block.list:1: " in done.stdout
+    assert "3 problems\nnot checked yet: ruleset, addresses, upstreams; the configuration first\n" in done.stdout
+    told = agent.told("check", status=2)
+    assert [Path(problem["file"]).name for problem in told["problems"]] == ["embargo.toml", "embargo.toml", "block.list"]
+    assert (told["ok"], told["unchecked"]) == (False, ["ruleset", "addresses", "upstreams"])
+
+
+@pytest.mark.parametrize("text", ["[lists]\napps = 5\n", "[list]\n", "[lists\n"])
+def test_check_says_that_the_lists_come_after_the_configuration(tmp_path: Path, text: str) -> None:
+    agent = Agent(tmp_path)
+    agent.config.write_text(text)
+    told = agent.told("check", status=2)
+    assert {problem["file"] for problem in told["problems"]} == {str(agent.config)}
+    assert told["unchecked"][0] == "lists"
+    agent.config.unlink()
+    assert "cannot be read" in agent.told("check", status=2)["problems"][0]["message"]
+
+
 def test_a_missing_configuration_is_named(tmp_path: Path) -> None:
     agent = Agent(tmp_path)
     assert "cannot be read" in agent.cli("status", status=2).stderr
