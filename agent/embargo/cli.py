@@ -303,7 +303,8 @@ def _checked(file: str) -> tuple[tuple[Problem, ...], list[Problem], list[str]]:
     except ConfigError as error:
         return error.problems, [], ["lists", *AFTERWARDS]
     if not reading.problems:
-        return (), [*_check_lists(reading.config), *_check_machine(reading.config)], []
+        settings = reading.config
+        return (), [*_check_lists(settings), *sources.closed(settings), *_check_machine(settings)], []
     if reading.wrong <= config.OPTIONS.keys() - {"lists", "state"}:
         return reading.problems, _load_lists(reading.config)[1], [*AFTERWARDS]
     return reading.problems, [], ["lists", *AFTERWARDS]

@@ -1,9 +1,13 @@
 """Starting and stopping: what refuses to start says why and what to do; what stops leaves nothing behind."""
 
+import grp
 import os
+import pwd
+import re
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -170,6 +174,37 @@ def test_a_missing_directory_and_an_unreadable_list_are_named(tmp_path: Path) ->
     said = agent.cli("check", status=1).stdout
     assert f"{tmp_path}/apps/qq/core.list: it cannot be read: No such file or directory" in said
     assert "missing: there is no such directory" in said, "all problems at once"
+
+
+@pytest.mark.root
+def test_check_by_root_names_what_the_agents_user_cannot_read(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory() as directory:  # tmp_path is closed to others
+        root = Path(directory)
+        root.chmod(0o755)
+        agent = Agent(root)
+        agent.write_config(dns={"hosts": [str(tmp_path / "hosts")]})
+        (tmp_path / "hosts").write_text("192.0.2.7 printer.test\n")
+        (root / "block.list").write_text("mine.test\n")
+        (root / "state").mkdir()
+        nobody = pwd.getpwnam("nobody")
+        group = grp.getgrgid(nobody.pw_gid).gr_name
+        (root / "apps/qq").chmod(0o700)
+        (root / "apps/alipay/payment.list").chmod(0o600)
+        (root / "block.list").chmod(0o640)
+        assert agent.cli("check").stdout == "no problems\n", "root itself may be whom the agent runs as"
+        os.chown(root / "state", nobody.pw_uid, nobody.pw_gid)
+        said = agent.cli("check", status=1).stdout
+        whom = "nobody, whom the agent runs as,"
+        for path, letters in (("apps/qq", "rx"), ("apps/alipay/payment.list", "r"), ("block.list", "r")):
+            place = root / path
+            assert f"{place}: {whom} cannot read it, chgrp {group} {place} && chmod g+{letters} {place}\n" in said
+        assert re.search(rf"^/\S+: {whom} cannot reach what is in it, chmod o\+x /\S+, or put", said, re.MULTILINE)
+        assert said.endswith("4 problems\n"), "one for each that is shut, none for what is below"
+        for path, mode in (("apps/qq", 0o750), ("apps/alipay/payment.list", 0o640), ("block.list", 0o640)):
+            os.chown(root / path, 0, nobody.pw_gid)
+            (root / path).chmod(mode)
+        agent.write_config(dns={"hosts": []})
+        assert agent.cli("check").stdout == "no problems\n"
 
 
 def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:

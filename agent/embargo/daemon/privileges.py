@@ -82,6 +82,21 @@ def raised(capability: int) -> Iterator[None]:
         _set(before, held, inheritable)
 
 
+@contextlib.contextmanager
+def seeing_as(uid: int, gid: int, groups: Iterable[int]) -> Iterator[None]:
+    """Root reaches files as this user does, for a moment: with the user id go the capabilities that open everything."""
+    before, own = os.getgroups(), os.getegid()
+    try:
+        os.setgroups([*groups])
+        os.setegid(gid)
+        os.seteuid(uid)
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(own)
+        os.setgroups(before)
+
+
 def keep(capabilities: Sequence[int]) -> None:
     """Keep these capabilities of those held, effective and permitted, and nothing else, now and through any exec."""
     kept = permitted() & set(capabilities)
