@@ -216,6 +216,26 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     assert "[state]" in said
 
 
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("section", "key", "below"), [("state", "dir", ""), ("state", "dir", "/state"), ("log", "events", "/events.jsonl")]
+)
+def test_a_place_that_the_service_may_not_write_is_named_with_the_setting_that_lets_it(
+    tmp_path: Path, section: str, key: str, below: str
+) -> None:
+    """ProtectSystem=strict makes everything else read-only."""
+    place = tmp_path / "place"
+    place.mkdir()
+    agent = Agent(tmp_path, ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o ro tmpfs "$0" && exec "$@"', str(place)])
+    agent.write_config(**{section: {key: f"{place}{below}"}})
+    said = refuses(agent, 1)
+    assert "Read-only file system; make " in said
+    wanted = place / "state" if below == "/state" else place
+    assert (
+        f"owned by root, and let the service write there: `systemctl edit embargo`, [Service] ReadWritePaths={wanted}\n" in said
+    )
+
+
 def test_no_upstream_is_said_by_check_and_answered_with_servfail(tmp_path: Path) -> None:
     with running(tmp_path, dns={"upstream": ["127.0.0.1:9"]}) as agent:
         assert agent.rcode("allowed.test") == "SERVFAIL"

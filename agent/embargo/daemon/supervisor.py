@@ -18,7 +18,7 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,12 +169,14 @@ class Supervisor:
             held = [_lock(directory) for directory in dict.fromkeys((state.dir, state.runtime))]
             self.store.prepare()
         except OSError as error:
-            raise StartError(f"{error.filename}: {error.strerror}; {_way_in(error)}") from None
+            hint = _way_in(error, "[state] dir and runtime", (state.dir, state.runtime))
+            raise StartError(f"{error.filename}: {error.strerror}; {hint}") from None
         try:
             self.journal.open()
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # a full disk is emptied while we run
-                raise StartError(f"{error.filename}: {error.strerror}; {_way_in(error, '[log] events')}") from None
+                hint = _way_in(error, "[log] events", (os.path.dirname(self.settings.log.events),))
+                raise StartError(f"{error.filename}: {error.strerror}; {hint}") from None
         self.journal.note_lost(Account.unwritten(self._ledgers))
         return held
 
@@ -742,10 +744,15 @@ def said(error: EmbargoError | OSError) -> str:
     return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
 
 
-def _way_in(error: OSError, key: str = "[state] dir and runtime") -> str:
+def _way_in(error: OSError, key: str, places: Sequence[str]) -> str:
     """What would make this place ours to write."""
+    whom = _name(os.geteuid())
+    if error.errno == errno.EROFS:  # most of the time the unit's own: ProtectSystem=strict
+        at = next((each for each in places if os.path.commonpath((each, error.filename)) in (each, error.filename)), places[0])
+        setting = f"`systemctl edit embargo`, [Service] ReadWritePaths={at}"
+        return f"make {at}, owned by {whom}, and let the service write there: {setting}"
     if error.errno in (errno.EACCES, errno.EPERM):
-        return f"it must belong to {_name(os.geteuid())}, whom the agent runs as: chown -R it, or set {key} elsewhere"
+        return f"it must belong to {whom}, whom the agent runs as: chown -R it, or set {key} elsewhere"
     return f"make it, or set {key} elsewhere"
 
 
