@@ -444,7 +444,8 @@ OPTIONS: dict[str, dict[str, Option]] = {
         "dir": Option("/var/lib/embargo", _path, "generations and local lists"),
         "runtime": Option("/run/embargo", _path, "the control socket"),
         "user": Option("embargo-dns", _text, "the user that resolvers run as (nobody where it does not exist)"),
-        "group": Option("embargo", _text, "the group that may use the control socket"),
+        "group": Option("embargo", _text,
+            "the group that may use the control socket; the agent must be in it: SupplementaryGroups= in its unit"),
     },
 }  # fmt: skip
 

@@ -215,6 +215,19 @@ def test_without_an_agent_the_reading_verbs_say_what_they_can(tmp_path: Path) ->
     assert agent.cli("version").stdout == f"embargo {embargo.__version__}\n"
 
 
+@pytest.mark.root
+def test_a_group_that_the_agent_is_not_in_is_a_warning_that_says_how_it_would_be(tmp_path: Path) -> None:
+    prefix = ["setpriv", "--clear-groups", "--bounding-set=-chown", "--inh-caps=-all"]
+    agent = Agent(tmp_path, prefix)
+    agent.write_config(state={"group": "daemon"})
+    agent.start()
+    try:
+        assert f"{tmp_path}/runtime/control.sock: Operation not permitted; the group daemon cannot use it" in agent.errors
+        assert "in it: `systemctl edit embargo`, [Service] SupplementaryGroups=daemon\n" in agent.errors
+    finally:
+        agent.stop()
+
+
 def test_every_verb_and_option_has_help(agent: Agent) -> None:
     text = agent.cli("--help", status=None).stdout or ""
     for verb in ("run", "check", "status", "why", "apps", "log", "reload", "block", "allow", "forget", "version"):

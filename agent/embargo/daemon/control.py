@@ -84,8 +84,12 @@ async def serve(agent: Supervisor) -> AsyncIterator[None]:
         raise StartError(f"{path}: {error.strerror}; set [state] runtime elsewhere") from None
     finally:
         os.umask(before)
-    with contextlib.suppress(OSError):
-        os.chown(path, -1, supervisor.group_id(agent.settings.state.group))
+    group = agent.settings.state.group
+    try:
+        os.chown(path, -1, supervisor.group_id(group))
+    except OSError as error:
+        hint = f"`systemctl edit embargo`, [Service] SupplementaryGroups={group}"
+        log.warning("%s: %s; the group %s cannot use it until the agent is in it: %s", path, error.strerror, group, hint)
     try:
         yield
     finally:
