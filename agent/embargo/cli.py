@@ -514,6 +514,11 @@ def _event_lines(path: str, follow: bool) -> Iterator[str]:
         yield from _lines(path, follow=follow)
         while follow:  # it was rotated: what is written now stands in a new file of the same name
             yield from _lines(path, follow=True)
+    except PermissionError as error:
+        hint = "run it as root, or as the agent's user (embargo with the package)"
+        raise ControlError(f"{error.filename}: {error.strerror}; {hint}") from None
+    except FileNotFoundError as error:
+        raise ControlError(f"{error.filename}: {error.strerror}; no agent has run with this [log] events") from None
     except OSError as error:
         raise ControlError(f"{error.filename}: {error.strerror}") from None
 

@@ -76,6 +76,14 @@ def test_why_names_the_line_and_what_it_beat(agent: Agent) -> None:
     assert "not a domain name" in agent.cli("why", "a..b", status=2).stderr
 
 
+def test_why_judges_no_type_that_it_does_not_know(agent: Agent) -> None:
+    for name in ("https", "AAAA", "TYPE65", "type1234"):
+        assert agent.told("why", "alipay.example", "--type", name)["verdict"] == "blocked"
+    for name in ("FOO", "TYPE", "TYPE0", "TYPE65536", "TYPE0000001", "TYPE٣", "1"):
+        said = agent.cli("why", "alipay.example", "--type", name, status=2).stderr
+        assert f'"{name}" is not a query type; known are A, NS, ' in said
+
+
 def test_apps_shows_the_catalogue(agent: Agent) -> None:
     rows = agent.told("apps")
     assert rows[0]["functions"]["payment"]["names"] == 1
@@ -205,7 +213,7 @@ def test_without_an_agent_the_reading_verbs_say_what_they_can(tmp_path: Path) ->
     agent.write_config()
     assert agent.told("status", status=1) == {
         "running": False,
-        "reason": f"no agent is running ({tmp_path}/runtime/control.sock)",
+        "reason": f"no agent is running ({tmp_path}/runtime/control.sock); see systemctl status embargo, journalctl -u embargo",
     }
     assert agent.told("why", "alipay.example")["list"] == "alipay/payment.list"
     assert [row["id"] for row in agent.told("apps")] == ["alipay", "qq"]
@@ -213,6 +221,19 @@ def test_without_an_agent_the_reading_verbs_say_what_they_can(tmp_path: Path) ->
     for words in (("reload",), ("block", "x.test")):
         assert "no agent is running" in agent.cli(*words, status=1).stderr
     assert agent.cli("version").stdout == f"embargo {embargo.__version__}\n"
+
+
+@pytest.mark.root
+def test_a_log_that_may_not_be_read_says_who_may(tmp_path: Path) -> None:
+    agent = Agent(tmp_path, ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"])
+    agent.write_config()
+    assert "No such file or directory; no agent has run with this [log] events\n" in agent.cli("log", status=1).stderr
+    (tmp_path / "events.jsonl").touch(mode=0)
+    said = agent.cli("log", status=1).stderr
+    assert (
+        said
+        == f"{tmp_path}/events.jsonl: Permission denied; run it as root, or as the agent's user (embargo with the package)\n"
+    )
 
 
 @pytest.mark.root

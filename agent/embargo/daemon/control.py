@@ -57,7 +57,7 @@ def ask(path: str, verb: str, seconds: float = 300.0, **members: Any) -> Told:
             with sock.makefile("rb") as file:
                 line = file.readline()
         except (FileNotFoundError, ConnectionRefusedError):
-            raise NotRunning(f"no agent is running ({path})") from None
+            raise NotRunning(f"no agent is running ({path}); see systemctl status embargo, journalctl -u embargo") from None
         except PermissionError:
             raise ControlError(f"{path}: permission denied; ask root to add you to the socket's group") from None
         except OSError as error:

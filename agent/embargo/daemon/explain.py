@@ -33,7 +33,7 @@ def subject(text: str) -> Network | Name:
 
 def verdict(image: Image, board: Switchboard, text: str, qtype: str = "A", client: str = "", acl: Acl | None = None) -> Told:
     """What happens to queries for a name, or packets to an address."""
-    asked = subject(text)
+    asked, number = subject(text), _qtype(qtype)
     told: Told = {"subject": text, "kind": "address" if isinstance(asked, Network) else "name"}
     if client:
         told["client"] = client
@@ -42,15 +42,26 @@ def verdict(image: Image, board: Switchboard, text: str, qtype: str = "A", clien
     if isinstance(asked, Network):
         claims = image.lookup_address(asked.first.to_bytes(4 if asked.family == 4 else 16))
     else:
-        special = _special(asked, qtype)
+        special = _special(asked, number)
         if special:
             return told | {"verdict": "special", "reason": special}
         claims = image.lookup(asked)
     return told | _judge(image, board, claims)
 
 
-def _special(name: Name, qtype: str) -> str:
-    found = engine.special(_query(name, message.QTYPES.get(qtype.upper(), message.A)), Zones(Upstreams(())))
+def _qtype(text: str) -> int:
+    """A type by its mnemonic, or as TYPE1234 (RFC 3597). ValueError names those that are known."""
+    word = text.upper()
+    if word in message.QTYPES:
+        return message.QTYPES[word]
+    digits = word.removeprefix("TYPE")
+    if digits != word and len(digits) < 6 and digits.isascii() and digits.isdecimal() and 0 < int(digits) < 1 << 16:
+        return int(digits)
+    raise ValueError(f'"{text}" is not a query type; known are {", ".join(message.QTYPES)}, others as TYPE1234')
+
+
+def _special(name: Name, qtype: int) -> str:
+    found = engine.special(_query(name, qtype), Zones(Upstreams(())))
     if found is None:
         return ""
     return f"a special-use name, answered here with rcode {found.rcode} and never sent on (RFC 6761, 6762, 7686, 8375, 9462)"
