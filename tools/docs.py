@@ -10,8 +10,10 @@ _HEAD = """\
 # Configuration
 
 `/etc/embargo/embargo.toml`, or the file that `-c` names. Every key is optional; an unknown one is an error that suggests what
-was meant. A changed file is in force within a second; `[state]`, `[dns] workers` and `[firewall] enabled` need a restart. This
-page is made from the code by `python -m tools.docs`.
+was meant. A changed file is in force within a second; `[state]`, `[metrics]`, `[dns] workers` and `[firewall] enabled` need a
+restart.
+
+This page is made from the code by `python -m tools.docs`.
 
 ```toml
 """

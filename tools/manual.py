@@ -90,7 +90,7 @@ def _commands() -> Iterator[str]:
 def _options() -> Iterator[str]:
     yield "# DESCRIPTION"
     head = (DOCS / "configuration.md").read_text().split("\n\n")[1]
-    yield _plain(" ".join(head.partition(" This\npage is made")[0].replace("`", "").split()))
+    yield _plain(" ".join(head.replace("`", "").split()))
     yield "The file is TOML, UTF-8. **embargo check** names everything that is wrong with it, with line and key."
     for section, options in config.OPTIONS.items():
         yield f"# [{section}]"

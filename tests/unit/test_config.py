@@ -1,5 +1,6 @@
 """The configuration: every key with its default, what it takes, and what is said of anything else."""
 
+import re
 from typing import Any
 
 import pytest
@@ -53,6 +54,22 @@ def test_an_empty_file_is_the_contracts_defaults() -> None:
         "/var/lib/embargo", "/run/embargo", "/run/embargo/control.sock",
     )  # fmt: skip
     assert config.default() == config.parse(b"", "")
+
+
+def test_the_help_of_a_key_names_every_word_that_it_takes() -> None:
+    chosen = 0
+    for section, options in config.OPTIONS.items():
+        for key, option in options.items():
+            for value in ('"?"', '["?"]'):
+                with pytest.raises(ConfigError) as caught:  # wrong for the one key, unknown to the other
+                    parse(f"[{section}]\n{key} = {value}\nnone = 0\n")
+                hints = [problem.hint for problem in caught.value.problems]
+                for words in re.findall(
+                    r"it must be one of ([^;]*?)(?:, or a list of addresses)?$", "\n".join(hints), re.MULTILINE
+                ):
+                    chosen += 1
+                    assert {word for word in words.split(", ") if not re.search(rf"\b{word}\b", option.help)} == set(), key
+    assert chosen >= 8
 
 
 def test_the_reference_is_a_configuration_that_changes_nothing() -> None:

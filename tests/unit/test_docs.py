@@ -8,6 +8,7 @@ import pytest
 
 from embargo import config
 from embargo.cli import cli
+from embargo.daemon import supervisor
 from embargo.export import FORMATS
 from tools import docs
 
@@ -90,6 +91,13 @@ def test_settings_are_named_as_they_are_declared(page: Path) -> None:
     }
     assert ("dns", "listen") in declared
     assert set(re.findall(r"`\[(\w+)\] (\w+)[^`]*`", page.read_text())) <= declared
+
+
+@pytest.mark.parametrize("page", ["configuration.md", "gateway.md"])
+def test_what_needs_a_restart_is_named(page: str) -> None:
+    text = " ".join((TOP / "docs" / page).read_text().split())
+    (said,) = re.findall(r"((?:`\[[^`]*`(?:, | and )?)+) (?:need a restart|are read at a start alone)", text)
+    assert set(re.findall(r"`([^`]*)`", said)) == {re.sub(r"^(\w+)\.?", r"[\1] ", each).strip() for each in supervisor.FIXED}
 
 
 def test_the_lists_pages_app_is_an_app() -> None:

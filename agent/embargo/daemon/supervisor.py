@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import embargo
@@ -57,6 +58,7 @@ LEDGERS = "ledgers"  # in [state] dir: a page for each child that counts attempt
 LEARNT = "learnt.jsonl"  # in [state] dir: the guardian's memory of addresses
 APPLY = 60.0  # seconds for the firewall to take a generation
 TOLD = 20  # problems told one by one; a list of another kind may have as many as lines
+FIXED = ("state", "metrics", "dns.workers", "firewall.enabled")  # of the configuration: read at a start alone
 MAX_WORKERS = 4  # of workers = "auto": more take memory and win little on a gateway
 
 
@@ -450,13 +452,8 @@ class Supervisor:
             raise Hindered([Problem(self.settings.file, 0, f"it cannot be read: {error.strerror}", "")]) from None
         fixed = [
             Problem(settings.file, 0, f"{name}: it cannot change while the agent runs", "restart the agent")
-            for name, was, is_ in (
-                ("state", self.settings.state, settings.state),
-                ("dns.workers", self.settings.dns.workers, settings.dns.workers),
-                ("metrics", self.settings.metrics, settings.metrics),
-                ("firewall.enabled", self.settings.firewall.enabled, settings.firewall.enabled),
-            )
-            if was != is_
+            for name in FIXED
+            if attrgetter(name)(self.settings) != attrgetter(name)(settings)
         ]
         if fixed:
             raise ConfigError(fixed)
