@@ -166,7 +166,7 @@ class App:
     name: str
     operator: str = ""
     order: str = ""
-    default: bool = False
+    default: bool | None = None  # None: its app.toml does not say
     homepage: str = ""
     summary: str = ""
     neighbours: tuple[str, ...] = ()
@@ -186,7 +186,7 @@ class Selection:
 
     def app_on(self, app: App) -> bool:
         if self.apps == "default":
-            return app.default
+            return bool(app.default)
         return self.apps == "all" or app.id in self.apps
 
     def shared_on(self, app: str) -> bool:

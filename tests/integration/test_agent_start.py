@@ -176,6 +176,20 @@ def test_a_missing_directory_and_an_unreadable_list_are_named(tmp_path: Path) ->
     assert "missing: there is no such directory" in said, "all problems at once"
 
 
+@pytest.mark.parametrize(("said", "on"), [("", True), ("default = true\n", True), ("default = false\n", False)])
+def test_an_app_that_replaces_another_is_on_as_it_says_or_as_that_was(tmp_path: Path, said: str, on: bool) -> None:
+    agent = Agent(tmp_path)
+    own = tmp_path / "apps.d/qq"
+    own.mkdir(parents=True)
+    (own / "app.toml").write_text(f'id = "qq"\nname = "Mine"\n{said}')
+    (own / "payment.list").write_text("mine.example\n")
+    agent.write_config(lists={"apps": [str(tmp_path / "apps"), str(tmp_path / "apps.d")]})
+    (row,) = agent.told("apps", "qq")
+    assert (row["name"], row["on"], row["default"]) == ("Mine", on, on)
+    assert agent.told("why", "mine.example", status=0 if on else 1)["verdict"] == ("blocked" if on else "passed")
+    assert agent.told("why", "pay.qq.example", status=1)["verdict"] == "passed", "all of its lists"
+
+
 @pytest.mark.root
 def test_check_by_root_names_what_the_agents_user_cannot_read(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory() as directory:  # tmp_path is closed to others

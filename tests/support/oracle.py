@@ -93,7 +93,7 @@ def claims(apps: Sequence[App], local: Sequence[List], selection: Selection, ask
 def switched_on(app: App, function: str, selection: Selection) -> bool:
     if app.id == "bypass":
         return function in selection.bypass
-    chosen = app.default if selection.apps == "default" else selection.apps == "all" or app.id in selection.apps
+    chosen = bool(app.default) if selection.apps == "default" else selection.apps == "all" or app.id in selection.apps
     wanted = selection.functions == "all" or function in selection.functions
     return chosen and (wanted or (function == "httpdns" and "httpdns" in selection.bypass))
 

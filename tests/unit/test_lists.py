@@ -429,7 +429,7 @@ def test_an_app_is_read() -> None:
 
 def test_an_app_needs_no_more_than_id_and_name() -> None:
     app = lists.parse_app(b'id = "x"\nname = "X"\n', "app.toml", "x")
-    assert (app.default, app.neighbours) == (False, ())
+    assert (app.default, app.neighbours) == (None, ())
 
 
 @pytest.mark.parametrize(

@@ -62,8 +62,8 @@ def load(config: Config, guard: Guard) -> Loaded:
     apps: dict[str, App] = {}
     for directory in config.lists.apps:
         for app in _apps(directory, work):
-            if app.id in apps and apps[app.id].default:
-                app = replace(app, default=True)  # a local copy of a default app stays on unless it is switched off by id
+            if app.default is None:  # a replacement that does not say is on as what it replaces was, and not off by oversight
+                app = replace(app, default=app.id in apps and apps[app.id].default)
             apps[app.id] = app
     local = tuple(_local_lists(config, work))
     hosts: dict[str, list[str]] = {}
