@@ -10,6 +10,7 @@ from embargo import config
 from embargo.cli import cli
 from embargo.daemon import supervisor
 from embargo.export import FORMATS
+from embargo.verify import probes
 from tools import docs
 
 TOP = Path(__file__).parent.parent.parent
@@ -45,6 +46,16 @@ def test_every_option_of_verify_is_on_its_page() -> None:
     page = (TOP / "docs/verify.md").read_text()
     options = {option for parameter in cli.commands["verify"].params for option in parameter.opts if option.startswith("--")}
     assert {option for option in options if f"`{option}" not in page} == {"--config"}
+
+
+def test_scapy_is_asked_for_in_the_same_version_everywhere_and_by_its_package() -> None:
+    (bound,) = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["optional-dependencies"]["verify"]
+    page = (TOP / "docs/verify.md").read_text()
+    assert f'`pip install "{bound}"`' in page
+    least = bound.removeprefix("scapy>=").partition(",")[0]
+    assert f"Suggests: python3-scapy (>= {least})\n" in (TOP / "tools/debian/control").read_text()
+    command = probes.NEEDS_SCAPY.removeprefix("needs scapy: ")
+    assert f"`{command}`" in page
 
 
 def test_every_format_of_export_is_on_its_page() -> None:

@@ -34,7 +34,7 @@ CONTROL_NAME = names.from_text(
     "localhost"
 )  # answered here (RFC 6761), so that the control leaves the machine no more than a probe
 DDR = ("_dns.resolver.arpa", "resolver.arpa")  # RFC 9462
-NEEDS_SCAPY = 'needs scapy: pip install "embargo-agent[verify]"'
+NEEDS_SCAPY = "needs scapy: apt-get install python3-scapy"
 HELD, LEAK, UNPROVEN, SKIPPED = "held", "LEAK", "unproven", "skipped"
 
 
