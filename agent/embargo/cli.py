@@ -584,8 +584,13 @@ def reload(file: str) -> None:
 
 @verb()
 def rollback(file: str) -> None:
-    """The generation before the current one back in force, until the next change."""
+    """The generation before the current one back in force: its lists, apps, functions and mode, with today's other settings.
+
+    It holds until the next reload that has a cause: a file that changes, another address or resolver of this machine's, a
+    restart, embargo reload, block, allow or forget. Mend the lists or the configuration meanwhile.
+    """
     _changed(_ask(file, "rollback"))
+    print("its lists, apps, functions and mode, with today's other settings; the next reload takes the files as they are then")
 
 
 @verb()

@@ -184,6 +184,23 @@ def test_a_rollback_holds_until_the_next_change(agent: Agent) -> None:
     agent.cli("forget", "regretted.test")
 
 
+def test_a_rollback_takes_lists_and_apps_back_and_says_what_it_leaves(agent: Agent) -> None:
+    agent.write_config(policy={"apps": ["qq"]}, dns={"block_mode": "nodata"})
+    until(lambda: not agent.blocked("alipay.example"), "the change is in force")
+    try:
+        said = agent.cli("rollback").stdout
+        assert said.endswith("with today's other settings; the next reload takes the files as they are then\n")
+        until(lambda: agent.told("why", "alipay.example", status=None)["verdict"] == "blocked", "the apps are those of before")
+        found = agent.dig("alipay.example", "A")
+        assert ("status: NOERROR" in found, "EDE: 15" in found) == (True, True), "the block mode is today's"
+        agent.cli("reload")
+        assert agent.rcode("alipay.example", "A") != "NOERROR", "the file counts again: it goes to the upstream"
+        assert agent.told("why", "alipay.example", status=1)["verdict"] == "passed"
+    finally:
+        agent.write_config(policy={"apps": "default"}, dns={"block_mode": "nxdomain"})
+        agent.cli("reload")
+
+
 def test_without_an_older_generation_a_rollback_is_refused(tmp_path: Path) -> None:
     with running(tmp_path) as fresh:
         assert "no generation before" in fresh.cli("rollback", status=1).stderr
