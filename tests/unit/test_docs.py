@@ -111,6 +111,14 @@ def test_what_needs_a_restart_is_named(page: str) -> None:
     assert set(re.findall(r"`([^`]*)`", said)) == {re.sub(r"^(\w+)\.?", r"[\1] ", each).strip() for each in supervisor.FIXED}
 
 
+def test_a_container_starts_again_after_a_reboot() -> None:
+    compose = (TOP / "tools/container/compose.yaml").read_text()
+    assert re.findall(r"^    restart: (\S+)", compose, re.MULTILINE) == ["unless-stopped"], "on-failure is not for a reboot"
+    assert "--restart=always" in (TOP / "tools/container/Containerfile").read_text()
+    for page in ("tools/container/Containerfile", "docs/gateway.md"):
+        assert "`systemctl enable podman-restart`" in (TOP / page).read_text(), "podman has no daemon that would start it"
+
+
 def test_the_lists_pages_app_is_an_app() -> None:
     text = (TOP / "docs/lists.md").read_text()
     assert tomllib.loads(text.partition("```toml\n")[2].partition("```")[0])["id"] == "example"
