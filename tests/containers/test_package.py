@@ -175,6 +175,21 @@ def test_networkd_tells_clients_of_us_as_the_page_says(site: Site, gateway: Cont
 ip -n gateway address add {GATEWAY}/24 dev lan0""")
 
 
+def test_a_later_commit_is_a_higher_version(deb: Path, older: Path, newer: Path) -> None:
+    def version(path: Path) -> str:
+        return subprocess.run(
+            ["dpkg-deb", "--field", path, "Version"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    own = version(deb)
+    assert re.fullmatch(rf"{re.escape(__version__)}(\+git\d{{14}}\.[0-9a-f]{{8,}})?", own)
+    assert deb.name.startswith(f"embargo-agent_{own}_")
+    assert list(deb.parent.glob("*.deb")) == [deb], "so the commands of the pages name one file; others are in previous/"
+    later = f"{__version__}+git29991231235959.00000000"
+    for low, high in ((version(older), own), (own, later), (later, f"{__version__}.1"), (own, version(newer))):
+        subprocess.run(["dpkg", "--compare-versions", low, "lt", high], check=True)
+
+
 def test_lintian_finds_no_error(deb: Path) -> None:
     done = subprocess.run(["lintian", "--allow-root", "--fail-on", "error", deb], cwd=TOP, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
