@@ -7,7 +7,7 @@ NATIVE := $(wildcard agent/embargo/*.pyx agent/embargo/*.h)
 
 # what the Debian package is made of
 PACKAGED := $(shell find agent/embargo blocklists systemd tools/debian -type f ! -name '*.so' ! -path '*/__pycache__/*') \
-	docs/configuration.md docs/lists.md docs/events.md
+	$(wildcard README.md docs/* tools/container/* tools/catalogue/*.csv tools/catalogue/*.toml)
 
 .PHONY: run demo test lint unit deb bench lock clean
 

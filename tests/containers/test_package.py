@@ -152,9 +152,21 @@ def test_a_backup_as_the_page_makes_it_brings_everything_back(deb: Path, site: S
 
 def test_every_path_of_the_page_is_there(gateway: Container) -> None:
     gateway.run("embargo", "block", "mine.example.net")
-    paths = set(re.findall(r"`(/(?:etc|usr/share|var/lib|var/log|run)/embargo[^`\s]*)`", PAGE))
+    paths = set(re.findall(r"`(/(?:etc|usr/share|usr/share/doc|var/lib|var/log|run)/embargo[^`\s]*)`", PAGE))
     assert len(paths) > 8
     assert {path for path in paths if gateway.run("test", "-e", path, check=False).returncode} == set()
+
+
+def test_the_pages_are_in_the_package_and_their_links_lead_somewhere(gateway: Container) -> None:
+    top = "/usr/share/doc/embargo-agent"
+    pages = gateway.run("find", top, "-name", "*.md").stdout.splitlines()
+    assert {f"{top}/{page.relative_to(TOP)}" for page in (TOP / "README.md", *TOP.glob("docs/*.md"))} <= set(pages)
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#]+)\)", gateway.path(page).read_text()):
+            assert "://" in target or (gateway.path(page).parent / target).exists(), f"{page}: {target}"
+    named = gateway.run("systemctl", "show", "--property=Documentation", "--value", "embargo").stdout.split()
+    (page,) = (each.removeprefix("file:") for each in named if each.startswith("file:"))
+    assert gateway.path(page).read_text() == PAGE
 
 
 def test_networkd_tells_clients_of_us_as_the_page_says(site: Site, gateway: Container) -> None:
