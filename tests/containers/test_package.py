@@ -169,6 +169,24 @@ def test_the_pages_are_in_the_package_and_their_links_lead_somewhere(gateway: Co
     assert gateway.path(page).read_text() == PAGE
 
 
+def test_clients_of_an_agent_that_does_not_start_get_out_and_back_as_the_page_says(site: Site, gateway: Container) -> None:
+    (row,) = re.findall(r"^\| the agent does not start and everybody is offline .*$", PAGE, re.MULTILINE)
+    stop, delete, start = re.findall(r"`((?:systemctl st|nft )[^`]*)`", row)
+    gateway.path("/etc/embargo/embargo.toml").write_text(CONFIG + "[policy]\nfunctoins = []\n")
+    gateway.run("systemctl", "restart", "embargo", check=False)
+    assert "status:" not in site.dig("www.example.net"), "nobody is there"
+    assert not site.answered("www.example.net", UPSTREAM), "and nobody else may be asked"
+    for command in (stop, delete):
+        gateway.run(*command.split())
+    assert site.answered("mygw.alipay.com", UPSTREAM)
+    assert site.reaches(LISTED)
+    gateway.path("/etc/embargo/embargo.toml").write_text(CONFIG)
+    gateway.run(*start.split())
+    assert site.blocked("mygw.alipay.com")
+    assert "EDE: 15 (Blocked)" in site.dig("mygw.alipay.com", server=UPSTREAM)
+    assert not site.reaches(LISTED)
+
+
 def test_networkd_tells_clients_of_us_as_the_page_says(site: Site, gateway: Container) -> None:
     gateway.path("/etc/systemd/network/lan0.network").write_text(block("networkd"))
     # that of Debian 12 has trouble with one that somebody else has put there without a broadcast address
