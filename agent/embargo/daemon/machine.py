@@ -79,10 +79,10 @@ class Hints:
 def ways_out() -> tuple[tuple[str, str], ...]:
     """(next hop, interface) of the default routes; a next hop is empty where there is none (a tunnel)."""
     with IPRoute() as route:
-        named = {link["index"]: link.get("ifname") for link in route.get_links()}
         routes = [*route.get_default_routes(socket.AF_INET), *route.get_default_routes(socket.AF_INET6)]
+        named = {link["index"]: link.get("ifname") for link in route.get_links()}  # after them: what is gone leads nowhere
         found = [(each.get("RTA_GATEWAY") or "", named.get(each.get("RTA_OIF"), "")) for each in routes]
-    return tuple(dict.fromkeys(way for way in found if way[1] not in (RESERVED, SINK)))
+    return tuple(dict.fromkeys(way for way in found if way[1] not in ("", RESERVED, SINK)))
 
 
 def system_resolvers(own: Iterable[tuple[str, int]]) -> tuple[Server, ...]:
