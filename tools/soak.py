@@ -225,7 +225,7 @@ def main() -> None:
     show.table(("WHAT", ""), rows)
     if asked.write:
         table = "\n".join(["|  |  |", "| --- | --: |", *(f"| {what} | {found} |" for what, found in rows)])
-        report.write(f"{table}\n\n{text}. {' '.join(report.machine())}\n", marks=(BEGIN, END))
+        report.write(f"{table}\n\n{text}; {report.machine()}.\n", marks=(BEGIN, END))
     sys.exit(0 if well else 1)
 
 

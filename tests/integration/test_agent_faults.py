@@ -94,9 +94,11 @@ def test_no_total_falls_when_workers_are_started_again(agent: Agent) -> None:
         os.kill(worker, signal.SIGKILL)
     until(lambda: len(agent.told("status")["workers"]) == 2, "both workers run again")
     assert totals() == before
-    os.kill(agent.told("status")["workers"][0], signal.SIGSTOP)
+    hung = agent.told("status")["workers"][0]
+    os.kill(hung, signal.SIGSTOP)
     assert totals() == before
     assert sum(app["hits"] for app in agent.told("apps")) == before[0]
+    os.kill(hung, signal.SIGCONT)  # a stop need not wait for it
 
 
 def test_a_hung_worker_is_killed_and_keeps_nothing_from_being_reloaded(agent: Agent) -> None:

@@ -73,7 +73,8 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     share = (measure.others_seconds() - others) / (time.monotonic() - began) / (os.cpu_count() or 1)
-    about = [*report.machine(), f"others used {share:.0%} of the processors meanwhile", *results.remarks.values()]
+    others_used = f"others used {share:.0%} of the processors meanwhile"
+    about = [report.machine(), report.software(), others_used, *results.remarks.values()]
     rows = report.table(results, every=True)
     show.table(rows[0], rows[1:])
     show.lines(about)

@@ -413,7 +413,7 @@ def main() -> int:
     rows = [row for part in parts for row in part()]
     show.table(head, rows)
     if given.write:
-        about = "\n".join(f"{line[0].upper()}{line[1:]}." for line in report.machine()[:1])
+        about = f"{report.machine()}."
         report.write(f"{report.lines([head, *rows])}\n{about}\n", marks=(BEGIN, END))
     return 0
 

@@ -73,13 +73,15 @@ def as_json(results: Results, plan: Plan, about: Sequence[str]) -> dict[str, Any
     }
 
 
-def machine() -> list[str]:
-    """What the figures were measured on and with."""
+def machine() -> str:
+    """What the figures were measured on."""
     model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return [
-        f"{os.cpu_count()} processors ({model[1] if model else platform.machine()}), Linux {platform.release()}",
-        f"{', '.join(dict.fromkeys(make.version() for make in SERVERS))}, Python {platform.python_version()}",
-    ]
+    return f"{os.cpu_count()} processors ({model[1] if model else platform.machine()}), Linux {platform.release()}"
+
+
+def software() -> str:
+    """What was measured; all of it has to be installed."""
+    return f"{', '.join(dict.fromkeys(make.version() for make in SERVERS))}, Python {platform.python_version()}"
 
 
 def markdown(rows: Sequence[Sequence[str]], plan: Plan, about: Sequence[str]) -> str:
