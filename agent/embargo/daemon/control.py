@@ -307,6 +307,7 @@ async def status(agent: Supervisor) -> Told:
     now = time.time()
     report = generation.report
     hits = agent.counted("hits")
+    unpoliced = await asyncio.to_thread(surroundings.unpoliced, settings, agent.around)
     counters: Counter[str] = Counter()
     cache: Counter[str] = Counter()
     for each in stats:
@@ -337,7 +338,7 @@ async def status(agent: Supervisor) -> Told:
         "uncovered": [
             *(f"{each}, paused until {events.timestamp(each.until)}" for each in agent.pauses.all),
             *explain.uncovered(
-                settings, report, bool(agent.sockets.endpoints), lists, wall, surroundings.unpoliced(settings, agent.around)
+                settings, report, bool(agent.sockets.endpoints), lists, wall, unpoliced
             ),
         ],
     }  # fmt: skip

@@ -76,13 +76,21 @@ class Hints:
                 continue
 
 
-def ways_out() -> tuple[tuple[str, str], ...]:
-    """(next hop, interface) of the default routes; a next hop is empty where there is none (a tunnel)."""
+def gateways() -> tuple[str, ...]:
+    """The next hops of the default routes."""
+    with IPRoute() as route:
+        verified = {link["index"] for link in route.get_links() if link.get("ifname") in (RESERVED, SINK)}
+        routes = [*route.get_default_routes(socket.AF_INET), *route.get_default_routes(socket.AF_INET6)]
+        real = (found for found in routes if found.get("RTA_OIF") not in verified)
+        return tuple(dict.fromkeys(found.get("RTA_GATEWAY") for found in real if found.get("RTA_GATEWAY")))
+
+
+def ways_out() -> frozenset[str]:
+    """The interfaces of the default routes."""
     with IPRoute() as route:
         routes = [*route.get_default_routes(socket.AF_INET), *route.get_default_routes(socket.AF_INET6)]
-        named = {link["index"]: link.get("ifname") for link in route.get_links()}  # after them: what is gone leads nowhere
-        found = [(each.get("RTA_GATEWAY") or "", named.get(each.get("RTA_OIF"), "")) for each in routes]
-    return tuple(dict.fromkeys(way for way in found if way[1] not in ("", RESERVED, SINK)))
+        named = {link["index"]: link.get("ifname") for link in route.get_links()}
+        return frozenset(str(named[found.get("RTA_OIF")]) for found in routes if found.get("RTA_OIF") in named)
 
 
 def system_resolvers(own: Iterable[tuple[str, int]]) -> tuple[Server, ...]:

@@ -23,7 +23,7 @@ class Surroundings:
     interfaces: tuple[Interface, ...]
     endpoints: tuple[Endpoint, ...]
     upstreams: tuple[Server, ...]
-    ways_out: tuple[tuple[str, str], ...]  # next hop and interface
+    gateways: tuple[str, ...]
     system: tuple[Server, ...]  # whom this machine's other processes ask
 
 
@@ -36,7 +36,7 @@ def look(settings: Config) -> Surroundings:
     upstreams = (
         tuple(dict.fromkeys((*settings.dns.upstream, *system))) if settings.dns.upstream_system else settings.dns.upstream
     )
-    return Surroundings(interfaces, wanted, upstreams, machine.ways_out(), system)
+    return Surroundings(interfaces, wanted, upstreams, machine.gateways(), system)
 
 
 def asked(settings: Config, around: Surroundings) -> list[Server]:
@@ -53,7 +53,7 @@ def protected(settings: Config, around: Surroundings) -> list[tuple[str, str]]:
     """The networks that no list may block, each with its role."""
     found = [(each.address, "this gateway's own") for each in around.interfaces]
     found += [(each.network, "on the LAN") for each in around.interfaces if each.name in settings.firewall.lan]
-    found += [(address, "the next hop's") for address, _ in around.ways_out if address]
+    found += [(address, "the next hop's") for address in around.gateways]
     found += [(server.address, sources.UPSTREAM) for server in asked(settings, around)]
     return [(address.partition("%")[0], role) for address, role in found]
 
@@ -61,7 +61,7 @@ def protected(settings: Config, around: Surroundings) -> list[tuple[str, str]]:
 def unpoliced(settings: Config, around: Surroundings) -> list[str]:
     """Interfaces that have neither policed clients nor the way out: once `lan` names any, nobody behind these is policed."""
     lan = settings.firewall.lan
-    known = {"lo", *lan, *(interface for _, interface in around.ways_out)}
+    known = {"lo", *lan, *machine.ways_out()}
     return list(dict.fromkeys(each.name for each in around.interfaces if each.name not in known)) if lan else []
 
 
