@@ -467,7 +467,7 @@ cdef class Known:
     def __dealloc__(self):
         free(self.ttls)
 
-    cdef Py_ssize_t write(self, uint8_t *out, double now) noexcept:
+    cdef Py_ssize_t write(self, uint8_t *out, double now) noexcept:  # it copies octets and counts: nothing to raise
         """The reply behind its ID; the octets written."""
         cdef Py_ssize_t length = PyBytes_GET_SIZE(self.rest)
         cdef uint32_t age, left
@@ -942,7 +942,7 @@ cdef class Intake:
             self._out_parts[i].iov_base = self._out + i * MAX_REPLY
             self._ready(i)
 
-    cdef inline void _ready(self, int i) noexcept:
+    cdef inline void _ready(self, int i) noexcept:  # it sets two lengths: nothing to raise
         """What the kernel writes over, for the next packet. All that stays is written once: a lone query touches little."""
         self._received[i].msg_hdr.msg_namelen = sizeof(sockaddr_storage)
         self._received[i].msg_hdr.msg_controllen = CONTROL
@@ -1196,7 +1196,7 @@ cdef class Intake:
         return text, address, ancillary
 
 
-cdef void _answer_from(msghdr *header) noexcept:
+cdef void _answer_from(msghdr *header) noexcept:  # it writes into one message: nothing to raise
     """Make the control message that tells where a query was sent to the one that says where the reply leaves from."""
     cdef cmsghdr *control = CMSG_FIRSTHDR(header)
     cdef in_pktinfo *info

@@ -105,6 +105,6 @@ def test_whoever_waits_is_told_of_the_end_whatever_its_last_words_were(tmp_path:
             await asyncio.wait_for(question, 5.0)
         assert not child.running
         with pytest.raises(RuntimeError):
-            await child._reaper  # type: ignore[misc]
+            await child._reaper  # type: ignore[misc] # it is there: the child was started
 
     asyncio.run(run())

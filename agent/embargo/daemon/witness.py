@@ -14,6 +14,7 @@ import os
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 from zlib import crc32
 
@@ -247,7 +248,7 @@ class Witness:
             self._timer = None
         while self._records:
             part = b"".join(self._records[:MAX_RECORDS])
-            if not self._send(lambda channel, part=part: channel.send_answered(part)):  # type: ignore[misc]
+            if not self._send(partial(Channel.send_answered, records=part)):
                 if len(self._records) > MAX_UNTOLD:
                     self._records.clear()
                     self._told.clear()  # it was not told
