@@ -225,6 +225,7 @@ def test_all_events_are_handed_over_at_the_end() -> None:
                 sock.send(packet)
                 sock.recv(4096)
                 stream.sendall(framed(packet))
+                assert read(stream), "what it has not read yet when it is told to stop has no event, and no answer"
         events = worker.stop()
         assert sum(event["count"] for event in events) == 1000
         assert {event["qname"] for event in events} == {f"n{number}.{BLOCKED}" for number in range(50)}
