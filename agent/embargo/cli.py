@@ -41,6 +41,7 @@ from embargo.daemon import (
 from embargo.daemon.control import ControlError, NotRunning
 from embargo.daemon.endpoints import ListenError
 from embargo.daemon.netlink import Nftables
+from embargo.daemon.spawn import HERE, Spawn, Units
 from embargo.daemon.supervisor import Supervisor
 from embargo.errors import ConfigError, EmbargoError, FirewallError, Problem
 from embargo.fastpath import Acl
@@ -158,7 +159,8 @@ def _answer(settings: Config, name: str, **members: Any) -> Told:
 
 
 @verb()
-def run(file: str) -> None:
+@click.option("--units", default="", metavar="DIRECTORY", help="Where systemd listens to start our units.")
+def run(file: str, units: str) -> None:
     """The agent, in the foreground. SIGHUP reloads, SIGTERM and SIGINT stop it."""
     settings = _settings(file)
     logging.addLevelName(logging.CRITICAL, "critical")
@@ -166,12 +168,12 @@ def run(file: str) -> None:
         with contextlib.suppress(OSError):  # without its socket, what is printed reaches it all the same
             logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[journald.JournalHandler()])
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s: %(message)s", stream=sys.stderr)
-    asyncio.run(_run(settings))
+    asyncio.run(_run(settings, Units(units) if units else HERE))
 
 
-async def _run(settings: Config) -> None:
+async def _run(settings: Config, spawn: Spawn) -> None:
     around = await asyncio.to_thread(surroundings.look, settings)
-    await Supervisor(settings, around).run(_serve, _ready)
+    await Supervisor(settings, around, spawn).run(_serve, _ready)
 
 
 @contextlib.asynccontextmanager

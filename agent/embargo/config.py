@@ -448,7 +448,7 @@ OPTIONS: dict[str, dict[str, Option]] = {
     "state": {
         "dir": Option("/var/lib/embargo", _path, "generations and local lists"),
         "runtime": Option("/run/embargo", _path, "the control socket"),
-        "user": Option("embargo-dns", _text, "the user that resolvers run as (nobody where it does not exist)"),
+        "user": Option("embargo-dns", _text, "whom resolvers run as, or nobody; as a service, User= of embargo-resolver@ too"),
         "group": Option("embargo", _text,
             "the group that may use the control socket; the agent must be in it: SupplementaryGroups= in its unit"),
     },

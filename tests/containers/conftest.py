@@ -78,9 +78,11 @@ def deb() -> Path:
     return lab_.package()
 
 
-def _repacked(deb: Path, directory: Path, *edits: tuple[str, str, str]) -> Path:
-    """The package with some texts replaced: (path, old, new)."""
+def _repacked(deb: Path, directory: Path, *edits: tuple[str, str, str], without: str = "") -> Path:
+    """The package with some texts replaced, (path, old, new), and without some of its files."""
     subprocess.run(["dpkg-deb", "--raw-extract", deb, directory / "tree"], check=True)
+    for file in (directory / "tree").glob(without) if without else ():
+        file.unlink()
     for path, old, new in edits:
         text = (directory / "tree" / path).read_text()
         assert old in text
@@ -95,13 +97,20 @@ VERSION = "usr/lib/embargo/embargo/__init__.py"
 
 @pytest.fixture(scope="session")
 def older(deb: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The package as an earlier version would be: it ran as root."""
+    """The package as an earlier version would be: it ran as root, and all its processes in one unit."""
+    unit = "usr/lib/systemd/system/embargo.service"
+    capabilities = "CAP_NET_ADMIN CAP_NET_BIND_SERVICE"
     return _repacked(
         deb, tmp_path_factory.mktemp("older"),
         ("DEBIAN/control", "Version: ", "Version: 0.0.1~"),
         (VERSION, '__version__ = "', '__version__ = "0.0.1~'),
-        ("usr/lib/systemd/system/embargo.service", "\nUser=embargo\n", "\n"),
+        (unit, "\nUser=embargo\n", "\n"),
+        (unit, "\nRequires=embargo-resolver.socket embargo-compiler.socket\n", "\n"),
+        (unit, " --units=/run/embargo-units\n", "\n"),
+        (unit, f"={capabilities}\n", f"={capabilities} CAP_SETUID CAP_SETGID CAP_KILL\n"),
+        (unit, "\nSystemCallFilter=~@resources @aio\n", "\n"),
         ("etc/embargo/embargo.toml", "# Embargo on this gateway.", "# An older Embargo on this gateway."),
+        without="usr/lib/systemd/system/embargo-*",
     )  # fmt: skip
 
 

@@ -79,6 +79,11 @@ def test_an_upgrade_keeps_configuration_lists_and_state(deb: Path, older: Path, 
     assert site.blocked("mygw.alipay.com")
     owners = "find /var/lib/embargo /var/log/embargo -printf '%u\\n' | sort -u"
     assert bare.run("sh", "-c", owners).stdout == "embargo\n"
+    for version in (older, deb):  # there and back: units that listen lose their files, and get them again
+        install(bare, version, "--force-confold")
+        assert bare.run("systemctl", "is-active", "embargo").stdout == "active\n"
+        assert site.blocked("mine.example.net")
+    assert bare.run("systemctl", "is-active", "embargo-resolver.socket").stdout == "active\n"
 
 
 @pytest.mark.parametrize("how", ["upgrade", "rollback"])

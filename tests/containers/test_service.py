@@ -17,7 +17,7 @@ pytestmark = pytest.mark.root
 
 TOML = "/etc/embargo/embargo.toml"
 OWNED_OR_NOT = pytest.mark.parametrize("protect", ["protect = true", "protect = false"], ids=["owned", "open"])
-NET_ADMIN, NET_BIND_SERVICE, KILL = 1 << 12, 1 << 10, 1 << 5
+NET_ADMIN, NET_BIND_SERVICE = 1 << 12, 1 << 10
 
 
 def pid(gateway: Container) -> str:
@@ -238,10 +238,10 @@ def test_each_process_has_its_user_and_its_capabilities_and_no_more(gateway: Con
             assert "\nSeccomp:\t2\n" in status
             capabilities = re.search(r"^CapEff:\t(\w+)$", status, re.MULTILINE)
             assert capabilities
-            name = re.search(r"embargo\.daemon\.(\w+)", command)
+            name = re.search(r"embargo\.daemon\.(?:handover )?(\w+)", command)
             found.setdefault(name[1] if name else "supervisor", set()).add((user, int(capabilities[1], 16)))
     assert found == {
-        "supervisor": {("embargo", NET_BIND_SERVICE | KILL)},
+        "supervisor": {("embargo", NET_BIND_SERVICE)},
         "guardian": {("embargo", NET_ADMIN)},
         "resolver": {("embargo-dns", 0)},
     }
@@ -266,12 +266,107 @@ def test_whoever_is_in_the_group_may_ask_and_nobody_else(gateway: Container) -> 
     assert done.returncode == 1
 
 
-def test_the_unit_is_as_confined_as_its_work_allows(gateway: Container) -> None:
-    out = gateway.run("systemd-analyze", "security", "--no-pager", "embargo").stdout
-    found = re.search(r"Overall exposure level for embargo\.service: ([\d.]+)", out)
+@pytest.mark.parametrize(
+    ("unit", "exposure"), [("embargo.service", 1.8), ("embargo-resolver@1.service", 1.3), ("embargo-compiler@1.service", 1.1)]
+)
+def test_each_unit_is_as_confined_as_its_work_allows(gateway: Container, unit: str, exposure: float) -> None:
+    out = gateway.run("systemd-analyze", "security", "--no-pager", unit).stdout
+    found = re.search(rf"Overall exposure level for {unit}: ([\d.]+)", out)
     assert found
-    assert float(found[1]) <= 2.3, out
-    assert gateway.run("systemd-analyze", "verify", "--man=no", "embargo.service").stderr == ""
+    assert float(found[1]) <= exposure, out
+    assert gateway.run("systemd-analyze", "verify", "--man=no", unit).stderr == ""
+
+
+def printed(gateway: Container, module: str) -> list[str]:
+    """What the units of a module have in the journal; each has another name, and there may be none yet."""
+    gateway.run("journalctl", "--sync")
+    return gateway.run("journalctl", "--output=cat", f"--unit=embargo-{module}@*", check=False).stdout.splitlines()
+
+
+PROBE = """\
+import ctypes, errno, os, socket
+def attempt(what, do):
+    try:
+        do()
+        print(what, "done")
+    except OSError as error:
+        print(what, errno.errorcode[error.errno])
+attempt("ask", lambda: socket.socket(socket.AF_UNIX).connect("/run/embargo/control.sock"))
+attempt("speak", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(("203.0.113.80", 53)))
+attempt("packet", lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW))
+attempt("firewall", lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12))
+def ring():
+    if ctypes.CDLL(None, use_errno=True).syscall(425, 1, ctypes.create_string_buffer(120)) < 0:
+        raise OSError(ctypes.get_errno(), "io_uring_setup")
+attempt("ring", ring)  # opens sockets and files past the filter
+attempt("read", lambda: open("/etc/embargo/embargo.toml"))
+attempt("state", lambda: open("/var/lib/embargo/probe", "w"))
+attempt("lists", lambda: open("/etc/embargo/block.list", "a"))
+attempt("log", lambda: os.listdir("/var/log/embargo"))
+"""
+
+
+MAY = {
+    "resolver": {"ask": "EAFNOSUPPORT", "speak": "done", "packet": "EAFNOSUPPORT", "firewall": "EAFNOSUPPORT", "ring": "EPERM",
+                 "read": "done", "state": "EACCES", "lists": "EACCES", "log": "EACCES"},
+    "compiler": {"ask": "EAFNOSUPPORT", "speak": "EAFNOSUPPORT", "packet": "EAFNOSUPPORT", "firewall": "EAFNOSUPPORT",
+                 "ring": "EPERM", "read": "done", "state": "EROFS", "lists": "EACCES", "log": "done"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("module", MAY)
+def test_what_parses_may_do_what_it_must_and_no_more(gateway: Container, module: str) -> None:
+    """What it would be able to if it was taken over: another program in its unit tries."""
+    gateway.path("/usr/local/lib/probe.py").write_text(PROBE)
+    drop_in = gateway.path(f"/run/systemd/system/embargo-{module}@.service.d/probe.conf")
+    drop_in.parent.mkdir(parents=True)
+    drop_in.write_text("[Service]\nExecStart=\nExecStart=/usr/bin/python3 /usr/local/lib/probe.py\n")
+    gateway.run("systemctl", "daemon-reload")
+    connect = f"import socket; socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET).connect('/run/embargo-units/{module}')"
+    gateway.run("python3", "-c", connect)
+    until(lambda: any(text.startswith("log ") for text in printed(gateway, module)), "it has tried everything")
+    told = dict(text.split() for text in printed(gateway, module) if len(text.split()) == 2)
+    assert told == MAY[module]
+
+
+def test_a_resolver_that_hangs_is_ended_without_a_capability_and_another_serves(site: Site, gateway: Container) -> None:
+    """It is another user's, and another unit's: its warden is killed by the kernel, and what is left of the unit by systemd."""
+    hanging, *others = told(gateway)["workers"]
+    gateway.run("kill", "-STOP", str(hanging))
+    gateway.path("/etc/embargo/block.list").write_text("new.example.net\n")
+    gateway.run("systemctl", "reload", "embargo")
+    until(lambda: len(found := told(gateway)["workers"]) == 1 + len(others) and hanging not in found, "another has begun")
+    until(lambda: not gateway.path(f"/proc/{hanging}").exists(), "it is gone, though it was stopped")
+    assert site.blocked("new.example.net")
+    said = " ".join(gateway.messages("embargo"))
+    assert "did not answer in 5 s; it is killed" in said
+    assert re.search(r"resolver \d ended with status -9; it is started again", said)
+
+
+def test_what_a_resolver_prints_is_in_the_journal(gateway: Container) -> None:
+    """Its starts are not, of which there are many."""
+    code = "import socket; socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET).connect('/run/embargo-units/resolver')"
+    gateway.run("python3", "-c", code)
+    until(lambda: "whoever wanted this process has gone" in printed(gateway, "resolver"), "it is there")
+    assert not [text for text in printed(gateway, "resolver") if text.startswith("Start")]
+
+
+def test_a_resolver_does_not_outlive_its_warden_nor_the_agent(site: Site, gateway: Container) -> None:
+    worker, *others = told(gateway)["workers"]
+    warden = gateway.run("ps", "-o", "ppid=", "-p", str(worker)).stdout.strip()
+    looked = gateway.run("runuser", "-u", "embargo-dns", "--", "cat", f"/proc/{warden}/environ", check=False)
+    assert "Permission denied" in looked.stderr, "what parses packets has its user, and must not get at it"
+    gateway.run("kill", "-KILL", warden)
+    until(lambda: not gateway.path(f"/proc/{worker}").exists(), "it is gone with its warden")
+    until(lambda: len(told(gateway)["workers"]) == 1 + len(others), "another has begun")
+    first, before = told(gateway)["workers"], pid(gateway)
+    for each in first:
+        gateway.run("kill", "-STOP", str(each))
+    gateway.run("kill", "-KILL", before)
+    until(lambda: not any(gateway.path(f"/proc/{each}").exists() for each in first), "they are gone with the agent")
+    until(lambda: pid(gateway) not in (before, "0"), "it runs again")
+    until(lambda: site.blocked("mygw.alipay.com"), "it serves again")
+    assert gateway.run("systemctl", "list-units", "--failed", "--no-legend").stdout == ""
 
 
 def test_verify_finds_no_leak(gateway: Container) -> None:

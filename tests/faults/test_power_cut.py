@@ -21,7 +21,7 @@ import pytest
 
 from embargo import config, image, lists, names, policy
 from embargo.daemon import control
-from embargo.daemon.compiler import IMAGE, REPORT, write
+from embargo.daemon.compiler import IMAGE, REPORT, fill, new
 from embargo.daemon.generations import Store
 from embargo.daemon.journal import Journal
 from embargo.daemon.memory import Memory
@@ -73,7 +73,7 @@ def write_generations(directory: Path) -> None:
     for number in itertools.count():
         workshop = store.workshop()
         for name, data in zip((IMAGE, REPORT), made[number % 6], strict=True):
-            write(f"{workshop}/{name}", data)
+            fill(new(f"{workshop}/{name}"), data)
         store.make_current(store.number(workshop))
 
 
@@ -104,7 +104,7 @@ def test_a_generation_that_is_cut_short_is_none(tmp_path: Path) -> None:
     store.prepare()
     workshop = store.workshop()
     for name, data in zip((IMAGE, REPORT), octets(20), strict=True):
-        write(f"{workshop}/{name}", data)
+        fill(new(f"{workshop}/{name}"), data)
     number = store.number(workshop)
     store.make_current(number)
     chance = random.Random(12)

@@ -51,6 +51,7 @@ class Agent:
             "log": {"events": str(root / "events.jsonl")},
             "state": {"dir": str(root / "state"), "runtime": str(root / "runtime")},
         }
+        self.options: list[str] = []  # of `run`
         self.process: subprocess.Popen[str] | None = None
         for app, functions in apps.items():
             self.write_app(app, functions)
@@ -85,7 +86,7 @@ class Agent:
         if not self.config.exists():
             self.write_config()
         with open(self.root / "stdout", "w") as out, open(self.root / "stderr", "w") as err:
-            command = [*self.prefix, sys.executable, "-m", "embargo", "run", "-c", str(self.config)]
+            command = [*self.prefix, sys.executable, "-m", "embargo", "run", "-c", str(self.config), *self.options]
             self.process = subprocess.Popen(command, stdout=out, stderr=err, text=True, stdin=subprocess.DEVNULL)
         if wait:
             until(lambda: "ready:" in (self.root / "stdout").read_text() or self.ended(), "the agent is ready", READY)

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 from embargo.daemon import channel
 from embargo.daemon.channel import Channel, ChannelError
 from embargo.daemon.outbox import Account
+from embargo.daemon.spawn import HERE, Process, Spawn
 from embargo.errors import EmbargoError
 
 log = logging.getLogger(__name__)
@@ -62,13 +62,13 @@ class Counts:
 
 
 class Child:
-    def __init__(self, name: str, module: str, news: News, ledgers: str) -> None:
+    def __init__(self, name: str, module: str, news: News, ledgers: str, spawn: Spawn = HERE) -> None:
         """`ledgers`: the directory in which its ledger stands."""
         self.name = name
-        self._module = module
+        self._module, self._spawn = module, spawn
         self._news = news
         self._channel: Channel | None = None
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: Process | None = None
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._number = 0
         self._page = f"{ledgers}/{name.replace(' ', '-')}"
@@ -82,23 +82,28 @@ class Child:
         return self._process.pid if self._process is not None else 0
 
     @property
+    def uid(self) -> int:
+        """Whom it runs as at its start."""
+        return self._process.uid if self._process is not None else os.geteuid()
+
+    @property
     def running(self) -> bool:
         return self._channel is not None
 
     async def start(self) -> None:
-        """Start the process. The answer to the first question tells whether it lives."""
-        with contextlib.ExitStack() as undo:
-            account = Account(self._page)
-            undo.callback(account.close)
-            ours, theirs = channel.pair()
-            undo.callback(ours.close)
-            fds = [theirs.fileno(), account.page]
-            with theirs:
-                self._process = await asyncio.create_subprocess_exec(
-                    sys.executable, "-P", "-m", self._module, *map(str, fds), stdin=asyncio.subprocess.DEVNULL, pass_fds=fds,
-                    start_new_session=True,
-                )  # fmt: skip
-            undo.pop_all()
+        """Start the process; ChildError when that cannot be. The answer to the first question tells whether it lives."""
+        try:
+            with contextlib.ExitStack() as undo:
+                account = Account(self._page)
+                undo.callback(account.close)
+                ours, theirs = channel.pair()
+                undo.callback(ours.close)
+                with theirs:
+                    self._process = await self._spawn(self._module, [theirs.fileno(), account.page])
+                undo.pop_all()
+        except OSError as error:
+            what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+            raise ChildError(f"{self.name} cannot be started: {what}") from None
         self.adopt(ours, account)
 
     def adopt(self, ours: Channel, account: Account) -> None:
@@ -243,7 +248,9 @@ class Child:
         if not ended:
             log.error("%s does not end; it is killed", self.name)
             self.kill()
-            await asyncio.wait([reaper])
+            ended, _ = await asyncio.wait([reaper], timeout=seconds)
+            if not ended:
+                log.critical("%s does not end although it was killed", self.name)
         return done
 
     def kill_for(self, nonsense: str) -> None:
@@ -252,5 +259,5 @@ class Child:
         self.kill()
 
     def kill(self) -> None:
-        if self._process is not None and self._process.returncode is None:
+        if self._process is not None:
             self._process.kill()

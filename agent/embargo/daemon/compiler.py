@@ -1,16 +1,20 @@
 """One load of the lists into one generation, in a process of its own that ends with it.
 
-The supervisor writes an order to standard input; the answer is one JSON object on standard output. An order with `matching`
-asks only which lines speak of a name or address. What is compiled stands
-in the directory that the order names: `policy.img`, and `report.json` with all that people want to know about it. The
-process may read and nothing else: it parses files that others write.
+It is given files by number: the order, one JSON object; one for the answer, another; one for what a crash prints; and two for
+what is compiled, `policy.img`, and `report.json` with all that people want to know about it. An order with `matching` asks only
+which lines speak of a name or address, and has no such files. The process may read and nothing else: it parses files that
+others write.
 """
 
+import contextlib
 import json
 import os
+import resource
+import signal
 import sys
 import time
 from collections import Counter
+from types import FrameType
 from typing import Any
 
 from publicsuffixlist import PSLFILE, PublicSuffixList
@@ -26,6 +30,7 @@ from embargo.policy import Action, App, Selection, Switchboard
 
 IMAGE, REPORT = "policy.img", "report.json"
 
+POLITE = 3.0  # seconds in which it has the processor only when nobody else wants it; a change must not wait for ever
 CHUNK = 1 << 18  # octets written at once: the kernel takes no query on this processor before it has copied them
 
 Order = dict[str, Any]
@@ -132,30 +137,56 @@ def harmed(loaded: sources.Loaded) -> list[Problem]:
 
 
 def main() -> None:
+    order_fd, answer_fd, complaints, *results = map(int, sys.argv[1:])
+    os.dup2(complaints, sys.stderr.fileno())
+    _wait_no_longer_than(POLITE)
     privileges.keep((privileges.CAP_DAC_READ_SEARCH,))
-    order: Order = json.load(sys.stdin)
+    with open(order_fd, "rb") as file:
+        order: Order = json.load(file)
+    answer = _obey(order, *results)
+    with open(answer_fd, "w", encoding="utf-8") as file:
+        json.dump(answer, file)
+
+
+def _obey(order: Order, image_fd: int = -1, report_fd: int = -1) -> dict[str, Any]:
     try:
         settings = config.parse(order["config"].encode(), order["file"])
         loaded = sources.load(settings, guard([(n, r) for n, r in order["protected"]]))
     except ConfigError as error:
-        json.dump({"errors": [list(p) for p in error.problems]}, sys.stdout)
-        sys.exit(1)
+        return {"errors": [list(p) for p in error.problems]}
     if "matching" in order:
-        json.dump({"matching": explain.matching(loaded.lists, explain.subject(order["matching"]))}, sys.stdout)
-        return
+        return {"matching": explain.matching(loaded.lists, explain.subject(order["matching"]))}
     data, board = build(settings, loaded)
     told = report(settings, loaded, Image(data), board, order["fingerprint"], order["material"])
-    write(f"{order['directory']}/{IMAGE}", data)
-    write(f"{order['directory']}/{REPORT}", json.dumps(told).encode())
-    json.dump({"digest": told["digest"]}, sys.stdout)
+    fill(image_fd, data)
+    fill(report_fd, json.dumps(told).encode())
+    return {"digest": told["digest"]}
 
 
-def write(path: str, data: bytes) -> None:
-    """A new file that is whole on the disk."""
-    with open(path, "xb", buffering=0) as file:
+def _wait_no_longer_than(seconds: float) -> None:
+    """Whoever started us lets everybody else go first (SCHED_IDLE); on a busy machine that may last for ever."""
+
+    def like_everybody(_number: int, _frame: FrameType | None) -> None:
+        with contextlib.suppress(OSError):  # it may not be allowed; then we stay polite
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+    with contextlib.suppress(OSError, ValueError):  # sched(7): what allows it; root may, as long as it has not given that up
+        resource.setrlimit(resource.RLIMIT_NICE, (20, 20))
+    signal.signal(signal.SIGALRM, like_everybody)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def new(path: str) -> int:
+    """The descriptor of a file that was not there before, to be filled."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+
+
+def fill(fd: int, data: bytes) -> None:
+    """Write it all, so that it is whole on the disk, and close the file."""
+    with open(fd, "wb", buffering=0) as file:
         for at in range(0, len(data), CHUNK):
             file.write(memoryview(data)[at : at + CHUNK])
-        os.fsync(file.fileno())
+        os.fsync(fd)
 
 
 if __name__ == "__main__":

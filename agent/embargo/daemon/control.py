@@ -181,9 +181,9 @@ class _Control:
         except ValueError as error:
             return {"ok": False, "error": str(error)}
         try:
-            answer = await workshop.run({**workshop.order(agent.settings, agent.around), "matching": text})
-        except ConfigError:
-            answer = {}  # the lists cannot be used just now; the verdict stands without them
+            answer = await workshop.run(agent.spawn, {**workshop.order(agent.settings, agent.around), "matching": text})
+        except (ConfigError, OSError):
+            answer = {}  # the lists cannot be used just now, or there is no compiler; the verdict stands without them
         told["lines"] = answer.get("matching", [])
         if isinstance(asked, Network) and agent.guardian is not None:
             with contextlib.suppress(ChildError):

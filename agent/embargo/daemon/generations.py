@@ -14,7 +14,7 @@ from typing import Any
 
 from embargo.config import Config
 from embargo.daemon import whole
-from embargo.daemon.compiler import IMAGE, REPORT, write
+from embargo.daemon.compiler import IMAGE, REPORT, fill, new
 from embargo.errors import ImageError
 from embargo.image import Image
 from embargo.pauses import Exempt
@@ -84,7 +84,7 @@ class Store:
         """A new number for the image of another one, with a report of its own. OSError when that cannot be."""
         path = self.workshop()
         os.link(f"{self._path(number)}/{IMAGE}", f"{path}/{IMAGE}")
-        write(f"{path}/{REPORT}", json.dumps(report).encode())
+        fill(new(f"{path}/{REPORT}"), json.dumps(report).encode())
         return self.number(path)
 
     def load(self, number: int, settings: Config, verified: str = "") -> Generation:

@@ -15,7 +15,7 @@ AT_HAND = (CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_KILL, CAP_NET_BIND_SERVI
 IN_RESERVE = (CAP_DAC_READ_SEARCH, CAP_NET_ADMIN, CAP_SETGID, CAP_SETUID)
 _VERSION_3 = 0x20080522
 _PR_CAPBSET_DROP = 24
-_PR_SET_KEEPCAPS, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 8, 38, 47, 4
+_PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 4, 38, 47, 4
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -99,10 +99,17 @@ def seeing_as(uid: int, gid: int, groups: Iterable[int]) -> Iterator[None]:
 
 def keep(capabilities: Sequence[int]) -> None:
     """Keep these capabilities of those held, effective and permitted, and nothing else, now and through any exec."""
-    kept = permitted() & set(capabilities)
+    _, held, inheritable = _sets()
+    kept = held & set(capabilities)
     _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-    _set(kept, kept, ())
+    if held or inheritable:  # capset may be forbidden where there is nothing to give up
+        _set(kept, kept, ())
     _call(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+
+
+def shut_off() -> None:
+    """Let no other process of the same user look into this one or change it (ptrace(2), "access mode checking")."""
+    _call(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "not dumpable")
 
 
 def become(uid: int, gid: int) -> None:

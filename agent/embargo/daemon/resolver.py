@@ -297,7 +297,7 @@ class Resolver:
                     break
         self._streams.stop_listening()
         deadline = self._loop.time() + LAST_WORDS
-        while (self.engine.pending or self._held_back) and self._loop.time() < deadline:
+        while self._engine is not None and (self.engine.pending or self._held_back) and self._loop.time() < deadline:
             await asyncio.sleep(0.02)
         if self._patience is not None:
             self._patience.cancel()

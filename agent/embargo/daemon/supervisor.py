@@ -35,6 +35,7 @@ from embargo.daemon.journal import Journal
 from embargo.daemon.netlink import NEEDS, Nftables
 from embargo.daemon.outbox import Account
 from embargo.daemon.pausing import Pauses
+from embargo.daemon.spawn import HERE, Spawn
 from embargo.daemon.surroundings import Surroundings
 from embargo.daemon.watch import Watch
 from embargo.daemon.witness import Marks
@@ -79,8 +80,10 @@ class Outcome:
 
 
 class Supervisor:
-    def __init__(self, settings: Config, around: Surroundings) -> None:
+    def __init__(self, settings: Config, around: Surroundings, spawn: Spawn = HERE) -> None:
+        """`spawn`: how resolvers and compilers begin; the guardian, who shares our capabilities, is always a child."""
         self.settings = settings
+        self.spawn = spawn
         self.around = around
         self.store = Store(settings.state.dir)
         self.journal = Journal(settings.log.events, settings.log.max_bytes, settings.log.keep)
@@ -88,14 +91,12 @@ class Supervisor:
         self._netlink: socket.socket | None = None
         self._inherit()
         self._ledgers = f"{settings.state.dir}/{LEDGERS}"
-        self.workers = Workers(self._in_force, self._news, self._introduce, self._ledgers)
+        self.workers = Workers(self._in_force, self._news, self._introduce, self._ledgers, spawn)
         self._marks = Marks.make()
         self._marks_to_read = Marks.for_reading(self._marks)
         self.pauses = Pauses(f"{settings.state.dir}/{sources.LOCAL}", asyncio.get_running_loop().time)
         self._pausing = asyncio.Event()
-        self.guardian = (
-            Child("guardian", "embargo.daemon.guardian", self._news, self._ledgers) if settings.firewall.enabled else None
-        )
+        self.guardian = Child("guardian", "guardian", self._news, self._ledgers) if settings.firewall.enabled else None
         self.generation: Generation | None = None
         self.started = time.time()
         self.since = self.started
@@ -183,7 +184,8 @@ class Supervisor:
         return held
 
     async def _start(self) -> None:
-        self.workers.user = _user(self.settings.state.user) if self._worker_count() else None
+        choosing = privileges.CAP_SETUID in privileges.permitted() or self.spawn.gives_user
+        self.workers.user = _user(self.settings.state.user) if self._worker_count() and choosing else None
         try:
             self.sockets.follow(self.around.endpoints, self._worker_count() or 1, self.around.interfaces)
         except ListenError as error:
@@ -224,6 +226,8 @@ class Supervisor:
     async def _start_from_last(self, outcome: Outcome) -> None:
         """The lists cannot be used as they are: the generation that was in force when the agent last ran stays in force."""
         number = self.store.current()
+        if not number and outcome.hindered:
+            raise StartError("\n".join(map(str, outcome.errors)))  # which may be over at the next try
         if not number:
             raise ConfigError(outcome.errors)
         try:
@@ -425,7 +429,8 @@ class Supervisor:
         except ConfigError as error:
             return Outcome(False, False, number, error.problems, hindered=isinstance(error, Hindered))
         except OSError as error:
-            return Outcome(False, False, number, (Problem("reload", 0, said(error), STAYS),), hindered=True)
+            hint = STAYS if old is not None else ""
+            return Outcome(False, False, number, (Problem("reload", 0, said(error), hint),), hindered=True)
         new = self.pauses.on(new)
         problems = tuple(Problem(*p) for p in new.report["problems"])
         if old is not None and self._same(old, new, around):
@@ -486,7 +491,7 @@ class Supervisor:
             raise Hindered([Problem(error.filename or settings.state.dir, 0, f"{error.strerror}", "")]) from None
         material = workshop.material(settings, around, self._seen)
         order = workshop.order(settings, around) | {"directory": directory, "fingerprint": made_from, "material": material}
-        answer = await workshop.run(order)
+        answer = await workshop.run(self.spawn, order)
         if "errors" in answer:
             raise ConfigError([Problem(*p) for p in answer["errors"]])
         try:
@@ -781,10 +786,8 @@ def _warn_of_old_rules() -> None:
             kernel.close()
 
 
-def _user(name: str) -> tuple[int, int] | None:
-    """Whom the resolvers run as; None for ourselves, when we may not choose."""
-    if privileges.CAP_SETUID not in privileges.permitted():
-        return None
+def _user(name: str) -> tuple[int, int]:
+    """Whom the resolvers run as."""
     for candidate in (name, "nobody"):
         try:
             found = pwd.getpwnam(candidate)

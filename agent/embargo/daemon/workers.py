@@ -12,7 +12,7 @@ import math
 import os
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from embargo.daemon import channel, resolver
@@ -21,6 +21,7 @@ from embargo.daemon.child import Child, ChildError, ChildGone, ChildSilent, News
 from embargo.daemon.endpoints import Sockets
 from embargo.daemon.generations import Generation
 from embargo.daemon.outbox import Account, Ledger
+from embargo.daemon.spawn import HERE, START, Spawn
 
 log = logging.getLogger(__name__)
 
@@ -79,11 +80,13 @@ class Workers:
         news: News,
         started: Callable[[Child], Awaitable[None]],
         ledgers: str,
+        spawn: Spawn = HERE,
     ) -> None:
         self._in_force = in_force
         self._started = started
         self._news = news
         self._ledgers = ledgers
+        self._spawn = spawn
         self._sockets = Sockets()
         self._children: list[Child] = []
         self._keepers: list[asyncio.Task[None]] = []
@@ -116,25 +119,33 @@ class Workers:
             name = f"resolver {number}"
             child: Child = (
                 Inside(name, self._news, self._ledgers) if self.inside
-                else Child(name, "embargo.daemon.resolver", self._news, self._ledgers)
+                else Child(name, "resolver", self._news, self._ledgers, self._spawn)
             )  # fmt: skip
             self._children.append(child)
             self._had.append({})
-            await self._start(number)
-            keeper = asyncio.get_running_loop().create_task(self._keep(number), name=f"keeper of {name}")
+        _raise_any(await asyncio.gather(*map(self._start, range(len(self._children))), return_exceptions=True))
+        for number, child in enumerate(self._children):
+            keeper = asyncio.get_running_loop().create_task(self._keep(number), name=f"keeper of {child.name}")
             self._keepers.append(keeper)
 
     async def _start(self, number: int) -> None:
         child = self._children[number]
         self._had[number] = {}  # a change that comes meanwhile tells it all
         await child.start()
+        given = self._spawn.gives_user and not self.inside
+        if given and child.uid != self.uid:
+            child.kill()
+            raise ChildError(
+                f"{child.name} runs as user {child.uid}, and [state] user is {self.uid}: let both be the same; "
+                "`systemctl edit embargo-resolver@`, [Service] User="
+            )
         generation, settings = self._in_force()
         mine = list(self._sockets.of(number))
         # a worker inside this process closes what it was given; the originals must stay
         fds = [generation.fd, *(sock.fileno() for _, sock in mine)]
         await child.ask(
-            "start", fds, **_judgement(generation), dns=settings, sockets=[kind for kind, _ in mine], user=self.user,
-            inside=self.inside,
+            "start", fds, **_judgement(generation), dns=settings, sockets=[kind for kind, _ in mine],
+            user=None if given else self.user, inside=self.inside,
         )  # fmt: skip
         self._had[number] = settings
         await self._started(child)
@@ -167,12 +178,10 @@ class Workers:
 
     async def adopt(self, generation: Generation, settings: Settings) -> None:
         """All workers judge by this from now on. ChildError when one of them refuses; the others have it then."""
-        results = await asyncio.gather(
-            *(self._adopt(number, generation, settings) for number in range(len(self._children))), return_exceptions=True
+        numbers = range(len(self._children))
+        _raise_any(
+            await asyncio.gather(*(self._adopt(number, generation, settings) for number in numbers), return_exceptions=True)
         )
-        for error in results:
-            if isinstance(error, BaseException):
-                raise error
 
     async def _adopt(self, number: int, generation: Generation, settings: Settings) -> None:
         child = self._children[number]
@@ -195,7 +204,7 @@ class Workers:
             if child.running:
                 self._renewing.add(child)
                 await child.stop()  # its keeper starts it again
-                for _ in range(500):
+                for _ in range(int(START * 100)):  # else the next would leave nobody to answer
                     if child.running:
                         break
                     await asyncio.sleep(0.01)
@@ -234,6 +243,13 @@ class Workers:
                 await keeper
         self._children.clear()
         self._keepers.clear()
+
+
+def _raise_any(results: Iterable[BaseException | None]) -> None:
+    """The first error of several things done at once, when all have ended."""
+    for error in results:
+        if error is not None:
+            raise error
 
 
 def _is_stats(answer: dict[str, Any]) -> bool:

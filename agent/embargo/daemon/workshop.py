@@ -5,7 +5,6 @@ import contextlib
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,12 +12,14 @@ import embargo
 from embargo import image, policy
 from embargo.config import Config
 from embargo.daemon import sources, surroundings
+from embargo.daemon.compiler import IMAGE, REPORT, new
+from embargo.daemon.spawn import Spawn
 from embargo.daemon.surroundings import Surroundings
 from embargo.errors import ConfigError, Problem
 from embargo.policy import App, Class
 
 COMPILE = 120.0  # seconds for one compile
-POLITE = 3.0  # seconds in which it has the processor only when nobody else wants it; a change must not wait for ever
+MAX_ANSWER = 64 << 20  # octets: every line of every list may be a problem to tell
 
 
 class Hindered(ConfigError):
@@ -63,30 +64,43 @@ def switched(old: dict[str, Any], classes: Sequence[Class], settings: Config) ->
     return {**old, "switchboard": list(map(int, board.actions)), "apps": list(map(told, old["apps"]))}
 
 
-async def run(order: dict[str, Any]) -> dict[str, Any]:
-    """One order to one compiler process. Hindered when it does not answer as it should."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-P", "-m", "embargo.daemon.compiler",
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
-    with contextlib.suppress(OSError):  # it has ended already
-        os.sched_setscheduler(process.pid, os.SCHED_IDLE, os.sched_param(0))  # no query waits for it, not even for a time slice
-    enough = asyncio.get_running_loop().call_later(POLITE, _like_everybody, process)
-    try:
-        out, err = await asyncio.wait_for(process.communicate(json.dumps(order).encode()), COMPILE)
-        answer: dict[str, Any] = json.loads(out)
-    except TimeoutError:
-        process.kill()
-        await process.wait()
-        raise Hindered([Problem("compiler", 0, f"it did not end in {COMPILE:.0f} s", "are the lists too large?")]) from None
-    except ValueError:
-        last = err.decode(errors="replace").strip().rpartition("\n")[2]
-        raise Hindered([Problem("compiler", 0, f"it ended with status {process.returncode}: {last}", "")]) from None
-    finally:
-        enough.cancel()
-    return answer
+async def run(spawn: Spawn, order: dict[str, Any]) -> dict[str, Any]:
+    """One order to one compiler process. Hindered when it does not answer as it should, OSError when there can be none.
+
+    Of the order's `directory` it gets the two files to fill, no more: from a directory's descriptor `..` leads out of any
+    sandbox.
+    """
+    with contextlib.ExitStack() as held:
+
+        def opened(fd: int) -> int:
+            held.callback(os.close, fd)
+            return fd
+
+        fds = [opened(os.memfd_create(name, os.MFD_CLOEXEC)) for name in ("order", "answer", "complaints")]
+        orders, answer, complaints = fds
+        with open(orders, "wb", closefd=False) as file:
+            file.write(json.dumps(order).encode())
+        os.lseek(orders, 0, os.SEEK_SET)
+        if "directory" in order:
+            fds += [opened(new(f"{order['directory']}/{name}")) for name in (IMAGE, REPORT)]
+        process = await spawn("compiler", fds)
+        with contextlib.suppress(OSError):  # no query waits for it, not even for a time slice; its unit does this by itself
+            os.sched_setscheduler(process.pid, os.SCHED_IDLE, os.sched_param(0))
+        try:
+            status = await asyncio.wait_for(process.wait(), COMPILE)
+            told: dict[str, Any] = json.loads(_content(answer))
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+            hint = "are the lists too large?"
+            raise Hindered([Problem("compiler", 0, f"it did not end in {COMPILE:.0f} s", hint)]) from None
+        except ValueError:
+            last = _content(complaints).decode(errors="replace").strip().rpartition("\n")[2]
+            raise Hindered([Problem("compiler", 0, f"it ended with status {status}: {last}", "")]) from None
+        finally:
+            process.kill()
+    return told
 
 
-def _like_everybody(process: asyncio.subprocess.Process) -> None:
-    with contextlib.suppress(OSError):  # it has ended, or may not; then it stays polite
-        os.sched_setscheduler(process.pid, os.SCHED_OTHER, os.sched_param(0))
+def _content(fd: int) -> bytes:
+    return os.pread(fd, min(os.fstat(fd).st_size, MAX_ANSWER), 0)

@@ -1,0 +1,299 @@
+"""Processes that begin in units of their own: what listens for them is systemd's own tool, what it starts is the real thing.
+
+That systemd kills what is left of a unit is seen in containers.
+"""
+
+import asyncio
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from embargo.daemon import channel, spawn, workshop
+from embargo.daemon.child import Child, ChildError
+from embargo.daemon.outbox import Ledger
+from embargo.daemon.spawn import Process, Spawn, Units
+from support.agent import Agent
+from tools.rig import until
+
+pytestmark = pytest.mark.root  # the agent and what listens for it are one user here, and a resolver's user is named
+
+SOON = 20.0
+
+
+@pytest.fixture
+def units(tmp_path: Path) -> Iterator[str]:
+    """The directory in which somebody listens who starts resolvers and compilers."""
+    directory = tmp_path / "units"
+    directory.mkdir()
+    started = []
+    for module in ("resolver", "compiler"):
+        command = ["systemd-socket-activate", "--accept", "--seqpacket", f"--listen={directory}/{module}",
+                   sys.executable, "-P", "-m", "embargo.daemon.handover", module]  # fmt: skip
+        started.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True))
+        until((directory / module).exists, f"somebody listens for a {module}")
+    yield str(directory)
+    for process in started:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def parent(pid: int) -> int:
+    """Of a process: for a worker, its warden."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def is_gone(pid: int) -> bool:
+    with suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    return True
+
+
+class Held:
+    """A resolver that waits for its first order, and what the agent has of it."""
+
+    def __init__(self) -> None:
+        self.ours, theirs = channel.pair()
+        page = Ledger.make()
+        self.fds = [theirs.detach(), page]
+
+    async def begin(self, begin: Spawn) -> Process:
+        process = await begin("resolver", self.fds)
+        for fd in self.fds:
+            os.close(fd)
+        return process
+
+
+def test_it_is_told_of_with_its_pid_its_user_and_its_end(units: str) -> None:
+    async def run() -> None:
+        held = Held()
+        process = await held.begin(Units(units))
+        assert process.uid == os.geteuid()
+        assert "handover" in Path(f"/proc/{process.pid}/cmdline").read_text()
+        warden = parent(process.pid)
+        held.ours.close()  # as when the agent wants no more of it
+        assert await asyncio.wait_for(process.wait(), SOON) == 0
+        assert await process.wait() == 0
+        until(lambda: is_gone(warden), "its warden is gone too")
+
+    asyncio.run(run())
+
+
+def test_it_fails_with_its_status(units: str) -> None:
+    async def run() -> None:
+        with open(os.devnull, "r+b") as nothing:  # where its order should stand
+            process = await Units(units)("compiler", [nothing.fileno()] * 3)
+            assert await asyncio.wait_for(process.wait(), SOON) == 1
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["well", "stopped"])
+def test_its_warden_is_killed_when_it_is_to_go_whatever_it_does(units: str, stopped: bool) -> None:
+    """Neither a capability nor the same user is needed for that: the agent has neither."""
+
+    async def run() -> None:
+        held = Held()
+        process = await held.begin(Units(units))
+        warden = parent(process.pid)
+        if stopped:
+            os.kill(process.pid, signal.SIGSTOP)
+            os.kill(warden, signal.SIGSTOP)
+        process.kill()
+        until(lambda: is_gone(warden), "its warden is gone")
+        os.kill(process.pid, signal.SIGKILL)  # what systemd does then
+        assert await asyncio.wait_for(process.wait(), SOON) == -signal.SIGKILL
+        process.kill()  # and nothing happens
+        held.ours.close()
+
+    asyncio.run(run())
+
+
+def test_its_warden_is_killed_when_the_agent_has_died(units: str) -> None:
+    text = f"""
+import asyncio, os, sys
+from embargo.daemon import channel
+from embargo.daemon.outbox import Ledger
+from embargo.daemon.spawn import Units
+async def run():
+    ours, theirs = channel.pair()
+    process = await Units({units!r})("resolver", [theirs.fileno(), Ledger.make()])
+    print(process.pid, flush=True)
+    await asyncio.sleep(60)
+asyncio.run(run())
+"""
+    with subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True) as agent:
+        assert agent.stdout is not None
+        pid = int(agent.stdout.readline())
+        warden = parent(pid)
+        agent.kill()
+    until(lambda: is_gone(warden), "its warden is gone")
+    until(lambda: is_gone(pid), "the resolver has seen it too")
+
+
+def test_who_has_gone_before_it_began_is_not_served(units: str) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        ours.shutdown(socket.SHUT_WR)
+        connection.connect(f"{units}/resolver")
+        with theirs:
+            socket.send_fds(connection, [b"!"], [theirs.fileno()])
+        assert select.select([ours], [], [], SOON)[0]
+        with suppress(ConnectionResetError):
+            assert ours.recv(1) == b"", "no pid: nothing was started"
+
+
+def test_where_nobody_listens_that_is_said(tmp_path: Path) -> None:
+    child = Child("resolver 0", "resolver", lambda child, message: None, str(tmp_path), Units(str(tmp_path)))
+    with pytest.raises(ChildError, match=rf"^resolver 0 cannot be started: {tmp_path}/resolver: No such file or directory$"):
+        asyncio.run(child.start())
+
+
+def test_what_does_not_begin_is_said(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        sock.bind(f"{tmp_path}/resolver")
+        sock.listen()
+
+        async def run() -> None:
+            start = asyncio.create_task(child.start())
+            connection, _ = await asyncio.to_thread(sock.accept)
+            connection.close()  # as systemd does when the program cannot be started
+            await start
+
+        child = Child("resolver 0", "resolver", lambda child, message: None, str(tmp_path), Units(str(tmp_path)))
+        with pytest.raises(ChildError, match=r"systemd did not start it; see journalctl -u 'embargo-resolver@\*'$"):
+            asyncio.run(run())
+
+
+@pytest.fixture
+def nobody(tmp_path: Path) -> Iterator[str]:
+    """The directory of somebody who takes connections and starts nothing."""
+    directory = tmp_path / "units"
+    directory.mkdir()
+    with contextlib.ExitStack() as held:
+        for module in ("resolver", "compiler"):
+            sock = held.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+            sock.bind(f"{directory}/{module}")
+            sock.listen()
+        yield str(directory)
+
+
+def test_what_does_not_begin_in_time_is_given_up(nobody: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spawn, "START", 0.2)
+    with pytest.raises(OSError, match="systemd did not start it"):
+        asyncio.run(Units(nobody)("resolver", []))
+
+
+def test_a_compiler_that_does_not_end_in_time_is_killed(units: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(workshop, "COMPILE", 0.5)
+    os.mkfifo(tmp_path / "order")
+
+    class Waiting(Units):
+        """Its order never comes."""
+
+        async def __call__(self, module: str, fds: Sequence[int]) -> Process:
+            with open(tmp_path / "order", "r+b", buffering=0) as fifo:
+                return await super().__call__(module, [fifo.fileno(), *fds[1:]])
+
+    begun: list[Process] = []
+
+    async def run() -> None:
+        async def begin(module: str, fds: Sequence[int]) -> Process:
+            begun.append(await Waiting(units)(module, fds))
+            return begun[0]
+
+        with pytest.raises(workshop.Hindered, match="did not end in"):
+            await workshop.run(begin, {"matching": "x"})  # type: ignore[arg-type] # which asks for no more than to be called
+
+    asyncio.run(run())
+    os.kill(begun[0].pid, signal.SIGKILL)  # what systemd does
+
+
+SAID: list[tuple[list[bytes], int | None]] = [
+    ([b"7 0", b"3"], 3), ([b"7 0", b"-15"], -15), ([b"7 0", b"rubbish"], -9), ([b"7 0"], -9), ([b"7"], None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "status"), SAID)
+def test_what_a_warden_says_is_checked(tmp_path: Path, words: list[bytes], status: int | None) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        sock.bind(f"{tmp_path}/resolver")
+        sock.listen()
+
+        async def run() -> int | None:
+            start = asyncio.create_task(Units(str(tmp_path))("resolver", []))
+            connection, _ = await asyncio.to_thread(sock.accept)
+            _, fds, _, _ = await asyncio.to_thread(socket.recv_fds, connection, 1, 8)
+            connection.close()
+            with socket.socket(fileno=fds[0]) as leash:
+                for word in words:
+                    leash.send(word)
+            os.close(fds[1])
+            with suppress(OSError):
+                return await (await start).wait()
+            return None
+
+        assert asyncio.run(run()) == status
+
+
+def test_an_agent_can_be_stopped_while_it_waits_for_a_unit(tmp_path: Path, nobody: str) -> None:
+    agent = Agent(tmp_path)
+    agent.options = [f"--units={nobody}"]
+    agent.write_config(state={"user": "root"})
+    agent.start(wait=False)
+    until((tmp_path / "state" / "generations" / ".new").exists, "it waits for a compiler")
+    assert agent.stop() == 0
+
+
+def test_an_agent_without_units_says_so_and_may_be_tried_again(tmp_path: Path) -> None:
+    """Status 2 would be final (RestartPreventExitStatus=)."""
+    agent = Agent(tmp_path)
+    agent.options = [f"--units={tmp_path}/none"]
+    agent.write_config(state={"user": "root"})
+    agent.start(wait=False)
+    until(agent.ended, "it has given up")
+    assert agent.process is not None
+    assert agent.process.returncode == 1
+    assert f"{tmp_path}/none/compiler: No such file or directory" in agent.errors
+    assert "stays in force" not in agent.errors
+
+
+def test_an_agent_whose_resolvers_and_compilers_are_units(tmp_path: Path, units: str) -> None:
+    agent = Agent(tmp_path)
+    agent.options = [f"--units={units}"]
+    agent.write_config(dns={"workers": 2}, state={"user": "root"})
+    agent.start()
+    try:
+        assert "status: NXDOMAIN" in agent.dig("alipay.example")
+        assert "alipay/payment.list:1" in agent.cli("why", "alipay.example").stdout
+        workers = agent.told("status")["workers"]
+        assert len({parent(pid) for pid in workers}) == 2
+        os.kill(workers[0], signal.SIGKILL)
+        until(lambda: len(set(agent.told("status")["workers"]) - {workers[0]}) == 2, "another is started")
+        assert "ended with status -9" in agent.errors
+        agent.write_app("alipay", {"payment": ["new.example"]})
+        agent.cli("reload")
+        assert "status: NXDOMAIN" in agent.dig("new.example")
+        agent.write_app("alipay", {"payment": ["no name"]})
+        agent.cli("reload")
+        assert "payment.list:1" in agent.cli("status").stdout
+    finally:
+        assert agent.stop() == 0
+    assert "Traceback" not in agent.errors
+
+
+def test_an_agent_whose_resolvers_would_be_another_user_does_not_start(tmp_path: Path, units: str) -> None:
+    agent = Agent(tmp_path)
+    agent.options = [f"--units={units}"]
+    agent.write_config(state={"user": "nobody"})
+    agent.start(wait=False)
+    until(agent.ended, "it has given up")
+    assert "resolver 0 runs as user 0, and [state] user is 65534: let both be the same" in agent.errors
