@@ -283,6 +283,29 @@ def printed(gateway: Container, module: str) -> list[str]:
     return gateway.run("journalctl", "--output=cat", f"--unit=embargo-{module}@*", check=False).stdout.splitlines()
 
 
+def test_a_start_that_fails_is_told_at_once_and_tried_again_ever_more_rarely(site: Site, gateway: Container) -> None:
+    gateway.run("systemctl", "stop", "embargo")
+    holding = 'import socket, time; s = socket.socket(); s.bind(("", 53)); s.listen(); time.sleep(600)'
+    gateway.start("python3", "-c", holding)
+    until(lambda: ":53 " in gateway.run("ss", "-tln").stdout, "somebody has the port")
+    assert gateway.run("systemctl", "start", "embargo", check=False).returncode
+    assert any("port 53 is taken" in text or "in use" in text for text in gateway.messages("embargo"))
+    until(lambda: len(starts(gateway)) >= 7, "it is tried again")
+    last = starts(gateway)[-6:]
+    assert last[5] - last[4] > 1.6, last
+    gateway.run("pkill", "-f", "time.sleep")
+    until(lambda: gateway.run("systemctl", "is-active", "embargo", check=False).stdout == "active\n", "it is up by itself")
+    assert site.blocked("mygw.alipay.com")
+
+
+def starts(gateway: Container) -> list[float]:
+    """When systemd began to start it, in seconds."""
+    return [
+        int(record["__REALTIME_TIMESTAMP"]) / 1e6
+        for record in gateway.journal("embargo") if str(record.get("MESSAGE", "")).startswith("Starting embargo.service")
+    ]  # fmt: skip
+
+
 PROBE = """\
 import ctypes, errno, os, socket
 def attempt(what, do):

@@ -69,6 +69,15 @@ def restarting() -> bool:
     return False
 
 
+def restarts() -> int:
+    """How many times in a row systemd has started us by itself since somebody else did; 0 without systemd."""
+    if os.environ.get("NOTIFY_SOCKET"):
+        with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
+            command = ["systemctl", "show", "--property=NRestarts", "--value", _unit()]
+            return int(subprocess.run(command, capture_output=True, text=True, timeout=ASKING, check=False).stdout)
+    return 0
+
+
 def _unit() -> str:
     """Our unit, from the cgroup: `0::/system.slice/embargo.service`."""
     with open("/proc/self/cgroup", encoding="utf-8") as file:

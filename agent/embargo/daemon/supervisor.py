@@ -39,7 +39,7 @@ from embargo.daemon.spawn import HERE, Spawn
 from embargo.daemon.surroundings import Surroundings
 from embargo.daemon.watch import Watch
 from embargo.daemon.witness import Marks
-from embargo.daemon.workers import Settings, Workers
+from embargo.daemon.workers import FIRST_PAUSE, LAST_PAUSE, Settings, Workers
 from embargo.daemon.workshop import Hindered
 from embargo.errors import ConfigError, EmbargoError, FirewallError, ImageError, Problem
 from embargo.pauses import Pause
@@ -103,7 +103,7 @@ class Supervisor:
         self.last: Outcome | None = None
         self.last_at = 0.0
         self.guardian_restarts = 0
-        self._ending = False
+        self._begun = self._ending = False
         self._rules_gone = False
         self._failure: BaseException | None = None
         self._lock = asyncio.Lock()
@@ -132,11 +132,20 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stop.set)
         self._loop.add_signal_handler(signal.SIGHUP, lambda: None)  # what is read at the start is new enough
+        try:
+            await self._live(serve_control, ready)
+        except EmbargoError as error:
+            if not self._begun and not isinstance(error, ConfigError):
+                await self._back_off()
+            raise
+
+    async def _live(self, serve_control: Callable[["Supervisor"], Any], ready: Callable[["Supervisor"], None]) -> None:
         held = self._prepare()
         try:
             if await self._start_unless_stopped():
                 async with serve_control(self):
                     self._begin()
+                    self._begun = True
                     ready(self)
                     notify.notify("READY=1")
                     await self._stop.wait()
@@ -161,6 +170,13 @@ class Supervisor:
         with contextlib.suppress(asyncio.CancelledError, EmbargoError):
             await start
         return False
+
+    async def _back_off(self) -> None:
+        """Wait before a failed start is told, the longer the oftener systemd has tried by itself. Its own way is for 254 on."""
+        if tries := await asyncio.to_thread(notify.restarts):
+            pause = min(FIRST_PAUSE * 2 ** min(tries, 10), LAST_PAUSE)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), pause)
 
     def _prepare(self) -> list[int]:
         """Directories, the locks that keep a second agent away, the event log; everything that can refuse without harm."""
