@@ -147,6 +147,45 @@ def test_a_resolver_without_memory(faulty: Rig, start: Start, more: int) -> None
     assert load.blocks <= accounted(agent)
 
 
+def _memory_group() -> tuple[Path, str]:
+    """A new control group, and its file with the limit; version 1 or 2 as this machine has it."""
+    for place, limit in (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")):
+        group = Path(f"{place}/embargo-test-{os.getpid()}")
+        with contextlib.suppress(OSError):
+            group.mkdir()
+            if (group / limit).exists():
+                return group, limit
+            group.rmdir()
+    pytest.skip("no control groups for memory can be made here")
+
+
+@contextlib.contextmanager
+def short_of_memory(pid: int, more: int) -> Iterator[None]:
+    """A process for whom the kernel has so many octets more than it has now, and kills it when it needs others."""
+    group, limit = _memory_group()
+    try:
+        (group / limit).write_text(str(more))
+        (group / "cgroup.procs").write_text(str(pid))
+        yield
+    finally:
+        until(lambda: not (group / "cgroup.procs").read_text(), "nobody is in the group")
+        group.rmdir()
+
+
+def test_a_resolver_that_the_kernel_ends_for_want_of_memory(faulty: Rig, start: Start) -> None:
+    with start() as agent:
+        with Load(faulty) as load:
+            (victim, _) = pids(agent, "resolver")
+            with short_of_memory(victim, 256 << 10):
+                until(lambda: victim not in pids(agent, "resolver"), "the kernel has killed it", 40)
+            assert "ended with status -9" in agent.errors
+            load.goes_on()
+            reloads(agent, 2)
+            works(agent, faulty)
+        load.holds(silent=len(load.questions) // 100)  # of the one that has to be started again
+    assert load.blocks <= accounted(agent)
+
+
 def test_a_guardian_without_memory(faulty: Rig, start: Start) -> None:
     with start() as agent:
         with Load(faulty) as load:
