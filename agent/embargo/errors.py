@@ -71,3 +71,10 @@ class FirewallError(EmbargoError):
         self.operation = operation
         self.reason = reason
         super().__init__(f"{operation}: {reason}")
+
+
+def said(error: EmbargoError | OSError) -> str:
+    """In words, with the file where one is concerned."""
+    if not isinstance(error, OSError):
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)

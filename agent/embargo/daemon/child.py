@@ -17,7 +17,7 @@ from embargo.daemon import channel
 from embargo.daemon.channel import Channel, ChannelError
 from embargo.daemon.outbox import Account
 from embargo.daemon.spawn import HERE, Process, Spawn
-from embargo.errors import EmbargoError
+from embargo.errors import EmbargoError, said
 
 log = logging.getLogger(__name__)
 
@@ -102,8 +102,7 @@ class Child:
                     self._process = await self._spawn(self._module, [theirs.fileno(), account.page])
                 undo.pop_all()
         except OSError as error:
-            what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-            raise ChildError(f"{self.name} cannot be started: {what}") from None
+            raise ChildError(f"{self.name} cannot be started: {said(error)}") from None
         self.adopt(ours, account)
 
     def adopt(self, ours: Channel, account: Account) -> None:

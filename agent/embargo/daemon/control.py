@@ -19,10 +19,12 @@ from typing import Any
 
 import embargo
 from embargo import accelerator, events, lists, pauses
-from embargo.daemon import endpoints, explain, sources, supervisor, surroundings, whole, workshop
+from embargo.daemon import endpoints, explain, premises, sources, surroundings, whole, workshop
 from embargo.daemon.child import ChildError
-from embargo.daemon.supervisor import Outcome, StartError, Supervisor
-from embargo.errors import ConfigError, EmbargoError, Problem
+from embargo.daemon.pausing import told_of
+from embargo.daemon.premises import StartError
+from embargo.daemon.supervisor import Outcome, Supervisor
+from embargo.errors import ConfigError, EmbargoError, Problem, said
 from embargo.fastpath import Acl
 from embargo.pauses import Pause
 from embargo.policy import Action, Network, Switchboard
@@ -86,7 +88,7 @@ async def serve(agent: Supervisor) -> AsyncIterator[None]:
         os.umask(before)
     group = agent.settings.state.group
     try:
-        os.chown(path, -1, supervisor.group_id(group))
+        os.chown(path, -1, premises.group_id(group))
     except OSError as error:
         hint = f"`systemctl edit embargo`, [Service] SupplementaryGroups={group}"
         log.warning("%s: %s; the group %s cannot use it until the agent is in it: %s", path, error.strerror, group, hint)
@@ -126,7 +128,7 @@ class _Control:
         try:
             return await self._answer(line, uid)
         except OSError as error:
-            return {"ok": False, "error": supervisor.said(error)}
+            return {"ok": False, "error": said(error)}
         except UnicodeDecodeError:
             return {"ok": False, "error": f"{sources.local_path(self._agent.settings, 'block')} and allow.list must be UTF-8"}
 
@@ -231,7 +233,7 @@ class _Control:
             return {"ok": False, "error": f"{pauses.MOST} pauses are in force already; embargo resume ends some"}
         outcome = await self._agent.pause(begin=begin)
         if outcome.ok:
-            self._agent.journal.event({"event": "policy", "verb": "pause", **supervisor.told_of(begin)})
+            self._agent.journal.event({"event": "policy", "verb": "pause", **told_of(begin)})
         return {**_outcome(outcome), "pauses": list(map(_pause, self._agent.pauses.all))}
 
     async def _resume(self, request: Told, uid: int) -> Told:
@@ -248,7 +250,7 @@ class _Control:
             }
         outcome = await self._agent.pause(end=over)
         for each in over if outcome.ok else ():
-            self._agent.journal.event({"event": "policy", "verb": "resume", **supervisor.told_of(each), "uid": uid})
+            self._agent.journal.event({"event": "policy", "verb": "resume", **told_of(each), "uid": uid})
         return {**_outcome(outcome), "pauses": list(map(_pause, self._agent.pauses.all))}
 
     # ── the agent's own lists ────────────────────────────────────────────────────────────────────────────────────────

@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 
 from embargo.daemon import control
-from embargo.daemon.supervisor import StartError, Supervisor
+from embargo.daemon.premises import StartError
+from embargo.daemon.supervisor import Supervisor
 
 MAX_REQUEST = 8 << 10  # octets
 PATIENCE = 2.0  # seconds for a request to be whole, and for an answer to be taken

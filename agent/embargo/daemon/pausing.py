@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from embargo import pauses
+from embargo import events, pauses
 from embargo.daemon import whole
 from embargo.daemon.generations import Generation
 from embargo.pauses import Pause
@@ -107,3 +107,11 @@ def _checked(row: Any) -> Pause:
     if not (isinstance(app, str) and 0 < seconds <= pauses.LONGEST):
         raise ValueError(f"{row!r} is no pause")
     return Pause(app, client, float(until), float(seconds), int(uid))
+
+
+def told_of(pause: Pause) -> dict[str, Any]:
+    """What an event says of it."""
+    told: dict[str, Any] = {"entry": pause.app or "everything"}
+    if pause.client:
+        told["client"] = pause.client
+    return told | {"uid": pause.uid, "until": events.timestamp(pause.until)}

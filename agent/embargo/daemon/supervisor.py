@@ -8,52 +8,43 @@ to `status` and to the event log.
 import asyncio
 import contextlib
 import dataclasses
-import errno
-import fcntl
-import grp
 import logging
 import os
-import pwd
 import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
 import embargo
-from embargo import config, events, pauses
+from embargo import config, pauses
 from embargo.config import Config
-from embargo.daemon import endpoints, machine, netlink, notify, privileges, sources, surroundings, workshop
+from embargo.daemon import endpoints, netlink, notify, premises, privileges, sources, surroundings, workshop
 from embargo.daemon.child import Child, ChildError
 from embargo.daemon.endpoints import ListenError, Sockets
+from embargo.daemon.follower import AGAIN, Follower
 from embargo.daemon.generations import Generation, Store
 from embargo.daemon.health import Health
 from embargo.daemon.journal import Journal
-from embargo.daemon.netlink import NEEDS, Nftables
-from embargo.daemon.outbox import Account
-from embargo.daemon.pausing import Pauses
+from embargo.daemon.netlink import NEEDS
+from embargo.daemon.pausing import Pauses, told_of
+from embargo.daemon.premises import StartError
 from embargo.daemon.spawn import HERE, Spawn
 from embargo.daemon.surroundings import Surroundings
-from embargo.daemon.watch import Watch
 from embargo.daemon.witness import Marks
 from embargo.daemon.workers import FIRST_PAUSE, LAST_PAUSE, Settings, Workers
 from embargo.daemon.workshop import Hindered
-from embargo.errors import ConfigError, EmbargoError, FirewallError, ImageError, Problem
+from embargo.errors import ConfigError, EmbargoError, FirewallError, ImageError, Problem, said
 from embargo.pauses import Pause
 from embargo.policy import Class
 from embargo.table import TABLE
 
 log = logging.getLogger(__name__)
 
-STABLE = 0.25  # seconds without a change before a changed file is read: editors write in pieces
-PATIENCE = 0.5  # seconds after which it is read all the same
-RESCAN = 30.0  # seconds; bind and network mounts send no hints
-RETRY = 5.0  # seconds until a reload is tried again that the machine was in the way of: a full disk, no descriptor left
 NETLINK = "nftables"  # the name of the netlink socket in systemd's store
-AGAIN = "tried again"  # why: not told while the same is in the way
 STAYS = "the generation before stays in force"
 LEDGERS = "ledgers"  # in [state] dir: a page for each child that counts attempts
 LEARNT = "learnt.jsonl"  # in [state] dir: the guardian's memory of addresses
@@ -61,10 +52,6 @@ APPLY = 60.0  # seconds for the firewall to take a generation
 TOLD = 20  # problems told one by one; a list of another kind may have as many as lines
 FIXED = ("state", "metrics", "dns.workers", "firewall.enabled")  # of the configuration: read at a start alone
 MAX_WORKERS = 4  # of workers = "auto": more take memory and win little on a gateway
-
-
-class StartError(EmbargoError):
-    """This machine does not let the agent start; the text says what would."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +95,9 @@ class Supervisor:
         self._failure: BaseException | None = None
         self._lock = asyncio.Lock()
         self._stop = asyncio.Event()
-        self._hint = asyncio.Event()
-        self._watch = Watch(self._hinted)
+        self.follower = Follower(self)
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._seen: sources.Snapshot = frozenset()
 
     def _inherit(self) -> None:
         """Take over what systemd has kept of an earlier run, or opened for us."""
@@ -140,7 +125,7 @@ class Supervisor:
             raise
 
     async def _live(self, serve_control: Callable[["Supervisor"], Any], ready: Callable[["Supervisor"], None]) -> None:
-        held = self._prepare()
+        held = premises.take(self.settings, self._ledgers, self.store, self.journal)
         try:
             if await self._start_unless_stopped():
                 async with serve_control(self):
@@ -178,30 +163,9 @@ class Supervisor:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), pause)
 
-    def _prepare(self) -> list[int]:
-        """Directories, the locks that keep a second agent away, the event log; everything that can refuse without harm."""
-        state = self.settings.state
-        try:
-            os.makedirs(f"{state.dir}/{sources.LOCAL}", mode=0o750, exist_ok=True)
-            os.makedirs(self._ledgers, mode=0o700, exist_ok=True)
-            os.makedirs(state.runtime, mode=0o755, exist_ok=True)  # whoever may use the socket must reach it
-            held = [_lock(directory) for directory in dict.fromkeys((state.dir, state.runtime))]
-            self.store.prepare()
-        except OSError as error:
-            hint = _way_in(error, "[state] dir and runtime", (state.dir, state.runtime))
-            raise StartError(f"{error.filename}: {error.strerror}; {hint}") from None
-        try:
-            self.journal.open()
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # a full disk is emptied while we run
-                hint = _way_in(error, "[log] events", (os.path.dirname(self.settings.log.events),))
-                raise StartError(f"{error.filename}: {error.strerror}; {hint}") from None
-        self.journal.note_lost(Account.unwritten(self._ledgers))
-        return held
-
     async def _start(self) -> None:
         choosing = privileges.CAP_SETUID in privileges.permitted() or self.spawn.gives_user
-        self.workers.user = _user(self.settings.state.user) if self._worker_count() and choosing else None
+        self.workers.user = premises.user(self.settings.state.user) if self._worker_count() and choosing else None
         try:
             self.sockets.follow(self.around.endpoints, self._worker_count() or 1, self.around.interfaces)
         except ListenError as error:
@@ -209,7 +173,7 @@ class Supervisor:
         if self.guardian is not None:
             await self._start_guardian(self.guardian)
         else:
-            _warn_of_old_rules()
+            premises.warn_of_old_rules()
         try:
             self._tell_over(self.pauses.recall())
         except ValueError as error:
@@ -257,8 +221,8 @@ class Supervisor:
     def _begin(self) -> None:
         """Everything that goes on beside the queries."""
         self._loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload_on_signal(), "reload"))
-        self._spawn(self._follow_files(), "follower of the files")
-        self._spawn(self._follow_machine(), "follower of the machine")
+        self._spawn(self.follower.files(), "follower of the files")
+        self._spawn(self.follower.machine(), "follower of the machine")
         health = Health(self)
         self._spawn(health.beat(), "heartbeat")
         self._spawn(health.assure(), "watchdog")
@@ -275,7 +239,7 @@ class Supervisor:
         for task in list(self._tasks):
             if not task.get_name().startswith("keeper"):
                 task.cancel()
-        await asyncio.to_thread(self._watch.close)
+        await asyncio.to_thread(self.follower.close)
         again = self._failure is not None or await asyncio.to_thread(notify.restarting)
         rules = "keep" if again else self._rules_that_stay()
         if rules != "keep":  # nothing may be led to sockets that nobody reads any longer
@@ -432,13 +396,13 @@ class Supervisor:
     async def _reload(self, why: str) -> Outcome:
         old = self.generation
         number = old.number if old is not None else 0
-        self._seen = self._snapshot()  # before anything is read: a later change is another reload
+        seen = self.follower.look()  # before anything is read: a later change is another reload
         try:
             settings = self._read_settings() if why != "start" else self.settings
             around = await asyncio.to_thread(surroundings.look, settings)
             if loops := surroundings.asking_itself(settings, around):
                 raise ConfigError(loops)
-            made_from = workshop.fingerprint(settings, around, self._seen)
+            made_from = workshop.fingerprint(settings, around, seen)
             last = self._last_one(settings, made_from) if old is None else None
             new = last or self._switched(old, settings, around, made_from)
             new = new or await self._compile(settings, around, made_from)
@@ -491,7 +455,7 @@ class Supervisor:
 
     def _switched(self, old: Generation | None, settings: Config, around: Surroundings, made_from: str) -> Generation | None:
         """The image in force under other settings, if it would be compiled from the very same."""
-        if old is None or old.report.get("material") != workshop.material(settings, around, self._seen):
+        if old is None or old.report.get("material") != workshop.material(settings, around, self.follower.seen):
             return None
         report = workshop.switched(old.report, old.image.classes, settings) | {"fingerprint": made_from}
         try:
@@ -505,7 +469,7 @@ class Supervisor:
             directory = self.store.workshop()
         except OSError as error:
             raise Hindered([Problem(error.filename or settings.state.dir, 0, f"{error.strerror}", "")]) from None
-        material = workshop.material(settings, around, self._seen)
+        material = workshop.material(settings, around, self.follower.seen)
         order = workshop.order(settings, around) | {"directory": directory, "fingerprint": made_from, "material": material}
         answer = await workshop.run(self.spawn, order)
         if "errors" in answer:
@@ -613,75 +577,12 @@ class Supervisor:
         if outcome.ok and self.generation is not None:
             built = self.generation.image
             log.info("generation %d is in force: %d names, %d networks", outcome.generation, len(built), built.networks)
-            self._watch_lists()
+            self.follower.watch()
         elif self.generation is not None:
             log.error("the reload failed; generation %d stays in force", outcome.generation)
 
     async def _reload_on_signal(self) -> None:
         await self.reload("SIGHUP")
-
-    # ── following ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _hinted(self) -> None:
-        self._loop.call_soon_threadsafe(self._hint.set)
-
-    def _watch_lists(self) -> None:
-        if self._watch.follow(self._watched(), ours=self.settings.log.events):
-            self._hint.set()  # what changed there before it was watched
-
-    def _snapshot(self) -> sources.Snapshot:
-        return sources.snapshot(self._watched())
-
-    def _watched(self) -> tuple[str, ...]:
-        return (*sources.watched(self.settings), machine.RESOLV_CONF, machine.RESOLVED_CONF)
-
-    async def _follow_files(self) -> None:
-        """Reload when the content of a watched file is another than at the last look, and stays so for a moment."""
-        self._watch_lists()
-        again = 0.0
-        while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._hint.wait(), RETRY if self._hindered() else RESCAN)
-            if self._hint.is_set():
-                self._hint.clear()
-                self._watch_lists()  # what was missing may be a directory now
-            now = self._snapshot()
-            if now != self._seen:
-                await self._stable(now)
-                await self.reload("files changed")
-                self._watch_lists()
-            elif self._hindered() and self._loop.time() > again:
-                await self.reload(AGAIN)
-                again = self._loop.time() + RETRY
-
-    def _hindered(self) -> bool:
-        return self.last is not None and self.last.hindered
-
-    async def _stable(self, now: sources.Snapshot) -> None:
-        """Wait until whoever writes has finished, but not for ever."""
-        deadline = self._loop.time() + PATIENCE
-        while self._loop.time() < deadline:
-            await asyncio.sleep(STABLE)
-            latest = self._snapshot()
-            if latest == now:
-                return
-            now = latest
-
-    async def _follow_machine(self) -> None:
-        """Reload when an address, a resolver or the next hop is another."""
-        hints = machine.Hints()
-        self._loop.add_reader(hints.fileno(), hints.drain)
-        while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(hints.news.wait(), RESCAN)
-            await asyncio.sleep(STABLE)  # addresses come in twos and threes
-            hints.news.clear()
-            try:
-                changed = await asyncio.to_thread(surroundings.look, self.settings) != self.around
-            except OSError:
-                changed = True  # the reload tells what is the matter, and is tried again
-            if changed:
-                await self.reload("the machine's addresses or resolvers changed")
 
     async def _summarise(self) -> None:
         """Once a minute, what was blocked: single attempts stand in the event log alone."""
@@ -742,81 +643,6 @@ def _exempt(generation: Generation) -> tuple[list[str], list[tuple[str, list[Cla
     return everything, some
 
 
-def told_of(pause: Pause) -> dict[str, Any]:
-    """What an event says of it."""
-    told: dict[str, Any] = {"entry": pause.app or "everything"}
-    if pause.client:
-        told["client"] = pause.client
-    return told | {"uid": pause.uid, "until": events.timestamp(pause.until)}
-
-
 def _clients(hosts: dict[str, list[str]]) -> dict[str, str]:
     """Local records the other way: names of clients by address."""
     return {address: name for name, addresses in reversed(hosts.items()) for address in addresses}
-
-
-def said(error: EmbargoError | OSError) -> str:
-    """In words, with the file where one is concerned."""
-    if not isinstance(error, OSError):
-        return str(error)
-    return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
-
-
-def _way_in(error: OSError, key: str, places: Sequence[str]) -> str:
-    """What would make this place ours to write."""
-    whom = _name(os.geteuid())
-    if error.errno == errno.EROFS:  # most of the time the unit's own: ProtectSystem=strict
-        at = next((each for each in places if os.path.commonpath((each, error.filename)) in (each, error.filename)), places[0])
-        setting = f"`systemctl edit embargo`, [Service] ReadWritePaths={at}"
-        return f"make {at}, owned by {whom}, and let the service write there: {setting}"
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return f"it must belong to {whom}, whom the agent runs as: chown -R it, or set {key} elsewhere"
-    return f"make it, or set {key} elsewhere"
-
-
-def _name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"user {uid}"
-
-
-def _lock(directory: str) -> int:
-    """Hold a directory against a second agent. StartError when one has it."""
-    held = os.open(f"{directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(held)
-        raise StartError(f"another agent runs with {directory}; stop it, or set [state] dir and runtime elsewhere") from None
-    return held
-
-
-def _warn_of_old_rules() -> None:
-    """The firewall is off, but an earlier run may have left its rules (on_stop = "keep")."""
-    if privileges.CAP_NET_ADMIN in privileges.effective():
-        with contextlib.suppress(FirewallError):
-            kernel = Nftables()
-            if kernel.has_table(TABLE):
-                log.warning("the rules of an earlier run are still in force: nft delete table inet %s removes them", TABLE)
-            kernel.close()
-
-
-def _user(name: str) -> tuple[int, int]:
-    """Whom the resolvers run as."""
-    for candidate in (name, "nobody"):
-        try:
-            found = pwd.getpwnam(candidate)
-        except KeyError:
-            log.info("there is no user %s: the resolvers run as nobody", candidate)
-        else:
-            return found.pw_uid, found.pw_gid
-    raise StartError(f'state.user: there is no user "{name}"; make it, or name another')
-
-
-def group_id(name: str) -> int:
-    """The control socket's group; our own where it does not exist."""
-    try:
-        return grp.getgrnam(name).gr_gid
-    except KeyError:
-        return os.getegid()
