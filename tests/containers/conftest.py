@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,11 +78,12 @@ def deb() -> Path:
     return lab_.package()
 
 
-def _repacked(deb: Path, directory: Path, *edits: tuple[str, str, str], without: str = "") -> Path:
+def _repacked(deb: Path, directory: Path, *edits: tuple[str, str, str], without: Iterable[str] = ()) -> Path:
     """The package with some texts replaced, (path, old, new), and without some of its files."""
     subprocess.run(["dpkg-deb", "--raw-extract", deb, directory / "tree"], check=True)
-    for file in (directory / "tree").glob(without) if without else ():
-        file.unlink()
+    for pattern in without:
+        for file in (directory / "tree").glob(pattern):
+            file.unlink()
     for path, old, new in edits:
         text = (directory / "tree" / path).read_text()
         assert old in text
@@ -110,7 +111,9 @@ def older(deb: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (unit, f"={capabilities}\n", f"={capabilities} CAP_SETUID CAP_SETGID CAP_KILL\n"),
         (unit, "\nSystemCallFilter=~@resources @aio\n", "\n"),
         ("etc/embargo/embargo.toml", "# Embargo on this gateway.", "# An older Embargo on this gateway."),
-        without="usr/lib/systemd/system/embargo-*",
+        (unit, "\nAfter=embargo-resolver.socket embargo-compiler.socket\n", "\n"),
+        (unit, "\nUpholds=embargo-resolver.socket embargo-compiler.socket\n", "\n"),
+        without=("usr/lib/systemd/system/embargo-*", "usr/lib/tmpfiles.d/*", "DEBIAN/preinst"),
     )  # fmt: skip
 
 

@@ -132,11 +132,11 @@ def test_one_client_has_so_many_connections_and_others_have_theirs(worker: Worke
 def test_who_asks_more_than_can_be_on_its_way_waits_and_is_answered() -> None:
     """The connection used to end with the answer to the hundredth."""
     many = 5 * stream.IN_FLIGHT // 2
-    with Upstream(lambda asked: [Late(0.3, right(asked))]) as upstream, Worker() as worker:
+    with Upstream(lambda asked: [Late(0.6, right(asked))]) as upstream, Worker() as worker:
         worker.start(BLOCKED, dns={"upstream": [f"udp://127.0.0.1:{upstream.port}"]})
         with worker.tcp() as sock:
             sock.sendall(b"".join(framed(query(f"n{ident}.test", ident=ident)) for ident in range(many)))
-            until(lambda: worker.stats()["counters"]["queries_tcp"], "they arrive")
+            until(lambda: worker.stats()["counters"].get("queries_tcp") == stream.IN_FLIGHT, "they arrive")
             time.sleep(0.1)
             assert worker.stats()["counters"]["queries_tcp"] == stream.IN_FLIGHT, "no more are taken before one is answered"
             sock.shutdown(socket.SHUT_WR)

@@ -141,14 +141,19 @@ asyncio.run(run())
 
 def test_who_has_gone_before_it_began_is_not_served(units: str) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+    life, its_life = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    held = Held()
+    with ours, life, contextlib.closing(held.ours), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
         ours.shutdown(socket.SHUT_WR)
         connection.connect(f"{units}/resolver")
-        with theirs:
-            socket.send_fds(connection, [b"!"], [theirs.fileno()])
+        with theirs, its_life:
+            socket.send_fds(connection, [b"!"], [theirs.fileno(), its_life.fileno(), *held.fds])
+        for fd in held.fds:
+            os.close(fd)
         assert select.select([ours], [], [], SOON)[0]
         with suppress(ConnectionResetError):
-            assert ours.recv(1) == b"", "no pid: nothing was started"
+            assert ours.recv(64) == b"", "no pid: nothing was started"
+        assert select.select([held.ours], [], [], SOON)[0], "what was to work with it is let go"
 
 
 def test_where_nobody_listens_that_is_said(tmp_path: Path) -> None:
@@ -171,6 +176,49 @@ def test_what_does_not_begin_is_said(tmp_path: Path) -> None:
         child = Child("resolver 0", "resolver", lambda child, message: None, str(tmp_path), Units(str(tmp_path)))
         with pytest.raises(ChildError, match=r"systemd did not start it; see journalctl -u 'embargo-resolver@\*'$"):
             asyncio.run(run())
+
+
+def test_a_compiler_stands_back(units: str, tmp_path: Path) -> None:
+    """For a while: then it asks for its share, which the sandbox of a test may refuse."""
+    os.mkfifo(tmp_path / "order")
+
+    async def run() -> None:
+        with open(tmp_path / "order", "r+b", buffering=0) as fifo, open(os.devnull, "r+b", buffering=0) as nothing:
+            process = await Units(units)("compiler", [fifo.fileno(), nothing.fileno(), nothing.fileno()])
+            until(
+                lambda: os.sched_getscheduler(process.pid) == os.SCHED_IDLE, "it waits for its order, and lets others go first"
+            )
+            fifo.write(b"}")
+            os.kill(process.pid, signal.SIGKILL)
+            await process.wait()
+
+    asyncio.run(run())
+
+
+NONSENSE = [
+    b"", b"5", b"[]", b"{}", b'{"errors": 5}', b'{"errors": [5]}', b'{"errors": [["a", "b", "c", "d"]]}', b"[" * 100_000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("said", NONSENSE)
+def test_a_compiler_that_does_not_answer_as_it_should_is_in_the_way_and_no_more(said: bytes) -> None:
+    class Ended:
+        pid = uid = 0
+
+        async def wait(self) -> int:
+            return 0
+
+        def kill(self) -> None: ...
+
+    class Odd:
+        gives_user = False
+
+        async def __call__(self, module: str, fds: Sequence[int]) -> Process:
+            os.write(fds[1], said)
+            return Ended()
+
+    with pytest.raises(workshop.Hindered, match="it ended with status 0"):
+        asyncio.run(workshop.run(Odd(), {"matching": "x"}))
 
 
 @pytest.fixture
@@ -253,11 +301,16 @@ def test_an_agent_can_be_stopped_while_it_waits_for_a_unit(tmp_path: Path, nobod
     assert agent.stop() == 0
 
 
-def test_an_agent_without_units_says_so_and_may_be_tried_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damaged", [False, True], ids=["first", "damaged"])
+def test_an_agent_without_units_says_so_and_may_be_tried_again(tmp_path: Path, damaged: bool) -> None:
     """Status 2 would be final (RestartPreventExitStatus=)."""
     agent = Agent(tmp_path)
-    agent.options = [f"--units={tmp_path}/none"]
     agent.write_config(state={"user": "root"})
+    if damaged:
+        agent.start()
+        agent.stop()
+        (tmp_path / "state/generations/current/policy.img").write_bytes(b"of another version")
+    agent.options = [f"--units={tmp_path}/none"]
     agent.start(wait=False)
     until(agent.ended, "it has given up")
     assert agent.process is not None

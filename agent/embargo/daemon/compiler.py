@@ -139,7 +139,7 @@ def harmed(loaded: sources.Loaded) -> list[Problem]:
 def main() -> None:
     order_fd, answer_fd, complaints, *results = map(int, sys.argv[1:])
     os.dup2(complaints, sys.stderr.fileno())
-    _wait_no_longer_than(POLITE)
+    _stand_back()
     privileges.keep((privileges.CAP_DAC_READ_SEARCH,))
     with open(order_fd, "rb") as file:
         order: Order = json.load(file)
@@ -163,8 +163,8 @@ def _obey(order: Order, image_fd: int = -1, report_fd: int = -1) -> dict[str, An
     return {"digest": told["digest"]}
 
 
-def _wait_no_longer_than(seconds: float) -> None:
-    """Whoever started us lets everybody else go first (SCHED_IDLE); on a busy machine that may last for ever."""
+def _stand_back() -> None:
+    """No query waits for us, not even for a time slice; on a busy machine that would last for ever, so it lasts a while."""
 
     def like_everybody(_number: int, _frame: FrameType | None) -> None:
         with contextlib.suppress(OSError):  # it may not be allowed; then we stay polite
@@ -173,7 +173,9 @@ def _wait_no_longer_than(seconds: float) -> None:
     with contextlib.suppress(OSError, ValueError):  # sched(7): what allows it; root may, as long as it has not given that up
         resource.setrlimit(resource.RLIMIT_NICE, (20, 20))
     signal.signal(signal.SIGALRM, like_everybody)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, POLITE)
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def new(path: str) -> int:

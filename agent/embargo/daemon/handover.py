@@ -7,6 +7,7 @@ the unit's main process, has ended in any way, systemd kills what is left of the
 shake off the leash: it has no descriptor of it, cannot reach into the warden's memory, and to end the warden is to end itself.
 """
 
+import contextlib
 import fcntl
 import importlib
 import os
@@ -23,10 +24,11 @@ _F_SETSIG = 10  # linux/fcntl.h
 def main() -> None:
     privileges.shut_off()  # first: other workers of the same user may have been taken over
     module = sys.argv[1]
-    ((_, fd),) = notify.inherited()
-    with socket.socket(fileno=fd) as connection:
+    if len(passed := notify.inherited()) != 1:
+        sys.exit("the agent has this process started, by its socket; nobody else can")
+    with socket.socket(fileno=passed[0][1]) as connection:
         _, fds, _, _ = socket.recv_fds(connection, 1, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
-    if not fds:
+    if len(fds) < 2:
         sys.exit("whoever wanted this process has gone")
     leash, life, *work = fds  # the worker keeps `life`: that it is open means that it lives
     status = _stand_over(socket.socket(fileno=leash), [life, *work])
@@ -52,7 +54,8 @@ def _stand_over(leash: socket.socket, others: list[int]) -> int | None:
     leash.send(f"{child} {os.geteuid()}".encode())
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     fcntl.fcntl(leash, fcntl.F_SETFL, usual)  # it is let go when the agent has heard this, and we want to end by ourselves
-    leash.send(str(status).encode())
+    with contextlib.suppress(OSError):  # nobody is there to hear it
+        leash.send(str(status).encode())
     return status
 
 

@@ -59,7 +59,7 @@ def inherited() -> list[tuple[str, int]]:
 
 def restarting() -> bool:
     """Is systemd about to start us again? Then nothing is taken away that the next run would put there again."""
-    if not os.environ.get("NOTIFY_SOCKET"):
+    if not looked_after():
         return False
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         unit = _unit()
@@ -69,13 +69,9 @@ def restarting() -> bool:
     return False
 
 
-def restarts() -> int:
-    """How many times in a row systemd has started us by itself since somebody else did; 0 without systemd."""
-    if os.environ.get("NOTIFY_SOCKET"):
-        with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
-            command = ["systemctl", "show", "--property=NRestarts", "--value", _unit()]
-            return int(subprocess.run(command, capture_output=True, text=True, timeout=ASKING, check=False).stdout)
-    return 0
+def looked_after() -> bool:
+    """Is there somebody who starts us again?"""
+    return bool(os.environ.get("NOTIFY_SOCKET"))
 
 
 def _unit() -> str:

@@ -20,6 +20,9 @@ from embargo.table import TABLE
 
 log = logging.getLogger(__name__)
 
+FAILED = "failed-starts"  # in [state] runtime: how many in a row
+FIRST_PAUSE, LAST_PAUSE = 0.1, 10.0  # seconds; doubled per start in a row that failed
+
 
 class StartError(EmbargoError):
     """This machine does not let the agent start; the text says what would."""
@@ -90,13 +93,29 @@ def warn_of_old_rules() -> None:
             kernel.close()
 
 
+def pause(runtime: str) -> float:
+    """Seconds to wait after a start that failed: none after the first in a row, then ever more."""
+    tries = 0
+    with contextlib.suppress(OSError, ValueError):  # where nothing can be noted, nothing is waited for
+        with contextlib.suppress(FileNotFoundError), open(f"{runtime}/{FAILED}", encoding="ascii") as file:
+            tries = int(file.read(4))
+        with open(f"{runtime}/{FAILED}", "w", encoding="ascii") as file:
+            file.write(str(min(tries + 1, 100)))
+    return min(FIRST_PAUSE * 2**tries, LAST_PAUSE) if tries else 0.0
+
+
+def succeeded(runtime: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(f"{runtime}/{FAILED}")
+
+
 def user(name: str) -> tuple[int, int]:
-    """Whom the resolvers run as."""
+    """Whom the resolvers run as, or are to run as where their units decide."""
     for candidate in (name, "nobody"):
         try:
             found = pwd.getpwnam(candidate)
         except KeyError:
-            log.info("there is no user %s: the resolvers run as nobody", candidate)
+            log.info("there is no user %s: nobody takes its place", candidate)
         else:
             return found.pw_uid, found.pw_gid
     raise StartError(f'state.user: there is no user "{name}"; make it, or name another')

@@ -125,7 +125,7 @@ async def _heard(sock: socket.socket, seconds: float | None) -> bytes:
 class _OnLeash:
     """A process under a warden, whom the kernel kills when the leash is let go: by us, or because we have ended.
 
-    `life`: a socket whose other end the process holds, so that its end is seen when the warden cannot tell of it.
+    `life`: a socket whose other end the process holds, and whatever it leaves behind, so that their end is seen.
     """
 
     def __init__(self, pid: int, uid: int, leash: socket.socket, life: socket.socket) -> None:
@@ -136,11 +136,8 @@ class _OnLeash:
     async def wait(self) -> int:
         if self._status is None:
             word = await _heard(self._leash, None)
-            if re.fullmatch(rb"-?\d{1,3}", word):
-                self._status = int(word)
-            else:
-                await _heard(self._life, KILLED)
-                self._status = -signal.SIGKILL
+            await _heard(self._life, KILLED)
+            self._status = int(word) if re.fullmatch(rb"-?\d{1,3}", word) else -signal.SIGKILL
             self._leash.close()
             self._life.close()
         return self._status

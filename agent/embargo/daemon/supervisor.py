@@ -35,7 +35,7 @@ from embargo.daemon.premises import StartError
 from embargo.daemon.spawn import HERE, Spawn
 from embargo.daemon.surroundings import Surroundings
 from embargo.daemon.witness import Marks
-from embargo.daemon.workers import FIRST_PAUSE, LAST_PAUSE, Settings, Workers
+from embargo.daemon.workers import Settings, Workers
 from embargo.daemon.workshop import Hindered
 from embargo.errors import ConfigError, EmbargoError, FirewallError, ImageError, Problem, said
 from embargo.pauses import Pause
@@ -120,9 +120,12 @@ class Supervisor:
         try:
             await self._live(serve_control, ready)
         except EmbargoError as error:
-            if not self._begun and not isinstance(error, ConfigError):
-                await self._back_off()
-            raise
+            if self._begun or isinstance(error, ConfigError):
+                raise
+            await self._back_off()
+            if not self._stop.is_set():
+                raise
+            log.error("%s", error)
 
     async def _live(self, serve_control: Callable[["Supervisor"], Any], ready: Callable[["Supervisor"], None]) -> None:
         held = premises.take(self.settings, self._ledgers, self.store, self.journal)
@@ -131,6 +134,7 @@ class Supervisor:
                 async with serve_control(self):
                     self._begin()
                     self._begun = True
+                    premises.succeeded(self.settings.state.runtime)
                     ready(self)
                     notify.notify("READY=1")
                     await self._stop.wait()
@@ -157,11 +161,10 @@ class Supervisor:
         return False
 
     async def _back_off(self) -> None:
-        """Wait before a failed start is told, the longer the oftener systemd has tried by itself. Its own way is for 254 on."""
-        if tries := await asyncio.to_thread(notify.restarts):
-            pause = min(FIRST_PAUSE * 2 ** min(tries, 10), LAST_PAUSE)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), pause)
+        """Wait before a failed start is told, the longer the oftener: systemd has a way of its own only from 254 on."""
+        pause = premises.pause(self.settings.state.runtime) if notify.looked_after() else 0.0
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), pause)
 
     async def _start(self) -> None:
         choosing = privileges.CAP_SETUID in privileges.permitted() or self.spawn.gives_user
@@ -195,7 +198,7 @@ class Supervisor:
                 self._netlink = netlink.opened()
             notify.store(NETLINK, [self._netlink.fileno()])
         await self._begin_guardian(guardian)
-        self._spawn(self._keep_guardian(guardian), "keeper of the guardian")
+        self._task(self._keep_guardian(guardian), "keeper of the guardian")
 
     async def _begin_guardian(self, guardian: Child) -> None:
         """Start it with the socket that the table belongs to, which outlives it here and us in systemd's store."""
@@ -206,13 +209,13 @@ class Supervisor:
     async def _start_from_last(self, outcome: Outcome) -> None:
         """The lists cannot be used as they are: the generation that was in force when the agent last ran stays in force."""
         number = self.store.current()
-        if not number and outcome.hindered:
-            raise StartError("\n".join(map(str, outcome.errors)))  # which may be over at the next try
-        if not number:
-            raise ConfigError(outcome.errors)
         try:
+            if not number:
+                raise ImageError("there is none")
             generation = self.pauses.on(self.store.load(number, self.settings))
         except ImageError:
+            if outcome.hindered:  # that may be over at the next try; what files say is not
+                raise StartError("\n".join(map(str, outcome.errors))) from None
             raise ConfigError(outcome.errors) from None
         await self._guard(generation, self.around)
         self.generation = generation
@@ -220,14 +223,14 @@ class Supervisor:
 
     def _begin(self) -> None:
         """Everything that goes on beside the queries."""
-        self._loop.add_signal_handler(signal.SIGHUP, lambda: self._spawn(self._reload_on_signal(), "reload"))
-        self._spawn(self.follower.files(), "follower of the files")
-        self._spawn(self.follower.machine(), "follower of the machine")
+        self._loop.add_signal_handler(signal.SIGHUP, lambda: self._task(self._reload_on_signal(), "reload"))
+        self._task(self.follower.files(), "follower of the files")
+        self._task(self.follower.machine(), "follower of the machine")
         health = Health(self)
-        self._spawn(health.beat(), "heartbeat")
-        self._spawn(health.assure(), "watchdog")
-        self._spawn(self._summarise(), "summary")
-        self._spawn(self._end_pauses(), "end of pauses")
+        self._task(health.beat(), "heartbeat")
+        self._task(health.assure(), "watchdog")
+        self._task(self._summarise(), "summary")
+        self._task(self._end_pauses(), "end of pauses")
         generation = self.generation
         assert generation is not None
         self.journal.event({
@@ -274,7 +277,7 @@ class Supervisor:
         opened = endpoints.intercept_port(self.settings) and firewall.fail == "open"
         return "unredirect" if opened else "keep"
 
-    def _spawn(self, work: Any, name: str) -> None:
+    def _task(self, work: Any, name: str) -> None:
         task = self._loop.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._done)

@@ -153,6 +153,7 @@ class Workers:
     async def _keep(self, number: int) -> None:
         """Start a worker again whenever it ends, with growing pauses."""
         child, pause, loop = self._children[number], FIRST_PAUSE, asyncio.get_running_loop()
+        began = True
         while True:
             started = loop.time()
             status = await child.wait()
@@ -160,21 +161,25 @@ class Workers:
                 return
             if child in self._renewing:
                 self._renewing.discard(child)
-                await self._restart(number)
+                began = await self._restart(number)
                 continue
-            log.error("%s ended with status %d; it is started again in %.1f s", child.name, status, pause)
+            if began:
+                log.error("%s ended with status %d; it is started again in %.1f s", child.name, status, pause)
             self.restarts += 1
             pause = FIRST_PAUSE if loop.time() - started > PROVEN else pause
             await asyncio.sleep(pause)
             pause = min(pause * 2, LAST_PAUSE)
-            await self._restart(number)
+            began = await self._restart(number)
 
-    async def _restart(self, number: int) -> None:
+    async def _restart(self, number: int) -> bool:
+        """Did it begin?"""
         try:
             await self._start(number)
         except (ChildError, OSError) as error:
             log.error("%s does not start: %s", self._children[number].name, error)
             self._children[number].kill()
+            return False
+        return True
 
     async def adopt(self, generation: Generation, settings: Settings) -> None:
         """All workers judge by this from now on. ChildError when one of them refuses; the others have it then."""
@@ -199,15 +204,21 @@ class Workers:
         self._had[number] = settings
 
     async def renew(self) -> None:
-        """Start the workers anew, one after the other, with the sockets of now. What waits in a socket is served after."""
-        for child in self._children:
+        """Start the workers anew, one after the other, with the sockets of now. What waits in a socket is served after.
+
+        ChildError when one does not come back: the next would leave nobody to answer.
+        """
+        for number, child in enumerate(self._children):
             if child.running:
                 self._renewing.add(child)
+                self._had[number] = {}
                 await child.stop()  # its keeper starts it again
-                for _ in range(int(START * 100)):  # else the next would leave nobody to answer
-                    if child.running:
+                for _ in range(int(START * 100)):
+                    if self._had[number]:
                         break
                     await asyncio.sleep(0.01)
+                else:
+                    raise ChildError(f"{child.name} does not come back with the sockets of now")
 
     async def stats(self) -> list[dict[str, Any]]:
         """What each worker that answers has counted."""
