@@ -135,7 +135,7 @@ def test_a_restart_answers_when_it_returns_and_a_stop_stops(site: Site, gateway:
     assert site.blocked("mygw.alipay.com")
     assert pid(gateway) != before
     gateway.run("systemctl", "stop", "embargo")
-    assert "status:" not in site.dig("www.example.net")
+    assert "status:" not in site.dig("www.example.net", "+time=1")
     assert gateway.run("systemctl", "is-active", "embargo", check=False).stdout == "inactive\n"
     assert "python3" not in gateway.run("ps", "-e", "-o", "comm,args").stdout
     gateway.run("systemctl", "start", "embargo")
@@ -173,7 +173,7 @@ def test_the_rules_stay_after_a_stop_by_default(protect: str, site: Site, gatewa
         assert missing(before, gateway) == []
         assert not site.reaches(LISTED)
         assert site.reaches(WEB)
-        assert "status:" not in site.dig("www.example.net", server=UPSTREAM), "fail is closed"
+        assert "status:" not in site.dig("www.example.net", "+time=1", server=UPSTREAM), "fail is closed"
         gateway.run("systemctl", "start", "embargo")
     assert (seen[0].wrong, seen[0].opened, seen[0].missing) == (0, 0, 0), seen
     assert missing(before, gateway) == []
@@ -199,12 +199,12 @@ def test_no_query_is_lost_and_no_moment_without_rules_when_it_is_restarted_and_k
     """Also where a stop takes the rules away: this is none. systemd keeps the sockets and queries wait in them."""
     configured(gateway, protect, 'on_stop = "remove"')
     first = pid(gateway)
-    with watched(site, gateway, 10.0) as seen:
+    with watched(site, gateway, 6.0) as seen:
         gateway.run("systemctl", "restart", "embargo")
         second = pid(gateway)
         gateway.run("kill", "-KILL", second)
         until(lambda: pid(gateway) not in (first, second, "0"), "it runs again")
-    assert_nothing_missed(seen, 10.0)
+    assert_nothing_missed(seen, 6.0)
 
 
 @OWNED_OR_NOT

@@ -7,12 +7,13 @@ import os
 import pwd
 import socket
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
-
-from pyroute2 import IPRoute
+from typing import TYPE_CHECKING, NamedTuple
 
 from embargo.ruleset import RESERVED, SINK
 from embargo.upstream import Server
+
+if TYPE_CHECKING:
+    from pyroute2 import IPRoute
 
 #: "local" of [dns] allow_from, but for the networks of the lan interfaces
 LOCAL_NETWORKS = (
@@ -40,9 +41,15 @@ class Interface(NamedTuple):
         return f"{self.address}%{self.name}" if ipaddress.ip_address(self.address).is_link_local else self.address
 
 
+def _routes() -> "IPRoute":
+    from pyroute2 import IPRoute  # a third of what the command line takes to load, which asks an agent instead
+
+    return IPRoute()
+
+
 def interfaces() -> tuple[Interface, ...]:
     """Every address of every interface, in the kernel's order. What `embargo verify` sets up is no news and changes nothing."""
-    with IPRoute() as route:
+    with _routes() as route:
         named = {link["index"]: link.get("ifname") for link in route.get_links()}
         return tuple(
             # IFA_LOCAL is the address itself where IFA_ADDRESS is the other end's of a point-to-point link
@@ -78,7 +85,7 @@ class Hints:
 
 def gateways() -> tuple[str, ...]:
     """The next hops of the default routes."""
-    with IPRoute() as route:
+    with _routes() as route:
         verified = {link["index"] for link in route.get_links() if link.get("ifname") in (RESERVED, SINK)}
         routes = [*route.get_default_routes(socket.AF_INET), *route.get_default_routes(socket.AF_INET6)]
         real = (found for found in routes if found.get("RTA_OIF") not in verified)
@@ -87,7 +94,7 @@ def gateways() -> tuple[str, ...]:
 
 def ways_out() -> frozenset[str]:
     """The interfaces of the default routes."""
-    with IPRoute() as route:
+    with _routes() as route:
         routes = [*route.get_default_routes(socket.AF_INET), *route.get_default_routes(socket.AF_INET6)]
         named = {link["index"]: link.get("ifname") for link in route.get_links()}
         return frozenset(str(named[found.get("RTA_OIF")]) for found in routes if found.get("RTA_OIF") in named)
