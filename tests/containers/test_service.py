@@ -247,6 +247,20 @@ def test_each_process_has_its_user_and_its_capabilities_and_no_more(gateway: Con
     }
 
 
+def test_resolvers_of_another_user_than_the_configuration_says_work_and_that_is_said(site: Site, gateway: Container) -> None:
+    """Whose questions pass the firewall is who asks them."""
+    drop_in = gateway.path("/run/systemd/system/embargo-resolver@.service.d/user.conf")
+    drop_in.parent.mkdir(parents=True)
+    drop_in.write_text("[Service]\nUser=nobody\nGroup=nogroup\n")
+    gateway.run("systemctl", "daemon-reload")
+    gateway.run("systemctl", "restart", "embargo")
+    said = " ".join(gateway.messages("embargo"))
+    assert re.search(r"resolver \d is user 65534, as its unit says; \[state\] user says \d+: let both be the same", said)
+    users = set(re.findall(r"skuid (\S+)", gateway.run("nft", "--numeric", "list", "table", "inet", "embargo").stdout))
+    assert users == {"65534"}
+    assert site.answered("www.example.net")
+
+
 def test_what_an_agent_run_by_hand_as_root_left_is_named_and_handed_over_as_the_page_says(gateway: Container) -> None:
     gateway.run("systemctl", "stop", "embargo")
     gateway.run("chown", "root:", "/var/lib/embargo/lock")

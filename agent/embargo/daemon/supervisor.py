@@ -184,8 +184,12 @@ class Supervisor:
         outcome = await self.reload("start")
         if self.generation is None:
             await self._start_from_last(outcome)
+        expected = self.workers.uid
         try:
             await self.workers.run(self.sockets, self._worker_count())
+            if self.workers.uid != expected:  # whose questions pass is another
+                assert self.generation is not None
+                await self._guard(self.generation, self.around)
         except ChildError as error:
             raise StartError(str(error)) from None
         privileges.settle()
