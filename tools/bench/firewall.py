@@ -122,7 +122,7 @@ class Guardian:
             order: dict[str, Any] = {
                 "generation": 1, "switchboard": board, "lan": [], "except": [], "clients": [], "intercept_port": 0,
                 "fail": "closed", "log_group": 8390, "learn": True, "ct_mark": CT_MARK, "protect": True, "protected": [],
-                "own": [], "system": [],
+                "own": [], "system": [], "exempt": [],
                 "state": str(self._state), "names": {},
             }  # fmt: skip
             began = time.perf_counter()
