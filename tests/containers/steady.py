@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from containers.conftest import GATEWAY, LISTED, Site
 from support.lab import Container
-from tools.rig import until
 
 RATE = 5000  # queries a second
 
@@ -115,7 +114,7 @@ def watched(site: Site, gateway: Container, seconds: float, rate: int = RATE) ->
         site.client.path(stop).write_text("")
         told = [looking.communicate("", timeout=60)[0]]
         for process in started:
-            until(lambda process=process: process.poll() is not None, "the client ends", 60)  # type: ignore[misc] # a default
+            process.wait(60)
     told[:0] = [site.client.path(f"/tmp/{name}.out").read_text() for name in ("load", "connect")]
     try:
         seen.append(Seen(*map(int, " ".join(told).split())))

@@ -249,19 +249,12 @@ def test_a_compiler_that_does_not_end_in_time_is_killed(units: str, monkeypatch:
 
         async def __call__(self, module: str, fds: Sequence[int]) -> Process:
             with open(tmp_path / "order", "r+b", buffering=0) as fifo:
-                return await super().__call__(module, [fifo.fileno(), *fds[1:]])
-
-    begun: list[Process] = []
-
-    async def run() -> None:
-        async def begin(module: str, fds: Sequence[int]) -> Process:
-            begun.append(await Waiting(units)(module, fds))
+                begun.append(await super().__call__(module, [fifo.fileno(), *fds[1:]]))
             return begun[0]
 
-        with pytest.raises(workshop.Hindered, match="did not end in"):
-            await workshop.run(begin, {"matching": "x"})  # type: ignore[arg-type] # which asks for no more than to be called
-
-    asyncio.run(run())
+    begun: list[Process] = []
+    with pytest.raises(workshop.Hindered, match="did not end in"):
+        asyncio.run(workshop.run(Waiting(units), {"matching": "x"}))
     os.kill(begun[0].pid, signal.SIGKILL)  # what systemd does
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from embargo.daemon import workers as workers_
 from embargo.daemon.channel import Channel, Message
 from embargo.daemon.child import MAX_COUNTS, ChildError, ChildGone, Counts
 from embargo.daemon.workers import Workers
@@ -102,6 +103,29 @@ def test_counts_that_cannot_be_are_a_worker_s_end(tmp_path: Path, changed: dict[
         await child.start()
         assert await workers(tmp_path, child).stats() == []
         assert await child.ends() == 9
+
+    asyncio.run(run())
+
+
+def test_workers_are_renewed_no_further_when_one_does_not_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the next one would leave nobody to answer."""
+    monkeypatch.setattr(workers_, "START", 0.05)
+
+    async def run() -> None:
+        first, second = Answering(tmp_path / "1", {"op": "done"}), Answering(tmp_path / "2", {"op": "done"})
+        made = workers(tmp_path, first, second)
+        made._had = [{"upstream": []}, {"upstream": []}]
+        for child in (first, second):
+            Path(child._page).parent.mkdir()
+            await child.start()
+        renewing = asyncio.create_task(made.renew())
+        await asyncio.sleep(0.05)
+        first.killed.set()  # it ends as it was told, and nobody starts it again
+        with pytest.raises(ChildError, match="does not come back"):
+            await renewing
+        assert second.running
+        second.kill()
+        await second.ends()
 
     asyncio.run(run())
 
