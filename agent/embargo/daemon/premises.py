@@ -115,7 +115,7 @@ def user(name: str) -> tuple[int, int]:
         try:
             found = pwd.getpwnam(candidate)
         except KeyError:
-            log.info("there is no user %s: nobody takes its place", candidate)
+            log.info("there is no user %s: the user nobody takes its place", candidate)
         else:
             return found.pw_uid, found.pw_gid
     raise StartError(f'state.user: there is no user "{name}"; make it, or name another')
