@@ -13,9 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from embargo import config, lists, names, show
-from embargo.daemon import compiler, sources
-from embargo.policy import BYPASS, App, Kind, Network
+from embargo import config, names
+from embargo.cli import show
+from embargo.daemon.compile import compiler, sources
+from embargo.lists import lists
+from embargo.lists.policy import BYPASS, App, Kind, Network
 from tools.rig import LAN4, OTHER4, UPSTREAM4, WEB4, Rig, until
 
 TOP = Path(__file__).parent.parent

@@ -1,10 +1,16 @@
-"""Writes docs/configuration.md from the options as the code declares them: python -m tools.docs"""
+"""Writes docs/configuration.md and the map in docs/ARCHITECTURE.md from the code: python -m tools.docs"""
 
+import ast
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from embargo import config
 
-PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
+TOP = Path(__file__).parent.parent
+PAGE = TOP / "docs" / "configuration.md"
+ARCHITECTURE = TOP / "docs" / "ARCHITECTURE.md"
+PACKAGE = TOP / "agent" / "embargo"
 
 _HEAD = """\
 # Configuration
@@ -17,11 +23,48 @@ This page is made from the code by `python -m tools.docs`.
 
 ```toml
 """
+_MAP = re.compile(r"(<!-- the map: python -m tools\.docs -->\n```\n).*?(```\n)", re.DOTALL)
+_COLUMN = 24
 
 
 def page() -> str:
     return _HEAD + config.reference().rstrip() + "\n```\n"
 
 
+def architecture() -> str:
+    """docs/ARCHITECTURE.md with the map of now: each folder and module, and the first line of what it says of itself."""
+    shown = "".join(f"{line}\n" for line in _folder(PACKAGE, 0))
+    text, found = _MAP.subn(lambda match: f"{match[1]}{shown}{match[2]}", ARCHITECTURE.read_text())
+    assert found == 1
+    return text
+
+
+def _folder(folder: Path, depth: int) -> Iterator[str]:
+    yield _row(
+        f"{folder.relative_to(PACKAGE.parent)}/" if not depth else f"{folder.name}/", depth, _says(folder / "__init__.py")
+    )
+    for path in sorted(folder.iterdir(), key=lambda path: (path.is_dir(), path.name)):
+        if path.is_dir() and any(path.glob("*.py")):
+            yield from _folder(path, depth + 1)
+        elif path.suffix in (".py", ".pyx") and not path.name.startswith("__"):
+            yield _row(path.name, depth + 1, _says(path))
+
+
+def _row(name: str, depth: int, says: str) -> str:
+    return f"{'  ' * depth}{name}".ljust(_COLUMN) + says
+
+
+def _says(path: Path) -> str:
+    """The first line of a module's docstring, without its full stop."""
+    text = path.read_text()
+    if path.suffix == ".pyx":
+        found = re.search(r'^"""(.*)', text, re.MULTILINE)
+        line = found[1] if found else ""
+    else:
+        line = (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
+    return line.removesuffix('"""').rstrip(".")
+
+
 if __name__ == "__main__":
     PAGE.write_text(page())
+    ARCHITECTURE.write_text(architecture())

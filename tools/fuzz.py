@@ -86,14 +86,16 @@ LINES = (
 
 
 def fuzz(draw: random.Random, run: Callable[[], None]) -> None:
-    from embargo import _bulk, _fastpath, accelerator, fastpath, image, lists, policy
-    from embargo.cache import Cache
+    from embargo import _bulk, _fastpath, accelerator
+    from embargo.dns import fastpath
+    from embargo.dns.cache import Cache
+    from embargo.dns.fastpath import Acl, BlockMode, Rules
+    from embargo.dns.message import Answer
     from embargo.errors import ListError
-    from embargo.fastpath import Acl, BlockMode, Rules
-    from embargo.lists import Guard
-    from embargo.message import Answer
+    from embargo.lists import image, lists, policy
+    from embargo.lists.lists import Guard
+    from embargo.lists.policy import App, Level, Selection, Source
     from embargo.names import Name
-    from embargo.policy import App, Level, Selection, Source
 
     assert Path(_bulk.__file__).is_relative_to(os.environ[INSIDE])
     listening = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
@@ -161,7 +163,7 @@ def _damage(draw: random.Random, finder: Any, slots: bytes, blob: bytes, asked: 
 
 def _over_a_socket(draw: random.Random, rules: Any, cache: Any, listening: socket.socket, client: socket.socket) -> None:
     """From recvmmsg to sendmmsg, with an event log that nobody reads."""
-    from embargo.daemon import intake
+    from embargo.daemon.resolve import intake
     from embargo.events import Folder
 
     class Noted:

@@ -13,7 +13,8 @@ import click
 from click.shell_completion import BashComplete, FishComplete, ZshComplete
 
 import embargo
-from embargo import cli, config
+from embargo import config
+from embargo.cli import verbs
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -46,7 +47,7 @@ def pages() -> dict[str, str]:
 
 def completions() -> dict[str, str]:
     """Each shell's file, by its path below /usr/share."""
-    return {path: shell(cli.cli, {}, "embargo", "_EMBARGO_COMPLETE").source() for path, shell in COMPLETIONS.items()}
+    return {path: shell(verbs.cli, {}, "embargo", "_EMBARGO_COMPLETE").source() for path, shell in COMPLETIONS.items()}
 
 
 def _page(name: str, section: int, what: str, body: Iterator[str]) -> str:
@@ -64,7 +65,7 @@ def _commands() -> Iterator[str]:
         "**why**, **apps**, **check**, **export** and **log** tell what would be."
     )
     yield "# COMMANDS"
-    for name, command in cli.cli.commands.items():
+    for name, command in verbs.cli.commands.items():
         context = click.Context(command, info_name=name)
         yield f"## **embargo {name}** {_plain(' '.join(command.collect_usage_pieces(context)))}"
         yield from (" ".join(map(_plain, each.split())) for each in (command.help or "").split("\n\n"))
@@ -73,7 +74,7 @@ def _commands() -> Iterator[str]:
             if record and record[1] and parameter.name not in ("file", "help"):  # every command has these
                 yield _definition(f"**{_plain(record[0])}**", _plain(record[1]))
     yield "# OPTIONS"
-    yield _definition("**-c**, **--config** *FILE*", f"the configuration, instead of {cli.DEFAULT}")
+    yield _definition("**-c**, **--config** *FILE*", f"the configuration, instead of {verbs.DEFAULT}")
     yield _definition("**-h**, **--help**", "what there is; after a command, its options")
     yield "# EXIT STATUS"
     yield _definition("0", "done")

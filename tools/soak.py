@@ -22,8 +22,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from embargo import message, names, show
-from embargo.daemon import control, whole
+from embargo import names
+from embargo.cli import show
+from embargo.daemon.ask import control
+from embargo.daemon.host import whole
+from embargo.dns import message
 from embargo.errors import EmbargoError
 from tools.bench import report
 from tools.demo import GATEWAY, Demo

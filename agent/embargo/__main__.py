@@ -1,5 +1,5 @@
 """`python -m embargo` is the command `embargo`."""
 
-from embargo.cli import main
+from embargo.cli.verbs import main
 
 main()

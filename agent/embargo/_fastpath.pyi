@@ -1,11 +1,11 @@
 from collections.abc import Callable
 
-from embargo.cache import Cache, Entry
-from embargo.daemon.attempts import Attempts
-from embargo.daemon.intake import Drained, Listener
+from embargo.daemon.resolve.attempts import Attempts
+from embargo.daemon.resolve.intake import Drained, Listener
+from embargo.dns.cache import Cache, Entry
+from embargo.dns.fastpath import Attempt, Rules
+from embargo.dns.message import Answer, Query
 from embargo.events import Kind as Kind
-from embargo.fastpath import Attempt, Rules
-from embargo.message import Answer, Query
 
 def query(packet: bytes) -> Query | None: ...
 def read(packet: bytes, question: bytes) -> Answer | None: ...

@@ -205,7 +205,7 @@ cdef type _Query = None, _Answer = None, _Lead = None
 cdef _types():
     """The tuples that messages are taken apart into. Not when this module is imported: see above."""
     global _Query, _Answer, _Lead
-    from embargo.message import Answer, Lead, Query
+    from embargo.dns.message import Answer, Lead, Query
 
     _Query, _Answer, _Lead = Query, Answer, Lead
 
@@ -604,7 +604,7 @@ cdef class Answering:
         free(self._canary)
 
     def __init__(self, rules, cache, bint names=True, about=None):
-        from embargo import fastpath, message
+        from embargo.dns import fastpath, message
 
         self._rules, self._cache, self._finder = rules, cache, rules.image.finder
         self._judged, self._young, self._old, self._types, self.hits = rules.judged, {}, {}, {}, 0
@@ -963,7 +963,7 @@ cdef class Intake:
 
     def __init__(self, cache, attempts):
         from embargo import events
-        from embargo.daemon import intake
+        from embargo.daemon.resolve import intake
 
         self._cache, self._packet, self._way, self._attempts = cache, intake.Packet, intake.Way, attempts
         self._listeners = {}

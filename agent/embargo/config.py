@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from embargo import names, toml
+from embargo.dns.upstream import SCHEMES, Server
 from embargo.errors import ConfigError, Problem, Refused
+from embargo.lists.policy import BYPASS_FUNCTIONS, FUNCTIONS, Action, Selection
 from embargo.names import Name
-from embargo.policy import BYPASS_FUNCTIONS, FUNCTIONS, Action, Selection
-from embargo.upstream import SCHEMES, Server
 
 BLOCK_MODES = ("nxdomain", "nodata", "null", "refused")
 CT_MARK = 0xFF00_0000  # the bits of the conntrack mark that are ours, unless configured otherwise

@@ -17,11 +17,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
-from embargo import listing, names, policy, ruleset, spans
+from embargo import names
 from embargo.config import Config
-from embargo.image import Image
+from embargo.firewall import listing, ruleset, spans
+from embargo.lists import policy
+from embargo.lists.image import Image
+from embargo.lists.policy import BYPASS, Action, Claims, Class, Decision, Source, Switchboard
 from embargo.names import Name
-from embargo.policy import BYPASS, Action, Claims, Class, Decision, Source, Switchboard
 
 SHOWN = 3  # examples of what is left out
 TABLE = "embargo_export"  # beside our own, which is another table

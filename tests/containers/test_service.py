@@ -41,7 +41,7 @@ def test_it_is_up_when_the_machine_has_booted(site: Site, gateway: Container) ->
     assert gateway.run("systemctl", "is-system-running").stdout == "running\n"
     status = gateway.run("systemctl", "status", "embargo").stdout
     assert "Active: active (running)" in status
-    assert "embargo.daemon.guardian" in status
+    assert "embargo.daemon.guard.guardian" in status
     found = told(gateway)
     assert found["accelerator"].startswith("native"), "neither build of the compiled modules fits this Python"
     assert found["firewall"]["present"]

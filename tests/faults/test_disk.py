@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from embargo import names
-from embargo.daemon import control
-from embargo.daemon.journal import Journal
-from embargo.daemon.memory import Memory
-from embargo.learning import Book, Reason
-from embargo.policy import Class
+from embargo.daemon.ask import control
+from embargo.daemon.guard.memory import Memory
+from embargo.daemon.log.journal import Journal
+from embargo.firewall.learning import Book, Reason
+from embargo.lists.policy import Class
 from faults.conftest import Start
 from support.agent import Agent
 from support.load import Load, accounted, bounded, supervisor, uses

@@ -19,15 +19,16 @@ from pathlib import Path
 
 import pytest
 
-from embargo import config, image, lists, names, policy
-from embargo.daemon import control
-from embargo.daemon.compiler import IMAGE, REPORT, fill, new
-from embargo.daemon.generations import Store
-from embargo.daemon.journal import Journal
-from embargo.daemon.memory import Memory
+from embargo import config, names
+from embargo.daemon.ask import control
+from embargo.daemon.compile.compiler import IMAGE, REPORT, fill, new
+from embargo.daemon.guard.memory import Memory
+from embargo.daemon.log.journal import Journal
+from embargo.daemon.supervise.generations import Store
 from embargo.errors import ImageError
-from embargo.learning import Book, Reason
-from embargo.policy import Class, Selection
+from embargo.firewall.learning import Book, Reason
+from embargo.lists import image, lists, policy
+from embargo.lists.policy import Class, Selection
 from support.agent import running
 from support.playbook import listed
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from embargo.daemon.generations import KEEP
+from embargo.daemon.supervise.generations import KEEP
 from faults.conftest import Start
 from support.agent import Agent
 from support.load import Load, accounted, bounded, pids, uses

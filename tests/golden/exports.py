@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from embargo import config, export, image, policy
+from embargo import config, export
 from embargo.export import Effective
-from embargo.image import Image
+from embargo.lists import image, policy
+from embargo.lists.image import Image
+from embargo.lists.policy import Level, List
 from embargo.names import Name
-from embargo.policy import Level, List
 
 if __package__ == "tests.golden":  # started as a command
     import sys

@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from embargo import image, listing, policy, ruleset
 from embargo.config import CT_MARK
-from embargo.image import Image
-from embargo.policy import Action, Level, Selection
-from embargo.ruleset import Own
-from embargo.table import Ruleset
+from embargo.firewall import listing, ruleset
+from embargo.firewall.ruleset import Own
+from embargo.firewall.table import Ruleset
+from embargo.lists import image, policy
+from embargo.lists.image import Image
+from embargo.lists.policy import Action, Level, Selection
 
 if __package__ == "tests.golden":  # started as a command
     import sys

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from embargo import accelerator
-from embargo.daemon.outbox import MAX_MISSING
-from embargo.daemon.resolver import MAX_FILE
+from embargo.daemon.process.outbox import MAX_MISSING
+from embargo.daemon.resolve.resolver import MAX_FILE
 from support.agent import Agent, free_port, running
 from support.playbook import query
 from tools.rig import until

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from embargo.daemon.pausing import Pauses
+from embargo.daemon.supervise.pausing import Pauses
 from support.agent import Agent, running
 from tools.rig import until
 

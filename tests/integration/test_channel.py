@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from embargo.daemon import channel
-from embargo.daemon.channel import MAX_MESSAGE, Channel, ChannelError
+from embargo.daemon.process import channel
+from embargo.daemon.process.channel import MAX_MESSAGE, Channel, ChannelError
 
 SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from embargo.daemon.child import AT_ONCE, Child, ChildGone
+from embargo.daemon.process.child import AT_ONCE, Child, ChildGone
 from support.child import Scripted
 
 EVENTS = b"E" + bytes(8) + (1).to_bytes(8) + b"{}\n"

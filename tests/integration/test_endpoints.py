@@ -7,9 +7,9 @@ import pytest
 
 from embargo import config
 from embargo.config import Config
-from embargo.daemon import endpoints
-from embargo.daemon.endpoints import Endpoint, ListenError, Sockets
-from embargo.daemon.machine import Interface
+from embargo.daemon.host import endpoints
+from embargo.daemon.host.endpoints import Endpoint, ListenError, Sockets
+from embargo.daemon.host.machine import Interface
 from support.agent import free_port
 
 LO = (Interface("lo", "127.0.0.1", 8), Interface("lo", "::1", 128))

@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from embargo import config
-from embargo.daemon import explain
+from embargo import config, explain
 
 DAY = 86_400
 REPORT: dict[str, Any] = {"apps": []}

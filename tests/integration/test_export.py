@@ -12,13 +12,14 @@ import dns.rrset
 import pytest
 
 import embargo
-from embargo import config, export, names, policy
+from embargo import config, explain, export, names
 from embargo.config import Config
-from embargo.daemon import compiler, explain, sources
+from embargo.daemon.compile import compiler, sources
 from embargo.export import Effective
-from embargo.image import Image
+from embargo.lists import policy
+from embargo.lists.image import Image
+from embargo.lists.policy import Action
 from embargo.names import Name
-from embargo.policy import Action
 from golden import exports as golden
 from support import exports
 from support.agent import Agent

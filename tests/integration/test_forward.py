@@ -17,11 +17,11 @@ import dns.rcode
 import dns.rrset
 import pytest
 
-from embargo import message
-from embargo.daemon import forward
-from embargo.daemon.forward import Forwarder
-from embargo.engine import Forward
-from embargo.upstream import Server
+from embargo.daemon.resolve import forward
+from embargo.daemon.resolve.forward import Forwarder
+from embargo.dns import message
+from embargo.dns.engine import Forward
+from embargo.dns.upstream import Server
 from support.playbook import query
 from support.upstream import Asked, Elsewhere, Late, Script, Upstream, right
 from support.worker import Worker

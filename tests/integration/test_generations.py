@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from embargo import config, image, lists, policy
-from embargo.daemon.generations import KEEP, Store
+from embargo import config
+from embargo.daemon.supervise.generations import KEEP, Store
 from embargo.errors import ImageError
-from embargo.lists import Guard
-from embargo.policy import App, Level, Selection, Source
+from embargo.lists import image, lists, policy
+from embargo.lists.lists import Guard
+from embargo.lists.policy import App, Level, Selection, Source
 
 SETTINGS = config.default()
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from embargo.daemon.journal import Journal
+from embargo.daemon.log.journal import Journal
 
 
 def read(path: Path) -> list[dict[str, object]]:

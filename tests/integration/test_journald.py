@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from embargo.daemon.journald import LARGEST, JournalHandler
+from embargo.daemon.log.journald import LARGEST, JournalHandler
 
 
 @pytest.fixture

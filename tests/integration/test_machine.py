@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from embargo.daemon import machine
-from embargo.daemon.machine import Interface
-from embargo.upstream import Server
+from embargo.daemon.host import machine
+from embargo.daemon.host.machine import Interface
+from embargo.dns.upstream import Server
 
 
 def test_loopback_is_an_interface() -> None:

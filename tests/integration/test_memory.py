@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from embargo import names
-from embargo.daemon import memory as memory_
-from embargo.daemon.memory import Memory
-from embargo.learning import PROVING, RECENT, Book, Reason
-from embargo.policy import Class
+from embargo.daemon.guard import memory as memory_
+from embargo.daemon.guard.memory import Memory
+from embargo.firewall.learning import PROVING, RECENT, Book, Reason
+from embargo.lists.policy import Class
 
 A, B = b"\xcb\0\x71\1", b"\xcb\0\x71\2"
 WHY = Reason(names.from_text("pay.alipay.example"), Class("alipay", "payment"), "alipay/payment.list", 1, "alipay.example")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from embargo.daemon import metrics
+from embargo.daemon.ask import metrics
 from support.agent import Agent, free_port, running
 from tools.rig import until
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from embargo.daemon.outbox import MAX_MISSING, Account, Ledger
+from embargo.daemon.process.outbox import MAX_MISSING, Account, Ledger
 
 
 def test_what_was_noted_and_never_written_is_missing_also_to_the_next_supervisor(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from embargo.daemon import premises
+from embargo.daemon.supervise import premises
 
 
 def test_each_failed_start_in_a_row_is_told_later_than_the_one_before(tmp_path: Path) -> None:

@@ -19,13 +19,15 @@ import dns.rcode
 import dns.rdatatype
 import pytest
 
-from embargo import accelerator, cache, names
-from embargo.daemon import witness
-from embargo.daemon.channel import pair
-from embargo.daemon.resolver import Resolver
-from embargo.daemon.selector import Selector
-from embargo.daemon.witness import Marks
-from embargo.image import Image
+from embargo import accelerator, names
+from embargo.daemon.process import answered
+from embargo.daemon.process.answered import Marks
+from embargo.daemon.process.channel import pair
+from embargo.daemon.resolve import witness
+from embargo.daemon.resolve.resolver import Resolver
+from embargo.daemon.resolve.selector import Selector
+from embargo.dns import cache
+from embargo.lists.image import Image
 from support.playbook import compiled, query
 from support.upstream import Upstream, right
 from support.worker import LOOPBACK, Worker, bound, framed, is_closed, read
@@ -301,7 +303,7 @@ def heard(message: dict[str, Any]) -> list[tuple[str, list[str], int]]:
     packed = message["records"] if "records" in message else bytes.fromhex(message["record"])
     return [
         (names.to_text(name), [str(ipaddress.ip_address(a)) for a in addresses], seconds)
-        for name, addresses, seconds in witness.unpack(packed)
+        for name, addresses, seconds in answered.unpack(packed)
     ]
 
 

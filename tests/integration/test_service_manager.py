@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from embargo.daemon import notify
+from embargo.daemon.process import notify
 from support.agent import Agent, free_port
 from support.manager import Manager
 from tools.rig import until

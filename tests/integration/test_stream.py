@@ -12,7 +12,7 @@ import dns.rcode
 import dns.rrset
 import pytest
 
-from embargo.daemon import stream
+from embargo.daemon.resolve import stream
 from support.playbook import query
 from support.upstream import Asked, Late, Upstream, right
 from support.worker import LOOPBACK, Worker, framed, is_closed, read

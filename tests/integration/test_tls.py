@@ -16,8 +16,8 @@ import dns.rcode
 import dns.rrset
 import pytest
 
-from embargo.daemon import pipeline, tls
-from embargo.upstream import Server
+from embargo.daemon.resolve import pipeline, tls
+from embargo.dns.upstream import Server
 from support import secure
 from support.agent import APPS, free_port, running
 from support.playbook import query

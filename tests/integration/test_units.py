@@ -17,10 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from embargo.daemon import channel, spawn, workshop
-from embargo.daemon.child import Child, ChildError
-from embargo.daemon.outbox import Ledger
-from embargo.daemon.spawn import Process, Spawn, Units
+from embargo.daemon.process import channel, spawn
+from embargo.daemon.process.child import Child, ChildError
+from embargo.daemon.process.outbox import Ledger
+from embargo.daemon.process.spawn import Process, Spawn, Units
+from embargo.daemon.supervise import workshop
 from support.agent import Agent
 from tools.rig import until
 
@@ -37,7 +38,7 @@ def units(tmp_path: Path) -> Iterator[str]:
     started = []
     for module in ("resolver", "compiler"):
         command = ["systemd-socket-activate", "--accept", "--seqpacket", f"--listen={directory}/{module}",
-                   sys.executable, "-P", "-m", "embargo.daemon.handover", module]  # fmt: skip
+                   sys.executable, "-P", "-m", "embargo.daemon.process.handover", module]  # fmt: skip
         started.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True))
         until((directory / module).exists, f"somebody listens for a {module}")
     yield str(directory)
@@ -213,7 +214,7 @@ def test_a_compiler_that_does_not_answer_as_it_should_is_in_the_way_and_no_more(
     class Odd:
         gives_user = False
 
-        async def __call__(self, module: str, fds: Sequence[int]) -> Process:
+        async def __call__(self, name: str, fds: Sequence[int]) -> Process:
             os.write(fds[1], said)
             return Ended()
 
@@ -247,9 +248,9 @@ def test_a_compiler_that_does_not_end_in_time_is_killed(units: str, monkeypatch:
     class Waiting(Units):
         """Its order never comes."""
 
-        async def __call__(self, module: str, fds: Sequence[int]) -> Process:
+        async def __call__(self, name: str, fds: Sequence[int]) -> Process:
             with open(tmp_path / "order", "r+b", buffering=0) as fifo:
-                begun.append(await super().__call__(module, [fifo.fileno(), *fds[1:]]))
+                begun.append(await super().__call__(name, [fifo.fileno(), *fds[1:]]))
             return begun[0]
 
     begun: list[Process] = []

@@ -3,7 +3,7 @@
 import threading
 from pathlib import Path
 
-from embargo.daemon.watch import Watch
+from embargo.daemon.host.watch import Watch
 
 SOON = 10.0
 

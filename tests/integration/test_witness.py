@@ -6,11 +6,13 @@ import socket
 from typing import Any
 
 from embargo import names
-from embargo.daemon import channel, witness
-from embargo.daemon.channel import Channel
-from embargo.daemon.witness import Marks, Witness
-from embargo.engine import Heard
-from embargo.fastpath import Rules
+from embargo.daemon.process import answered, channel
+from embargo.daemon.process.answered import Marks
+from embargo.daemon.process.channel import Channel
+from embargo.daemon.resolve import witness
+from embargo.daemon.resolve.witness import Witness
+from embargo.dns.engine import Heard
+from embargo.dns.fastpath import Rules
 
 RULES: Any = None  # of no interest to an answer that nothing blocks
 
@@ -48,7 +50,7 @@ async def tell(rules: Rules) -> None:
         await asyncio.sleep(0.02)
         try:
             while (received := guardian.receive()) is not None:
-                told += [names.to_text(name) for name, _, _ in witness.unpack(received[0]["records"])]
+                told += [names.to_text(name) for name, _, _ in answered.unpack(received[0]["records"])]
         except BlockingIOError:
             if len(told) >= witness.MAX_RECORDS + 50:
                 break

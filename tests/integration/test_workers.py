@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from embargo.daemon import workers as workers_
-from embargo.daemon.channel import Channel, Message
-from embargo.daemon.child import MAX_COUNTS, ChildError, ChildGone, Counts
-from embargo.daemon.workers import Workers
+from embargo.daemon.process.channel import Channel, Message
+from embargo.daemon.process.child import MAX_COUNTS, ChildError, ChildGone, Counts
+from embargo.daemon.supervise import workers as workers_
+from embargo.daemon.supervise.workers import Workers
 from support.child import Scripted
 
 COUNTED: dict[str, Any] = {

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from embargo import ruleset, spans
 from embargo.config import CT_MARK
-from embargo.daemon import conntrack, neighbours
-from embargo.daemon.conntrack import Conntrack
-from embargo.daemon.neighbours import Neighbours
-from embargo.daemon.netlink import Nftables
-from embargo.policy import Action, Class
-from embargo.ruleset import Spec, value_of
+from embargo.daemon.guard import conntrack, neighbours
+from embargo.daemon.guard.conntrack import Conntrack
+from embargo.daemon.guard.neighbours import Neighbours
+from embargo.daemon.guard.netlink import Nftables
+from embargo.firewall import ruleset, spans
+from embargo.firewall.ruleset import Spec, value_of
+from embargo.lists.policy import Action, Class
 from tools.rig import LAN4, LAN6, Rig
 
 pytestmark = pytest.mark.root

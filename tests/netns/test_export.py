@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from embargo import export
-from embargo.policy import Action, Level
+from embargo.lists.policy import Action, Level
 from golden import exports as golden
 from support import catalogue
 from tools.rig import Rig

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from embargo import nft, ruleset, spans
-from embargo.daemon.netlink import Nftables
-from embargo.daemon.nflog import NfLog, Record
-from embargo.policy import Action, Class
-from embargo.ruleset import Spec
-from embargo.table import TABLE
+from embargo.daemon.guard.netlink import Nftables
+from embargo.daemon.guard.nflog import NfLog, Record
+from embargo.firewall import nft, ruleset, spans
+from embargo.firewall.ruleset import Spec
+from embargo.firewall.table import TABLE
+from embargo.lists.policy import Action, Class
 from golden import rulesets
 from support.firewall import Firewall, Packet
 from tools.rig import LAN4, LAN6, OTHER4, OTHER6, WAN4, WEB4, Rig, until

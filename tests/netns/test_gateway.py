@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from embargo import nft
-from embargo.daemon import privileges
-from embargo.daemon.netlink import Nftables
-from embargo.nft import Message
-from embargo.table import TABLE
+from embargo.daemon.guard.netlink import Nftables
+from embargo.daemon.process import privileges
+from embargo.firewall import nft
+from embargo.firewall.nft import Message
+from embargo.firewall.table import TABLE
 from support.agent import Agent, running
 from tools.rig import LAN4, LAN6, OTHER4, OTHER6, UPSTREAM4, UPSTREAM6, WEB4, WEB6, Rig, until
 

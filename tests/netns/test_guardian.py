@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from embargo import names
-from embargo.daemon import channel, witness
-from embargo.daemon.channel import Channel
-from embargo.daemon.outbox import Ledger
-from embargo.daemon.witness import Marks
+from embargo.daemon.process import answered, channel
+from embargo.daemon.process.answered import Marks
+from embargo.daemon.process.channel import Channel
+from embargo.daemon.process.outbox import Ledger
 from support.playbook import compiled
 from tools.rig import Rig, until
 
@@ -31,7 +31,7 @@ LEADS = {"op": "leads", "class": ["alipay", "payment"], "list": "alipay/payment.
 
 
 def record(address: bytes = ADDRESS, name: str = "pay.alipay.example") -> str:
-    return witness.pack(names.from_text(name), [address], 300).hex()
+    return answered.pack(names.from_text(name), [address], 300).hex()
 
 
 class Guardian:
@@ -41,7 +41,7 @@ class Guardian:
         self.channel, theirs = channel.pair()
         self._ledger = Ledger.make()
         fds = [theirs.fileno(), self._ledger]
-        command = [*rig.prefix("gateway"), sys.executable, "-m", "embargo.daemon.guardian", *map(str, fds)]
+        command = [*rig.prefix("gateway"), sys.executable, "-m", "embargo.daemon.guard.guardian", *map(str, fds)]
         with theirs:
             self.process = subprocess.Popen(command, pass_fds=fds)
         self._number = 0
@@ -155,7 +155,7 @@ def test_whoever_was_answered_with_an_address_before_is_heard_before_it_is_block
     until(lambda: ADDRESS in guardian.marks, "who answers with it from now on waits")
     assert rig.reach("client", "203.0.113.9") == "open"
     asked = heard(first)
-    first.send_answered(witness.pack(names.from_text("neighbour.test"), [ADDRESS], 300))
+    first.send_answered(answered.pack(names.from_text("neighbour.test"), [ADDRESS], 300))
     first.send({"op": "told", "number": asked["number"]})
     until(lambda: ADDRESS not in guardian.marks, "it stays open")
     learning = guardian.ask("stats")["learning"]

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from embargo import nft, ruleset, spans
-from embargo.daemon.netlink import Nftables
+from embargo.daemon.guard.netlink import Nftables
 from embargo.errors import FirewallError
-from embargo.nft import Message
-from embargo.policy import Action, Class
-from embargo.ruleset import Spec
-from embargo.table import TABLE, Chain, Jump, Rule, Ruleset
+from embargo.firewall import nft, ruleset, spans
+from embargo.firewall.nft import Message
+from embargo.firewall.ruleset import Spec
+from embargo.firewall.table import TABLE, Chain, Jump, Rule, Ruleset
+from embargo.lists.policy import Action, Class
 from support.stream import Stream, number
 from tools.rig import LAN4, Rig, until
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from embargo import ruleset, spans
-from embargo.daemon.netlink import Nftables
-from embargo.daemon.nflog import NfLog, Record
+from embargo.daemon.guard.netlink import Nftables
+from embargo.daemon.guard.nflog import NfLog, Record
 from embargo.errors import FirewallError
-from embargo.policy import Action, Class
-from embargo.ruleset import LOG_RATE, Spec
-from embargo.table import TABLE
+from embargo.firewall import ruleset, spans
+from embargo.firewall.ruleset import LOG_RATE, Spec
+from embargo.firewall.table import TABLE
+from embargo.lists.policy import Action, Class
 from support.stream import number
 from tools.rig import LAN4, LAN6, WAN4, WAN6, Rig, until
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from embargo import listing as shown
+from embargo.firewall import listing as shown
 from golden import rulesets
 
 pytestmark = pytest.mark.root

@@ -409,7 +409,7 @@ def started(rig: Rig, agent: Agent) -> "subprocess.Popen[bytes]":
     # a shell's background job ignores SIGINT, and so would what is started from it
     code = (
         "import signal; signal.signal(2, signal.default_int_handler); from embargo.verify import packets; packets.PAUSE = 0.5;"
-        " from embargo import cli; cli.main()"
+        " from embargo.cli import verbs; verbs.main()"
     )
     process = subprocess.Popen(
         [*agent.prefix, sys.executable, "-c", code, "verify", "-c", str(agent.config)],

@@ -10,12 +10,14 @@ import dns.rrset
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from embargo import fastpath, image, names, policy
-from embargo.cache import Cache
-from embargo.engine import Drop, Engine, Forward, Joined, Reply, Zones
-from embargo.fastpath import Acl, Rules
-from embargo.policy import Action, App, List, Selection
-from embargo.upstream import Upstreams
+from embargo import names
+from embargo.dns import fastpath
+from embargo.dns.cache import Cache
+from embargo.dns.engine import Drop, Engine, Forward, Joined, Reply, Zones
+from embargo.dns.fastpath import Acl, Rules
+from embargo.dns.upstream import Upstreams
+from embargo.lists import image, policy
+from embargo.lists.policy import Action, App, List, Selection
 from support import oracle, shortcut
 from support.playbook import CLIENT, NXDOMAIN, SERVERS, answer, query, rules
 from support.strategies import ADDRESSES, APPS, ASKED, LOCAL, SELECTIONS

@@ -5,11 +5,12 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embargo import config, export, image, names, policy
+from embargo import config, export, names
 from embargo.export import Effective, Verdict
-from embargo.image import Image
+from embargo.lists import image, policy
+from embargo.lists.image import Image
+from embargo.lists.policy import Action, App, List, Selection
 from embargo.names import Name
-from embargo.policy import Action, App, List, Selection
 from support import exports
 from support.strategies import APPS, ASKED, LOCAL, SELECTIONS
 

@@ -9,10 +9,10 @@ import dns.rrset
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from embargo.cache import Cache
-from embargo.engine import Engine, Forward, Reply, Zones
-from embargo.fastpath import BlockMode, Rules
-from embargo.upstream import Server, Upstreams
+from embargo.dns.cache import Cache
+from embargo.dns.engine import Engine, Forward, Reply, Zones
+from embargo.dns.fastpath import BlockMode, Rules
+from embargo.dns.upstream import Server, Upstreams
 from support import shortcut
 from support.playbook import CLIENT, NULL, NXDOMAIN, answer, query, rules
 

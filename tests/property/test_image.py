@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embargo import image, names
+from embargo import names
 from embargo.errors import ImageError
-from embargo.image import Image
+from embargo.lists import image
+from embargo.lists.image import Image
+from embargo.lists.policy import Claimed, Claims, Class, Decision, Level, Policy, Source
 from embargo.names import Name
-from embargo.policy import Claimed, Claims, Class, Decision, Level, Policy, Source
 
 CLASSES = tuple(Class(f"app{i}", "core") for i in range(4))
 SOURCES = tuple(Source(f"app{i}/core.list", level, f"app{i}", "core", False) for i, level in enumerate([*Level, Level.APPS]))

@@ -5,10 +5,11 @@ from collections.abc import Iterable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embargo import lists, names
+from embargo import names
 from embargo.errors import ConfigError, ListError, Problem, Refused
-from embargo.lists import Guard
-from embargo.policy import Kind, Level, Source
+from embargo.lists import lists
+from embargo.lists.lists import Guard
+from embargo.lists.policy import Kind, Level, Source
 
 SOURCE = Source("alipay/payment.list", Level.APPS, "alipay", "payment", False)
 

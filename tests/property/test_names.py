@@ -6,8 +6,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from embargo import lists, names
+from embargo import names
 from embargo.errors import MessageError
+from embargo.lists import lists
 from embargo.names import Name
 
 LABELS = st.lists(st.binary(min_size=1, max_size=63), max_size=5).filter(lambda labels: sum(map(len, labels)) < 250)

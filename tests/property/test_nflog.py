@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embargo.daemon import nflog
-from embargo.daemon.nflog import Record
+from embargo.daemon.guard import nflog
+from embargo.daemon.guard.nflog import Record
 
 
 def attribute(kind: int, value: bytes) -> bytes:

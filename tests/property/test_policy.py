@@ -6,9 +6,10 @@ import itertools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embargo import image, names, policy
-from embargo.image import Image
-from embargo.policy import App, Class, List, Selection
+from embargo import names
+from embargo.lists import image, policy
+from embargo.lists.image import Image
+from embargo.lists.policy import App, Class, List, Selection
 from support import oracle
 from support.strategies import ADDRESSES, APPS, ASKED, LOCAL, SELECTIONS
 

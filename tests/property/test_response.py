@@ -10,9 +10,9 @@ import dns.rrset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embargo import message, response
+from embargo.dns import message, response
+from embargo.dns.message import Answer
 from embargo.errors import MessageError
-from embargo.message import Answer
 from support.playbook import query
 from support.responses import QUESTION, SECTIONS, build, mutated
 

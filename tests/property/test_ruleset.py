@@ -6,9 +6,10 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embargo import image, policy, ruleset
-from embargo.image import Image
-from embargo.policy import Action, App, List, Selection
+from embargo.firewall import ruleset
+from embargo.lists import image, policy
+from embargo.lists.image import Image
+from embargo.lists.policy import Action, App, List, Selection
 from support.firewall import Firewall, Packet
 from support.strategies import ADDRESSES, APPS, LOCAL, SELECTIONS
 

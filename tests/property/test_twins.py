@@ -7,11 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embargo import _bulk, _fastpath, accelerator, image, lists, message, policy, response
+from embargo import _bulk, _fastpath, accelerator
+from embargo.dns import message, response
 from embargo.errors import ListError, MessageError
-from embargo.lists import Guard
+from embargo.lists import image, lists, policy
+from embargo.lists.lists import Guard
+from embargo.lists.policy import App, Level, List, Selection, Source
 from embargo.names import Name
-from embargo.policy import App, Level, List, Selection, Source
 from support.playbook import query
 from support.responses import QUESTION, SECTIONS, build, mutated
 from support.strategies import APPS, LOCAL, SELECTIONS

@@ -5,8 +5,8 @@ from typing import Any, cast
 
 import pytest
 
-from embargo.daemon.intake import Intake
-from embargo.daemon.selector import Selector
+from embargo.daemon.resolve.intake import Intake
+from embargo.daemon.resolve.selector import Selector
 
 
 class Broken:

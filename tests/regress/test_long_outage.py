@@ -1,6 +1,6 @@
 """A server that failed more than a thousand times in a row made a power of two that no float can hold, and every query hung."""
 
-from embargo.upstream import LAST_PENALTY, Server, Upstreams
+from embargo.dns.upstream import LAST_PENALTY, Server, Upstreams
 
 
 def test_an_outage_may_last() -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from embargo.daemon import control
+from embargo.daemon.ask import control
 from tools.rig import until
 
 READY = 30.0  # seconds; a busy machine starts three interpreters

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from embargo import lists
-from embargo.lists import Guard
-from embargo.policy import App, Level, List, Source
+from embargo.lists import lists
+from embargo.lists.lists import Guard
+from embargo.lists.policy import App, Level, List, Source
 
 
 def app_list(path: str, *lines: str) -> List:

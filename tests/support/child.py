@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from embargo.daemon import channel
-from embargo.daemon.child import Child
-from embargo.daemon.outbox import Account
+from embargo.daemon.process import channel
+from embargo.daemon.process.child import Child
+from embargo.daemon.process.outbox import Account
 
 
 class Scripted(Child):

@@ -16,10 +16,11 @@ import dns.name
 import dns.query
 import dns.rdatatype
 
-from embargo import lists, names
-from embargo.lists import Guard
+from embargo import names
+from embargo.lists import lists
+from embargo.lists.lists import Guard
+from embargo.lists.policy import Level, List, Source
 from embargo.names import Name
-from embargo.policy import Level, List, Source
 from support import catalogue
 from support.agent import free_port
 from tools.rig import until

@@ -6,7 +6,7 @@ from collections import Counter as Count
 from dataclasses import dataclass, field
 from typing import assert_never
 
-from embargo.table import (
+from embargo.firewall.table import (
     Accept,
     Address,
     Begins,

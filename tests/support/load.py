@@ -23,7 +23,7 @@ import dns.edns
 import dns.message
 import dns.rcode
 
-from embargo.daemon import forward
+from embargo.daemon.resolve import forward
 from support.agent import Agent
 from support.playbook import query
 from tools.rig import LAN4, WEB4, WEB6, Rig, until

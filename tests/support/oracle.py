@@ -7,7 +7,7 @@ import ipaddress
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from embargo.policy import Action, App, Entry, Kind, Level, List, Selection
+from embargo.lists.policy import Action, App, Entry, Kind, Level, List, Selection
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 BYPASS_PORTS = ("dot", "doq")

@@ -16,13 +16,13 @@ import dns.rdataclass
 import dns.rdatatype
 import dns.rrset
 
-from embargo import image, lists, policy
-from embargo.cache import Cache
-from embargo.engine import Drop, Engine, Forward, Joined, Reply, Zones
-from embargo.fastpath import Acl, BlockMode, Rules
-from embargo.lists import Guard
-from embargo.policy import Action, App, Level, List, Selection, Source, Switchboard
-from embargo.upstream import Server, Upstreams
+from embargo.dns.cache import Cache
+from embargo.dns.engine import Drop, Engine, Forward, Joined, Reply, Zones
+from embargo.dns.fastpath import Acl, BlockMode, Rules
+from embargo.dns.upstream import Server, Upstreams
+from embargo.lists import image, lists, policy
+from embargo.lists.lists import Guard
+from embargo.lists.policy import Action, App, Level, List, Selection, Source, Switchboard
 from support import shortcut
 
 CLIENT = "192.0.2.10"

@@ -12,7 +12,7 @@ from typing import Self
 
 import dns.message
 
-from embargo.daemon import tls
+from embargo.daemon.host.authorities import certificates
 from support.upstream import Asked, right
 from support.worker import framed
 
@@ -28,7 +28,7 @@ class Pair:
     @property
     def text(self) -> str:
         """As the agent hands it to its workers."""
-        return tls.certificates(self.certificate.read_text())
+        return certificates(self.certificate.read_text())
 
 
 def _openssl(*words: str | Path) -> None:

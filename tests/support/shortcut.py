@@ -2,9 +2,10 @@
 
 from weakref import WeakKeyDictionary
 
-from embargo import _fastpath, fastpath
-from embargo.cache import Cache
-from embargo.fastpath import Known, Rules
+from embargo import _fastpath
+from embargo.dns import fastpath
+from embargo.dns.cache import Cache
+from embargo.dns.fastpath import Known, Rules
 
 _COMPILED: WeakKeyDictionary[Rules, tuple[Cache, _fastpath.Answering]] = WeakKeyDictionary()
 

@@ -5,7 +5,7 @@ import ipaddress
 from hypothesis import strategies as st
 
 from embargo import names
-from embargo.policy import Action, App, Level, List, Selection, Source
+from embargo.lists.policy import Action, App, Level, List, Selection, Source
 from support import catalogue
 
 LETTERS = st.sampled_from("ab")

@@ -16,10 +16,10 @@ from typing import Any, Self
 import dns.message
 
 from embargo import accelerator
-from embargo.daemon import channel
-from embargo.daemon.channel import Channel, Message
-from embargo.daemon.outbox import Ledger
-from embargo.daemon.witness import Marks
+from embargo.daemon.process import channel
+from embargo.daemon.process.answered import Marks
+from embargo.daemon.process.channel import Channel, Message
+from embargo.daemon.process.outbox import Ledger
 from support.playbook import compiled
 
 PATIENCE = 20.0  # seconds until something has gone wrong
@@ -63,7 +63,7 @@ class Worker:
         self.sockets = [("udp" if sock.type == socket.SOCK_DGRAM else "tcp", sock) for sock in sockets]
         self._channel, theirs = channel.pair()
         self._ledger = Ledger.make()
-        command = [sys.executable, "-m", "embargo.daemon.resolver", str(theirs.fileno()), str(self._ledger)]
+        command = [sys.executable, "-m", "embargo.daemon.resolve.resolver", str(theirs.fileno()), str(self._ledger)]
         with theirs:
             environment = {**os.environ, accelerator.VARIABLE: accelerated}
             self.process = subprocess.Popen(command, pass_fds=[theirs.fileno(), self._ledger], env=environment)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from embargo import lists
-from embargo.image import Image
-from embargo.policy import Kind, Level, Source
+from embargo.lists import lists
+from embargo.lists.image import Image
+from embargo.lists.policy import Kind, Level, Source
 from tools.bench import data, firewall, measure, report, rounds
 from tools.bench.__main__ import options, plan
 from tools.bench.rounds import Measure, Plan, Results

@@ -7,9 +7,10 @@ import dns.message
 import dns.rrset
 import pytest
 
-from embargo import accelerator, names, response
-from embargo.cache import MAX_WANTED, OVERHEAD, PER_RECORD, SHORTEST, STALE_FOR, STALE_TTL, STEPS, Cache
-from embargo.message import AA, AD, Answer
+from embargo import accelerator, names
+from embargo.dns import response
+from embargo.dns.cache import MAX_WANTED, OVERHEAD, PER_RECORD, SHORTEST, STALE_FOR, STALE_TTL, STEPS, Cache
+from embargo.dns.message import AA, AD, Answer
 
 SECTIONS = (1, 0, 0)
 

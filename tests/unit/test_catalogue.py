@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from embargo import names, policy
-from embargo.image import Image
-from embargo.policy import Action, Selection, Switchboard
+from embargo import names
+from embargo.lists import policy
+from embargo.lists.image import Image
+from embargo.lists.policy import Action, Selection, Switchboard
 from support import facts as naive
 from support.facts import BLOCKLISTS, THE_EIGHT, Oracle, Row
 from tools.catalogue import build, check, facts, page

@@ -7,9 +7,9 @@ import pytest
 
 from embargo import config
 from embargo.config import Config, Listen
+from embargo.dns.upstream import Server
 from embargo.errors import ConfigError
-from embargo.policy import BYPASS_FUNCTIONS, Action
-from embargo.upstream import Server
+from embargo.lists.policy import BYPASS_FUNCTIONS, Action
 
 FUNCTIONS = "payment, telemetry, ads, login, core, messaging, cdn, update, push, httpdns, website"
 BYPASS = "dot, doq, doh, httpdns, canary, relay"

@@ -7,8 +7,8 @@ import dns.rcode
 import dns.rdatatype
 import pytest
 
-from embargo import message
-from embargo.fastpath import BlockMode
+from embargo.dns import message
+from embargo.dns.fastpath import BlockMode
 from support.playbook import NULL, answer, play, query
 
 BLOCKED = "alipay.example"

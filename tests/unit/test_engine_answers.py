@@ -10,8 +10,8 @@ import dns.rdatatype
 import dns.rrset
 import pytest
 
-from embargo.engine import Zones
-from embargo.upstream import Server, Upstreams
+from embargo.dns.engine import Zones
+from embargo.dns.upstream import Server, Upstreams
 from support.playbook import answer, play, rules
 
 BLOCKED = "alipay.example"

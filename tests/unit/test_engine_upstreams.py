@@ -8,10 +8,11 @@ import dns.rdatatype
 import dns.rrset
 import pytest
 
-from embargo import message, names
-from embargo.cache import RETRY, STALE_TTL
-from embargo.engine import MAX_WAITING, STALE_AFTER, Forward, Joined, Zones
-from embargo.upstream import PLAIN_FOR, Server, Upstreams
+from embargo import names
+from embargo.dns import message
+from embargo.dns.cache import RETRY, STALE_TTL
+from embargo.dns.engine import MAX_WAITING, STALE_AFTER, Forward, Joined, Zones
+from embargo.dns.upstream import PLAIN_FOR, Server, Upstreams
 from support.playbook import SERVERS, Play, answer, play, rules
 
 BLOCKED = "alipay.example"

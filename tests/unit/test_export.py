@@ -4,8 +4,9 @@ import re
 
 import pytest
 
-from embargo import export, lists, names
+from embargo import export, names
 from embargo.export import FORMATS, Said, Verdict
+from embargo.lists import lists
 from golden import exports as golden
 
 

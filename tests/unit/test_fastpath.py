@@ -6,10 +6,11 @@ import dns.flags
 import dns.message
 import pytest
 
-from embargo import events, message, names
-from embargo.cache import NOBODY, Cache, Entry
-from embargo.fastpath import ACL_MEMO, MEMO_HALF, Acl, Attempt, BlockMode, Known, Memo, Rules
-from embargo.message import Lead
+from embargo import events, names
+from embargo.dns import message
+from embargo.dns.cache import NOBODY, Cache, Entry
+from embargo.dns.fastpath import ACL_MEMO, MEMO_HALF, Acl, Attempt, BlockMode, Known, Memo, Rules
+from embargo.dns.message import Lead
 from support import shortcut
 from support.playbook import CLIENT, NULL, NXDOMAIN, compiled, query, rules
 

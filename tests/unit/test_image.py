@@ -8,11 +8,12 @@ from zlib import crc32
 
 import pytest
 
-from embargo import image, names, policy
+from embargo import names
 from embargo.errors import ImageError
-from embargo.image import Image
+from embargo.lists import image, policy
+from embargo.lists.image import Image
+from embargo.lists.policy import Claimed, Claims, Class, Decision, Level, Policy, Selection, Source
 from embargo.names import Name
-from embargo.policy import Claimed, Claims, Class, Decision, Level, Policy, Selection, Source
 from support import catalogue
 from support.catalogue import local
 

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embargo import learning, names
-from embargo.learning import GRACE, MAX_NAMES, PROVING, RECENT, SHORTEST, Book, Reason
-from embargo.policy import Class, Network
+from embargo import names
+from embargo.firewall import learning
+from embargo.firewall.learning import GRACE, MAX_NAMES, PROVING, RECENT, SHORTEST, Book, Reason
+from embargo.lists.policy import Class, Network
 
 A, B, C = b"\xcb\0\x71\1", b"\xcb\0\x71\2", bytes(15) + b"\7"
 PAY, LOG, FREE = map(names.from_text, ("pay.alipay.example", "log.alipay.example", "free.test"))

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from embargo import lists, names
-from embargo.daemon import compiler
+from embargo import names
+from embargo.daemon.compile import compiler
 from embargo.errors import ConfigError, ListError
-from embargo.lists import Guard
-from embargo.policy import Entry, Kind, Level, List, Network, Source
+from embargo.lists import lists
+from embargo.lists.lists import Guard
+from embargo.lists.policy import Entry, Kind, Level, List, Network, Source
 
 PAYMENT = Source("alipay/payment.list", Level.APPS, "alipay", "payment", False)
 ALLOW = Source("allow.list", Level.ALLOW, "local", "allow", False)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from embargo import config
-from embargo.cli import cli
+from embargo.cli.verbs import cli
 from tools import manual
 
 TOP = Path(__file__).parent.parent.parent

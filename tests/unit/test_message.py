@@ -9,8 +9,9 @@ import dns.rcode
 import dns.rdatatype
 import pytest
 
-from embargo import accelerator, message, names
-from embargo.message import Answer, Refused
+from embargo import accelerator, names
+from embargo.dns import message
+from embargo.dns.message import Answer, Refused
 from support.playbook import query
 
 

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embargo import nft, ruleset, spans
-from embargo.nft import Holding, Message
-from embargo.policy import Action, Class
-from embargo.ruleset import Spec
-from embargo.spans import Spans
-from embargo.table import Element, Ruleset, Set
+from embargo.firewall import nft, ruleset, spans
+from embargo.firewall.nft import Holding, Message
+from embargo.firewall.ruleset import Spec
+from embargo.firewall.spans import Spans
+from embargo.firewall.table import Element, Ruleset, Set
+from embargo.lists.policy import Action, Class
 from golden import rulesets
 
 PAY, LOGS = Class("alipay", "payment"), Class("alipay", "telemetry")

@@ -2,9 +2,9 @@
 
 import pytest
 
-from embargo import pauses
-from embargo.pauses import Pause
-from embargo.policy import LOCAL_ALLOW, LOCAL_BLOCK, Action, Class, Switchboard
+from embargo.lists import pauses
+from embargo.lists.pauses import Pause
+from embargo.lists.policy import LOCAL_ALLOW, LOCAL_BLOCK, Action, Class, Switchboard
 
 CLASSES = (LOCAL_ALLOW, LOCAL_BLOCK, Class("alipay", "payment"), Class("alipay", "core"), Class("qq", "payment"))
 BOARD = Switchboard((Action.PASS, Action.BLOCK, Action.BLOCK, Action.PASS, Action.AUDIT))

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from embargo import image, names, policy
-from embargo.image import Image
-from embargo.policy import Action, App, Class, Decision, Level, List, Selection, Switchboard
+from embargo import names
+from embargo.lists import image, policy
+from embargo.lists.image import Image
+from embargo.lists.policy import Action, App, Class, Decision, Level, List, Selection, Switchboard
 from support import catalogue
 from support.catalogue import local
 

@@ -10,9 +10,10 @@ import dns.rdatatype
 import dns.rrset
 import pytest
 
-from embargo import accelerator, message, names, response
+from embargo import accelerator, names
+from embargo.dns import message, response
+from embargo.dns.message import Answer, Lead
 from embargo.errors import MessageError
-from embargo.message import Answer, Lead
 from support.playbook import answer, query
 
 SOA = "ns.test. mail.test. 1 2 3 4 30"

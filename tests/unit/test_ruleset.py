@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embargo import image, listing, policy, ruleset, spans
-from embargo.policy import Action, Class, Selection
-from embargo.ruleset import Spec
-from embargo.table import ACCEPT, Address, Chain, Counter, Element, Judged, Jump, Log, Meta, Reject, Ruleset, Set
+from embargo.firewall import listing, ruleset, spans
+from embargo.firewall.ruleset import Spec
+from embargo.firewall.table import ACCEPT, Address, Chain, Counter, Element, Judged, Jump, Log, Meta, Reject, Ruleset, Set
+from embargo.lists import image, policy
+from embargo.lists.policy import Action, Class, Selection
 from golden import rulesets
 from support import catalogue
 from support.firewall import Fate, Firewall, Packet

@@ -2,7 +2,7 @@
 
 import pytest
 
-from embargo.upstream import DEADLINE, FORGIVEN, LAST_PENALTY, RETRIES, Server, Upstreams, server
+from embargo.dns.upstream import DEADLINE, FORGIVEN, LAST_PENALTY, RETRIES, Server, Upstreams, server
 
 A, B, C = (Server(f"192.0.2.{n}", 53) for n in (1, 2, 3))
 

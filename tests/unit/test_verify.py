@@ -7,10 +7,12 @@ from typing import NoReturn
 import pytest
 from scapy.layers import inet, inet6
 
-from embargo import image, names, policy, ruleset
-from embargo.image import Image
+from embargo import names
+from embargo.firewall import ruleset
+from embargo.lists import image, policy
+from embargo.lists.image import Image
+from embargo.lists.policy import Class, Level, Selection, Switchboard
 from embargo.names import Name
-from embargo.policy import Class, Level, Selection, Switchboard
 from embargo.verify import ask, packets, targets
 from embargo.verify.ask import Asker, Way
 from embargo.verify.network import Addresses

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from embargo import show
+from embargo.cli import show
 from tools.bench import growth, measure, plot, report, rounds
 from tools.bench.rounds import Plan
 from tools.bench.servers.base import LOAD_CPU, BenchError

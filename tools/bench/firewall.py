@@ -25,16 +25,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from embargo import image, lists, names, nft, policy, ruleset, show, spans
+from embargo import names
+from embargo.cli import show
 from embargo.config import CT_MARK
-from embargo.daemon import channel, witness
-from embargo.daemon.conntrack import Conntrack
-from embargo.daemon.netlink import Nftables
-from embargo.daemon.outbox import Ledger
-from embargo.daemon.witness import Marks
-from embargo.policy import Action, App, Class, Level, Selection, Source
-from embargo.ruleset import Spec
-from embargo.table import TABLE
+from embargo.daemon.guard.conntrack import Conntrack
+from embargo.daemon.guard.netlink import Nftables
+from embargo.daemon.process import answered, channel
+from embargo.daemon.process.answered import Marks
+from embargo.daemon.process.outbox import Ledger
+from embargo.firewall import nft, ruleset, spans
+from embargo.firewall.ruleset import Spec
+from embargo.firewall.table import TABLE
+from embargo.lists import image, lists, policy
+from embargo.lists.policy import Action, App, Class, Level, Selection, Source
 from tools.bench import report
 from tools.rig import Rig
 
@@ -83,7 +86,7 @@ class Guardian:
         self._page = Ledger.make()
         fds = [theirs.fileno(), self._page]
         with theirs:
-            command = [*rig.prefix("gateway"), sys.executable, "-m", "embargo.daemon.guardian", *map(str, fds)]
+            command = [*rig.prefix("gateway"), sys.executable, "-m", "embargo.daemon.guard.guardian", *map(str, fds)]
             self.process = subprocess.Popen(command, pass_fds=fds)
         self._number = 0
         self._resolver, other = channel.pair()
@@ -142,7 +145,7 @@ class Guardian:
 
     def lead(self, address: bytes) -> None:
         """A blocked name leads there."""
-        record = witness.pack(names.from_text("pay.alipay.example"), [address], 300).hex()
+        record = answered.pack(names.from_text("pay.alipay.example"), [address], 300).hex()
         told = {"op": "leads", "class": [*PAY], "list": "alipay/payment.list", "line": 1, "rule": "alipay.example"}
         self._resolver.send(told | {"record": record})
         if not select.select([self._resolver.fileno()], [], [], 30)[0] or (asked := self._resolver.receive()) is None:

@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from embargo.policy import BYPASS
+from embargo.lists.policy import BYPASS
 from tools.catalogue.facts import CROSS_APP, Exemption, Fact, Overlay
 
 _ASIDE = re.compile(r" \([^)]* [^)]*\)")  # a remark of several words in brackets

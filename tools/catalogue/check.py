@@ -8,12 +8,13 @@ from pathlib import Path
 
 from publicsuffixlist import PublicSuffixList
 
-from embargo import image, lists, names, policy
+from embargo import names
 from embargo.errors import ConfigError, ListError, Problem
-from embargo.image import Image
-from embargo.lists import Guard
+from embargo.lists import image, lists, policy
+from embargo.lists.image import Image
+from embargo.lists.lists import Guard
+from embargo.lists.policy import Action, App, Entry, Level, List, Network, Selection, Source, Switchboard
 from embargo.names import Name
-from embargo.policy import Action, App, Entry, Level, List, Network, Selection, Source, Switchboard
 
 EVERYTHING = Selection(apps="all", functions="all", shared=True)
 ALL_BUT_SHARED = Selection(apps="all", functions="all", shared=False)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embargo import names
-from embargo.image import Image
-from embargo.policy import BYPASS, Action, Selection, Switchboard
+from embargo.lists.image import Image
+from embargo.lists.policy import BYPASS, Action, Selection, Switchboard
 from tools.catalogue import build, check, facts
 from tools.catalogue.build import Placement
 from tools.catalogue.facts import Fact, Overlay

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import dnslib  # type: ignore[import-untyped] # ships no types
 
-from embargo import message
+from embargo.dns import message
 from embargo.names import Name
 
 SECONDS, TRIES = 1.0, 2  # for one answer; the agent answers in microseconds what it blocks

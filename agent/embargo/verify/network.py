@@ -21,7 +21,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from embargo.errors import EmbargoError
-from embargo.ruleset import RESERVED, SINK
+from embargo.firewall.ruleset import RESERVED, SINK
 
 TABLE = 0x656D6276  # "embv"
 PRIORITY = 81  # of our rules: before all policy routing of the gateway's own; only the local table (0) comes first

@@ -12,14 +12,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from embargo import message, names, ruleset
+from embargo import explain, names
 from embargo.config import Config
-from embargo.daemon import explain
-from embargo.daemon.generations import Generation
-from embargo.daemon.netlink import Nftables
+from embargo.daemon.guard.netlink import Nftables
+from embargo.daemon.supervise.generations import Generation
+from embargo.dns import message
 from embargo.errors import FirewallError
-from embargo.policy import BYPASS, Action, Class, Decision
-from embargo.table import TABLE
+from embargo.firewall import ruleset
+from embargo.firewall.table import TABLE
+from embargo.lists.policy import BYPASS, Action, Class, Decision
 from embargo.verify import ask, network, packets
 from embargo.verify.ask import Asker, Said, Way
 from embargo.verify.network import Addresses, Network, NetworkError

@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
-from embargo import pauses
 from embargo.config import Config
-from embargo.daemon import control, endpoints, machine
-from embargo.daemon.control import ControlError
-from embargo.daemon.generations import Store
-from embargo.fastpath import Acl
-from embargo.pauses import Pause
+from embargo.daemon.ask import control
+from embargo.daemon.ask.control import ControlError
+from embargo.daemon.host import endpoints, machine
+from embargo.daemon.supervise.generations import Store
+from embargo.dns.fastpath import Acl
+from embargo.lists import pauses
+from embargo.lists.pauses import Pause
 from embargo.verify import network, targets
 from embargo.verify.ask import Way
 from embargo.verify.network import Addresses, Network, NetworkError

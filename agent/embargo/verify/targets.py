@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
 from embargo import names
-from embargo.image import Image
+from embargo.lists.image import Image
+from embargo.lists.policy import Action, Class, Decision, Switchboard
 from embargo.names import Name
-from embargo.policy import Action, Class, Decision, Switchboard
 
 BELOW = b"\x0eembargo-verify"  # a label below listed names
 

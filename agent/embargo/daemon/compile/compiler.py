@@ -1,0 +1,197 @@
+"""One load of the lists into one generation, in a process of its own that ends with it.
+
+It is given files by number: the order, one JSON object; one for the answer, another; one for what a crash prints; and two for
+what is compiled, `policy.img`, and `report.json` with all that people want to know about it. An order with `matching` asks only
+which lines speak of a name or address, and has no such files. The process may read and nothing else: it parses files that
+others write.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from collections import Counter
+from types import FrameType
+from typing import Any
+
+from publicsuffixlist import PSLFILE, PublicSuffixList
+
+from embargo import config, explain, names
+from embargo.config import Config
+from embargo.daemon.compile import sources
+from embargo.daemon.process import privileges
+from embargo.errors import ConfigError, Problem
+from embargo.lists import image, lists, policy
+from embargo.lists.image import Image
+from embargo.lists.lists import Guard
+from embargo.lists.policy import Action, App, Selection, Switchboard
+from embargo.names import Name
+
+IMAGE, REPORT = "policy.img", "report.json"
+
+POLITE = 3.0  # seconds in which it has the processor only when nobody else wants it; a change must not wait for ever
+CHUNK = 1 << 18  # octets written at once: the kernel takes no query on this processor before it has copied them
+
+Order = dict[str, Any]
+
+
+def guard(protected: list[tuple[str, str]]) -> Guard:
+    """The line guards: the public suffix list, and the networks that must not be cut off, each with its role."""
+    suffixes = PublicSuffixList()
+
+    def public(name: Name) -> bool:
+        return bool(suffixes.is_public(names.to_text(name)))
+
+    return Guard(
+        public_suffix=public, suspects=_suspects(), protected=tuple((lists.network_from_text(n), role) for n, role in protected)
+    )
+
+
+def _suspects() -> frozenset[Name]:
+    """Every name that a rule of the public suffix list speaks of."""
+    found: set[Name] = set()
+    with open(PSLFILE, encoding="utf-8") as file:
+        for line in file:
+            rule = line.split(maxsplit=1)[0].lstrip("!") if line.strip() else ""
+            if rule and not rule.startswith("//"):
+                found.add(names.from_text(rule))
+                found.add(names.from_text(rule.removeprefix("*.")))
+    return frozenset(found)
+
+
+def build(settings: Config, loaded: sources.Loaded) -> tuple[bytes, Switchboard]:
+    """The image and the switchboard of what was loaded."""
+    combined = policy.combine(loaded.apps, loaded.local, settings.policy)
+    return image.encode(combined), policy.select(loaded.apps, combined.classes, settings.policy)
+
+
+def report(
+    settings: Config, loaded: sources.Loaded, built: Image, board: Switchboard, fingerprint: str = "", material: str = ""
+) -> dict[str, Any]:
+    """What `status`, `apps` and the events say about a generation.
+
+    `fingerprint`: of all that it was made from; `material`: of what its image was made from.
+    """
+    return {
+        "digest": built.digest,
+        "fingerprint": fingerprint,
+        "material": material,
+        "switchboard": list(map(int, board.actions)),
+        "names": len(built),
+        "networks": built.networks,
+        "hosts": loaded.hosts,
+        "tls_ca": loaded.authorities,
+        "apps": [_app(app, settings.policy) for app in loaded.apps],
+        "lists": [
+            {
+                "list": each.source.path, "file": each.file, "entries": each.size,
+                "problems": len(each.problems), "modified": _modified(each.file),
+            }
+            for each in loaded.lists
+        ],
+        "problems": [list(p) for p in loaded.problems],
+    }  # fmt: skip
+
+
+def _app(app: App, selection: Selection) -> dict[str, Any]:
+    functions: dict[str, Counter[str]] = {}
+    for each in app.lists:
+        counted = functions.setdefault(each.source.function, Counter())
+        kinds = Counter("networks" if entry.network else "names" for entry in each.odd if not entry.exception)
+        kinds["names"] += len(each.usual.signs) - each.usual.signs.count(policy.EXCEPTION)
+        counted.update({f"shared_{kind}" if each.source.shared else kind: n for kind, n in kinds.items() if n})
+    if app.id == policy.BYPASS:
+        functions |= {f: functions.get(f, Counter()) for f in policy.PORT_FUNCTIONS}
+    return {
+        "id": app.id, "name": app.name, "operator": app.operator, "order": app.order, "summary": app.summary,
+        "homepage": app.homepage, "default": app.default,
+        "on": any(selection.class_on(app, function) for function in functions),
+        "shared": selection.shared_on(app.id),
+        "functions": {
+            function: {"on": selection.class_on(app, function), **functions[function]} for function in sorted(functions)
+        },
+    }  # fmt: skip
+
+
+def _modified(file: str) -> float:
+    try:
+        return os.stat(file).st_mtime
+    except OSError:
+        return time.time()
+
+
+def harmed(loaded: sources.Loaded) -> list[Problem]:
+    """The neighbours that the catalogue would block with everything but the shared lists on, though they must keep working."""
+    everything = Selection(apps="all", functions="all", shared=False)
+    combined = policy.combine(loaded.apps, (), everything)
+    built, board = Image(image.encode(combined)), policy.select(loaded.apps, combined.classes, everything)
+    found = []
+    for app, name in sources.neighbours(loaded.apps):
+        action, decision = board.choose(built.lookup(name))
+        if action is not Action.PASS and decision is not None:
+            place = f"{built.sources[decision.source].path}:{decision.line}"
+            message = f"{names.to_text(name)} must keep working beside {app.id}, and {place} blocks it"
+            found.append(Problem(f"{app.id}/app.toml", 0, message, "narrow that line or move it to a shared list"))
+    return found
+
+
+def main() -> None:
+    order_fd, answer_fd, complaints, *results = map(int, sys.argv[1:])
+    os.dup2(complaints, sys.stderr.fileno())
+    _stand_back()
+    privileges.keep((privileges.CAP_DAC_READ_SEARCH,))
+    with open(order_fd, "rb") as file:
+        order: Order = json.load(file)
+    answer = _obey(order, *results)
+    with open(answer_fd, "w", encoding="utf-8") as file:
+        json.dump(answer, file)
+
+
+def _obey(order: Order, image_fd: int = -1, report_fd: int = -1) -> dict[str, Any]:
+    try:
+        settings = config.parse(order["config"].encode(), order["file"])
+        loaded = sources.load(settings, guard([(n, r) for n, r in order["protected"]]))
+    except ConfigError as error:
+        return {"errors": [list(p) for p in error.problems]}
+    if "matching" in order:
+        return {"matching": explain.matching(loaded.lists, explain.subject(order["matching"]))}
+    data, board = build(settings, loaded)
+    told = report(settings, loaded, Image(data), board, order["fingerprint"], order["material"])
+    fill(image_fd, data)
+    fill(report_fd, json.dumps(told).encode())
+    return {"digest": told["digest"]}
+
+
+def _stand_back() -> None:
+    """No query waits for us, not even for a time slice; on a busy machine that would last for ever, so it lasts a while."""
+
+    def like_everybody(_number: int, _frame: FrameType | None) -> None:
+        with contextlib.suppress(OSError):  # it may not be allowed; then we stay polite
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+    with contextlib.suppress(OSError, ValueError):  # sched(7): what allows it; root may, as long as it has not given that up
+        resource.setrlimit(resource.RLIMIT_NICE, (20, 20))
+    signal.signal(signal.SIGALRM, like_everybody)
+    signal.setitimer(signal.ITIMER_REAL, POLITE)
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
+def new(path: str) -> int:
+    """The descriptor of a file that was not there before, to be filled."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+
+
+def fill(fd: int, data: bytes) -> None:
+    """Write it all, so that it is whole on the disk, and close the file."""
+    with open(fd, "wb", buffering=0) as file:
+        for at in range(0, len(data), CHUNK):
+            file.write(memoryview(data)[at : at + CHUNK])
+        os.fsync(fd)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""The resolvers, from the guardian's side: they tell what was answered, and are asked whether that is all.
+
+Answers are gathered before they are told, and every resolver has a channel of its own. So what one has answered may come
+after what another has looked up, although it was first.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import Any
+
+from embargo.daemon.process.channel import Channel, ChannelError
+from embargo.errors import FirewallError
+
+AT_ONCE = 16  # messages of one resolver before others have their turn
+PATIENCE = 0.3  # seconds for all to tell what they have answered; one that is stopped must not hold up the others for longer
+
+
+class Informants:
+    """`take` is called with what a resolver says. It raises ValueError, TypeError or LookupError for what is no message."""
+
+    def __init__(self, take: Callable[[Channel, dict[str, Any]], None], trouble: Callable[[str], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._take = take
+        self._trouble = trouble
+        self._channels: list[Channel] = []
+        self._number = 0
+        self._untold: dict[int, set[Channel]] = {}  # who has not told all yet, and
+        self._then: dict[int, Callable[[], None]] = {}  # what waits for them
+
+    def meet(self, channel: Channel) -> None:
+        channel.setblocking(False)
+        self._channels.append(channel)
+        self._loop.add_reader(channel.fileno(), self._hear, channel)
+
+    def when_all_is_told(self, then: Callable[[], None]) -> None:
+        """Call this when all that was answered before is told: a round trip to every resolver, or PATIENCE."""
+        number = self._number = self._number + 1
+        asked = set()
+        for channel in self._channels:
+            try:
+                channel.send({"op": "tell", "number": number})
+            except OSError:  # it does not read, or is gone
+                continue
+            asked.add(channel)
+        self._untold[number], self._then[number] = asked, then
+        if asked:
+            self._loop.call_later(PATIENCE, self._go_on, number)
+        else:
+            self._go_on(number)
+
+    def _told(self, channel: Channel, number: Any) -> None:
+        untold = self._untold.get(number) if isinstance(number, int) else None
+        if untold is not None:
+            untold.discard(channel)
+            if not untold:
+                self._go_on(number)
+
+    def _go_on(self, number: int) -> None:
+        self._untold.pop(number, None)
+        then = self._then.pop(number, None)
+        if then is None:
+            return
+        try:
+            then()
+        except FirewallError as error:
+            self._trouble(str(error))
+
+    def _hear(self, channel: Channel) -> None:
+        """Take what a resolver says, some of it at once."""
+        for _ in range(AT_ONCE):
+            try:
+                received = channel.receive()
+            except BlockingIOError:
+                return
+            except (OSError, ChannelError) as error:
+                self._dismiss(channel, str(error))
+                return
+            if received is None:
+                self._dismiss(channel)
+                return
+            message, fds = received
+            for fd in fds:
+                os.close(fd)
+            if message.get("op") == "told":
+                self._told(channel, message.get("number"))
+                continue
+            try:
+                self._take(channel, message)
+            except FirewallError as error:
+                self._trouble(str(error))
+            except (OSError, ValueError, TypeError, LookupError) as error:
+                self._dismiss(channel, f"{type(error).__name__}: {error}")
+                return
+
+    def _dismiss(self, channel: Channel, why: str = "") -> None:
+        """It is gone, or says what is no message and is not listened to any more."""
+        if why:
+            self._trouble(f"a resolver said what is no message and is not listened to any more: {why}")
+        self._loop.remove_reader(channel.fileno())
+        self._channels.remove(channel)
+        channel.close()
+        for number in list(self._untold):
+            self._told(channel, number)

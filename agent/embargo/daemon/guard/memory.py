@@ -1,0 +1,132 @@
+"""The guardian's memory of addresses on disk: a snapshot now and then, and each address learnt or freed after it.
+
+The file is JSON lines: a head with the time, the rows of `learning.Book.saved`, then what came since. A line that was not
+written whole, and all after it, is left out. What is older than a day is no memory.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from typing import IO, Any
+
+from embargo.daemon.host import whole
+from embargo.firewall.learning import PROVING, RECENT, Book
+
+VERSION = 1
+EVERY = 300.0  # seconds between two snapshots; what is learnt in between is noted at once
+MOST = 64 << 20  # octets read; a full memory is a third of it
+AT_ONCE = 100  # rows of a snapshot, a millisecond, before others have their turn
+
+Row = dict[str, Any]
+
+log = logging.getLogger(__name__)
+
+
+class Memory:
+    def __init__(self, path: str, book: Book) -> None:
+        self.path = path
+        self._book = book
+        self._file: IO[bytes] | None = None
+        self._saved = 0.0
+        self._late: list[tuple[float, Row]] | None = None  # what is noted while a snapshot is written
+        self.trouble = ""
+
+    def recall(self, now: float) -> bool:
+        """Read what was saved. False when there is nothing to rely on: then nothing is blocked for a while."""
+        try:
+            with open(self.path, encoding="utf-8") as file:
+                found = self._read(file.read(MOST).split("\n"), now)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if not isinstance(error, FileNotFoundError):
+                log.warning("%s: what was learnt cannot be read: %s; it is learnt anew", self.path, error)
+            found = False
+        if not found:
+            self._book.proving = now + PROVING
+        return found
+
+    def _read(self, lines: list[str], now: float) -> bool:
+        head = json.loads(lines[0])
+        age = max(time.time() - head["saved"], 0.0)  # a clock that was set back makes it no younger than it is
+        if head["version"] != VERSION or age > RECENT:
+            return False
+        rows: dict[str, dict[str, Any]] = {}
+        for line in lines[1:-1]:  # the last one is empty, or was cut short
+            try:
+                row = json.loads(line)
+                then = max(age - row.pop("after", 0.0), 0.0)
+                for key in ("used", "until"):
+                    if key in row:
+                        row[key] -= then
+                rows.pop(row["address"], None)
+                rows[row["address"]] = row
+            except (ValueError, TypeError, KeyError, AttributeError):
+                break
+        self._book.restore(rows.values(), now)
+        # what was left of the time without blocking is left still: while nobody ran, nobody saw who lives where
+        left = min(max(float(head.get("proving", 0.0)), 0.0), PROVING)
+        self._book.proving = now + left if left else 0.0
+        return True
+
+    def save(self, now: float) -> None:
+        """Write all of it, whole or not at all."""
+        saved = time.time()
+        content = self._head(now, saved) + _lines(self._book.saved(now))
+        with self._writing(saved):
+            whole.replace({self.path: content}, 0o600)
+
+    async def save_beside(self, now: float) -> None:
+        """The same while others have their turn: a full book takes most of a second, and clients wait for answers."""
+        saved = time.time()
+        self._late = []
+        parts = [self._head(now, saved)]
+        for some in self._book.saved_in_parts(now, AT_ONCE):
+            parts.append(_lines(some))
+            await asyncio.sleep(0)
+        with self._writing(saved):
+            await asyncio.to_thread(lambda: whole.replace({self.path: b"".join(parts)}, 0o600))
+        self._late = None
+
+    def _head(self, now: float, saved: float) -> bytes:
+        return _lines([{"version": VERSION, "saved": saved, "proving": round(max(self._book.proving - now, 0.0), 1)}])
+
+    @contextlib.contextmanager
+    def _writing(self, saved: float) -> Iterator[None]:
+        """Go on behind a snapshot of this time that is written within; what is wrong is told once."""
+        try:
+            yield
+            self._saved = saved
+            if self._file is not None:
+                self._file.close()
+            self._file = open(self.path, "ab")  # noqa: SIM115  # it stays open until the next snapshot
+            self._write(self._late or [])
+            self.trouble = ""
+        except OSError as error:
+            if not self.trouble:
+                log.error("%s: what was learnt cannot be saved: %s", self.path, error.strerror)
+            self.trouble = error.strerror or str(error)
+
+    def note(self, addresses: list[bytes], now: float) -> None:
+        """These were learnt or freed just now: a guardian that is killed must not forget them."""
+        noted = [(time.time(), row) for row in self._book.rows(addresses, now)]
+        if self._late is not None:
+            self._late += noted
+        with contextlib.suppress(OSError):  # the next snapshot tells of it
+            self._write(noted)
+
+    def _write(self, noted: list[tuple[float, Row]]) -> None:
+        if self._file is not None:
+            # the clock may have been set back since
+            self._file.write(_lines(row | {"after": max(round(at - self._saved, 1), 0.0)} for at, row in noted))
+            self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _lines(rows: Iterable[Row]) -> bytes:
+    return "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows).encode()

@@ -1,0 +1,1 @@
+"""This machine: interfaces, resolvers, listening sockets, watched files, files replaced whole."""

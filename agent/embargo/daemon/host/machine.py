@@ -1,0 +1,177 @@
+"""What this machine is: its addresses, the networks beside it, its resolvers, who holds a port. Read, never changed."""
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+import pwd
+import socket
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from embargo.dns.upstream import Server
+from embargo.firewall.ruleset import RESERVED, SINK
+
+if TYPE_CHECKING:
+    from pyroute2 import IPRoute
+
+#: "local" of [dns] allow_from, but for the networks of the lan interfaces
+LOCAL_NETWORKS = (
+    "127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "::1/128", "fc00::/7", "fe80::/10",
+)  # fmt: skip
+RESOLV_CONF = "/etc/resolv.conf"
+RESOLVED_CONF = "/run/systemd/resolve/resolv.conf"  # the upstreams behind systemd-resolved's stub
+RESOLVED = "systemd-resolve"  # its user; the name of its process, too, which the kernel cuts after 15 octets
+RESOLVED_STUBS = ("127.0.0.53", "127.0.0.54")
+
+
+class Interface(NamedTuple):
+    """One address of an interface. Link-local ones carry the interface's name as scope (RFC 4007)."""
+
+    name: str
+    address: str
+    prefix: int
+
+    @property
+    def network(self) -> str:
+        return str(ipaddress.ip_interface(f"{self.address}/{self.prefix}").network)
+
+    @property
+    def bindable(self) -> str:
+        return f"{self.address}%{self.name}" if ipaddress.ip_address(self.address).is_link_local else self.address
+
+
+def _routes() -> "IPRoute":
+    from pyroute2 import IPRoute  # a third of what the command line takes to load, which asks an agent instead
+
+    return IPRoute()
+
+
+def interfaces() -> tuple[Interface, ...]:
+    """Every address of every interface, in the kernel's order. What `embargo verify` sets up is no news and changes nothing."""
+    with _routes() as route:
+        named = {link["index"]: link.get("ifname") for link in route.get_links()}
+        return tuple(
+            # IFA_LOCAL is the address itself where IFA_ADDRESS is the other end's of a point-to-point link
+            Interface(named.get(found["index"], ""), found.get("IFA_LOCAL") or found.get("IFA_ADDRESS"), found["prefixlen"])
+            for found in route.get_addr()
+            if named.get(found["index"], "") not in (RESERVED, SINK)
+        )
+
+
+class Hints:
+    """The kernel's word that an address, a link or a route changed (rtnetlink(7)). What changed is looked up anew."""
+
+    _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # links, IPv4 and IPv6 addresses and routes
+
+    def __init__(self) -> None:
+        self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0)
+        self._sock.bind((0, self._GROUPS))
+        self.news = asyncio.Event()
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def drain(self) -> None:
+        self.news.set()
+        while True:
+            try:
+                self._sock.recv(1 << 16)
+            except BlockingIOError:
+                return
+            except OSError:  # overrun: a hint all the same
+                continue
+
+
+def gateways() -> tuple[str, ...]:
+    """The next hops of the default routes."""
+    with _routes() as route:
+        verified = {link["index"] for link in route.get_links() if link.get("ifname") in (RESERVED, SINK)}
+        routes = [*route.get_default_routes(socket.AF_INET), *route.get_default_routes(socket.AF_INET6)]
+        real = (found for found in routes if found.get("RTA_OIF") not in verified)
+        return tuple(dict.fromkeys(found.get("RTA_GATEWAY") for found in real if found.get("RTA_GATEWAY")))
+
+
+def ways_out() -> frozenset[str]:
+    """The interfaces of the default routes."""
+    with _routes() as route:
+        routes = [*route.get_default_routes(socket.AF_INET), *route.get_default_routes(socket.AF_INET6)]
+        named = {link["index"]: link.get("ifname") for link in route.get_links()}
+        return frozenset(str(named[found.get("RTA_OIF")]) for found in routes if found.get("RTA_OIF") in named)
+
+
+def system_resolvers(own: Iterable[tuple[str, int]]) -> tuple[Server, ...]:
+    """The servers of resolv.conf. Never ourselves (`own` endpoints), nor systemd-resolved's stub, which may ask us.
+
+    Behind the stub, and where nobody but us is named, they are the ones that systemd-resolved asks.
+    """
+    never = {*own, *((stub, 53) for stub in RESOLVED_STUBS)}
+    named = _nameservers(RESOLV_CONF)
+    others = [address for address in named if (address.partition("%")[0], 53) not in never]
+    if len(others) < len(named):
+        more = _nameservers(RESOLVED_CONF) if not others or not {*RESOLVED_STUBS}.isdisjoint(named) else []
+        others += [address for address in more if (address.partition("%")[0], 53) not in never]
+    return tuple(Server(address, 53) for address in dict.fromkeys(others))
+
+
+def _nameservers(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            words = [line.split() for line in file]
+    except OSError:
+        return []
+    return [line[1] for line in words if len(line) > 1 and line[0] == "nameserver" and _is_address(line[1])]
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def holder(address: str, port: int, *, udp: bool) -> str:
+    """The process that holds a port, as `name (pid 123)`; whose it is, where only that can be seen; empty without one."""
+    users = dict(_sockets(address, port, udp=udp))
+    for pid in filter(str.isdecimal, os.listdir("/proc") if users else ()):
+        with contextlib.suppress(OSError):  # it ended, or is not ours to look into
+            if not users.keys().isdisjoint(_links(f"/proc/{pid}/fd")):
+                with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+                    return f"{file.read().strip()} (pid {pid})"
+    return next((f"a process of {_user_name(user)}" for user in users.values()), "")
+
+
+def _user_name(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"user {number}"
+
+
+def _links(directory: str) -> Iterator[str]:
+    for name in os.listdir(directory):
+        with contextlib.suppress(OSError):
+            yield os.readlink(f"{directory}/{name}")
+
+
+def _sockets(address: str, port: int, *, udp: bool) -> Iterator[tuple[str, int]]:
+    """proc(5), net/udp and net/tcp: the sockets that keep this address and port from others, and whose they are.
+
+    Those bound to it or to the wildcard; those bound to any address where it is the wildcard itself.
+    """
+    packed = socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address.partition("%")[0])
+    words = [packed[i : i + 4][::-1].hex().upper() for i in range(0, len(packed), 4)]  # each word in host order
+    wanted = "".join(words)
+    everywhere = not wanted.strip("0")
+    for table in ("", "6"):
+        try:
+            with open(f"/proc/net/{'udp' if udp else 'tcp'}{table}", encoding="ascii") as file:
+                rows = [line.split() for line in file.readlines()[1:]]
+        except OSError:
+            continue
+        for row in rows:
+            host, _, number = row[1].partition(":")
+            meets = host == wanted or not host.strip("0") or (everywhere and len(host) == len(wanted))
+            if meets and int(number, 16) == port and (udp or row[3] == "0A"):
+                yield f"socket:[{row[9]}]", int(row[7])

@@ -1,0 +1,100 @@
+"""What resolvers and guardian share about answered addresses: packed records, and the page of marks.
+
+A record says which addresses a name was answered with, and for how long. The page says which addresses may be blocked because
+of a name, so that a resolver holds back the few replies that have to wait for the guardian and no others.
+"""
+
+import fcntl
+import mmap
+import os
+import struct
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from zlib import crc32
+
+from embargo import names
+from embargo.firewall import learning
+from embargo.names import Name
+
+_HEAD = struct.Struct("!IBB")  # seconds, octets of the name, octets of addresses: IPv4 first
+
+
+class Marks:
+    """A page of bits that says which addresses may be blocked because of a name. Its end at the guardian counts them.
+
+    A bit may stand for several addresses; then somebody waits in vain for a moment.
+    """
+
+    BITS = 1 << 19
+
+    def __init__(self, fd: int, *, write: bool = False) -> None:
+        self._page = mmap.mmap(fd, self.BITS // 8, prot=mmap.PROT_READ | (mmap.PROT_WRITE if write else 0))
+        self._counts: Counter[int] = Counter()
+
+    @classmethod
+    def make(cls) -> int:
+        """The descriptor of a new page, for the guardian. Nobody can cut it short: that would end all who map it."""
+        fd = os.memfd_create("embargo-marks", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(fd, cls.BITS // 8)
+        os.fchmod(fd, 0o600)  # of all users otherwise, who could open it for writing by /proc
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        return fd
+
+    @staticmethod
+    def for_reading(fd: int) -> int:
+        """Another descriptor of the page, for a worker."""
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+
+    def __contains__(self, address: bytes) -> bool:
+        bit = crc32(address) % self.BITS
+        return bool(self._page[bit >> 3] >> (bit & 7) & 1)
+
+    def clear(self) -> None:
+        self._page[:] = bytes(self.BITS // 8)
+        self._counts.clear()
+
+    def set(self, addresses: Iterable[bytes]) -> None:
+        """Exactly these."""
+        before, self._counts = self._counts, Counter(crc32(address) % self.BITS for address in addresses)
+        for bit in self._counts.keys() - before.keys():
+            self._page[bit >> 3] |= 1 << (bit & 7)
+        for bit in before.keys() - self._counts.keys():
+            self._page[bit >> 3] &= ~(1 << (bit & 7)) & 0xFF
+
+    def add(self, address: bytes) -> None:
+        bit = crc32(address) % self.BITS
+        self._counts[bit] += 1
+        self._page[bit >> 3] |= 1 << (bit & 7)
+
+    def remove(self, address: bytes) -> None:
+        bit = crc32(address) % self.BITS
+        self._counts[bit] -= 1
+        if self._counts[bit] <= 0:
+            del self._counts[bit]
+            self._page[bit >> 3] &= ~(1 << (bit & 7)) & 0xFF
+
+
+def pack(name: Name, addresses: Sequence[bytes], seconds: int) -> bytes:
+    """A record of what a name was answered with."""
+    four = [address for address in addresses if len(address) == 4][:30]
+    six = [address for address in addresses if len(address) == 16][:7]
+    packed = b"".join((*four, *six))
+    return _HEAD.pack(min(seconds, 0xFFFFFFFF), len(name), len(four) << 3 | len(six)) + name + packed
+
+
+def unpack(records: bytes) -> Iterator[tuple[Name, list[bytes], int]]:
+    """(name, addresses, seconds) of each record. ValueError for what `pack` did not write; a day is the longest believed."""
+    at = 0
+    while at < len(records):
+        if at + _HEAD.size > len(records):
+            raise ValueError("a record is cut short")
+        seconds, length, counts = _HEAD.unpack_from(records, at)
+        four, six = counts >> 3, counts & 7
+        start = at + _HEAD.size + length
+        at = start + 4 * four + 16 * six
+        name = records[start - length : start]
+        if at > len(records) or not names.is_name(name):
+            raise ValueError("a record is cut short, or has no name")
+        addresses = [records[i : i + 4] for i in range(start, start + 4 * four, 4)]
+        addresses += [records[i : i + 16] for i in range(start + 4 * four, at, 16)]
+        yield Name(name), addresses, min(seconds, learning.LONGEST)

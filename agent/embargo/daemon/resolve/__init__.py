@@ -1,0 +1,1 @@
+"""The resolver process: DNS packets; no privilege after start."""

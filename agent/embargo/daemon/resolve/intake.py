@@ -1,0 +1,154 @@
+"""UDP in and out: take a batch, offer each packet to the fast path, hand back the rest."""
+
+import os
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from embargo import accelerator
+from embargo.daemon.resolve.attempts import Attempts
+from embargo.dns import fastpath
+from embargo.dns.cache import Cache
+from embargo.dns.fastpath import Attempt, Rules
+
+BATCH = 64  # packets per wake-up, so that a flood on one socket does not starve the others
+MAX_QUERY = 4096  # octets; no query needs more
+_IP_PKTINFO, _IP_MTU_DISCOVER, _PMTUDISC_OMIT = 8, 10, 5
+_IPV6_MTU_DISCOVER = 23
+
+
+class Packet(NamedTuple):
+    """A query for the engine, and the way back to who sent it."""
+
+    data: bytes
+    client: str
+    way: "Way"
+
+
+class Way(NamedTuple):
+    """Back to a UDP client."""
+
+    listener: "Listener"
+    sender: Any
+
+    def send(self, wire: bytes) -> None:
+        self.listener.send(wire, self.sender)
+
+
+class Listener:
+    """One UDP socket. Whoever sends to it is a sender: a tuple that begins with the address, for `sendto` to send back to.
+
+    Bound to a wildcard address, it asks the kernel which address each query was sent to, and answers from there.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        sock.setblocking(False)
+        self.receive: Any = sock.recvfrom
+        self.sendto: Any = sock.sendto
+        self.unsent = 0
+        self.fileno = sock.fileno()
+        six = sock.family == socket.AF_INET6
+        level = socket.IPPROTO_IPV6 if six else socket.IPPROTO_IP
+        # a forged "fragmentation needed" must not make us send fragments (RFC 9715)
+        sock.setsockopt(level, _IPV6_MTU_DISCOVER if six else _IP_MTU_DISCOVER, _PMTUDISC_OMIT)
+        self.wildcard = sock.getsockname()[0] in ("0.0.0.0", "::")
+        if self.wildcard:
+            sock.setsockopt(level, socket.IPV6_RECVPKTINFO if six else _IP_PKTINFO, 1)
+            self.receive, self.sendto = self._receive, self._sendto
+
+    def send(self, wire: bytes, sender: Any) -> None:
+        try:
+            self.sendto(wire, sender)
+        except OSError:  # the client is gone, the buffer is full: UDP may lose it, the client asks again
+            self.unsent += 1
+
+    def _receive(self, size: int) -> tuple[bytes, tuple[str, Any, list[tuple[int, int, bytes]]]]:
+        data, ancillary, _, address = self.sock.recvmsg(size, 64)
+        return data, (address[0], address, [_answer_from(*item) for item in ancillary])
+
+    def _sendto(self, wire: bytes, sender: tuple[str, Any, list[tuple[int, int, bytes]]]) -> None:
+        _, address, ancillary = sender
+        self.sock.sendmsg([wire], ancillary, 0, address)
+
+
+def _answer_from(level: int, kind: int, data: bytes) -> tuple[int, int, bytes]:
+    """The control message that makes the reply leave from the address the query was sent to (ip(7), ipv6(7))."""
+    if level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
+        _, local, _ = struct.unpack("I4s4s", data)
+        return level, kind, struct.pack("I4s4s", 0, local, bytes(4))
+    return level, kind, data
+
+
+Drained = tuple[list[Packet], int]  # packets the fast path declined, packets taken
+
+
+class Intake:
+    """Takes queries by one judgement until it is given the next. The compiled twin is `_fastpath.Intake`."""
+
+    def __init__(self, cache: Cache, attempts: Attempts) -> None:
+        self._cache = cache
+        self._attempts = attempts
+        self._rules: Rules
+        self._listeners: dict[int, Listener] = {}
+        self._poll: tuple[int, select.epoll] | None = None
+
+    def watch(self, listener: Listener) -> None:
+        """Wait for queries at this socket too."""
+        self._listeners[listener.fileno] = listener
+
+    def wait(self, epoll: int, timeout: float | None, taken: Callable[[Drained], None]) -> bool:
+        """Wait at this epoll descriptor for at most so many seconds, and take what comes at the watched sockets.
+
+        True when something else is ready; False when the time is over or `taken` was called.
+        """
+        if self._poll is None or self._poll[0] != epoll:
+            self._poll = epoll, select.epoll.fromfd(os.dup(epoll))  # it closes what it is given
+        others = False
+        for number, _ in self._poll[1].poll(timeout):
+            listener = self._listeners.get(number)
+            if listener is None:
+                others = True
+            else:
+                taken(self.drain(listener, time.monotonic(), time.time()))
+        return others
+
+    def adopt(self, rules: Rules) -> None:
+        """Judge by these rules from the next packet on. The attempts have adopted them already."""
+        self._rules = rules
+
+    def drain(self, listener: Listener, now: float, wall: float) -> Drained:
+        """Take one batch and note what was blocked."""
+        blocked: list[tuple[str, Attempt]] = []
+        declined: list[Packet] = []
+        receive, sendto, answer = listener.receive, listener.sendto, fastpath.answer
+        rules, cache = self._rules, self._cache
+        taken = 0
+        while taken < BATCH:
+            try:
+                data, sender = receive(MAX_QUERY)
+            except OSError:  # nothing more, or an ICMP error that an earlier reply met; the socket is fine
+                break
+            taken += 1
+            client = sender[0]
+            known = answer(data, client, rules, cache, now)
+            if known is None:
+                declined.append(Packet(data, client, Way(listener, sender)))
+                continue
+            if known.attempt is not None:
+                blocked.append((client, known.attempt))
+            try:
+                sendto(data[:2] + known.rest, sender)
+            except OSError:
+                listener.unsent += 1
+        if blocked:
+            self._attempts.note(blocked, now, wall)
+        return declined, taken
+
+
+def make(cache: Cache, attempts: Attempts) -> Intake:
+    """The compiled one where it is there."""
+    return accelerator.fast.Intake(cache, attempts) if accelerator.fast else Intake(cache, attempts)

@@ -1,0 +1,1 @@
+"""The supervisor process: starts the others, runs the reloads, keeps the generations."""

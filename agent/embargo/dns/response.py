@@ -1,0 +1,329 @@
+"""What an upstream sends: matched against what was asked, taken apart, and rid of what nobody asked for.
+
+A response counts only when ID and question are ours (`matches`). `parse` keeps the records that belong to the question: in
+the answer section those of the asked type on the chain of CNAME and DNAME records that begins at the qname, in the
+authority section what speaks of a zone above that chain (and DNSSEC's proofs), in the additional section what the kept
+records point to. A whole response passes octet by octet; what has lost records in the middle is written anew without
+compression. Each kept record's names and addresses come out as leads, for the policy to judge.
+"""
+
+import struct
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from embargo import accelerator, names
+from embargo.dns import message
+from embargo.dns.message import Answer, Lead
+from embargo.errors import MessageError
+from embargo.lists import image
+from embargo.names import Name
+
+MAX_CHAIN = 16  # CNAMEs behind each other; BIND and Unbound follow 16 and 12
+MAX_TTL = 3600  # seconds; what a client may keep of an answer, so that a new block bites within the hour
+_ERRORS = frozenset({message.FORMERR, message.SERVFAIL, message.NOTIMP, message.REFUSED})
+_SERVICES = frozenset({message.SVCB, message.HTTPS})
+_MANDATORY, _ECH = 0, 5  # SvcParamKeys
+_PROOFS = frozenset({message.RRSIG, message.NSEC, message.NSEC3})
+#: type → (octets of rdata before its names, how many names): those of RFC 3597 section 4 and RFC 9460
+_NAMES_IN = {
+    **dict.fromkeys((message.NS, 3, 4, message.CNAME, 7, 8, 9, message.PTR, message.DNAME), (0, 1)),  # MD MF MB MG MR
+    **dict.fromkeys((message.SOA, 14, 17), (0, 2)),  # MINFO RP
+    **dict.fromkeys((message.MX, 18, 21, 36, message.SVCB, message.HTTPS), (2, 1)),  # AFSDB RT KX
+    26: (2, 2),  # PX
+    message.SRV: (6, 1),
+    message.NAPTR: (0, 1),  # they begin behind three texts, see `_first_name`
+}
+_SOA_NUMBERS = 20  # octets behind its names
+#: their target is where the client goes next
+_LEADING = frozenset(
+    {message.NS, message.CNAME, message.DNAME, message.MX, message.SRV, message.NAPTR, message.SVCB, message.HTTPS}
+)
+
+
+class _Record(NamedTuple):
+    section: int
+    owner: Name
+    rtype: int
+    rclass: int
+    ttl: int
+    start: int  # of its rdata
+    end: int
+    targets: tuple[Name, ...]
+    addresses: tuple[bytes, ...]
+
+
+def matches(packet: bytes, ident: int, question: bytes) -> bool:
+    """Is this the response to what we asked? ID, QR, opcode and the question octet by octet (RFC 5452 section 9).
+
+    A server that cannot read our query may send an error without a question (RFC 6891 section 7).
+    """
+    if len(packet) < 12 or packet[:2] != ident.to_bytes(2) or packet[2] & 0xF8 != 0x80:
+        return False
+    if packet[4:6] == b"\0\0":
+        return packet[3] & 15 in _ERRORS and not any(packet[6:10])
+    return packet[4:6] == b"\0\1" and packet[12 : 12 + len(question)] == question
+
+
+def parse(packet: bytes, question: bytes, *, without_ech: bool = False, without_private: bool = False) -> Answer:
+    """A response that `matches`, as an Answer without its OPT record. Raises MessageError when it is malformed.
+
+    `without_ech`: the keys of Encrypted Client Hello stay out of SVCB and HTTPS records (RFC 9848). `without_private`: so do
+    records with an address that is nobody's on the Internet, against DNS rebinding. AD stays if neither took anything away.
+    """
+    usual: Answer | None = accelerator.fast.read(packet, question) if accelerator.fast else None
+    if usual is not None and not (without_private and any(is_private(a) for lead in usual.leads for a in lead.addresses)):
+        return usual
+    _, flags, questions, *counts = message.HEADER.unpack_from(packet)
+    if not questions:
+        return Answer(flags & 15)
+    if flags & message.TC:
+        return Answer(flags & 15, truncated=True)
+    qname, qtype = Name(question[:-4]), int.from_bytes(question[-4:-2])
+    known = {12: qname}
+    records = _records(packet, 12 + len(question), counts, known)
+    rcode = flags & 15 | _extended_rcode(records)
+    kept = _belonging(records, qname, qtype)
+    answers = [record for record in kept if record.section == 0]
+    if counts[0] and not answers:  # it speaks of something else
+        raise MessageError(message.FORMERR, 6)
+    soa = next((record for record in kept if record.section == 1 and record.rtype == message.SOA), None)
+    empty = not (answers or soa or rcode or flags & message.AA)
+    referral = empty and any(record.section and record.rtype == message.NS for record in kept)
+    vouched = message.AD
+    if without_private and any(is_private(a) for record in kept for a in record.addresses):
+        vouched = 0
+        kept = [record for record in kept if not any(map(is_private, record.addresses))]
+        answers = [record for record in kept if record.section == 0]
+        if not answers:  # servers beside nothing would look like a referral to who asked us
+            kept = [record for record in kept if record is soa]
+    answered = rcode == message.NOERROR and any(qtype in (record.rtype, message.ANY) for record in answers)
+    if soa and not answered:  # what does not exist is remembered for the lesser of two values (RFC 2308 section 5)
+        minimum = int.from_bytes(packet[soa.end - 4 : soa.end])
+        kept = [record._replace(ttl=min(record.ttl, minimum)) if record is soa else record for record in kept]
+    if without_ech and any(record.rtype in _SERVICES for record in kept):
+        body, ttls = _rebuilt(packet, kept, known, without_ech=True)
+        if body != _rebuilt(packet, kept, known)[0]:
+            vouched = 0
+    else:
+        body, ttls = _body(packet, 12 + len(question), records, kept, known)
+    others = [record for record in kept if record.section]
+    cacheable = rcode in (message.NOERROR, message.NXDOMAIN) and (answered or soa)
+    return Answer(
+        rcode=rcode,
+        counts=(len(answers), sum(r.section == 1 for r in others), sum(r.section == 2 for r in others)),
+        body=body,
+        ttls=ttls,
+        flags=flags & (message.AA | vouched),
+        lifetime=min((record.ttl for record in kept), default=0) if cacheable else 0,
+        referral=referral,
+        leads=_leads(answers),
+        extra_leads=_leads(record for record in others if record.targets or record.addresses),
+        answer_end=_end_of(len(answers), ttls, body),
+    )
+
+
+def _records(packet: bytes, offset: int, counts: Sequence[int], known: dict[int, Name]) -> list[_Record]:
+    if sum(counts) > message.MAX_RECORDS:
+        raise MessageError(message.FORMERR, 6)
+    found: list[_Record] = []
+    for section, count in enumerate(counts):
+        for _ in range(count):
+            owner, rtype, rclass, ttl, start, offset = message.record(packet, offset, known)
+            if rtype == message.OPT and (section != 2 or owner != names.ROOT):
+                raise MessageError(message.FORMERR, start)
+            if rtype != message.OPT:
+                ttl = 0 if ttl & 0x80000000 else min(ttl, MAX_TTL)  # RFC 2181 section 8
+            targets, addresses = _pointing(packet, owner, rtype, start, offset, known)
+            found.append(_Record(section, owner, rtype, rclass, ttl, start, offset, targets, addresses))
+    if offset != len(packet):
+        raise MessageError(message.FORMERR, offset)
+    return found
+
+
+def _extended_rcode(records: Iterable[_Record]) -> int:
+    opts = [record for record in records if record.rtype == message.OPT]
+    if len(opts) > 1:
+        raise MessageError(message.FORMERR, opts[1].start)
+    return opts[0].ttl >> 24 << 4 if opts else 0
+
+
+def _pointing(
+    packet: bytes, owner: Name, rtype: int, start: int, end: int, known: dict[int, Name]
+) -> tuple[tuple[Name, ...], tuple[bytes, ...]]:
+    """Where a record leads: (target names, addresses and hints). Names that lead nowhere are read too: they are passed on."""
+    if rtype in (message.A, message.AAAA):
+        if end - start != (4 if rtype == message.A else 16):
+            raise MessageError(message.FORMERR, start)
+        return (), (packet[start:end],)
+    if rtype not in _NAMES_IN:
+        return (), ()
+    at = _first_name(packet, rtype, start, end)
+    for _ in range(_NAMES_IN[rtype][1]):
+        target, at = names.read(packet, at, known)
+    left = end - at
+    if left < 0 or (left != (_SOA_NUMBERS if rtype == message.SOA else 0) and rtype not in _SERVICES):
+        raise MessageError(message.FORMERR, start)
+    if rtype not in _SERVICES:
+        return (target,) if rtype in _LEADING else (), ()
+    hints: list[bytes] = []
+    for key, value in message.options(packet, at, end):
+        width = {4: 4, 6: 16}.get(key)  # ipv4hint, ipv6hint (RFC 9460 section 7.3)
+        if width:
+            hints += [value[i : i + width] for i in range(0, len(value) - len(value) % width, width)]
+    return (owner if target == names.ROOT else target,), tuple(hints)
+
+
+def _first_name(packet: bytes, rtype: int, start: int, end: int) -> int:
+    """Where in a record's rdata its names begin."""
+    if rtype != message.NAPTR:
+        return start + _NAMES_IN[rtype][0]
+    at = start + 4
+    for _ in range(3):  # flags, services, regexp
+        if at >= end:
+            raise MessageError(message.FORMERR, start)
+        at += 1 + packet[at]
+    return at
+
+
+# ── what belongs ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _belonging(records: Sequence[_Record], qname: Name, qtype: int) -> list[_Record]:
+    """The records that speak of what was asked, in their order."""
+    chain = _chain([r for r in records if r.section == 0 and r.rclass == message.IN], qname, qtype)
+    above = {suffix for name in chain for suffix in names.suffixes(name)} | {names.ROOT}
+    asked = frozenset({qtype, message.CNAME, message.RRSIG})
+    pointed: set[Name] = set()
+    kept: list[_Record] = []
+    for record in records:
+        owner, rtype = record.owner, record.rtype
+        if record.rclass != message.IN or rtype == message.OPT:
+            continue
+        if record.section == 0:
+            belongs = (owner in chain and (rtype in asked or qtype == message.ANY)) or (
+                owner in above and rtype in (message.DNAME, message.RRSIG)
+            )
+        elif record.section == 1:
+            belongs = rtype in _PROOFS or (rtype in (message.SOA, message.NS) and owner in above)
+        else:
+            belongs = owner in pointed
+        if belongs:
+            kept.append(record)
+            pointed.update(record.targets)
+    return kept
+
+
+def _chain(answers: Iterable[_Record], qname: Name, qtype: int) -> list[Name]:
+    """The qname, and the names that its CNAMEs and DNAMEs lead to."""
+    steps = {
+        (record.rtype, record.owner): record.targets[0] for record in answers if record.rtype in (message.CNAME, message.DNAME)
+    }
+    chain = [qname]
+    while qtype != message.CNAME and (target := _step(chain[-1], steps)) is not None:
+        if target in chain or len(chain) > MAX_CHAIN:
+            raise MessageError(message.FORMERR, 12)
+        chain.append(target)
+    return chain
+
+
+def _step(name: Name, steps: dict[tuple[int, Name], Name]) -> Name | None:
+    if not steps:
+        return None
+    if (message.CNAME, name) in steps:
+        return steps[message.CNAME, name]
+    for above in names.suffixes(name):
+        if above != name and (message.DNAME, above) in steps:  # RFC 6672 section 2.2
+            target = name[: -len(above)] + steps[message.DNAME, above]
+            return Name(target) if len(target) <= names.MAX_NAME else None
+    return None
+
+
+def _leads(records: Iterable[_Record]) -> tuple[Lead, ...]:
+    targets: dict[Name, list[Name]] = {}
+    addresses: dict[Name, list[bytes]] = {}
+    for record in records:
+        targets.setdefault(record.owner, []).extend(record.targets)
+        addresses.setdefault(record.owner, []).extend(record.addresses)
+    return tuple(Lead(owner, tuple(targets[owner]), tuple(addresses[owner])) for owner in targets)
+
+
+# ── what is passed on ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _body(
+    packet: bytes, begin: int, records: Sequence[_Record], kept: Sequence[_Record], known: dict[int, Name]
+) -> tuple[bytes, tuple[tuple[int, int], ...]]:
+    """(the kept records' octets, their TTLs and where these stand)."""
+    if kept and kept[-1].start != records[len(kept) - 1].start:
+        return _rebuilt(packet, kept, known)
+    body = bytearray(packet[begin : kept[-1].end if kept else begin])  # names point backwards alone: none to what is gone
+    ttls = tuple((record.start - 6 - begin, record.ttl) for record in kept)
+    for offset, ttl in ttls:
+        struct.pack_into("!I", body, offset, ttl)
+    return bytes(body), ttls
+
+
+def _rebuilt(
+    packet: bytes, kept: Iterable[_Record], known: dict[int, Name], *, without_ech: bool = False
+) -> tuple[bytes, tuple[tuple[int, int], ...]]:
+    """The records written anew, without compression."""
+    body = bytearray()
+    ttls: list[tuple[int, int]] = []
+    for record in kept:
+        rdata = _expanded(packet, record, known)
+        if without_ech and record.rtype in _SERVICES:
+            rdata = _without_ech(rdata)
+        ttls.append((len(body) + len(record.owner) + 4, record.ttl))
+        body += record.owner + message.RECORD.pack(record.rtype, message.IN, record.ttl, len(rdata)) + rdata
+    return bytes(body), tuple(ttls)
+
+
+def _expanded(packet: bytes, record: _Record, known: dict[int, Name]) -> bytes:
+    start, end = record.start, record.end
+    if record.rtype not in _NAMES_IN:
+        return packet[start:end]
+    at = _first_name(packet, record.rtype, start, end)
+    rdata = packet[start:at]
+    for _ in range(_NAMES_IN[record.rtype][1]):
+        name, at = names.read(packet, at, known)
+        rdata += name
+    return rdata + packet[at:end]
+
+
+def _without_ech(rdata: bytes) -> bytes:
+    """A service's rdata without its ECH keys, and without the word that a client must understand them (RFC 9460 section 8)."""
+    target = names.read(rdata, 2)[1]
+    made = bytearray(rdata[:target])
+    for key, value in message.options(rdata, target, len(rdata)):
+        if key == _MANDATORY:
+            value = b"".join(value[i : i + 2] for i in range(0, len(value), 2) if value[i : i + 2] != _ECH.to_bytes(2))
+        if key != _ECH and (value or key != _MANDATORY):
+            made += key.to_bytes(2) + len(value).to_bytes(2) + value
+    return bytes(made)
+
+
+def is_private(address: bytes) -> bool:
+    """Is it an address that nobody on the Internet has: private, loopback, link-local, unspecified, or one wrapped in IPv6?"""
+    if len(address) == 16:
+        inner = image.embedded(address)
+        if inner is not None:
+            return is_private(inner)
+        number = int.from_bytes(address)
+        return any(number >> 128 - bits == prefix for prefix, bits in _PRIVATE6)
+    number = int.from_bytes(address)
+    return any(number >> 32 - bits == prefix for prefix, bits in _PRIVATE4)
+
+
+#: RFC 1122 (this network, loopback), RFC 1918, RFC 6598, RFC 3927: (prefix, bits)
+_PRIVATE4 = (
+    (0, 8), (10, 8), (127, 8), (0xAC1, 12), (0xC0A8, 16), (0xA9FE, 16), (0x191, 10),
+)  # fmt: skip
+_PRIVATE6 = ((0, 127), (0xFC >> 1, 7), (0xFE80 >> 6, 10))  # RFC 4291 (unspecified, loopback, link-local), RFC 4193
+
+
+def _end_of(count: int, ttls: Sequence[tuple[int, int]], body: bytes) -> int:
+    """Where the first `count` records end."""
+    if not count:
+        return 0
+    at = ttls[count - 1][0] + 4
+    return at + 2 + int.from_bytes(body[at : at + 2])

@@ -1,0 +1,450 @@
+"""The nftables side of a policy, as values.
+
+`spec` works out what is to be enforced (addresses by class, interfaces, ports); `build` lays it down as one table of sets,
+chains and rules; `listing` shows it as `nft` would, `nft` and `daemon.netlink` say it to the kernel.
+
+The layout. A packet is looked up, not walked: verdict maps lead from an address to the chain of its class, so the number of
+look-ups does not grow with apps or entries. Single addresses stand in hash maps, ranges in interval maps, never mixed: a
+hash changes in microseconds, an interval map in time that grows with it, also while it is filled. So of very many networks
+the most frequent lengths stand in hash maps of their own, which are asked for the address without its last bits. Learnt
+addresses stand in hash maps too, each with its time. Maps carry the generation in their name, since content is replaced by
+filling new maps aside and switching the rules in one transaction; chains and counters keep theirs.
+
+    forward (filter -5, before any established-accept): judged already? → police → ports; to4, from4, to6, from6; mark
+    output (filter -5) → to4, to6                                                          → class chain: count, log, reject
+    prerouting (nat -110): port 53 of policed clients comes to us
+
+Where connections are tracked anyway, a flow that was let through is marked with the number of the judgement that did it
+(some bits of its conntrack mark), and its next packets cost one comparison. Whatever a flow's judgement depends on must
+therefore be seen in both directions, and whenever something becomes blocked the number changes: every open flow is judged
+again. An IPv6 form that carries an IPv4 address (RFC 4291, 6052, 8215, 3056) is looked up by the address inside.
+"""
+
+import ipaddress
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+from embargo.firewall import spans
+from embargo.firewall.spans import Column, Labelled, Spans
+from embargo.firewall.table import (
+    ACCEPT,
+    TABLE,
+    Accept,
+    Address,
+    Begins,
+    Chain,
+    Counter,
+    Expression,
+    Hook,
+    Judged,
+    Jump,
+    Log,
+    Mark,
+    Meta,
+    Owner,
+    Port,
+    Redirect,
+    Refusal,
+    Reject,
+    Return,
+    Rule,
+    Ruleset,
+    Set,
+)
+from embargo.lists.image import Image
+from embargo.lists.policy import BYPASS, Action, Class, Switchboard
+
+FILTER_PRIORITY = -5  # before the filter chains of others, whose established-accept would keep open flows alive
+NAT_PRIORITY = -110  # before docker's and everybody's -100
+DOT_PORTS = (("tcp", 853),)  # RFC 7858
+DOQ_PORTS = (("udp", 853), ("udp", 784), ("udp", 8853))  # RFC 9250 and its drafts
+LOG_RATE = 1000  # records a second and class; counters count every packet, and the log tells how many had no record
+SNAPLEN = 64  # octets of a packet: its IP and transport headers
+RESERVED = "embargo-verify"  # always policed, and led nowhere: where `embargo verify` sends its packets
+SINK = "embargo-sink"  # where they end
+#: IPv6 prefixes that carry an IPv4 address, and the octet where it begins (RFC 4291, 6052, 8215, 3056)
+EMBEDDED = (("::ffff:0:0/96", 12), ("64:ff9b::/96", 12), ("64:ff9b:1::/48", 12), ("2002::/16", 2))
+#: how the cleartext questions of HTTPDNS libraries begin, "0" standing for any digit: Tencent's look-up and server list,
+#: Alibaba's look-ups (v2, and the older ones behind an account number of six digits)
+HTTPDNS = (
+    b"GET /d?dn=", b"GET /conf?id=", b"GET /v2/d?id=",
+    b"GET /000000/d?host=", b"GET /000000/sign_d?host=", b"GET /000000/resolve?host=", b"GET /000000/sign_resolve?host=",
+)  # fmt: skip
+MANY = 20_000  # ranges of a family in one interval map; each transaction on one costs a tenth of a microsecond an element
+ALIVE_SECONDS = 3  # fail = "open": how long the kernel redirects port 53 after the guardian last said that somebody answers
+
+
+class Learnt(NamedTuple):
+    """Where learnt addresses stand, and the chain that they lead to: sets, since each element of a map of verdicts that is in
+    use makes the kernel look through all of them (70 ms at a million, a set takes 12 µs)."""
+
+    set_: str
+    class_: Class
+
+
+#: where the addresses of very many lists lead to: the guardian finds in the image which app each belongs to
+LISTED = {action: Class("listed", word) for action, word in ((Action.BLOCK, "block"), (Action.AUDIT, "audit"))}
+LEARNT = {Action.BLOCK: Learnt("learnt", Class("learnt", "block")), Action.AUDIT: Learnt("audited", Class("learnt", "audit"))}
+
+
+class Own(NamedTuple):
+    """What our own resolvers send to those whom they ask. By user and not by address: nobody else may use the way."""
+
+    uid: int
+    proto: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What is to be enforced, whatever the policy behind it."""
+
+    generation: int
+    classes: tuple[tuple[Class, Action], ...]  # those that act, each with a chain
+    ranges: Mapping[int, Labelled[Class]]  # by family, disjoint
+    lan: tuple[str, ...] = ()
+    except_: tuple[str, ...] = ()
+    intercept_port: int = 0  # 0: port 53 is left alone
+    fail: str = "closed"
+    log_group: int = 0
+    ct_mark: int = 0  # bits of the conntrack mark; 0: every packet is judged
+    judgement: int = 1  # what stands in them, see `value_of`
+    patterns: bool = True  # look into cleartext HTTP for HTTPDNS
+    own: tuple[Own, ...] = ()
+    system: tuple[str, ...] = ()  # the resolvers that other processes of this machine ask
+    exempt: tuple[tuple[str, tuple[Class, ...]], ...] = ()  # clients, and the classes that do not act for them
+
+
+def spec(
+    image: Image, board: Switchboard, generation: int, *, lan: Iterable[str] = (), except_: Iterable[str] = (),
+    intercept_port: int = 0, fail: str = "closed", log_group: int = 0, ct_mark: int = 0, patterns: bool = True,
+    own: Iterable[Own] = (), system: Iterable[str] = (), exempt: Iterable[tuple[str, tuple[Class, ...]]] = (),
+) -> Spec:  # fmt: skip
+    """What the switchboard makes of the image's addresses."""
+    ranges: dict[int, dict[Class, Spans]] = {}
+    acting = [action is not Action.PASS for action in board.actions]
+    for family in (4, 6):
+        found = [spans.empty(family) for _ in image.classes]
+        for first, last, claiming in image.classed(family):
+            number = claiming[0] if acting[claiming[0]] else next((each for each in claiming if acting[each]), None)
+            if number is None:
+                continue
+            firsts, lasts = found[number]
+            if lasts and lasts[-1] + 1 == first:
+                lasts[-1] = last
+            else:
+                firsts.append(first)
+                lasts.append(last)
+        ranges[family] = {class_: each for class_, each in zip(image.classes, found, strict=True) if each.firsts}
+    # also those without an address in the lists: one may be learnt at any time
+    classes = tuple((c, action) for c, action in zip(image.classes, board.actions, strict=True) if action is not Action.PASS)
+    return Spec(
+        generation, classes, ranges, tuple(lan), tuple(except_), intercept_port, fail, log_group, ct_mark,
+        patterns=patterns, own=tuple(own), system=tuple(system), exempt=tuple(exempt),
+    )  # fmt: skip
+
+
+def value_of(judgement: int, mask: int) -> int:
+    """The judgement's number in the bits of a mask. Never 0, which is what a new flow has there."""
+    shift = (mask & -mask).bit_length() - 1
+    return (1 + judgement % (mask >> shift)) << shift
+
+
+def chain_name(class_: Class) -> str:
+    return f"{class_.app}_{class_.function}"
+
+
+def build(what: Spec, table: str = TABLE) -> Ruleset:
+    """The table that enforces a Spec."""
+    listed = {family: _sort(family, what.ranges.get(family, {}), _actions(what)) for family in (4, 6)}
+    return Ruleset(
+        what.generation,
+        (*(chain_name(class_) for class_, _ in _acting(what, listed)), *(("intercept_leak",) if what.intercept_port else ())),
+        tuple(_sets(what, listed)),
+        tuple(_chains(what, listed)),
+        table,
+    )
+
+
+def _actions(what: Spec) -> list[Action]:
+    return sorted({action for _, action in what.classes}, reverse=True)
+
+
+def _acting(what: Spec, listed: "Mapping[int, _Listed]") -> list[tuple[Class, Action]]:
+    """The classes that have a chain, with those of learnt addresses and of very many listed ones."""
+    found = [*what.classes, *((LEARNT[action].class_, action) for action in _actions(what))]
+    return found + [(LISTED[action], action) for action in _actions(what) if any(each.chain for each in listed.values())]
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """A family's listed addresses, by the kind of map they stand in."""
+
+    addresses: Labelled[str]
+    networks: Labelled[str]
+    prefixes: Mapping[int, Labelled[str]]  # by length: first addresses of the networks of very many
+    chain: str = ""  # where all of them lead to, when they stand in sets and not in maps of verdicts
+
+
+def _sort(family: int, ranges: Labelled[Class], actions: Sequence[Action]) -> _Listed:
+    """Single addresses, ranges; and when these are very many, those of the most frequent lengths apart, till few are left.
+
+    Very many stand in sets: the kernel looks through every map of verdicts again and again (a second at a million).
+    """
+    bits = 32 if family == 4 else 128
+    total = spans.count(ranges)
+    common = chain_name(LISTED[actions[0]]) if total > MANY and len(actions) == 1 else ""
+    single: dict[str, Column] = defaultdict(partial(spans.column, family))
+    wide: dict[str, Spans] = defaultdict(partial(spans.empty, family))
+    for class_, found in ranges.items():
+        chain = "" if common else chain_name(class_)
+        alone, (firsts, lasts) = single[chain].append, wide[chain]
+        for first, last in found.rows():
+            if first == last:
+                alone(first)
+            else:
+                firsts.append(first)
+                lasts.append(last)
+    if spans.count(wide) <= MANY:
+        return _Listed(_alone(single), wide, {}, common)
+    by_length: dict[int, dict[str, Column]] = {
+        length: defaultdict(partial(spans.column, family)) for length in range(bits, 0, -1)
+    }
+    for chain, found in wide.items():
+        lengths = [by_length.get(length, single)[chain].append for length in range(bits + 1)]
+        for first, last in found.rows():
+            size = last - first + 1
+            if not size & (size - 1) and not first & (size - 1):  # nearly always a network
+                lengths[bits + 1 - size.bit_length()](first)
+                continue
+            for start, length in spans.networks(bits, first, last):
+                lengths[length](start)
+    for chain, more in by_length.pop(bits).items():
+        single[chain].extend(more)
+    sizes = {length: sum(map(len, found.values())) for length, found in by_length.items()}
+    left, prefixes = sum(sizes.values()), {}
+    for length in sorted(sizes, key=lambda length: -sizes[length]):
+        if left <= MANY:
+            break
+        left -= sizes[length]
+        prefixes[length] = _alone(by_length.pop(length))
+    rest = sorted(
+        (family, first, first | (1 << bits - length) - 1, chain)
+        for length, found in by_length.items() for chain, firsts in found.items() for first in firsts
+    )  # fmt: skip
+    return _Listed(_alone(single), spans.gather(rest)[family], prefixes, common)
+
+
+def _alone(found: Mapping[str, Column]) -> Labelled[str]:
+    return {chain: Spans(firsts, firsts) for chain, firsts in found.items() if firsts}
+
+
+def _sets(what: Spec, listed: Mapping[int, _Listed]) -> Iterator[Set]:
+    generation = what.generation
+    for family, type_ in ((4, "ipv4_addr"), (6, "ipv6_addr")):
+        mine = listed[family]
+        vmap = not mine.chain
+        yield Set(f"address{family}_{generation}", type_, mine.addresses, vmap=vmap)
+        yield Set(f"network{family}_{generation}", type_, mine.networks, interval=True, vmap=vmap)
+        for length, elements in mine.prefixes.items():
+            yield Set(f"prefix{family}_{length}_{generation}", type_, elements, vmap=vmap)
+        yield from (Set(f"{LEARNT[a].set_}{family}_{generation}", type_, timeout=True, learnt=True) for a in _actions(what))
+        yield Set(f"allow{family}", type_, timeout=True, keep=True)
+        servers = {int(ipaddress.ip_address(text.partition("%")[0])) for text in what.system if _family(text) == family}
+        if servers:
+            alone = spans.gather((family, number, number, "") for number in sorted(servers))[family]
+            yield Set(f"system{family}_{generation}", type_, alone, fixed=True)
+        networks = [ipaddress.ip_network(text) for text in what.except_]
+        merged = ipaddress.collapse_addresses(n for n in networks if n.version == family)  # type: ignore[type-var] # of one family, which types cannot tell
+        excepted = spans.gather((family, int(n[0]), int(n[-1]), "") for n in sorted(merged))
+        if excepted[family]:
+            yield Set(f"except{family}_{generation}", type_, excepted[family], interval=True)
+        for number, (text, _) in enumerate(what.exempt):
+            network = ipaddress.ip_network(text)
+            if network.version == family:
+                clients = spans.gather([(family, int(network[0]), int(network[-1]), "")])[family]
+                yield Set(f"exempt_{number}_{generation}", type_, clients, interval=True)
+    for side in _SIDES.values():
+        inside = [(ipaddress.IPv6Network(prefix), f"{side}6_in{at}") for prefix, at in EMBEDDED]
+        ranges = spans.gather(sorted((6, int(net[0]), int(net[-1]), chain) for net, chain in inside))[6]
+        yield Set(f"{side}_embedded_{generation}", "ipv6_addr", ranges, interval=True, vmap=True, fixed=True)
+    if what.ct_mark:
+        value = value_of(what.judgement, what.ct_mark)
+        yield Set(f"judged_{generation}", "mark", judged(value), vmap=True, fixed=True)
+    if what.lan:
+        yield Set(f"lan_{generation}", "ifname", words=(*what.lan, RESERVED))
+    if what.fail == "open":  # also where nothing is intercepted: the guardian renews it without asking
+        yield Set("alive", "ifname", timeout=True, keep=True)
+
+
+def _chains(what: Spec, listed: Mapping[int, _Listed]) -> Iterator[Chain]:
+    excepted: set[int] = {ipaddress.ip_network(text).version for text in what.except_}
+    lan = f"@lan_{what.generation}"
+    for class_, action in _acting(what, listed):
+        yield Chain(chain_name(class_), (*_exempt(class_, what), *_class_rules(class_, action, what.log_group)))
+    for side, other in (("daddr", "saddr"), ("saddr", "daddr")):
+        for at in sorted({at for _, at in EMBEDDED}):
+            yield Chain(f"{_SIDES[side]}6_in{at}", tuple(_look_up(4, side, what, listed[4], at)))
+        for family in (4, 6):
+            rules = _police(family, side, other, what, listed[family], family in excepted)
+            yield Chain(f"{_SIDES[side]}{family}", tuple(rules))
+    if what.ct_mark:
+        yield mark_chain(what)
+    yield Chain("police", tuple(_policed_packet(what, lan, excepted)))
+    yield Chain("forward", tuple(_forward(what, lan)), Hook("filter", "forward", FILTER_PRIORITY))
+    # what we refuse a forwarded packet with leaves here: with the listed address as its source, so by destination alone; or
+    # to the listed address, and would be counted and logged as if the client had tried to reach it
+    refusals = [Rule((Refusal(proto), Return()), "sent by a reject") for proto in ("tcp", "icmp", "icmpv6")]
+    # a public resolver that the lists name may be the very one that we ask
+    mine = [Rule((Owner(uid), Port(proto, port), Accept()), "our own questions") for uid, proto, port in what.own]
+    mine += [Rule((*match, Accept()), "this machine's resolvers") for match in _to_system(what)]
+    yield Chain("output", (*refusals, *mine, *_into(("daddr",))), Hook("filter", "output", FILTER_PRIORITY))
+    if what.intercept_port and what.lan:
+        yield Chain("prerouting", tuple(_intercept(what, lan, excepted)), Hook("nat", "prerouting", NAT_PRIORITY))
+
+
+def _to_system(what: Spec) -> Iterator[tuple[Expression, ...]]:
+    """Questions to the resolvers of resolv.conf, in the clear or over TLS: without them the machine itself is blind."""
+    for family in (4, 6):
+        if any(_family(text) == family for text in what.system):
+            for proto, port in (("udp", 53), ("tcp", 53), *DOT_PORTS):
+                yield Address(family, "daddr", f"system{family}_{what.generation}"), Port(proto, port)
+
+
+def _family(address: str) -> int:
+    return ipaddress.ip_address(address.partition("%")[0]).version
+
+
+def _forward(what: Spec, lan: str) -> Iterator[Rule]:
+    if what.fail == "open" and what.lan and what.intercept_port:
+        yield from _dns(what, lan)  # who is passed on while nobody answers is not let through for ever
+    if what.ct_mark:
+        yield Rule((Judged(what.ct_mark, f"judged_{what.generation}"),), "let through by the judgement in force")
+    if what.lan:
+        yield Rule((Meta("iifname", lan), Jump("police")))
+        yield Rule((Meta("oifname", lan), Jump("police")))
+    else:
+        yield Rule((Jump("police"),))
+
+
+def _policed_packet(what: Spec, lan: str, excepted: set[int]) -> Iterator[Rule]:
+    """One packet from or to a client, up to the last word about it."""
+    if what.lan:
+        yield from _ports(what, lan, excepted)
+    yield from _into(("daddr", "saddr"))
+    httpdns = Class(BYPASS, "httpdns")
+    if what.patterns and any(class_ == httpdns for class_, _ in what.classes):
+        if not what.lan:
+            for family in sorted(excepted):
+                match = Address(family, "saddr", f"except{family}_{what.generation}")
+                yield Rule((match, Accept()), "clients never policed")
+        yield from (Rule((Port("tcp", 80), Begins(start), Jump(chain_name(httpdns)))) for start in HTTPDNS)
+        for side in ("dport", "sport"):  # the question comes after packets without content
+            yield Rule((Port("tcp", 80, side), Accept()), "every packet is looked at")
+    if what.ct_mark:
+        yield Rule((Jump("let_through"),))
+    yield Rule((Accept(),))
+
+
+def judged(value: int) -> Labelled[str]:
+    """The mark that lets a flow through."""
+    return spans.gather([(4, value, value, ACCEPT)])[4]
+
+
+def mark_chain(what: Spec) -> Chain:
+    """By itself, since the judgement changes more often than anything else: a rule that jumps would be looked behind."""
+    return Chain(
+        "let_through", (Rule((Mark(what.ct_mark, value_of(what.judgement, what.ct_mark)),), f"judgement {what.judgement}"),)
+    )
+
+
+_SIDES = {"daddr": "to", "saddr": "from"}
+
+
+def _into(sides: Iterable[str], match: tuple[Expression, ...] = ()) -> list[Rule]:
+    """Packets to and from listed addresses, each family to its own chains."""
+    return [Rule((*match, Meta("nfproto", f"ipv{f}"), Jump(f"{_SIDES[side]}{f}"))) for f in (4, 6) for side in sides]
+
+
+def _exempt(class_: Class, what: Spec) -> Iterator[Rule]:
+    """Clients for whom the class is paused. Where classes share a chain, those for whom any class is."""
+    for number, (text, classes) in enumerate(what.exempt):
+        if class_ in classes or class_.app in (LISTED[Action.BLOCK].app, LEARNT[Action.BLOCK].class_.app):
+            for side in ("saddr", "daddr"):
+                match = Address(ipaddress.ip_network(text).version, side, f"exempt_{number}_{what.generation}")
+                yield Rule((match, Return()), "paused for these clients")
+
+
+def _class_rules(class_: Class, action: Action, group: int) -> Iterator[Rule]:
+    yield Rule((Counter(chain_name(class_)),), f"app {class_.app}, function {class_.function}")
+    yield Rule((Log(f"embargo {class_}", group),))
+    if action is Action.BLOCK:
+        yield Rule((Meta("l4proto", "tcp"), Reject("reset")))
+        yield Rule((Reject("admin"),))
+
+
+def _police(family: int, side: str, other: str, what: Spec, listed: _Listed, excepted: bool) -> Iterator[Rule]:
+    """The listed address on one side, the client on the other."""
+    if excepted:
+        yield Rule((Address(family, other, f"except{family}_{what.generation}"), Return()), "clients never policed")
+    yield from _look_up(family, side, what, listed)
+    if family == 6:
+        forms = f"{_SIDES[side]}_embedded_{what.generation}"
+        yield Rule((Address(6, side, forms, vmap=True),), "IPv6 forms of IPv4 addresses")
+
+
+def _look_up(family: int, side: str, what: Spec, listed: _Listed, inside: int = 0) -> Iterator[Rule]:
+    """The look-ups of an address, or of the IPv4 address inside an IPv6 one."""
+    carrier, generation = 6 if inside else family, what.generation
+    allowed = Address(carrier, side, f"allow{family}", inside=inside)
+    yield Rule((allowed, Return()), "behind names on the allow list")
+    kinds = {"address": 0, "network": 0, **{f"prefix{family}_{length}": length for length in listed.prefixes}}
+    for kind, length in kinds.items():
+        set_ = f"{kind}_{generation}" if length else f"{kind}{family}_{generation}"
+        match = Address(carrier, side, set_, vmap=not listed.chain, inside=inside, prefix=length)
+        yield Rule((match, Jump(listed.chain)) if listed.chain else (match,))
+    for action in _actions(what):
+        set_, class_ = LEARNT[action]
+        match = Address(carrier, side, f"{set_}{family}_{generation}", inside=inside)
+        yield Rule((match, Jump(chain_name(class_))), "behind blocked names")
+
+
+def _ports(what: Spec, lan: str, excepted: set[int]) -> Iterator[Rule]:
+    """Encrypted DNS by port, and what slips past the interception."""
+    for family in sorted(excepted):
+        for interface, side in (("iifname", "saddr"), ("oifname", "daddr")):
+            match = Meta(interface, lan), Address(family, side, f"except{family}_{what.generation}")
+            yield Rule((*match, Accept()), "clients never policed")
+    on = {class_ for class_, _ in what.classes}
+    for function, ports in (("dot", DOT_PORTS), ("doq", DOQ_PORTS)):
+        class_ = Class(BYPASS, function)
+        if class_ in on:
+            for port in ports:
+                yield Rule((Meta("iifname", lan), Port(*port), Jump(chain_name(class_))))
+                yield Rule((Meta("oifname", lan), Port(*port, "sport"), Jump(chain_name(class_))))
+    if what.intercept_port and what.fail != "open":
+        yield from _dns(what, lan)
+
+
+def _dns(what: Spec, lan: str) -> Iterator[Rule]:
+    for proto in ("udp", "tcp"):
+        reject = Reject("reset" if proto == "tcp" else "port")
+        for interface, side in (("iifname", "dport"), ("oifname", "sport")):
+            match = Meta(interface, _policed(what, lan)), Port(proto, 53, side)
+            yield Rule((*match, Counter("intercept_leak"), reject), "only this gateway's resolver")
+
+
+def _intercept(what: Spec, lan: str, excepted: set[int]) -> Iterator[Rule]:
+    for family in sorted(excepted):
+        yield Rule((Address(family, "saddr", f"except{family}_{what.generation}"), Return()), "clients never policed")
+    for proto in ("udp", "tcp"):
+        interface = Meta("iifname", _policed(what, lan))
+        yield Rule((interface, Port(proto, 53), Redirect(what.intercept_port)), "any other resolver is us")
+
+
+def _policed(what: Spec, lan: str) -> str:
+    """Where port 53 is ours: on the lan interfaces, or on those of them that the guardian says are answered just now."""
+    return "@alive" if what.fail == "open" else lan

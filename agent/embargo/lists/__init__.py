@@ -1,0 +1,1 @@
+"""Policy without I/O: list text to entries, entries to an immutable image, and pauses."""

@@ -1,0 +1,384 @@
+"""List text → entries, with file and line.
+
+A bad line is data, a `Problem`: it is skipped and reported and never costs the list. A bad file (binary, another encoding,
+a web page) raises `ListError`, because its last good copy must stay in force.
+"""
+
+import difflib
+import ipaddress
+import re
+from array import array
+from collections.abc import Callable, Container, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from embargo import accelerator, errors, names, toml
+from embargo.errors import ConfigError, ListError, Problem, Refused
+from embargo.lists import policy
+from embargo.lists.policy import SIGNS, App, Entry, Kind, Level, List, Network, Source, Usual
+from embargo.names import Name
+
+MAX_FILE = 256 << 20  # octets; forty times the largest public list of today
+MAX_LINE = 4096  # octets; the longest name in escapes is 1 004
+MAX_PROBLEMS = 1000  # kept for one list; a file of another format would fill memory with them
+MIN_PREFIX = {4: 8, 6: 19}  # the shortest prefixes a registry ever gave to one holder
+
+# Never a block entry: blocking one of these cuts the network itself, not an app. (network, what it is)
+SPECIAL = (
+    ("0.0.0.0/8", "unspecified"),
+    ("10.0.0.0/8", "private"),
+    ("100.64.0.0/10", "shared by carriers"),
+    ("127.0.0.0/8", "loopback"),
+    ("169.254.0.0/16", "link-local"),
+    ("172.16.0.0/12", "private"),
+    ("192.0.0.0/24", "for protocols"),
+    ("192.168.0.0/16", "private"),
+    ("198.18.0.0/15", "for benchmarks"),
+    ("224.0.0.0/4", "multicast"),
+    ("240.0.0.0/4", "reserved"),
+    ("::/96", "unspecified or loopback"),
+    ("::ffff:0:0/96", "IPv4-mapped"),
+    ("64:ff9b::/96", "NAT64"),
+    ("64:ff9b:1::/48", "NAT64"),
+    ("fc00::/7", "private"),
+    ("fe80::/10", "link-local"),
+    ("fec0::/10", "private"),
+    ("ff00::/8", "multicast"),
+)
+
+
+class Everything:
+    """Contains whatever is asked for."""
+
+    def __contains__(self, item: object) -> bool:
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """What a block list must not contain. An allow list is bound by syntax only."""
+
+    public_suffix: Callable[[Name], bool] | None = None
+    #: the names worth asking that for, besides top-level domains; `*.name` stands for all children of a name
+    suspects: Container[Name] = Everything()
+    single_registrant: frozenset[Name] = frozenset()
+    protected: tuple[tuple[Network, str], ...] = ()  # the gateway's own, LAN and upstream addresses, each with its role
+    prefixes: dict[int, int] = field(default_factory=lambda: MIN_PREFIX)
+
+
+def parse(data: bytes, *, file: str, source: Source, guard: Guard) -> List:
+    """The entries of one native list file. Raises ListError when the file as a whole cannot be one."""
+    data, end = _text(data, file)
+    guarded = source.level is not Level.ALLOW
+    usual, unusual = scan(data, end, guard.suspects if guarded and guard.public_suffix else None)
+    entries: list[Entry] = []
+    problems: list[Problem] = []
+    bad = 0
+    for number, start, stop in unusual:
+        try:
+            text, evidence = _split(data[start:stop])
+            if not text:
+                continue
+            entry = parse_entry(text, line=number, evidence=evidence)
+            if not entry.exception and guarded:
+                _check(entry, guard)
+        except Refused as refused:
+            bad += 1
+            if bad <= MAX_PROBLEMS:
+                problems.append(Problem(file, number, refused.message, refused.hint))
+        else:
+            entries.append(entry)
+    if bad > MAX_PROBLEMS:
+        message = f"{bad - MAX_PROBLEMS} more lines cannot be used"
+        problems.append(Problem(file, 0, message, "is this a list of another format? An entry is one name, address or network"))
+    return List(source, tuple(entries), tuple(problems), file, usual, data)
+
+
+#: a line that nothing can be wrong with: a lower-case name whose last label is no number, and a comment that stands apart
+_USUAL = re.compile(rb"[ \t]*([=!]?)((?:[a-z0-9_-]+\.)*[a-z][a-z0-9_-]*)(?:[ \t]*|[ \t]+#[^\r]*)\r?")
+_NOTHING = re.compile(rb"[ \t]*(?:#[^\r]*)?\r?")
+
+
+def scan(data: bytes, end: bytes, suspects: Container[Name] | None) -> tuple[Usual, list[tuple[int, int, int]]]:
+    """(the usual lines, the others as number and place). Names that may be public suffixes are not usual where it matters."""
+    if accelerator.bulk:
+        *columns, others = accelerator.bulk.scan(data, ord(end), suspects)
+        return Usual(*columns), others
+    blob, signs, at = bytearray(), bytearray(), 0
+    starts, lines, others = array("I"), array("I"), []
+    for number, line in enumerate(data.split(end), start=1):
+        begin, at = at, at + len(line) + 1
+        usual = _USUAL.fullmatch(line) if len(line) <= MAX_LINE else None
+        if usual is None:
+            if len(line) > MAX_LINE or not _NOTHING.fullmatch(line):
+                others.append((number, begin, begin + len(line)))
+            continue
+        sign = SIGNS.index(usual[1].decode())
+        try:
+            name = names.from_text(usual[2].decode())
+        except ValueError:
+            name = None
+        if name is None or (suspects is not None and sign != policy.EXCEPTION and _suspect(name, suspects)):
+            others.append((number, begin, begin + len(line)))
+            continue
+        starts.append(len(blob))
+        lines.append(number)
+        signs.append(sign)
+        blob += name
+    return Usual(bytes(blob), starts, lines, bytes(signs)), others
+
+
+def _suspect(name: Name, suspects: Container[Name]) -> bool:
+    above = name[1 + name[0] :]
+    return above == names.ROOT or name in suspects or Name(b"\1*" + above) in suspects
+
+
+def _shown(text: str) -> str:
+    """A line as it stands in a message: never a control character, never long."""
+    return f'"{errors.printable(text if len(text) <= 80 else text[:79] + "…")}"'
+
+
+def _text(data: bytes, file: str) -> tuple[bytes, bytes]:
+    """(the file without its byte order mark, what ends its lines: LF, or CR in a file that has no LF, as editors do)."""
+    end = b"\n" if b"\n" in data else b"\r"
+
+    def refuse(offset: int, message: str, hint: str) -> ListError:
+        return ListError(Problem(file, data.count(end, 0, offset) + 1, message, hint))
+
+    if len(data) > MAX_FILE:
+        raise ListError(Problem(file, 0, f"the file has {len(data)} octets", f"a list has at most {MAX_FILE}"))
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise refuse(0, "the file is UTF-16", "save it as UTF-8")
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    if (zero := data.find(b"\0")) >= 0:
+        raise refuse(zero, "the file is binary", "a list is UTF-8 text, one entry a line")
+    if data[:512].lstrip()[:1] == b"<":
+        raise refuse(0, "the file is a web page or XML", "a list is UTF-8 text, one entry a line")
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        octet = data[error.start]
+        raise refuse(error.start, f"octet 0x{octet:02x} is not UTF-8", "save the file as UTF-8") from None
+    return data, end
+
+
+def _split(raw: bytes) -> tuple[str, str]:
+    """A line's entry and its evidence."""
+    if len(raw) > MAX_LINE:
+        raise Refused(f"the line has {len(raw)} octets", f"a line has at most {MAX_LINE}")
+    line = raw.decode().strip()
+    text, _, evidence = line.partition("#")
+    if "\r" in line:
+        raise Refused(f"{_shown(line)} has a carriage return in its middle", "end every line with LF or CRLF")
+    if text and not text[-1].isspace() and evidence.startswith(_COSMETIC):
+        raise Refused(f"{_shown(line)} is an adblock rule", "write the name alone")
+    return text.strip(), policy.comment(line)
+
+
+_COSMETIC = ("#", "@#", "?#", "$#", "%#")  # behind the first "#" of adblock's rules about parts of pages
+
+
+def parse_entry(text: str, *, line: int = 0, evidence: str = "") -> Entry:
+    """One entry as it stands in a list, without its comment. Raises ValueError with what is wrong and what is right."""
+    try:
+        return _entry(text, line, evidence)
+    except Refused as refused:
+        raise _about(text, refused) from None
+
+
+def _about(text: str, refused: Refused) -> Refused:
+    return Refused(f"{_shown(text)} {refused.message}", refused.hint)
+
+
+def _entry(text: str, line: int, evidence: str) -> Entry:
+    sign = text[:1] if text[:1] in ("!", "=") else ""
+    body = text[len(sign) :].strip(" \t")
+    _look(sign, body)
+    network = None if sign == "=" else _network(body)
+    if network is not None:
+        return Entry(Kind.NETWORK, sign == "!", Name(b""), network, line, text, evidence)
+    return Entry(Kind.EXACT if sign == "=" else Kind.SUFFIX, sign == "!", _name(body), None, line, text, evidence)
+
+
+def _look(sign: str, body: str) -> None:
+    """What is neither a name nor an address at first sight, each with its own advice."""
+    if not body:
+        raise Refused("has no name or address", "write !name or !address" if sign == "!" else "write a name")
+    if any(c.isspace() for c in body):
+        raise Refused("is more than one word", "write one name, address or network a line, and a comment behind #")
+    if not body.isprintable():
+        unseen = next(c for c in body if not c.isprintable())
+        hint = "remove it; where a name really has it, write its octets as \\DDD or the label as xn--…"
+        raise Refused(f"has the invisible character U+{ord(unseen):04X}", hint)
+    if "://" in body:
+        raise Refused("is a URL", "write the name alone, without scheme and path")
+    if body.startswith(("|", "@@")) or "^" in body or "$" in body.replace("\\$", ""):
+        raise Refused("is an adblock rule", "write the name alone; an exception is !name")
+    if sign and body[0] in "!=":
+        raise Refused(
+            f'begins with "{sign}{body[0]}"', "write !name or =name; !name holds for the name and every name below it"
+        )
+    host, colon, port = body.rpartition(":")
+    if colon and port.isascii() and port.isdecimal() and ("." in host or host.endswith("]")):
+        raise Refused("has a port", "write the name or address alone: a block holds for every port")
+
+
+#: what stands for itself in a name; another octet is written as an escape, so that nothing of another format looks like a name
+_WORD = re.compile(r"(?:[A-Za-z0-9_.-]|[^\x00-\x7f]|\\[0-9]{3}|\\[^0-9])*")
+
+
+def _name(text: str) -> Name:
+    if "*" in text:
+        raise Refused("has a wildcard", "a name already covers every name below it; write it without '*.'")
+    if "/" in text:
+        raise Refused("is not a name, address or network", "write the name alone, without a path")
+    matched = _WORD.match(text)
+    if matched and matched.end() < len(text):
+        odd = text[matched.end()]
+        raise Refused(f"has the character {odd}", f"remove it, or write it as \\{ord(odd):03d} where a name really has it")
+    name = _wire(text)
+    if name == names.ROOT:
+        raise Refused("is the root of all names", "write the name that is meant")
+    if list(names.labels(name))[-1].isdigit():
+        raise Refused("is not an address or network", "write it as in 203.0.113.7, 203.0.113.0/24 or 2001:db8::/32")
+    return name
+
+
+def _wire(text: str) -> Name:
+    try:
+        return names.from_text(text)
+    except ValueError as error:
+        raise Refused("is not a domain name", str(error)) from None
+
+
+def _network(text: str) -> Network | None:
+    """The network in `text`, None when it is a name. Host bits and odd spellings are refused, not repaired."""
+    address, slash, length = text.partition("/")
+    family = 6 if ":" in address else 4
+    digits = address.replace(".", "")
+    if family == 4 and not (address.count(".") == 3 and digits.isascii() and digits.isdecimal()):
+        if slash and digits.isascii() and digits.isdecimal():
+            raise Refused("is not a network", "write all four octets, as in 203.0.113.0/24")
+        return None
+    try:
+        value = address_to_int(address)
+    except ValueError:
+        raise Refused(f"is not an IPv{family} address", "write it as in 203.0.113.7 or 2001:db8::7") from None
+    bits = 32 if family == 4 else 128
+    if not slash:
+        return Network(family, value, value)
+    if not (length.isascii() and length.isdecimal() and len(length) <= 3 and int(length) <= bits):
+        raise Refused("has no valid prefix length", f"write /0 to /{bits}")
+    size = 1 << (bits - int(length))
+    if value % size:
+        canonical = int_to_address(family, value - value % size)
+        raise Refused("has host bits set", f"write {canonical}/{length} or the address alone")
+    return Network(family, value, value + size - 1)
+
+
+def address_to_int(text: str) -> int:
+    """An address in its usual text form as an integer. ValueError otherwise."""
+    if "%" in text:
+        raise ValueError(text)
+    return int(ipaddress.ip_address(text))
+
+
+def int_to_address(family: int, value: int) -> str:
+    return str(ipaddress.IPv4Address(value) if family == 4 else ipaddress.IPv6Address(value))
+
+
+def network_from_text(text: str) -> Network:
+    """A network or address written in a configuration. ValueError says what would be right."""
+    try:
+        network = _network(text)
+        if network is None:
+            raise Refused("is not an address or network", "write it as in 203.0.113.0/24")
+    except Refused as refused:
+        raise _about(text, refused) from None
+    return network
+
+
+_SPECIAL = tuple((network_from_text(text), what) for text, what in SPECIAL)
+
+
+def _check(entry: Entry, guard: Guard) -> None:
+    try:
+        _danger(entry, guard)
+    except Refused as refused:
+        raise _about(entry.text, refused) from None
+
+
+def _danger(entry: Entry, guard: Guard) -> None:
+    if entry.network is None:
+        if guard.public_suffix and entry.name not in guard.single_registrant and guard.public_suffix(entry.name):
+            raise Refused("is a public suffix: names below it belong to others", "write the names that are meant")
+        return
+    family, first, last = entry.network
+    size = (last - first + 1).bit_length() - 1
+    bits = 32 if family == 4 else 128
+    if bits - size < guard.prefixes[family]:
+        raise Refused("is too wide a network", f"/{guard.prefixes[family]} is the widest for IPv{family}")
+    for network, role in (*_SPECIAL, *guard.protected):
+        if network.family == family and first <= network.last and network.first <= last:
+            hint = _CARRIER_HINT if role in _CARRIERS else "blocking them would cut the network itself; remove the line"
+            raise Refused(f"covers addresses that are {role}", hint)
+
+
+_CARRIERS = ("IPv4-mapped", "NAT64")
+_CARRIER_HINT = "write the IPv4 address: it holds for the IPv6 forms that carry it too"
+
+
+_APP_KEYS: dict[str, type] = {
+    "id": str, "name": str, "operator": str, "order": str, "default": bool, "homepage": str, "summary": str,
+    "neighbours": list, "single_registrant": list,
+}  # fmt: skip
+
+
+#: an id is part of the names of chains and counters, of a log prefix (at most 127 octets) and of a directory
+_APP_ID = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+
+
+def parse_app(data: bytes, file: str, directory: str) -> App:
+    """An app.toml. `directory` is the name of the directory it stands in, which must be the app's id."""
+    raw, text = toml.parse(data, file)
+    wrong = list(_app_problems(raw, directory))
+    if wrong:
+        lines = toml.Lines(text)
+        raise ConfigError(Problem(file, lines.at(*path), f"{path[0]}: {message}", hint) for path, message, hint in wrong)
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
+    return App(**values)
+
+
+def _app_problems(raw: dict[str, Any], directory: str) -> Iterator[tuple[toml.Path, str, str]]:
+    """(where, what, what would be right) of everything that is wrong."""
+    for key, value in raw.items():
+        if key not in _APP_KEYS:
+            near = difflib.get_close_matches(key, _APP_KEYS, 1)
+            yield (key,), "unknown key", f'did you mean "{near[0]}"?' if near else f"the keys are {', '.join(_APP_KEYS)}"
+        elif type(value) is not _APP_KEYS[key] or (isinstance(value, list) and not all(isinstance(v, str) for v in value)):
+            kind = {str: "a string", bool: "true or false", list: "a list of strings"}[_APP_KEYS[key]]
+            yield (key,), "wrong type", f"it must be {kind}"
+        elif isinstance(value, list):
+            yield from _bad_names(key, value)
+    for key in ("id", "name"):
+        if key not in raw:
+            yield (key,), "missing", "every app has an id and a name"
+    if isinstance(raw.get("id"), str):
+        yield from _bad_id(raw["id"], directory)
+
+
+def _bad_names(key: str, value: list[str]) -> Iterator[tuple[toml.Path, str, str]]:
+    for number, text in enumerate(value):
+        try:
+            names.from_text(text)
+        except ValueError as error:
+            yield (key, number), f"{_shown(text)} is not a domain name", str(error)
+
+
+def _bad_id(app: str, directory: str) -> Iterator[tuple[toml.Path, str, str]]:
+    if app != directory:
+        yield ("id",), _shown(app), f'it must be the name of the directory, "{directory}"'
+    elif app == "local":
+        yield ("id",), '"local"', "that id belongs to the administrator's own lists; choose another"
+    elif not _APP_ID.fullmatch(app):
+        yield ("id",), _shown(app), "an id has lower-case letters, digits, - and _, at most 64, and begins with a letter"
