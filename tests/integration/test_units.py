@@ -121,7 +121,7 @@ def test_its_warden_is_killed_when_it_is_to_go_whatever_it_does(units: str, stop
 def test_its_warden_is_killed_when_the_agent_has_died(units: str) -> None:
     text = f"""
 import asyncio, os, sys
-from embargo.daemon import channel
+from embargo.daemon.process import channel
 from embargo.daemon.outbox import Ledger
 from embargo.daemon.spawn import Units
 async def run():

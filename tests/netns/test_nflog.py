@@ -160,7 +160,7 @@ def test_a_group_that_somebody_reads_is_refused_until_he_ends(rig: Rig, log: NfL
 def test_without_cap_net_admin_it_says_so() -> None:
     done = subprocess.run(
         ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", sys.executable, "-c",
-         "from embargo.daemon import nflog; nflog.NfLog(8300)"],
+         "from embargo.daemon.guard import nflog; nflog.NfLog(8300)"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert "FirewallError: read log group 8300" in done.stderr
