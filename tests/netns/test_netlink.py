@@ -229,7 +229,10 @@ def test_a_dry_run_leaves_nothing(rig: Rig, kernel: Nftables) -> None:
 
 
 def test_without_cap_net_admin_it_says_what_is_needed() -> None:
-    code = "from embargo.firewall import nft; from embargo.daemon.guard.netlink import Nftables; Nftables().transact([nft.new_table('x')])"
+    code = """if True:
+        from embargo.daemon.guard.netlink import Nftables
+        from embargo.firewall import nft
+        Nftables().transact([nft.new_table('x')])"""
     done = subprocess.run(
         ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", sys.executable, "-c", code],
         capture_output=True, text=True, check=False,

@@ -16,7 +16,7 @@ PACKAGE = Path(embargo.__file__).parent
 #: the core: any module may import those of a line above
 TIERS = (
     ("accelerator", "errors"),
-    ("names", "toml", "events", "firewall.spans"),
+    ("names", "records", "toml", "events", "firewall.spans"),
     ("lists.policy", "firewall.table"),
     ("firewall.learning", "lists.lists", "dns.message", "lists.pauses", "dns.upstream"),
     ("lists.image",),

@@ -1,0 +1,221 @@
+"""Records that cross a process border: frozen dataclasses to JSON values and back, with every type checked.
+
+`encode` gives what `json.dumps` takes; `decode` reads such a value back or raises RecordError, and nothing else, whatever it is
+given. A field is described by its type: str, int, float, bool, bytes (hexadecimal), None, Literal, an Enum (by value), another
+record, a NamedTuple (as a list), tuple[X, ...], tuple[X, Y], dict[str, X], and unions of these. Bounds that a type does not
+say are `Annotated` with Limit: what an unprivileged process sends is not believed.
+
+A record that is sent or kept by itself has a `version`: its encoding says it, and another version is refused by name.
+"""
+
+import dataclasses
+import enum
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+from embargo.errors import EmbargoError
+
+R = TypeVar("R")
+
+#: a decoder of one type: the JSON value and where it stands, for the message
+_Decoder = Callable[[Any, str], Any]
+
+
+class RecordError(EmbargoError):
+    """A value is not the record that it should be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """Bounds of a value: a number from `least` to `most`; a text of `characters` at most, `printable` if that is asked."""
+
+    least: float = -(1 << 63)
+    most: float = (1 << 63) - 1
+    characters: int = 1 << 30
+    printable: bool = False
+
+    def check(self, value: Any, place: str) -> None:
+        if isinstance(value, str):
+            if len(value) > self.characters or (self.printable and not value.isprintable()):
+                raise RecordError(f"{place}: not a text of {self.characters} printable characters at most")
+        elif isinstance(value, int | float) and not self.least <= value <= self.most:
+            raise RecordError(f"{place}: not between {self.least} and {self.most}")
+
+
+#: what an unprivileged process may count, and the names of what it counts
+Count = Annotated[int, Limit(least=0)]
+Word = Annotated[str, Limit(characters=1000, printable=True)]
+
+
+def encode(record: Any) -> Any:
+    """The JSON value of a record, or of what a record may hold."""
+    if dataclasses.is_dataclass(record):
+        value = {field.name: encode(getattr(record, field.name)) for field in dataclasses.fields(record)}
+        version = getattr(record, "version", None)
+        return value if version is None else {"version": version, **value}
+    if isinstance(record, enum.Enum):
+        return record.value
+    if isinstance(record, dict):
+        return {key: encode(value) for key, value in record.items()}
+    if isinstance(record, list | tuple):
+        return [encode(value) for value in record]
+    if isinstance(record, bytes):
+        return record.hex()
+    return record
+
+
+def decode(kind: type[R], value: Any) -> R:
+    """The record that `encode` made this value of. RecordError when it is none of this kind."""
+    try:
+        found: R = _decoder(kind)(value, kind.__name__)
+    except RecursionError:
+        raise RecordError(f"{kind.__name__}: too deep") from None
+    return found
+
+
+@lru_cache(maxsize=None)
+def _decoder(kind: Any) -> _Decoder:
+    origin = get_origin(kind)
+    if origin is Annotated:
+        return _limited(kind)
+    if origin in (Union, types.UnionType):
+        return _union(get_args(kind))
+    if origin is Literal:
+        return _literal(get_args(kind))
+    if origin is tuple:
+        return _sequence(get_args(kind)) if get_args(kind)[1:] == (...,) else _fixed(get_args(kind), tuple)
+    if origin is dict:
+        return _mapping(get_args(kind)[1])
+    if dataclasses.is_dataclass(kind):
+        return _record(kind)
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return _member(kind)
+    if isinstance(kind, type) and issubclass(kind, tuple):
+        hints = typing.get_type_hints(kind, include_extras=True)
+        return _fixed(tuple(hints.values()), lambda values: kind(*values))
+    if kind is bytes:
+        return _octets
+    if kind is Any:
+        return lambda value, place: value
+    return _plain(kind)
+
+
+def _record(kind: type) -> _Decoder:
+    hints = typing.get_type_hints(kind, include_extras=True)
+    fields = {field.name: _decoder(hints[field.name]) for field in dataclasses.fields(kind)}
+    version = getattr(kind, "version", None)
+    names = set(fields) | ({"version"} if version is not None else set())
+
+    def read(value: Any, place: str) -> Any:
+        if not isinstance(value, dict):
+            raise RecordError(f"{place}: not a record")
+        if version is not None and value.get("version") != version:
+            raise RecordError(f"{place}: version {value.get('version')}, this program reads version {version}")
+        if value.keys() != names:
+            missing, extra = names - value.keys(), value.keys() - names
+            raise RecordError(f"{place}: without {sorted(missing)}, with {sorted(map(str, extra))}")
+        return kind(**{name: decoder(value[name], f"{place}.{name}") for name, decoder in fields.items()})
+
+    return read
+
+
+def _plain(kind: type) -> _Decoder:
+    accepted = (int, float) if kind is float else (kind,)
+
+    def read(value: Any, place: str) -> Any:
+        if type(value) not in accepted and not (kind is type(None) and value is None):
+            raise RecordError(f"{place}: not {kind.__name__}")
+        return value
+
+    return read
+
+
+def _limited(kind: Any) -> _Decoder:
+    inner, *limits = get_args(kind)
+    decoder = _decoder(inner)
+
+    def read(value: Any, place: str) -> Any:
+        found = decoder(value, place)
+        for limit in limits:
+            limit.check(found, place)
+        return found
+
+    return read
+
+
+def _union(kinds: tuple[Any, ...]) -> _Decoder:
+    decoders = [_decoder(kind) for kind in kinds]
+
+    def read(value: Any, place: str) -> Any:
+        reasons = []
+        for decoder in decoders:
+            try:
+                return decoder(value, place)
+            except RecordError as error:
+                reasons.append(str(error))
+        raise RecordError("; ".join(reasons))
+
+    return read
+
+
+def _literal(values: tuple[Any, ...]) -> _Decoder:
+    def read(value: Any, place: str) -> Any:
+        if not any(value == each and type(value) is type(each) for each in values):
+            raise RecordError(f"{place}: not one of {', '.join(map(str, values))}")
+        return value
+
+    return read
+
+
+def _member(kind: type[enum.Enum]) -> _Decoder:
+    def read(value: Any, place: str) -> Any:
+        try:
+            return kind(value)
+        except (ValueError, TypeError):
+            raise RecordError(f"{place}: not a {kind.__name__}") from None
+
+    return read
+
+
+def _sequence(kinds: tuple[Any, ...]) -> _Decoder:
+    decoder = _decoder(kinds[0])
+
+    def read(value: Any, place: str) -> Any:
+        if not isinstance(value, list):
+            raise RecordError(f"{place}: not a list")
+        return tuple(decoder(each, place) for each in value)
+
+    return read
+
+
+def _fixed(kinds: tuple[Any, ...], make: Callable[[Any], Any]) -> _Decoder:
+    decoders = [_decoder(kind) for kind in kinds]
+
+    def read(value: Any, place: str) -> Any:
+        if not isinstance(value, list) or len(value) != len(decoders):
+            raise RecordError(f"{place}: not a list of {len(decoders)}")
+        return make(tuple(decoder(each, place) for decoder, each in zip(decoders, value, strict=True)))
+
+    return read
+
+
+def _mapping(kind: Any) -> _Decoder:
+    decoder = _decoder(kind)
+
+    def read(value: Any, place: str) -> Any:
+        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+            raise RecordError(f"{place}: not an object")
+        return {key: decoder(each, f"{place}.{key}") for key, each in value.items()}
+
+    return read
+
+
+def _octets(value: Any, place: str) -> bytes:
+    try:
+        return bytes.fromhex(value)
+    except (ValueError, TypeError):
+        raise RecordError(f"{place}: not hexadecimal octets") from None
