@@ -12,10 +12,10 @@ import dataclasses
 import enum
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from functools import cache
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from embargo.errors import EmbargoError
 
@@ -71,13 +71,13 @@ def encode(record: Any) -> Any:
 def decode(kind: type[R], value: Any) -> R:
     """The record that `encode` made this value of. RecordError when it is none of this kind."""
     try:
-        found: R = _decoder(kind)(value, kind.__name__)
+        found: R = _decoder(cast(Hashable, kind))(value, kind.__name__)
     except RecursionError:
         raise RecordError(f"{kind.__name__}: too deep") from None
     return found
 
 
-@lru_cache(maxsize=None)
+@cache
 def _decoder(kind: Any) -> _Decoder:
     origin = get_origin(kind)
     if origin is Annotated:
@@ -90,7 +90,7 @@ def _decoder(kind: Any) -> _Decoder:
         return _sequence(get_args(kind)) if get_args(kind)[1:] == (...,) else _fixed(get_args(kind), tuple)
     if origin is dict:
         return _mapping(get_args(kind)[1])
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return _record(kind)
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return _member(kind)
