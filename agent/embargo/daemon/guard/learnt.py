@@ -1,0 +1,203 @@
+"""Learnt addresses, in the kernel's sets, in the page of marks and on disk, as `learning.Book` decides about them.
+
+Resolvers report which addresses names were answered with. An address behind a blocked name is marked first, so that no
+further reply with it is sent before the guardian knows that reply; then every resolver is asked for what it has not
+reported yet; then the book decides. The theory of it stands in `firewall.learning`.
+"""
+
+import asyncio
+import ipaddress
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import chain
+from typing import Any
+
+from embargo import names
+from embargo.daemon.guard.enforced import Enforced
+from embargo.daemon.guard.informants import Informants
+from embargo.daemon.guard.memory import EVERY, Memory
+from embargo.daemon.process import answered
+from embargo.daemon.process.answered import Marks
+from embargo.daemon.process.channel import Channel
+from embargo.firewall import learning, nft, ruleset
+from embargo.firewall.learning import Book, Reason
+from embargo.firewall.ruleset import Spec
+from embargo.firewall.table import TABLE
+from embargo.lists.policy import Action
+
+PASS_GRACE = 60  # seconds; clients connect a moment after an answer, also after one with TTL 0, and flows last
+MAX_PASSING = 64  # addresses that one answer lets through
+
+
+class LearntAddresses:
+    """`blocked` is called after an address became blocked; `trouble` reports a failure."""
+
+    def __init__(self, enforced: Enforced, blocked: Callable[[], None], trouble: Callable[[str], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._enforced = enforced
+        self._blocked = blocked
+        self._memory: Memory | None = None
+        self._saving = asyncio.Lock()
+        self._marks: Marks | None = None
+        self._expected: Counter[bytes] = Counter()  # marked while the resolvers are asked about them
+        self._resolvers = Informants(self._take, trouble)
+        self.book = Book()
+        self.enabled = False
+
+    # ── what the resolvers report ────────────────────────────────────────────────────────────────────────────────────
+
+    def meet(self, channel: Channel, marks: int) -> None:
+        """A resolver is at the other end of this channel. `marks`: descriptor of the page where it sees what may be blocked."""
+        if self._marks is None:
+            self._marks = Marks(marks, write=True)
+            self._marks.clear()
+            self.mark_all()
+        self._resolvers.meet(channel)
+
+    def _take(self, channel: Channel, told: dict[str, Any]) -> None:
+        """One message of a resolver. ValueError, TypeError or LookupError for what is no message."""
+        now = self._loop.time()
+        match told.get("op"):
+            case "answered":
+                for name, addresses, seconds in answered.unpack(told["records"]):
+                    self._free(self.book.answered(name, addresses, seconds, now))
+            case "leads":
+                [(name, addresses, seconds)] = answered.unpack(bytes.fromhex(told["record"]))
+                reason = learning.reason(name, told["class"], told["list"], told["line"], told["rule"])
+                self._expect(addresses)
+                self._resolvers.when_all_is_told(partial(self._decide, reason, addresses, seconds))
+            case "free":
+                try:
+                    [(name, addresses, seconds)] = answered.unpack(bytes.fromhex(told["record"]))
+                    self._free(self.book.answered(name, addresses, seconds, now))
+                finally:
+                    channel.send({"op": "ready", "number": told["number"]})
+            case "pass":
+                try:
+                    longest = learning.LONGEST
+                    self._pass([(str(a), int(max(0, min(s, longest)))) for a, s in told["addresses"][:MAX_PASSING]])
+                finally:
+                    channel.send({"op": "ready", "number": told["number"]})
+
+    def _pass(self, addresses: Sequence[tuple[str, int]]) -> None:
+        """Let addresses behind names of the allow list, in hexadecimal, go ahead of the block sets for so many seconds."""
+        for name, width in (("allow4", 4), ("allow6", 16)):
+            keys = [(bytes.fromhex(a), seconds + PASS_GRACE) for a, seconds in addresses if len(a) == 2 * width]
+            if keys:
+                self._enforced.kernel.transact(nft.timed_elements(TABLE, name, keys))
+
+    def _expect(self, addresses: list[bytes]) -> None:
+        """From now on no reply with one of these is sent before the guardian has taken note of it."""
+        self._expected.update(addresses)
+        if self._marks is not None:
+            for address in addresses:
+                self._marks.add(address)
+
+    def _decide(self, reason: Reason, addresses: list[bytes], seconds: int) -> None:
+        """A blocked name led to these addresses, and all that was answered with them before has been reported."""
+        spec = self._enforced.spec
+        action = dict(spec.classes).get(reason.class_) if spec is not None and self.enabled else None
+        learnt = self.book.leads(reason, addresses, seconds, self._loop.time()) if action is not None else []
+        blocked = {address for address, _ in learnt}
+        self._expected.subtract(addresses)
+        self._expected += Counter()
+        if self._marks is not None:
+            for address in addresses:
+                if address not in blocked:
+                    self._marks.remove(address)
+        if spec is not None and action is not None and learnt:
+            self._block(spec, learnt, action)
+
+    def _block(self, spec: Spec, learnt: list[tuple[bytes, int]], action: Action) -> None:
+        """Block these addresses, marked already, each for so many seconds."""
+        rows = [(address, action, seconds) for address, seconds in learnt]
+        self._enforced.kernel.transact(nft.learnt_elements(spec.generation, TABLE, rows))
+        if self._memory is not None:
+            self._memory.note([address for address, _ in learnt], self._loop.time())
+        self._blocked()
+
+    def _free(self, freed: list[bytes]) -> None:
+        """These addresses are not blocked any more: an unblocked name was answered with them."""
+        spec = self._enforced.spec
+        if not freed or spec is None:
+            return
+        for family, width in ((4, 4), (6, 16)):
+            keys = [address for address in freed if len(address) == width]
+            for action in {action for _, action in spec.classes}:
+                self._enforced.kernel.drop_keys(TABLE, f"{ruleset.LEARNT[action].set_}{family}_{spec.generation}", keys)
+        self.mark_all()
+        if self._memory is not None:
+            self._memory.note(freed, self._loop.time())
+
+    # ── what is blocked ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def mark_all(self) -> None:
+        """Mark exactly what is blocked, or may be in a moment."""
+        if self._marks is not None:
+            blocked = (address for address, _, _ in self.book.blocked(self._loop.time()))
+            self._marks.set(chain(blocked, self._expected.elements()))
+
+    def elements(self, spec: Spec) -> Iterator[tuple[bytes, Action, int]]:
+        """The blocked addresses of classes that act: (address, what is done about it, seconds left)."""
+        actions = dict(spec.classes)
+        blocked = self.book.blocked(self._loop.time())
+        return ((address, actions[class_], seconds) for address, class_, seconds in blocked if class_ in actions)
+
+    def refused(self) -> Iterator[bytes]:
+        """The addresses whose packets are refused, not just logged."""
+        spec = self._enforced.spec
+        if spec is not None:
+            yield from (address for address, action, _ in self.elements(spec) if action is Action.BLOCK)
+
+    def about(self, address: bytes) -> dict[str, Any]:
+        """What is remembered of an address: names, the reason that blocks it, the name that keeps it open."""
+        found: dict[str, Any] = {"names": [names.to_text(name) for name in self.book.names(address)]}
+        reason = self.book.reason(address, self._loop.time())
+        if reason is not None:
+            name, class_, path, line, rule = reason
+            found["learnt"] = {
+                "app": class_.app, "function": class_.function, "list": path, "line": line, "rule": rule,
+                "name": names.to_text(name),
+            }  # fmt: skip
+        spared = self.book.shared(address)
+        if spared is not None:
+            found["spared"] = {"name": names.to_text(spared.blocked), "neighbour": names.to_text(spared.neighbour)}
+        return found
+
+    def stats(self) -> dict[str, Any]:
+        book = self.book
+        spared = [
+            (str(ipaddress.ip_address(each.address)), names.to_text(each.blocked), names.to_text(each.neighbour))
+            for each in book.spared
+        ]
+        return {
+            "on": self.enabled, "addresses": book.learnt, "known": len(book),
+            "proving": max(round(book.proving - self._loop.time()), 0), "spared": spared,
+            "counters": dict(book.counters), "trouble": self._memory.trouble if self._memory else "",
+        }  # fmt: skip
+
+    # ── memory ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def recall(self, path: str) -> None:
+        """Read what was learnt before from this file, once, and keep it there from now on."""
+        if self._memory is None or self._memory.path != path:
+            self._memory = Memory(path, self.book)
+            self._memory.recall(self._loop.time())
+            self._memory.save(self._loop.time())
+
+    async def save_always(self) -> None:
+        """Write a snapshot now and then, for ever."""
+        while True:
+            await asyncio.sleep(EVERY)
+            if self._memory is not None:
+                async with self._saving:
+                    await self._memory.save_beside(self._loop.time())
+            self.mark_all()  # no reply waits for an address whose time is over
+
+    async def stop(self) -> None:
+        """Write the last snapshot."""
+        if self._memory is not None:
+            async with self._saving:
+                self._memory.save(self._loop.time())
+            self._memory.close()
