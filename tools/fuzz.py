@@ -89,7 +89,7 @@ def fuzz(draw: random.Random, run: Callable[[], None]) -> None:
     from embargo import _bulk, _fastpath, accelerator
     from embargo.dns import fastpath
     from embargo.dns.cache import Cache
-    from embargo.dns.fastpath import Acl, BlockMode, Rules
+    from embargo.dns.judgement import Acl, BlockMode, Rules
     from embargo.dns.message import Answer
     from embargo.errors import ListError
     from embargo.lists import image, lists, policy
@@ -131,7 +131,7 @@ def fuzz(draw: random.Random, run: Callable[[], None]) -> None:
         board = policy.select((App("a", "A"),), built.classes, Selection(apps="all", functions="all"))
         cache = Cache()
         rules = Rules(1, 1, Acl(["::1/128"]), built, board, draw.choice(modes))
-        answering = _fastpath.Answering(rules, cache)
+        native, shortcut = _fastpath.Shortcut(rules, cache), fastpath.Shortcut(rules, cache)
         asked = [entry.name for entry in found.entries if entry.network is None] or [Name(b"\1a\0")]
         for _ in range(30):
             name = draw.choice(asked)
@@ -143,7 +143,7 @@ def fuzz(draw: random.Random, run: Callable[[], None]) -> None:
                 body = b"\xc0\x0c\0\1\0\1\0\0\0\x64\0\4\xc0\0\2\1"
                 cache.put(name + b"\0\1\0", Answer(0, (1, 0, 0), body, ((6, 100),), 0, 100), 0.0, 1)
             packet = mutated(draw, packet)
-            compiled, python = answering.answer(packet, "::1", 7.5), fastpath.answer(packet, "::1", rules, cache, 7.5)
+            compiled, python = native.answer(packet, "::1", 7.5), shortcut.answer(packet, "::1", 7.5)
             assert (compiled and compiled.octets(7.5)) == (python and python.rest), packet
         # sections that are not what they should be: what comes out does not matter, what is read does
         slots, blob = built._slots.tobytes(), bytes(built._blob)

@@ -1,11 +1,12 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from embargo.daemon.resolve.attempts import Attempts
 from embargo.daemon.resolve.intake import Drained, Listener
 from embargo.dns.cache import Cache, Entry
-from embargo.dns.fastpath import Attempt, Rules
+from embargo.dns.judgement import Attempt, Rules
 from embargo.dns.message import Answer, Query
 from embargo.events import Kind as Kind
+from embargo.lists.image import Lead
 
 def query(packet: bytes) -> Query | None: ...
 def read(packet: bytes, question: bytes) -> Answer | None: ...
@@ -13,7 +14,7 @@ def read(packet: bytes, question: bytes) -> Answer | None: ...
 class Finder:
     def __init__(self, slots: memoryview[int], blob: memoryview[int], homes: int) -> None: ...
     def find(self, name: bytes) -> int: ...
-    def unclaimed(self, qname: bytes, answer: Answer, address: Callable[[bytes], object]) -> bool: ...
+    def unclaimed(self, qname: bytes, leads: Iterable[Lead], address: Callable[[bytes], object]) -> bool: ...
 
 class Known:
     until: float
@@ -22,7 +23,7 @@ class Known:
     class_: int
     def octets(self, now: float) -> bytes: ...
 
-class Answering:
+class Shortcut:
     def __init__(
         self, rules: Rules, cache: Cache, names: bool = True, about: Callable[[Attempt], str] | None = None
     ) -> None: ...

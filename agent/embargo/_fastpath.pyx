@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
-"""The compiled twins of `image.Finder`, `events.Kind`, `message.parse_query`, `response.parse`, `fastpath.answer` and
+"""The compiled twins of `image.Finder`, `events.Kind`, `message.parse_query`, `response.parse`, `fastpath.Shortcut` and
 `intake.Intake`.
 
 A batch of datagrams goes from `recvmmsg` to `sendmmsg` in one call. What the fast path declines is handed back. Nothing of
@@ -150,21 +150,20 @@ cdef class Finder:
             if start >= size:
                 return -1
 
-    def unclaimed(self, bytes qname, answer, address):
+    def unclaimed(self, bytes qname, leads, address):
         """The twin of `image.Finder.unclaimed`."""
         cdef bytes owner, target
         if self.find(qname) >= 0:
             return False
-        for leads in (answer.leads, answer.extra_leads):
-            for owner, targets, packed in leads:
-                if owner != qname and self.find(owner) >= 0:
+        for owner, targets, packed in leads:
+            if owner != qname and self.find(owner) >= 0:
+                return False
+            for target in targets:
+                if self.find(target) >= 0:
                     return False
-                for target in targets:
-                    if self.find(target) >= 0:
-                        return False
-                for each in packed:
-                    if address(each):
-                        return False
+            for each in packed:
+                if address(each):
+                    return False
         return True
 
     cpdef Py_ssize_t find(self, bytes name) except -2:
@@ -443,7 +442,7 @@ def read(bytes packet, bytes question):
     ))  # fmt: skip
 
 
-# ── fastpath.answer ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── fastpath.Shortcut ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 cdef struct Ttl:
@@ -513,7 +512,7 @@ cdef struct Client:
     PyObject *text
 
 
-cdef struct Piece:  # of a block's reply: see `fastpath.Pieces`
+cdef struct Piece:  # of a block's reply: see `judgement.Pieces`
     uint8_t octet
     uint8_t counts[2][8]
     uint8_t tail[256]
@@ -571,10 +570,10 @@ for _octet in bytearray(b"abcdefghijklmnopqrstuvwxyz0123456789-_*/"):
     _PLAIN[_octet] = 1
 
 
-cdef class Answering:
-    """One judgement and the replies that it remembers. The twin of `fastpath.Rules.memo` and `fastpath.answer`."""
+cdef class Shortcut:
+    """The twin of `fastpath.Shortcut`."""
 
-    cdef object _rules, _cache, _fastpath, _special, _meta, _opts, _about, _type_name
+    cdef object _rules, _cache, _fastpath, _attempt, _special, _meta, _opts, _about, _type_name
     cdef Finder _finder
     cdef dict _young, _old, _types
     cdef long _judged
@@ -604,11 +603,12 @@ cdef class Answering:
         free(self._canary)
 
     def __init__(self, rules, cache, bint names=True, about=None):
-        from embargo.dns import fastpath, message
+        from embargo.dns import fastpath, judgement, message
 
         self._rules, self._cache, self._finder = rules, cache, rules.image.finder
         self._judged, self._young, self._old, self._types, self.hits = rules.judged, {}, {}, {}, 0
-        self._fastpath, self._special, self._meta = fastpath, fastpath.SPECIAL, message.META_QTYPES
+        self._fastpath, self._special, self._meta = fastpath, judgement.SPECIAL, message.META_QTYPES
+        self._attempt = judgement.Attempt
         self._opts, self._type_name, self._names, self._about = fastpath.OPTS, message.type_name, names, about
         self._prepare(rules.parts())
 
@@ -647,7 +647,7 @@ cdef class Answering:
         return text
 
     def answer(self, bytes packet, str client, double now):
-        """The twin of `fastpath.answer`, but for the rules and the cache."""
+        """The twin of `fastpath.Shortcut.answer`."""
         if not self._rules.acl.allows(client):
             return None
         return self.known(<const uint8_t *>PyBytes_AS_STRING(packet), PyBytes_GET_SIZE(packet), now)
@@ -818,7 +818,7 @@ cdef class Answering:
             mark[4], mark[5] = (explained - 4) >> 8, (explained - 4) & 255
         known = Known.__new__(Known)
         known.rest, known.until, known.class_ = PyBytes_FromStringAndSize(<const char *>rest, out - rest), math.inf, class_
-        # what an attempt is folded by: see `fastpath.Attempt.kind`
+        # what an attempt is folded by: see `judgement.Attempt.kind`
         out = _put(text, <const char *>qname, size)
         out[0], out[1], out[2], out[3], out[4] = qtype >> 8, qtype & 255, class_ >> 8, class_ & 255, 0
         out[5], out[6], out[7], out[8] = (
@@ -876,7 +876,7 @@ cdef class Answering:
         known = Known.__new__(Known)
         question = PyBytes_FromStringAndSize(<const char *>packet + 12, end - 12)
         known.rest, known.until = bytes((0x80 | rd, octet | cd)) + plain + question + tail, math.inf
-        attempt = self._fastpath.Attempt(rules, name, qtype, decision, rules.action_name(decision))
+        attempt = self._attempt(rules, name, qtype, decision, rules.action_name(decision))
         known.kind, known.class_ = attempt.kind, decision.class_
         known.members = self._about(attempt).encode() if self._about is not None else b""
         return known
@@ -897,7 +897,7 @@ cdef class Intake:
     cdef type _packet, _way
     cdef object _cache, _rules, _attempts, _stamp
     cdef dict _listeners
-    cdef Answering _answering
+    cdef Shortcut _answering
     cdef uint64_t[::1] _tally, _page
     cdef dict _kinds  # of the folder, by client and kind
     cdef dict _asked  # names of first attempts
@@ -975,7 +975,7 @@ cdef class Intake:
 
     def adopt(self, rules):
         self._rules, self._tally, self._page = rules, self._attempts.tally, self._attempts.page
-        self._answering = Answering(rules, self._cache, self._attempts.names, self._attempts.about)
+        self._answering = Shortcut(rules, self._cache, self._attempts.names, self._attempts.about)
         self._forget()
 
     cdef void _forget(self):

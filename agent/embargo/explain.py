@@ -10,7 +10,7 @@ from typing import Any
 from embargo import names
 from embargo.dns import engine, message
 from embargo.dns.engine import Zones
-from embargo.dns.fastpath import Acl
+from embargo.dns.judgement import Acl
 from embargo.dns.message import Query
 from embargo.dns.upstream import Upstreams
 from embargo.lists import lists, policy

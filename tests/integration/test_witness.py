@@ -12,7 +12,7 @@ from embargo.daemon.process.channel import Channel
 from embargo.daemon.resolve import witness
 from embargo.daemon.resolve.witness import Witness
 from embargo.dns.engine import Heard
-from embargo.dns.fastpath import Rules
+from embargo.dns.judgement import Rules
 
 RULES: Any = None  # of no interest to an answer that nothing blocks
 

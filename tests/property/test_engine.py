@@ -14,7 +14,7 @@ from embargo import names
 from embargo.dns import fastpath
 from embargo.dns.cache import Cache
 from embargo.dns.engine import Drop, Engine, Forward, Joined, Reply, Zones
-from embargo.dns.fastpath import Acl, Rules
+from embargo.dns.judgement import Acl, Rules
 from embargo.dns.upstream import Upstreams
 from embargo.lists import image, policy
 from embargo.lists.policy import Action, App, List, Selection
@@ -106,7 +106,7 @@ def test_any_octets_are_answered_or_dropped(packet: bytes, udp: bool) -> None:
         assert len(outcome.wire) <= 1232 or not udp
         if len(packet) > 512:
             assert len(outcome.wire) <= 2 * len(packet)
-    fastpath.answer(packet, CLIENT, engine.rules, engine.cache, 0.0)
+    fastpath.Shortcut(engine.rules, engine.cache).answer(packet, CLIENT, 0.0)
 
 
 NONE = answer("free.test", rcode=3)

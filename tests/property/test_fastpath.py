@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from embargo.dns.cache import Cache
 from embargo.dns.engine import Engine, Forward, Reply, Zones
-from embargo.dns.fastpath import BlockMode, Rules
+from embargo.dns.judgement import BlockMode, Rules
 from embargo.dns.upstream import Server, Upstreams
 from support import shortcut
 from support.playbook import CLIENT, NULL, NXDOMAIN, answer, query, rules

@@ -18,7 +18,7 @@ import dns.rrset
 
 from embargo.dns.cache import Cache
 from embargo.dns.engine import Drop, Engine, Forward, Joined, Reply, Zones
-from embargo.dns.fastpath import Acl, BlockMode, Rules
+from embargo.dns.judgement import Acl, BlockMode, Rules
 from embargo.dns.upstream import Server, Upstreams
 from embargo.lists import image, lists, policy
 from embargo.lists.lists import Guard

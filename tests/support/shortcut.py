@@ -1,22 +1,23 @@
 """Both fast paths, held to the same result wherever a test takes the short way."""
 
-from weakref import WeakKeyDictionary
+from functools import lru_cache
 
 from embargo import _fastpath
 from embargo.dns import fastpath
 from embargo.dns.cache import Cache
-from embargo.dns.fastpath import Known, Rules
+from embargo.dns.fastpath import Known
+from embargo.dns.judgement import Rules
 
-_COMPILED: WeakKeyDictionary[Rules, tuple[Cache, _fastpath.Answering]] = WeakKeyDictionary()
+
+@lru_cache(maxsize=16)  # more than the judgements that one test takes turns with
+def _shortcuts(rules: Rules, cache: Cache) -> tuple[fastpath.Shortcut, _fastpath.Shortcut]:
+    return fastpath.Shortcut(rules, cache), _fastpath.Shortcut(rules, cache)
 
 
 def answer(packet: bytes, client: str, rules: Rules, cache: Cache, now: float) -> Known | None:
-    """What `fastpath.answer` says, after its compiled twin has said the same."""
-    known = _COMPILED.get(rules)
-    if known is None or known[0] is not cache:
-        known = _COMPILED[rules] = cache, _fastpath.Answering(rules, cache)
-    compiled = known[1].answer(packet, client, now)
-    found = fastpath.answer(packet, client, rules, cache, now)
+    """What `fastpath.Shortcut` answers, after its compiled twin has answered the same. Both remember from call to call."""
+    python, native = _shortcuts(rules, cache)
+    compiled, found = native.answer(packet, client, now), python.answer(packet, client, now)
     assert (compiled is None) == (found is None)
     if compiled is None or found is None:
         return None

@@ -8,7 +8,7 @@ import dns.rdatatype
 import pytest
 
 from embargo.dns import message
-from embargo.dns.fastpath import BlockMode
+from embargo.dns.judgement import BlockMode
 from support.playbook import NULL, answer, play, query
 
 BLOCKED = "alipay.example"

@@ -6,10 +6,11 @@ import dns.flags
 import dns.message
 import pytest
 
-from embargo import events, names
+from embargo import names
 from embargo.dns import message
 from embargo.dns.cache import NOBODY, Cache, Entry
-from embargo.dns.fastpath import ACL_MEMO, MEMO_HALF, Acl, Attempt, BlockMode, Known, Memo, Rules
+from embargo.dns.fastpath import MEMO_HALF, Known, Memo
+from embargo.dns.judgement import Attempt, BlockMode, Rules
 from embargo.dns.message import Lead
 from support import shortcut
 from support.playbook import CLIENT, NULL, NXDOMAIN, compiled, query, rules
@@ -170,27 +171,7 @@ def test_memory_is_bounded_and_keeps_what_is_asked_for() -> None:
     assert memo.get((0).to_bytes(4)) is None
 
 
-def test_clients_are_remembered_and_bounded() -> None:
-    acl = Acl(["192.0.2.0/24", "2001:db8::/32"])
-    for number in range(2 * ACL_MEMO):
-        assert not acl.allows(f"198.51.{number >> 8 & 255}.{number & 255}")
-        assert acl.allows("192.0.2.1")
-    assert acl.allows("2001:db8::1%lan0")
-    assert acl.allows("::ffff:192.0.2.1")
-    assert not acl.allows("::ffff:198.51.100.1")
-    assert len(acl) <= ACL_MEMO
-
-
-# ── a judgement ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_a_judgement_explains_itself() -> None:
-    judgement = rules("free.test", BLOCKED)
-    (decision,) = judgement.image.lookup(names.from_text("www.alipay.example"))
-    assert judgement.explain(decision) == "app=alipay function=payment list=alipay/payment.list:2 rule=alipay.example"
-    assert judgement.told(decision) == (
-        '"app":"alipay","function":"payment","list":"alipay/payment.list","line":2,"rule":"alipay.example"'
-    )
+# ── what it tells of a block ────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(("mode", "action"), [(NXDOMAIN, "nxdomain"), (NULL, "null"), (BlockMode("refused", 1), "refused")])
@@ -296,10 +277,3 @@ def test_nothing_is_passed_when_everything_is_to_be_logged() -> None:
 
 def test_an_answer_that_is_over_is_left_to_the_engine() -> None:
     assert shortcut.answer(query("free.test"), CLIENT, rules(BLOCKED), cached(1), NOW + 100) is None
-
-
-def test_an_events_words_are_json() -> None:
-    odd = r"a\"b.example"
-    judgement = rules(odd)
-    (decision,) = judgement.image.lookup(names.from_text(odd))
-    assert events.quote(decision.rule) in judgement.told(decision)

@@ -20,7 +20,7 @@ TIERS = (
     ("lists.policy", "firewall.table"),
     ("firewall.learning", "lists.lists", "dns.message", "lists.pauses", "dns.upstream"),
     ("lists.image",),
-    ("dns.cache", "config", "dns.response", "firewall.ruleset", "verdicts"),
+    ("dns.cache", "config", "dns.response", "dns.judgement", "firewall.ruleset", "verdicts"),
     ("dns.fastpath", "firewall.listing", "firewall.nft"),
     ("dns.engine", "export"),
     ("explain",),
@@ -64,7 +64,6 @@ EXCEPTIONS = {
     ("verify.probes", "daemon.guard.netlink"): "",
     ("verify.probes", "daemon.supervise.generations"): "",
     ("verify.run", "daemon.supervise.generations"): "",
-    ("lists.image", "dns.message"): "",
 }
 
 #: what the core may use of others: nothing here opens, waits, asks the machine or remembers

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from embargo import names
 from embargo.dns import message, response
 from embargo.dns.cache import NOBODY, RETRY, Cache, Entry
-from embargo.dns.fastpath import SPECIAL, Acl, Attempt, Rules, unclaimed
+from embargo.dns.judgement import SPECIAL, Acl, Attempt, Rules, unclaimed
 from embargo.dns.message import Answer, Lead, Query
 from embargo.dns.upstream import DEADLINE, PLAIN_FOR, Server, Upstreams
 from embargo.errors import MessageError

@@ -24,12 +24,11 @@ import json
 import struct
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 from zlib import crc32
 
 from embargo import accelerator, names
-from embargo.dns.message import Answer
 from embargo.errors import ImageError
 from embargo.lists.policy import SIGNS, Claims, Class, Decision, Level, Policy, Source
 from embargo.names import Name
@@ -46,6 +45,9 @@ _SECTIONS = 10
 _DECISION, _CLASS = struct.Struct("<HHIII"), struct.Struct("<H")  # the class stands first
 MEMO = 4096  # claim lists kept as objects; a flood of different names must not fill memory
 SUFFIX, EXACT, ELABORATE = 1, 2, 3  # kinds of slot
+
+#: what a record of an answer leads to: its owner, the names that it points to, the addresses in it
+Lead = tuple[Name, tuple[Name, ...], tuple[bytes, ...]]
 
 
 def encode(policy: Policy) -> bytes:
@@ -288,16 +290,15 @@ class Finder:
             start += 1 + step
             key = name[start:]
 
-    def unclaimed(self, qname: Name, answer: Answer, address: Callable[[bytes], Claims]) -> bool:
-        """Is neither the name listed nor any owner, target, address or hint of the answer? `address` looks one up."""
+    def unclaimed(self, qname: Name, leads: Iterable[Lead], address: Callable[[bytes], Claims]) -> bool:
+        """Whether no entry claims the name, nor an owner, target or address of the leads. `address` looks one address up."""
         if self.find(qname) >= 0:
             return False
-        for leads in (answer.leads, answer.extra_leads):
-            for owner, targets, packed in leads:
-                if (owner != qname and self.find(owner) >= 0) or any(map(address, packed)):
-                    return False
-                if any(self.find(target) >= 0 for target in targets):
-                    return False
+        for owner, targets, packed in leads:
+            if (owner != qname and self.find(owner) >= 0) or any(map(address, packed)):
+                return False
+            if any(self.find(target) >= 0 for target in targets):
+                return False
         return True
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from embargo import events, names
 from embargo.daemon.process.outbox import Outbox
 from embargo.dns import message
-from embargo.dns.fastpath import Attempt, Rules
+from embargo.dns.judgement import Attempt, Rules
 from embargo.names import Name
 
 TICK = 0.25  # seconds between two looks for kinds whose window has passed

@@ -12,7 +12,7 @@ from embargo import accelerator
 from embargo.daemon.resolve.attempts import Attempts
 from embargo.dns import fastpath
 from embargo.dns.cache import Cache
-from embargo.dns.fastpath import Attempt, Rules
+from embargo.dns.judgement import Attempt, Rules
 
 BATCH = 64  # packets per wake-up, so that a flood on one socket does not starve the others
 MAX_QUERY = 4096  # octets; no query needs more
@@ -92,7 +92,7 @@ class Intake:
     def __init__(self, cache: Cache, attempts: Attempts) -> None:
         self._cache = cache
         self._attempts = attempts
-        self._rules: Rules
+        self._shortcut: fastpath.Shortcut
         self._listeners: dict[int, Listener] = {}
         self._poll: tuple[int, select.epoll] | None = None
 
@@ -118,14 +118,13 @@ class Intake:
 
     def adopt(self, rules: Rules) -> None:
         """Judge by these rules from the next packet on. The attempts have adopted them already."""
-        self._rules = rules
+        self._shortcut = fastpath.Shortcut(rules, self._cache)
 
     def drain(self, listener: Listener, now: float, wall: float) -> Drained:
         """Take one batch and note what was blocked."""
         blocked: list[tuple[str, Attempt]] = []
         declined: list[Packet] = []
-        receive, sendto, answer = listener.receive, listener.sendto, fastpath.answer
-        rules, cache = self._rules, self._cache
+        receive, sendto, answer = listener.receive, listener.sendto, self._shortcut.answer
         taken = 0
         while taken < BATCH:
             try:
@@ -134,7 +133,7 @@ class Intake:
                 break
             taken += 1
             client = sender[0]
-            known = answer(data, client, rules, cache, now)
+            known = answer(data, client, now)
             if known is None:
                 declined.append(Packet(data, client, Way(listener, sender)))
                 continue

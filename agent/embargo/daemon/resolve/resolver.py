@@ -31,7 +31,7 @@ from embargo.daemon.resolve.stream import Connection, Streams
 from embargo.daemon.resolve.witness import Witness
 from embargo.dns.cache import Cache, Entry
 from embargo.dns.engine import Drop, Engine, Forward, Joined, Reply, Zones
-from embargo.dns.fastpath import Acl, BlockMode, Rules
+from embargo.dns.judgement import Acl, BlockMode, Rules
 from embargo.dns.upstream import Upstreams, server
 from embargo.lists import lists
 from embargo.lists.image import Image

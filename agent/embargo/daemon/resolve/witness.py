@@ -18,7 +18,7 @@ from embargo.daemon.process.answered import Marks, pack
 from embargo.daemon.process.channel import Channel, ChannelError
 from embargo.dns import message
 from embargo.dns.engine import Heard
-from embargo.dns.fastpath import Rules
+from embargo.dns.judgement import Rules
 from embargo.firewall import learning
 from embargo.names import Name
 
