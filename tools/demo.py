@@ -69,29 +69,34 @@ class Demo:
 
     # ── the client's view ────────────────────────────────────────────────────────────────────────────────────────────
 
-    def name(self, name: str) -> str:
-        answer = self.rig.dig("client", f"@{GATEWAY}", name)
-        if not answer.rcode:  # before the agent runs nobody listens there: any other resolver will do
-            answer = self.rig.dig("client", f"@{OTHER4}", name)
+    def name(self, name: str, resolver: str = GATEWAY) -> str:
+        """The first address that a resolver answers, or its RCODE; empty without an answer."""
+        answer = self.rig.dig("client", f"@{resolver}", name)
         return answer.answers[0].removeprefix("A ") if answer.answers else answer.rcode
 
     def address(self, address: str) -> str:
         return self.rig.reach("client", address) if address else "-"
 
-    def look(self) -> list[tuple[str, ...]]:
-        return [(*map(self.name, sample.names), self.address(sample.address)) for sample in self.samples]
+    def look(self, resolver: str) -> list[tuple[str, ...]]:
+        """What each sample's names lead to and whether its address can be reached."""
+        return [(*(self.name(name, resolver) for name in each.names), self.address(each.address)) for each in self.samples]
 
     # ── the scenes ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def run(self) -> None:
+        progress("Starting the internet's DNS and web servers")
         self.rig.serve_dns()
         self.rig.serve_web()
         self.rig.own(*(sample.address for sample in self.samples if sample.address))
-        print(f"A client ({LAN4}.10), a gateway ({GATEWAY}) and an internet, all in network namespaces.\n")
-        before = self.look()
+        progress(f"Trying {len(self.samples)} apps from the client, without the agent")
+        before = self.look(OTHER4)
+        progress("Starting the agent on the gateway")
         agent = self._start()
         try:
-            self._apps(before, self.look())
+            progress("Trying the same apps again")
+            after = self.look(GATEWAY)
+            progress("Asking the agent why")
+            self._apps(before, after)
             self._neighbours()
             self._ways_round()
             self._log()
@@ -119,6 +124,7 @@ class Demo:
                     continue
                 good = (old == WEB4 and new == "NXDOMAIN") or (old == "open" and new == "refused")
                 rows.append((sample.app.name, subject, old, new + self._expect(good), self._why(subject)))
+        print(f"\nA client ({LAN4}.10), a gateway ({GATEWAY}) and an internet, all in network namespaces.\n")
         show.table(("APP", "NAME OR ADDRESS", "BEFORE", "AFTER", "BECAUSE OF"), rows)
 
     def _why(self, subject: str) -> str:
@@ -199,9 +205,15 @@ def _address(app: App) -> str:
     return ""
 
 
+def progress(step: str) -> None:
+    """On standard error, so that standard output has the results alone."""
+    print(f"{step} …", file=sys.stderr, flush=True)
+
+
 def main() -> None:
     if os.geteuid() != 0:
         sys.exit("make demo needs root: it makes network namespaces")
+    progress("Making a client, a gateway and an internet as network namespaces")
     with tempfile.TemporaryDirectory(prefix="embargo-demo-") as root, Rig() as rig:
         demo = Demo(rig, Path(root))
         demo.run()
