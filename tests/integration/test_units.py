@@ -122,8 +122,8 @@ def test_its_warden_is_killed_when_the_agent_has_died(units: str) -> None:
     text = f"""
 import asyncio, os, sys
 from embargo.daemon.process import channel
-from embargo.daemon.outbox import Ledger
-from embargo.daemon.spawn import Units
+from embargo.daemon.process.outbox import Ledger
+from embargo.daemon.process.spawn import Units
 async def run():
     ours, theirs = channel.pair()
     process = await Units({units!r})("resolver", [theirs.fileno(), Ledger.make()])
