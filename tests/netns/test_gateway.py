@@ -13,7 +13,7 @@ import pytest
 
 from embargo.daemon.guard.netlink import Nftables
 from embargo.daemon.process import privileges
-from embargo.firewall import nft
+from embargo.firewall import wire
 from embargo.firewall.nft import Message
 from embargo.firewall.table import TABLE
 from support.agent import Agent, running
@@ -417,7 +417,7 @@ def test_a_start_that_the_kernel_refuses_leaves_the_last_generation_to_the_next(
     agent.start()
     assert agent.stop() == 0
     other = quiet.within("gateway", Nftables)
-    other.transact([Message(0, 0x400, nft.attribute(1, TABLE.encode() + b"\0") + nft.u32(2, 2), "owned table")])
+    other.transact([Message(0, 0x400, wire.attribute(1, TABLE.encode() + b"\0") + wire.u32(2, 2), "owned table")])
     agent.start(wait=False)
     assert agent.process is not None
     assert agent.process.wait(30) == 1

@@ -13,7 +13,7 @@ import pytest
 
 from embargo.daemon.guard.netlink import Nftables
 from embargo.errors import FirewallError
-from embargo.firewall import nft, ruleset, spans
+from embargo.firewall import nft, ruleset, spans, wire
 from embargo.firewall.nft import Message
 from embargo.firewall.ruleset import Spec
 from embargo.firewall.table import TABLE, Chain, Jump, Rule, Ruleset
@@ -245,7 +245,7 @@ def test_a_table_that_another_process_owns_is_named_as_such(rig: Rig, kernel: Nf
     """Flag `owner` (linux/netfilter/nf_tables.h): nobody but the socket that made the table may change it."""
     other = rig.within("gateway", Nftables)
     name = TABLE.encode() + b"\0"
-    payload = nft.attribute(1, name) + nft.u32(2, 2)
+    payload = wire.attribute(1, name) + wire.u32(2, 2)
     other.transact([Message(0, 0x400, payload, "owned table")])
     with pytest.raises(FirewallError, match="add table inet embargo: another process owns the table"):
         kernel.replace(made(1))
@@ -270,9 +270,9 @@ def test_a_flood_of_refusals_is_one_error_and_the_next_change_works(rig: Rig, ke
 
 _CHANGE = """
 import time
-from embargo import nft
-from embargo.daemon.netlink import Nftables
-from embargo.table import Chain
+from embargo.firewall import nft
+from embargo.daemon.guard.netlink import Nftables
+from embargo.firewall.table import Chain
 kernel = Nftables()
 chains = [Chain(f"theirs{n}", ()) for n in range(100)]
 kernel.transact([nft.new_table("other")])

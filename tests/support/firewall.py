@@ -6,28 +6,7 @@ from collections import Counter as Count
 from dataclasses import dataclass, field
 from typing import assert_never
 
-from embargo.firewall.table import (
-    Accept,
-    Address,
-    Begins,
-    Chain,
-    Counter,
-    Judged,
-    Jump,
-    Log,
-    Mark,
-    Meta,
-    Owner,
-    Port,
-    Redirect,
-    Refusal,
-    Reject,
-    Return,
-    Rule,
-    Ruleset,
-    Set,
-    mask_of,
-)
+from embargo.firewall import table
 
 ANY = ("nobody", 0)
 
@@ -72,7 +51,7 @@ class _Decided(Exception):
 class Firewall:
     """The table; `alive` is whether the guardian has said lately that somebody answers."""
 
-    def __init__(self, ruleset: Ruleset, *, alive: bool = True) -> None:
+    def __init__(self, ruleset: table.Ruleset, *, alive: bool = True) -> None:
         self._chains = {chain.name: chain for chain in ruleset.chains}
         self._sets = {each.name: each for each in ruleset.sets}
         self._alive = alive
@@ -87,58 +66,58 @@ class Firewall:
             pass
         return fate
 
-    def _walk(self, chain: Chain, packet: Packet, fate: Fate) -> None:
+    def _walk(self, chain: table.Chain, packet: Packet, fate: Fate) -> None:
         try:
             for rule in chain.rules:
                 self._rule(rule, packet, fate)
         except _Returned:
             pass
 
-    def _rule(self, rule: Rule, packet: Packet, fate: Fate) -> None:
+    def _rule(self, rule: table.Rule, packet: Packet, fate: Fate) -> None:
         for expression in rule.expressions:
             match expression:
-                case Meta(key, value):
+                case table.Meta(key, value):
                     if not self._meta(key, value, packet):
                         return
-                case Address():
+                case table.Address():
                     chain = self._address(expression, packet)
                     if chain is None:
                         return
                     if expression.vmap:
                         self._walk(self._chains[chain], packet, fate)
-                case Port(proto, port, side):
+                case table.Port(proto, port, side):
                     if (packet.proto, packet.port if side == "dport" else packet.sport) != (proto, port):
                         return
-                case Owner(uid):
+                case table.Owner(uid):
                     if packet.uid != uid:
                         return
-                case Begins(octets):
+                case table.Begins(octets):
                     if not re.match(re.escape(octets).replace(b"0", b"[0-?]"), packet.content):
                         return
-                case Judged(mask, set_):
+                case table.Judged(mask, set_):
                     if find(self._sets[set_], fate.mark & mask) is None:
                         return
                     raise _Decided
-                case Mark(mask, value):
+                case table.Mark(mask, value):
                     fate.mark = fate.mark & ~mask | value
-                case Accept():
+                case table.Accept():
                     raise _Decided
-                case Counter(name):
+                case table.Counter(name):
                     fate.counted[name] += 1
-                case Log(prefix):
+                case table.Log(prefix):
                     fate.logged.append(prefix)
-                case Reject(kind):
+                case table.Reject(kind):
                     fate.verdict = f"reject {kind}"
                     raise _Decided
-                case Refusal(proto):
+                case table.Refusal(proto):
                     if not packet.refusal or packet.proto != proto:
                         return
-                case Redirect(port):
+                case table.Redirect(port):
                     fate.verdict = f"redirect {port}"
                     raise _Decided
-                case Jump(name):
+                case table.Jump(name):
                     self._walk(self._chains[name], packet, fate)
-                case Return():
+                case table.Return():
                     raise _Returned
                 case _:
                     assert_never(expression)
@@ -150,7 +129,7 @@ class Firewall:
             return {"iifname": packet.iif, "oifname": packet.oif}[key] in self._sets[value[1:]].words
         return value == {"nfproto": f"ipv{packet.family}", "l4proto": packet.proto}[key]
 
-    def _address(self, expression: Address, packet: Packet) -> str | None:
+    def _address(self, expression: table.Address, packet: Packet) -> str | None:
         """The chain that an address leads to, "" from a set, None when it is not there."""
         if expression.family != packet.family:
             return None
@@ -159,9 +138,9 @@ class Firewall:
             packed = packed[expression.inside : expression.inside + 4]
         key = int.from_bytes(packed)
         if expression.prefix:
-            key &= int.from_bytes(mask_of(4 if len(packed) == 4 else 6, expression.prefix))
+            key &= int.from_bytes(table.mask_of(4 if len(packed) == 4 else 6, expression.prefix))
         return find(self._sets[expression.set_], key)
 
 
-def find(each: Set, key: int) -> str | None:
+def find(each: table.Set, key: int) -> str | None:
     return next((chain for first, last, chain in each.elements if first <= key <= last), None)

@@ -16,13 +16,13 @@ PACKAGE = Path(embargo.__file__).parent
 #: the core: any module may import those of a line above
 TIERS = (
     ("accelerator", "errors"),
-    ("names", "records", "toml", "events", "firewall.spans"),
+    ("names", "records", "toml", "events", "firewall.spans", "firewall.wire"),
     ("lists.policy", "firewall.table"),
     ("firewall.learning", "lists.lists", "dns.message", "lists.pauses", "dns.upstream"),
     ("lists.image",),
     ("dns.cache", "config", "dns.response", "dns.judgement", "firewall.ruleset", "verdicts"),
     ("dns.fastpath", "firewall.listing", "firewall.nft"),
-    ("dns.engine", "export"),
+    ("firewall.change", "dns.engine", "export"),
     ("explain",),
 )
 CORE = {module: height for height, tier in enumerate(TIERS) for module in tier}

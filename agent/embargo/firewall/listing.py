@@ -2,34 +2,11 @@
 
 import ipaddress
 
+from embargo.firewall import table
 from embargo.firewall.ruleset import LOG_RATE, SNAPLEN
-from embargo.firewall.table import (
-    OFFSETS,
-    Accept,
-    Address,
-    Begins,
-    Counter,
-    Expression,
-    Judged,
-    Jump,
-    Log,
-    Mark,
-    Meta,
-    Owner,
-    Port,
-    Redirect,
-    Refusal,
-    Reject,
-    Return,
-    Rule,
-    Ruleset,
-    Set,
-    mask_of,
-    pattern,
-)
 
 
-def render(ruleset: Ruleset, *, elements: bool = True) -> str:
+def render(ruleset: table.Ruleset, *, elements: bool = True) -> str:
     """The table in the syntax of nft(8), in a fixed order. Without `elements` their number stands instead."""
     out = [f"table inet {ruleset.table} {{"]
     out += [f"\tcounter {name} {{\n\t}}" for name in ruleset.counters]
@@ -67,7 +44,7 @@ def six(number: int) -> str:
     )
 
 
-def _elements(each: Set) -> list[str]:
+def _elements(each: table.Set) -> list[str]:
     if each.type == "ifname":
         return [f'"{word}"' for word in each.words]
     if each.type == "mark":
@@ -80,56 +57,56 @@ def _elements(each: Set) -> list[str]:
     return shown
 
 
-def _rule_text(rule: Rule) -> str:
+def _rule_text(rule: table.Rule) -> str:
     text = " ".join(map(_expression_text, rule.expressions))
     return f'{text} comment "{rule.comment}"' if rule.comment else text
 
 
-def _expression_text(expression: Expression) -> str:
+def _expression_text(expression: table.Expression) -> str:
     match expression:
-        case Meta("iifname" | "oifname" as key, value):
+        case table.Meta("iifname" | "oifname" as key, value):
             return f"{key} {value}"
-        case Meta(key, value):
+        case table.Meta(key, value):
             return f"meta {key} {value}"
-        case Address(_, side, set_, vmap, inside, prefix) if inside:
-            masked = f" & 0x{mask_of(4, prefix).hex()}" if prefix else ""
-            return f"@nh,{8 * (OFFSETS[6, side] + inside)},32{masked} {'vmap ' if vmap else ''}@{set_}"
-        case Address(family, side, set_, vmap, _, prefix):
-            masked = f" & {ipaddress.ip_address(mask_of(family, prefix))}" if prefix else ""
+        case table.Address(_, side, set_, vmap, inside, prefix) if inside:
+            masked = f" & 0x{table.mask_of(4, prefix).hex()}" if prefix else ""
+            return f"@nh,{8 * (table.OFFSETS[6, side] + inside)},32{masked} {'vmap ' if vmap else ''}@{set_}"
+        case table.Address(family, side, set_, vmap, _, prefix):
+            masked = f" & {ipaddress.ip_address(table.mask_of(family, prefix))}" if prefix else ""
             return f"{'ip' if family == 4 else 'ip6'} {side}{masked} {'vmap ' if vmap else ''}@{set_}"
-        case Port(proto, port, side):
+        case table.Port(proto, port, side):
             return f"{proto} {side} {port}"
-        case Owner(uid):
+        case table.Owner(uid):
             return f"meta skuid {uid}"
-        case Begins(octets):
+        case table.Begins(octets):
             return " ".join(
                 f"@ih,{8 * at},{8 * len(part)} " + (f"& 0x{mask.hex()} == " if mask else "") + f"0x{part.hex()}"
-                for at, part, mask in pattern(octets)
+                for at, part, mask in table.pattern(octets)
             )
-        case Judged(mask, set_):
+        case table.Judged(mask, set_):
             return f"ct mark & 0x{mask:08x} vmap @{set_}"
-        case Mark(mask, value):
+        case table.Mark(mask, value):
             return f"ct mark set ct mark & 0x{~mask & 0xFFFFFFFF:08x} | 0x{value:08x}"
-        case Counter(name):
+        case table.Counter(name):
             return f'counter name "{name}"'
-        case Log(prefix, group):
+        case table.Log(prefix, group):
             return (
                 f"limit rate {LOG_RATE}/second burst {LOG_RATE} packets "
                 f'log prefix "{prefix}" group {group} snaplen {SNAPLEN} queue-threshold 32'
             )
-        case Reject(kind):
+        case table.Reject(kind):
             return {
                 "reset": "reject with tcp reset",
                 "admin": "reject with icmpx admin-prohibited",
                 "port": "reject with icmpx port-unreachable",
             }[kind]
-        case Refusal(proto):
+        case table.Refusal(proto):
             return "tcp flags rst" if proto == "tcp" else f"{proto} type destination-unreachable"
-        case Redirect(port):
+        case table.Redirect(port):
             return f"redirect to :{port}"
-        case Jump(chain):
+        case table.Jump(chain):
             return f"jump {chain}"
-        case Return():
+        case table.Return():
             return "return"
-        case Accept():
+        case table.Accept():
             return "accept"

@@ -27,33 +27,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from embargo.firewall import spans
+from embargo.firewall import spans, table
 from embargo.firewall.spans import Column, Labelled, Spans
-from embargo.firewall.table import (
-    ACCEPT,
-    TABLE,
-    Accept,
-    Address,
-    Begins,
-    Chain,
-    Counter,
-    Expression,
-    Hook,
-    Judged,
-    Jump,
-    Log,
-    Mark,
-    Meta,
-    Owner,
-    Port,
-    Redirect,
-    Refusal,
-    Reject,
-    Return,
-    Rule,
-    Ruleset,
-    Set,
-)
 from embargo.lists.image import Image
 from embargo.lists.policy import BYPASS, Action, Class, Switchboard
 
@@ -157,15 +132,15 @@ def chain_name(class_: Class) -> str:
     return f"{class_.app}_{class_.function}"
 
 
-def build(what: Spec, table: str = TABLE) -> Ruleset:
+def build(what: Spec, table_name: str = table.TABLE) -> table.Ruleset:
     """The table that enforces a Spec."""
     listed = {family: _sort(family, what.ranges.get(family, {}), _actions(what)) for family in (4, 6)}
-    return Ruleset(
+    return table.Ruleset(
         what.generation,
         (*(chain_name(class_) for class_, _ in _acting(what, listed)), *(("intercept_leak",) if what.intercept_port else ())),
         tuple(_sets(what, listed)),
         tuple(_chains(what, listed)),
-        table,
+        table_name,
     )
 
 
@@ -242,95 +217,100 @@ def _alone(found: Mapping[str, Column]) -> Labelled[str]:
     return {chain: Spans(firsts, firsts) for chain, firsts in found.items() if firsts}
 
 
-def _sets(what: Spec, listed: Mapping[int, _Listed]) -> Iterator[Set]:
+def _sets(what: Spec, listed: Mapping[int, _Listed]) -> Iterator[table.Set]:
     generation = what.generation
     for family, type_ in ((4, "ipv4_addr"), (6, "ipv6_addr")):
         mine = listed[family]
         vmap = not mine.chain
-        yield Set(f"address{family}_{generation}", type_, mine.addresses, vmap=vmap)
-        yield Set(f"network{family}_{generation}", type_, mine.networks, interval=True, vmap=vmap)
+        yield table.Set(f"address{family}_{generation}", type_, mine.addresses, vmap=vmap)
+        yield table.Set(f"network{family}_{generation}", type_, mine.networks, interval=True, vmap=vmap)
         for length, elements in mine.prefixes.items():
-            yield Set(f"prefix{family}_{length}_{generation}", type_, elements, vmap=vmap)
-        yield from (Set(f"{LEARNT[a].set_}{family}_{generation}", type_, timeout=True, learnt=True) for a in _actions(what))
-        yield Set(f"allow{family}", type_, timeout=True, keep=True)
+            yield table.Set(f"prefix{family}_{length}_{generation}", type_, elements, vmap=vmap)
+        yield from (
+            table.Set(f"{LEARNT[a].set_}{family}_{generation}", type_, timeout=True, learnt=True) for a in _actions(what)
+        )
+        yield table.Set(f"allow{family}", type_, timeout=True, keep=True)
         servers = {int(ipaddress.ip_address(text.partition("%")[0])) for text in what.system if _family(text) == family}
         if servers:
             alone = spans.gather((family, number, number, "") for number in sorted(servers))[family]
-            yield Set(f"system{family}_{generation}", type_, alone, fixed=True)
+            yield table.Set(f"system{family}_{generation}", type_, alone, fixed=True)
         networks = [ipaddress.ip_network(text) for text in what.except_]
         merged = ipaddress.collapse_addresses(n for n in networks if n.version == family)  # type: ignore[type-var] # of one family, which types cannot tell
         excepted = spans.gather((family, int(n[0]), int(n[-1]), "") for n in sorted(merged))
         if excepted[family]:
-            yield Set(f"except{family}_{generation}", type_, excepted[family], interval=True)
+            yield table.Set(f"except{family}_{generation}", type_, excepted[family], interval=True)
         for number, (text, _) in enumerate(what.exempt):
             network = ipaddress.ip_network(text)
             if network.version == family:
                 clients = spans.gather([(family, int(network[0]), int(network[-1]), "")])[family]
-                yield Set(f"exempt_{number}_{generation}", type_, clients, interval=True)
+                yield table.Set(f"exempt_{number}_{generation}", type_, clients, interval=True)
     for side in _SIDES.values():
         inside = [(ipaddress.IPv6Network(prefix), f"{side}6_in{at}") for prefix, at in EMBEDDED]
         ranges = spans.gather(sorted((6, int(net[0]), int(net[-1]), chain) for net, chain in inside))[6]
-        yield Set(f"{side}_embedded_{generation}", "ipv6_addr", ranges, interval=True, vmap=True, fixed=True)
+        yield table.Set(f"{side}_embedded_{generation}", "ipv6_addr", ranges, interval=True, vmap=True, fixed=True)
     if what.ct_mark:
         value = value_of(what.judgement, what.ct_mark)
-        yield Set(f"judged_{generation}", "mark", judged(value), vmap=True, fixed=True)
+        yield table.Set(f"judged_{generation}", "mark", judged(value), vmap=True, fixed=True)
     if what.lan:
-        yield Set(f"lan_{generation}", "ifname", words=(*what.lan, RESERVED))
+        yield table.Set(f"lan_{generation}", "ifname", words=(*what.lan, RESERVED))
     if what.fail == "open":  # also where nothing is intercepted: the guardian renews it without asking
-        yield Set("alive", "ifname", timeout=True, keep=True)
+        yield table.Set("alive", "ifname", timeout=True, keep=True)
 
 
-def _chains(what: Spec, listed: Mapping[int, _Listed]) -> Iterator[Chain]:
+def _chains(what: Spec, listed: Mapping[int, _Listed]) -> Iterator[table.Chain]:
     excepted: set[int] = {ipaddress.ip_network(text).version for text in what.except_}
     lan = f"@lan_{what.generation}"
     for class_, action in _acting(what, listed):
-        yield Chain(chain_name(class_), (*_exempt(class_, what), *_class_rules(class_, action, what.log_group)))
+        yield table.Chain(chain_name(class_), (*_exempt(class_, what), *_class_rules(class_, action, what.log_group)))
     for side, other in (("daddr", "saddr"), ("saddr", "daddr")):
         for at in sorted({at for _, at in EMBEDDED}):
-            yield Chain(f"{_SIDES[side]}6_in{at}", tuple(_look_up(4, side, what, listed[4], at)))
+            yield table.Chain(f"{_SIDES[side]}6_in{at}", tuple(_look_up(4, side, what, listed[4], at)))
         for family in (4, 6):
             rules = _police(family, side, other, what, listed[family], family in excepted)
-            yield Chain(f"{_SIDES[side]}{family}", tuple(rules))
+            yield table.Chain(f"{_SIDES[side]}{family}", tuple(rules))
     if what.ct_mark:
         yield mark_chain(what)
-    yield Chain("police", tuple(_policed_packet(what, lan, excepted)))
-    yield Chain("forward", tuple(_forward(what, lan)), Hook("filter", "forward", FILTER_PRIORITY))
+    yield table.Chain("police", tuple(_policed_packet(what, lan, excepted)))
+    yield table.Chain("forward", tuple(_forward(what, lan)), table.Hook("filter", "forward", FILTER_PRIORITY))
     # what we refuse a forwarded packet with leaves here: with the listed address as its source, so by destination alone; or
     # to the listed address, and would be counted and logged as if the client had tried to reach it
-    refusals = [Rule((Refusal(proto), Return()), "sent by a reject") for proto in ("tcp", "icmp", "icmpv6")]
+    refusals = [table.Rule((table.Refusal(proto), table.Return()), "sent by a reject") for proto in ("tcp", "icmp", "icmpv6")]
     # a public resolver that the lists name may be the very one that we ask
-    mine = [Rule((Owner(uid), Port(proto, port), Accept()), "our own questions") for uid, proto, port in what.own]
-    mine += [Rule((*match, Accept()), "this machine's resolvers") for match in _to_system(what)]
-    yield Chain("output", (*refusals, *mine, *_into(("daddr",))), Hook("filter", "output", FILTER_PRIORITY))
+    mine = [
+        table.Rule((table.Owner(uid), table.Port(proto, port), table.Accept()), "our own questions")
+        for uid, proto, port in what.own
+    ]
+    mine += [table.Rule((*match, table.Accept()), "this machine's resolvers") for match in _to_system(what)]
+    yield table.Chain("output", (*refusals, *mine, *_into(("daddr",))), table.Hook("filter", "output", FILTER_PRIORITY))
     if what.intercept_port and what.lan:
-        yield Chain("prerouting", tuple(_intercept(what, lan, excepted)), Hook("nat", "prerouting", NAT_PRIORITY))
+        yield table.Chain("prerouting", tuple(_intercept(what, lan, excepted)), table.Hook("nat", "prerouting", NAT_PRIORITY))
 
 
-def _to_system(what: Spec) -> Iterator[tuple[Expression, ...]]:
+def _to_system(what: Spec) -> Iterator[tuple[table.Expression, ...]]:
     """Questions to the resolvers of resolv.conf, in the clear or over TLS: without them the machine itself is blind."""
     for family in (4, 6):
         if any(_family(text) == family for text in what.system):
             for proto, port in (("udp", 53), ("tcp", 53), *DOT_PORTS):
-                yield Address(family, "daddr", f"system{family}_{what.generation}"), Port(proto, port)
+                yield table.Address(family, "daddr", f"system{family}_{what.generation}"), table.Port(proto, port)
 
 
 def _family(address: str) -> int:
     return ipaddress.ip_address(address.partition("%")[0]).version
 
 
-def _forward(what: Spec, lan: str) -> Iterator[Rule]:
+def _forward(what: Spec, lan: str) -> Iterator[table.Rule]:
     if what.fail == "open" and what.lan and what.intercept_port:
         yield from _dns(what, lan)  # who is passed on while nobody answers is not let through for ever
     if what.ct_mark:
-        yield Rule((Judged(what.ct_mark, f"judged_{what.generation}"),), "let through by the judgement in force")
+        yield table.Rule((table.Judged(what.ct_mark, f"judged_{what.generation}"),), "let through by the judgement in force")
     if what.lan:
-        yield Rule((Meta("iifname", lan), Jump("police")))
-        yield Rule((Meta("oifname", lan), Jump("police")))
+        yield table.Rule((table.Meta("iifname", lan), table.Jump("police")))
+        yield table.Rule((table.Meta("oifname", lan), table.Jump("police")))
     else:
-        yield Rule((Jump("police"),))
+        yield table.Rule((table.Jump("police"),))
 
 
-def _policed_packet(what: Spec, lan: str, excepted: set[int]) -> Iterator[Rule]:
+def _policed_packet(what: Spec, lan: str, excepted: set[int]) -> Iterator[table.Rule]:
     """One packet from or to a client, up to the last word about it."""
     if what.lan:
         yield from _ports(what, lan, excepted)
@@ -339,110 +319,121 @@ def _policed_packet(what: Spec, lan: str, excepted: set[int]) -> Iterator[Rule]:
     if what.patterns and any(class_ == httpdns for class_, _ in what.classes):
         if not what.lan:
             for family in sorted(excepted):
-                match = Address(family, "saddr", f"except{family}_{what.generation}")
-                yield Rule((match, Accept()), "clients never policed")
-        yield from (Rule((Port("tcp", 80), Begins(start), Jump(chain_name(httpdns)))) for start in HTTPDNS)
+                match = table.Address(family, "saddr", f"except{family}_{what.generation}")
+                yield table.Rule((match, table.Accept()), "clients never policed")
+        yield from (
+            table.Rule((table.Port("tcp", 80), table.Begins(start), table.Jump(chain_name(httpdns)))) for start in HTTPDNS
+        )
         for side in ("dport", "sport"):  # the question comes after packets without content
-            yield Rule((Port("tcp", 80, side), Accept()), "every packet is looked at")
+            yield table.Rule((table.Port("tcp", 80, side), table.Accept()), "every packet is looked at")
     if what.ct_mark:
-        yield Rule((Jump("let_through"),))
-    yield Rule((Accept(),))
+        yield table.Rule((table.Jump("let_through"),))
+    yield table.Rule((table.Accept(),))
 
 
 def judged(value: int) -> Labelled[str]:
     """The mark that lets a flow through."""
-    return spans.gather([(4, value, value, ACCEPT)])[4]
+    return spans.gather([(4, value, value, table.ACCEPT)])[4]
 
 
-def mark_chain(what: Spec) -> Chain:
+def mark_chain(what: Spec) -> table.Chain:
     """By itself, since the judgement changes more often than anything else: a rule that jumps would be looked behind."""
-    return Chain(
-        "let_through", (Rule((Mark(what.ct_mark, value_of(what.judgement, what.ct_mark)),), f"judgement {what.judgement}"),)
+    return table.Chain(
+        "let_through",
+        (table.Rule((table.Mark(what.ct_mark, value_of(what.judgement, what.ct_mark)),), f"judgement {what.judgement}"),),
     )
 
 
 _SIDES = {"daddr": "to", "saddr": "from"}
 
 
-def _into(sides: Iterable[str], match: tuple[Expression, ...] = ()) -> list[Rule]:
+def _into(sides: Iterable[str], match: tuple[table.Expression, ...] = ()) -> list[table.Rule]:
     """Packets to and from listed addresses, each family to its own chains."""
-    return [Rule((*match, Meta("nfproto", f"ipv{f}"), Jump(f"{_SIDES[side]}{f}"))) for f in (4, 6) for side in sides]
+    return [
+        table.Rule((*match, table.Meta("nfproto", f"ipv{f}"), table.Jump(f"{_SIDES[side]}{f}")))
+        for f in (4, 6)
+        for side in sides
+    ]
 
 
-def _exempt(class_: Class, what: Spec) -> Iterator[Rule]:
+def _exempt(class_: Class, what: Spec) -> Iterator[table.Rule]:
     """Clients for whom the class is paused. Where classes share a chain, those for whom any class is."""
     for number, (text, classes) in enumerate(what.exempt):
         if class_ in classes or class_.app in (LISTED[Action.BLOCK].app, LEARNT[Action.BLOCK].class_.app):
             for side in ("saddr", "daddr"):
-                match = Address(ipaddress.ip_network(text).version, side, f"exempt_{number}_{what.generation}")
-                yield Rule((match, Return()), "paused for these clients")
+                match = table.Address(ipaddress.ip_network(text).version, side, f"exempt_{number}_{what.generation}")
+                yield table.Rule((match, table.Return()), "paused for these clients")
 
 
-def _class_rules(class_: Class, action: Action, group: int) -> Iterator[Rule]:
-    yield Rule((Counter(chain_name(class_)),), f"app {class_.app}, function {class_.function}")
-    yield Rule((Log(f"embargo {class_}", group),))
+def _class_rules(class_: Class, action: Action, group: int) -> Iterator[table.Rule]:
+    yield table.Rule((table.Counter(chain_name(class_)),), f"app {class_.app}, function {class_.function}")
+    yield table.Rule((table.Log(f"embargo {class_}", group),))
     if action is Action.BLOCK:
-        yield Rule((Meta("l4proto", "tcp"), Reject("reset")))
-        yield Rule((Reject("admin"),))
+        yield table.Rule((table.Meta("l4proto", "tcp"), table.Reject("reset")))
+        yield table.Rule((table.Reject("admin"),))
 
 
-def _police(family: int, side: str, other: str, what: Spec, listed: _Listed, excepted: bool) -> Iterator[Rule]:
+def _police(family: int, side: str, other: str, what: Spec, listed: _Listed, excepted: bool) -> Iterator[table.Rule]:
     """The listed address on one side, the client on the other."""
     if excepted:
-        yield Rule((Address(family, other, f"except{family}_{what.generation}"), Return()), "clients never policed")
+        yield table.Rule(
+            (table.Address(family, other, f"except{family}_{what.generation}"), table.Return()), "clients never policed"
+        )
     yield from _look_up(family, side, what, listed)
     if family == 6:
         forms = f"{_SIDES[side]}_embedded_{what.generation}"
-        yield Rule((Address(6, side, forms, vmap=True),), "IPv6 forms of IPv4 addresses")
+        yield table.Rule((table.Address(6, side, forms, vmap=True),), "IPv6 forms of IPv4 addresses")
 
 
-def _look_up(family: int, side: str, what: Spec, listed: _Listed, inside: int = 0) -> Iterator[Rule]:
+def _look_up(family: int, side: str, what: Spec, listed: _Listed, inside: int = 0) -> Iterator[table.Rule]:
     """The look-ups of an address, or of the IPv4 address inside an IPv6 one."""
     carrier, generation = 6 if inside else family, what.generation
-    allowed = Address(carrier, side, f"allow{family}", inside=inside)
-    yield Rule((allowed, Return()), "behind names on the allow list")
+    allowed = table.Address(carrier, side, f"allow{family}", inside=inside)
+    yield table.Rule((allowed, table.Return()), "behind names on the allow list")
     kinds = {"address": 0, "network": 0, **{f"prefix{family}_{length}": length for length in listed.prefixes}}
     for kind, length in kinds.items():
         set_ = f"{kind}_{generation}" if length else f"{kind}{family}_{generation}"
-        match = Address(carrier, side, set_, vmap=not listed.chain, inside=inside, prefix=length)
-        yield Rule((match, Jump(listed.chain)) if listed.chain else (match,))
+        match = table.Address(carrier, side, set_, vmap=not listed.chain, inside=inside, prefix=length)
+        yield table.Rule((match, table.Jump(listed.chain)) if listed.chain else (match,))
     for action in _actions(what):
         set_, class_ = LEARNT[action]
-        match = Address(carrier, side, f"{set_}{family}_{generation}", inside=inside)
-        yield Rule((match, Jump(chain_name(class_))), "behind blocked names")
+        match = table.Address(carrier, side, f"{set_}{family}_{generation}", inside=inside)
+        yield table.Rule((match, table.Jump(chain_name(class_))), "behind blocked names")
 
 
-def _ports(what: Spec, lan: str, excepted: set[int]) -> Iterator[Rule]:
+def _ports(what: Spec, lan: str, excepted: set[int]) -> Iterator[table.Rule]:
     """Encrypted DNS by port, and what slips past the interception."""
     for family in sorted(excepted):
         for interface, side in (("iifname", "saddr"), ("oifname", "daddr")):
-            match = Meta(interface, lan), Address(family, side, f"except{family}_{what.generation}")
-            yield Rule((*match, Accept()), "clients never policed")
+            match = table.Meta(interface, lan), table.Address(family, side, f"except{family}_{what.generation}")
+            yield table.Rule((*match, table.Accept()), "clients never policed")
     on = {class_ for class_, _ in what.classes}
     for function, ports in (("dot", DOT_PORTS), ("doq", DOQ_PORTS)):
         class_ = Class(BYPASS, function)
         if class_ in on:
             for port in ports:
-                yield Rule((Meta("iifname", lan), Port(*port), Jump(chain_name(class_))))
-                yield Rule((Meta("oifname", lan), Port(*port, "sport"), Jump(chain_name(class_))))
+                yield table.Rule((table.Meta("iifname", lan), table.Port(*port), table.Jump(chain_name(class_))))
+                yield table.Rule((table.Meta("oifname", lan), table.Port(*port, "sport"), table.Jump(chain_name(class_))))
     if what.intercept_port and what.fail != "open":
         yield from _dns(what, lan)
 
 
-def _dns(what: Spec, lan: str) -> Iterator[Rule]:
+def _dns(what: Spec, lan: str) -> Iterator[table.Rule]:
     for proto in ("udp", "tcp"):
-        reject = Reject("reset" if proto == "tcp" else "port")
+        reject = table.Reject("reset" if proto == "tcp" else "port")
         for interface, side in (("iifname", "dport"), ("oifname", "sport")):
-            match = Meta(interface, _policed(what, lan)), Port(proto, 53, side)
-            yield Rule((*match, Counter("intercept_leak"), reject), "only this gateway's resolver")
+            match = table.Meta(interface, _policed(what, lan)), table.Port(proto, 53, side)
+            yield table.Rule((*match, table.Counter("intercept_leak"), reject), "only this gateway's resolver")
 
 
-def _intercept(what: Spec, lan: str, excepted: set[int]) -> Iterator[Rule]:
+def _intercept(what: Spec, lan: str, excepted: set[int]) -> Iterator[table.Rule]:
     for family in sorted(excepted):
-        yield Rule((Address(family, "saddr", f"except{family}_{what.generation}"), Return()), "clients never policed")
+        yield table.Rule(
+            (table.Address(family, "saddr", f"except{family}_{what.generation}"), table.Return()), "clients never policed"
+        )
     for proto in ("udp", "tcp"):
-        interface = Meta("iifname", _policed(what, lan))
-        yield Rule((interface, Port(proto, 53), Redirect(what.intercept_port)), "any other resolver is us")
+        interface = table.Meta("iifname", _policed(what, lan))
+        yield table.Rule((interface, table.Port(proto, 53), table.Redirect(what.intercept_port)), "any other resolver is us")
 
 
 def _policed(what: Spec, lan: str) -> str:

@@ -17,7 +17,7 @@ from embargo.daemon.guard import conntrack
 from embargo.daemon.guard.conntrack import Conntrack, Flow
 from embargo.daemon.guard.enforced import Enforced
 from embargo.errors import FirewallError
-from embargo.firewall import nft, ruleset
+from embargo.firewall import change, ruleset
 from embargo.firewall.table import TABLE
 
 JUDGE_DELAY = 0.1  # seconds after an address was learnt until open flows are judged again: one new number for many addresses
@@ -60,7 +60,7 @@ class Flows:
             if old is not None and old.ct_mark:
                 new = dataclasses.replace(old, judgement=old.judgement + 1)
                 value = await self.free_value_of(new)
-                self._enforced.kernel.transact([*nft.judge_again(TABLE, old, new)])
+                self._enforced.kernel.transact([*change.judge_again(TABLE, old, new)])
                 self.in_use(value)
                 self._enforced.spec = new
                 self._enforced.look()

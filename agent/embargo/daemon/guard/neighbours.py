@@ -9,7 +9,7 @@ import socket
 import struct
 from collections.abc import Iterator
 
-from embargo.firewall import nft
+from embargo.firewall import wire
 
 FRESH = 10.0  # seconds for which what was read will do
 _GETNEIGH, _REQUEST, _DUMP, _ERROR, _DONE = 30, 1, 0x300, 2, 3
@@ -56,7 +56,7 @@ def _table() -> Iterator[tuple[bytes, str]]:
                 if kind in (_DONE, _ERROR) or length < 16:
                     return
                 state = struct.unpack_from("=H", data, offset + 24)[0]
-                row = nft.attributes(data[offset + 16 + _NEIGHBOUR : offset + length])
+                row = wire.attributes(data[offset + 16 + _NEIGHBOUR : offset + length])
                 if not state & _NOBODY and len(row.get(_DESTINATION, b"")) in (4, 16) and len(row.get(_HARDWARE, b"")) == 6:
                     yield row[_DESTINATION], row[_HARDWARE].hex(":")
                 offset += (length + 3) & ~3

@@ -16,8 +16,9 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
 
 from embargo.errors import FirewallError
-from embargo.firewall import nft
-from embargo.firewall.nft import Holding, Message, Shape
+from embargo.firewall import change, nft, wire
+from embargo.firewall.change import Holding
+from embargo.firewall.nft import Message, Shape
 from embargo.firewall.table import Chain, Expression, Hook, Rule, Ruleset, bare
 
 GRACE = 0.02  # seconds after which no packet is on the old rules any more; one spends microseconds there
@@ -29,10 +30,7 @@ _DUMP_TRIES = 20  # others may commit while we list; a list of names takes 80 mi
 _NETLINK_NETFILTER = 12
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 _SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK = 270, 10, 11
-_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP_INTR, _NLM_F_DUMP = 1, 4, 0x10, 0x300
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _NFNL_BEGIN, _NFNL_END, _NFTABLES = 0x10, 0x11, 10
-_HEADER = struct.Struct("=IHHII")  # nlmsghdr
 
 
 def opened() -> socket.socket:
@@ -75,8 +73,8 @@ class Nftables:
         done = False
         while not done:
             for kind, _, sequence, payload in self._receive(messages[0].about):
-                if kind == _NLMSG_ERROR and begin <= sequence <= last + 1:
-                    if number := _error(payload):
+                if kind == wire.ERROR and begin <= sequence <= last + 1:
+                    if number := wire.error(payload):
                         failed.append((sequence, number))
                     done = done or sequence in (begin, last, last + 1)
         if failed:
@@ -108,13 +106,7 @@ class Nftables:
             if error.errno == errno.ENOBUFS:
                 self._drain()
             raise FirewallError(about, _reason(error.errno or 0)) from None
-        found = []
-        offset = 0
-        while offset + 16 <= len(data):
-            length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
-            found.append((kind, flags, sequence, data[offset + 16 : offset + length]))
-            offset += (length + 3) & ~3
-        return found
+        return list(wire.messages(data))
 
     def _drain(self) -> None:
         """After an overrun the kernel sends nothing more until everything has been read."""
@@ -127,7 +119,7 @@ class Nftables:
     def _dump(self, kind: int, payload: bytes, about: str, family: int = nft.INET) -> list[bytes]:
         """The answers to a request for a list, all of one moment. Nothing when there is no such table."""
         for _ in range(_DUMP_TRIES):
-            found, torn = self._ask(kind, payload, about, _NLM_F_DUMP, family)
+            found, torn = self._ask(kind, payload, about, wire.DUMP, family)
             if not torn:
                 return found
         raise FirewallError(about, "others change the ruleset all the time")
@@ -135,23 +127,23 @@ class Nftables:
     def _ask(self, kind: int, payload: bytes, about: str, flags: int = 0, family: int = nft.INET) -> tuple[list[bytes], bool]:
         """(the answers to a request without their nfgenmsg, whether somebody changed the ruleset between two of them)."""
         self._sequence += 1
-        body = struct.pack("=BBH", family, 0, 0) + payload
-        self._send(_header(_NFTABLES << 8 | kind, _NLM_F_REQUEST | flags, self._sequence, body), about)
+        body = wire.netfilter(family) + payload
+        self._send(wire.message(_NFTABLES << 8 | kind, wire.REQUEST | flags, self._sequence, body), about)
         found: list[bytes] = []
         torn = False
         while True:
             for got, marks, sequence, data in self._receive(about):
                 if sequence != self._sequence:
                     continue
-                torn = torn or bool(marks & _NLM_F_DUMP_INTR)
-                if got == _NLMSG_ERROR:
-                    number = _error(data)
+                torn = torn or bool(marks & wire.DUMP_INTR)
+                if got == wire.ERROR:
+                    number = wire.error(data)
                     if number == errno.ENOENT:
                         return [], False
                     raise FirewallError(about, _reason(number))
-                if got == _NLMSG_DONE:
+                if got == wire.DONE:
                     return found, torn
-                found.append(data[4:])
+                found.append(data[wire.NETFILTER_HEADER :])
                 if not flags:
                     return found, False
 
@@ -159,28 +151,28 @@ class Nftables:
 
     def generation_id(self) -> int:
         """The number of the last committed transaction in this namespace; six microseconds to ask."""
-        return int(struct.unpack("!I", nft.attributes(self._ask(nft.GETGEN, b"", "read generation")[0][0])[1])[0])
+        return int(struct.unpack("!I", wire.attributes(self._ask(nft.GETGEN, b"", "read generation")[0][0])[1])[0])
 
     def has_table(self, table: str) -> bool:
-        return bool(self._ask(nft.GETTABLE, nft.text(1, table), "read table")[0])
+        return bool(self._ask(nft.GETTABLE, wire.text(1, table), "read table")[0])
 
     def _rows(self, kind: int, table: str, table_attr: int, about: str) -> list[dict[int, bytes]]:
-        rows = map(nft.attributes, self._dump(kind, nft.text(table_attr, table), about))
-        return [row for row in rows if nft.string(row[table_attr]) == table]
+        rows = map(wire.attributes, self._dump(kind, wire.text(table_attr, table), about))
+        return [row for row in rows if wire.string(row[table_attr]) == table]
 
     def sets(self, table: str) -> list[str]:
-        return [nft.string(row[2]) for row in self._rows(nft.GETSET, table, 1, "list sets")]
+        return [wire.string(row[2]) for row in self._rows(nft.GETSET, table, 1, "list sets")]
 
     def chains(self, table: str) -> dict[str, bool]:
         """Name → whether a hook leads there."""
-        return {nft.string(row[3]): 4 in row for row in self._rows(nft.GETCHAIN, table, 1, "list chains")}
+        return {wire.string(row[3]): 4 in row for row in self._rows(nft.GETCHAIN, table, 1, "list chains")}
 
     def intact(self, shape: Shape) -> bool:
         """Are its rules there, and the table awake? Somebody may have flushed it. About 3 µs a rule."""
         flags = self.flags(shape.table)
         if flags is None or flags & nft.DORMANT:
             return False
-        rules = Counter(nft.string(row[2]) for row in self._rows(nft.GETRULE, shape.table, 1, "list rules"))
+        rules = Counter(wire.string(row[2]) for row in self._rows(nft.GETRULE, shape.table, 1, "list rules"))
         return all(rules[chain] == count for chain, count in shape.rules.items())
 
     def whole(self, shape: Shape, learnt: int = 0) -> bool:
@@ -192,20 +184,20 @@ class Nftables:
     def flowtables(self) -> list[str]:
         """Whatever forwards packets of open flows past all rules, as `table/name`."""
         try:
-            rows = map(nft.attributes, self._dump(nft.GETFLOWTABLE, b"", "list flowtables", family=0))
-            return [f"{nft.string(row[1])}/{nft.string(row[2])}" for row in rows]
+            rows = map(wire.attributes, self._dump(nft.GETFLOWTABLE, b"", "list flowtables", family=0))
+            return [f"{wire.string(row[1])}/{wire.string(row[2])}" for row in rows]
         except FirewallError:  # a kernel without them
             return []
 
     def _items(self, table: str, name: str) -> int:
-        payload = nft.text(1, table) + nft.text(2, name)
+        payload = wire.text(1, table) + wire.text(2, name)
         found = self._dump(nft.GETSETELEM, payload, f"list {name}")
-        return sum(sum(1 for _ in nft.items(nft.attributes(message).get(3, b""))) for message in found)
+        return sum(sum(1 for _ in wire.items(wire.attributes(message).get(3, b""))) for message in found)
 
     def flags(self, table: str) -> int | None:
         """Its flags, None without a table."""
-        rows = self._ask(nft.GETTABLE, nft.text(1, table), "read table")[0]
-        return int.from_bytes(nft.attributes(rows[0])[2]) if rows else None
+        rows = self._ask(nft.GETTABLE, wire.text(1, table), "read table")[0]
+        return int.from_bytes(wire.attributes(rows[0])[2]) if rows else None
 
     @property
     def owned(self) -> bool:
@@ -256,20 +248,22 @@ class Nftables:
     def counters(self, table: str) -> dict[str, tuple[int, int]]:
         """Counter → (packets, bytes)."""
         found = {}
-        for row in map(nft.attributes, self._dump(nft.GETOBJ, nft.text(1, table) + nft.u32(3, nft.COUNTER), "read counters")):
-            if nft.string(row[1]) == table:
-                data = nft.attributes(row[4])
-                found[nft.string(row[2])] = (struct.unpack("!Q", data[2])[0], struct.unpack("!Q", data[1])[0])
+        for row in map(
+            wire.attributes, self._dump(nft.GETOBJ, wire.text(1, table) + wire.u32(3, nft.COUNTER), "read counters")
+        ):
+            if wire.string(row[1]) == table:
+                data = wire.attributes(row[4])
+                found[wire.string(row[2])] = (struct.unpack("!Q", data[2])[0], struct.unpack("!Q", data[1])[0])
         return found
 
     def keys(self, table: str, name: str) -> list[bytes]:
         """The keys of a set as the kernel holds them, ends of ranges left out."""
         found = []
-        for message in self._dump(nft.GETSETELEM, nft.text(1, table) + nft.text(2, name), f"list {name}"):
-            for element in nft.items(nft.attributes(message).get(3, b"")):
-                row = nft.attributes(element)
+        for message in self._dump(nft.GETSETELEM, wire.text(1, table) + wire.text(2, name), f"list {name}"):
+            for element in wire.items(wire.attributes(message).get(3, b"")):
+                row = wire.attributes(element)
                 if not (3 in row and struct.unpack("!I", row[3])[0] & nft.INTERVAL_END):
-                    found.append(nft.attributes(row[1])[1])
+                    found.append(wire.attributes(row[1])[1])
         return found
 
     # ── changing ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -296,16 +290,16 @@ class Nftables:
             raise FirewallError("replace", f"set {min(stale)} of this generation exists already")
         self.check(bare(ruleset, _TRIAL))  # a rule that this kernel refuses, before a million elements
         try:
-            self.transact([*nft.prepare(ruleset, old, self._flags)])
-            for chunk in nft.fill(ruleset):
+            self.transact([*change.prepare(ruleset, old, self._flags)])
+            for chunk in change.fill(ruleset):
                 self.transact(chunk)
                 yield 0.0  # others wait for the same lock
-            self.transact([*last(), *nft.switch(ruleset, old)])
+            self.transact([*last(), *change.switch(ruleset, old)])
             switched()
         except (FirewallError, GeneratorExit):
             self._undo(ruleset.table, old)
             raise
-        if remains := [*nft.remains(ruleset, old)]:
+        if remains := [*change.remains(ruleset, old)]:
             yield GRACE
             with contextlib.suppress(FirewallError):  # nothing refers to them; the next replacement takes them along
                 self.transact(remains)
@@ -315,7 +309,7 @@ class Nftables:
 
     def _undo(self, table: str, old: Holding) -> None:
         with contextlib.suppress(FirewallError):  # what stays is used by nothing, and the first failure is the one to tell
-            if additions := [*nft.additions(table, old, self._holding(table))]:
+            if additions := [*change.additions(table, old, self._holding(table))]:
                 self.transact(additions)
 
     def drop_keys(self, table: str, name: str, keys: Sequence[bytes]) -> None:
@@ -331,8 +325,8 @@ class Nftables:
 
     def check(self, ruleset: Ruleset) -> None:
         """A dry run: the kernel builds the ruleset and forgets it, in one transaction. Raises FirewallError."""
-        filling = [message for chunk in nft.fill(ruleset) for message in chunk]
-        building = [*nft.prepare(ruleset, nft.NOTHING), *filling, *nft.switch(ruleset, nft.NOTHING)]
+        filling = [message for chunk in change.fill(ruleset) for message in chunk]
+        building = [*change.prepare(ruleset, change.NOTHING), *filling, *change.switch(ruleset, change.NOTHING)]
         self.transact([*building, nft.delete_table(ruleset.table)])
 
     def remove(self, table: str) -> None:
@@ -354,21 +348,12 @@ def _reason(number: int) -> str:
     return _REASONS.get(number) or os.strerror(number)
 
 
-def _error(payload: bytes) -> int:
-    """The errno of an NLMSG_ERROR, 0 for an acknowledgement."""
-    return -int(struct.unpack_from("=i", payload)[0])
-
-
 def _batch(messages: Sequence[Message], begin: int) -> bytes:
     """BEGIN with this sequence number, the messages, END. The last message asks for an acknowledgement."""
-    edge = struct.pack("=BBH", 0, 0, socket.htons(_NFTABLES))
-    head = struct.pack("=BBH", nft.INET, 0, 0)
-    out = [_header(_NFNL_BEGIN, _NLM_F_REQUEST, begin, edge)]
+    edge = wire.netfilter(resource=_NFTABLES)
+    head = wire.netfilter(nft.INET)
+    out = [wire.message(_NFNL_BEGIN, wire.REQUEST, begin, edge)]
     for number, message in enumerate(messages, start=1):
-        flags = _NLM_F_REQUEST | message.flags | (_NLM_F_ACK if number == len(messages) else 0)
-        out.append(_header(_NFTABLES << 8 | message.kind, flags, begin + number, head + message.payload))
-    return b"".join([*out, _header(_NFNL_END, _NLM_F_REQUEST, begin + len(messages) + 1, edge)])
-
-
-def _header(kind: int, flags: int, sequence: int, payload: bytes) -> bytes:
-    return _HEADER.pack(16 + len(payload), kind, flags, sequence, 0) + payload + bytes(-len(payload) % 4)
+        flags = wire.REQUEST | message.flags | (wire.ACK if number == len(messages) else 0)
+        out.append(wire.message(_NFTABLES << 8 | message.kind, flags, begin + number, head + message.payload))
+    return b"".join([*out, wire.message(_NFNL_END, wire.REQUEST, begin + len(messages) + 1, edge)])

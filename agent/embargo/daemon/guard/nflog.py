@@ -1,7 +1,7 @@
 """The kernel's log of dropped packets (NFLOG), read from a plain netlink socket.
 
-A datagram holds several messages, each with attributes in any order (linux/netfilter/nfnetlink_log.h); `decode` walks them
-and takes what an event needs. Sequence numbers tell what the kernel could not deliver: gaps are counted as lost.
+A datagram holds several messages, each with attributes in any order (linux/netfilter/nfnetlink_log.h); `decode` takes what
+an event needs. Sequence numbers show what the kernel could not deliver: gaps are counted as lost.
 """
 
 import errno
@@ -10,13 +10,13 @@ import struct
 from typing import NamedTuple
 
 from embargo.errors import FirewallError
+from embargo.firewall import wire
 from embargo.firewall.ruleset import SNAPLEN
 
-PREFIX = "embargo "
+PREFIX = b"embargo "
 _NETLINK_NETFILTER, _SO_RCVBUFFORCE = 12, 33
 _ULOG = 4  # NFNL_SUBSYS_ULOG
 _PACKET, _CONFIG = _ULOG << 8 | 0, _ULOG << 8 | 1
-_NLM_F_REQUEST, _NLM_F_ACK, _NLMSG_ERROR = 1, 4, 2
 # attributes of a packet message
 _IN, _OUT, _HWADDR, _PAYLOAD, _PREFIX, _SEQUENCE = 4, 5, 8, 9, 10, 12
 # attributes of a configuration message
@@ -25,8 +25,10 @@ _BIND, _COPY_PACKET, _FLAG_SEQUENCE = 1, 2, 1
 
 RECEIVE_BUFFER = 8 << 20  # octets; about 30 000 records
 KERNEL_BUFFER = 64 << 10  # octets the kernel gathers before it sends
-KERNEL_TIMEOUT = 10  # hundredths of a second after which it sends all the same
-BATCH = 64  # datagrams a wake-up
+KERNEL_RECORDS = 32  # records after which it sends
+KERNEL_TIMEOUT = 10  # hundredths of a second after which it sends what it has
+DATAGRAMS_AT_ONCE = 64  # read before others have their turn
+_DATAGRAM = 1 << 17  # octets; more than KERNEL_BUFFER
 
 
 class Record(NamedTuple):
@@ -42,10 +44,7 @@ class Record(NamedTuple):
     outdev: int
 
 
-_MESSAGE = struct.Struct("=IHHII")
-_ATTRIBUTE = struct.Struct("=HH")
 _PORTS = struct.Struct("!HH")
-_U32 = struct.Struct("!I")
 _WITH_PORTS = frozenset({6, 17, 33, 132, 136})
 _OPTIONS = frozenset({0, 43, 60})  # hop-by-hop, routing and destination options (RFC 8200): next header, length in 8 octets
 _FRAGMENT = 44
@@ -53,56 +52,37 @@ _MAX_OPTIONS = 4  # headers walked; SNAPLEN holds no more than three
 
 
 def decode(data: bytes) -> tuple[list[Record], int, int]:
-    """(records, first and last sequence number; -1 without any) of a datagram. What is no packet of ours is passed over."""
+    """(records, first and last sequence number; -1 without any) of a datagram. What is no packet of ours is left out."""
     records: list[Record] = []
     first = last = -1
-    offset, size = 0, len(data)
-    while offset + 20 <= size:
-        length, kind, _, _, _ = _MESSAGE.unpack_from(data, offset)
-        if length < 20 or offset + length > size:
-            break
+    for kind, _, _, payload in wire.messages(data):
         if kind == _PACKET:
-            record, sequence = _packet(data, offset + 20, offset + length)
-            if sequence >= 0:
-                first = sequence if first < 0 else first
-                last = sequence
+            row = wire.attributes(payload, wire.NETFILTER_HEADER)
+            if len(row.get(_SEQUENCE, b"")) == 4:
+                last = int.from_bytes(row[_SEQUENCE])
+                first = last if first < 0 else first
+            record = _record(row)
             if record is not None:
                 records.append(record)
-        offset += (length + 3) & ~3
     return records, first, last
 
 
-def _packet(data: bytes, offset: int, end: int) -> tuple[Record | None, int]:
-    indev = outdev = 0
-    sequence = -1
-    mac = prefix = ""
-    start = stop = 0
-    while offset + 4 <= end:
-        length, kind = _ATTRIBUTE.unpack_from(data, offset)
-        if length < 4 or offset + length > end:
-            break
-        kind &= 0x3FFF
-        value, behind = offset + 4, offset + length
-        if kind == _PAYLOAD:
-            start, stop = value, behind
-        elif kind == _PREFIX:
-            prefix = data[value:behind].rstrip(b"\0").decode("ascii", "replace")
-        elif kind == _HWADDR and length >= 16:
-            octets = int.from_bytes(data[value : value + 2])
-            mac = data[value + 4 : value + 4 + min(octets, 8)].hex(":")
-        elif length == 8:
-            number = _U32.unpack_from(data, value)[0]
-            if kind == _IN:
-                indev = number
-            elif kind == _OUT:
-                outdev = number
-            elif kind == _SEQUENCE:
-                sequence = number
-        offset += (length + 3) & ~3
-    flow = _flow(data[start:stop]) if prefix.startswith(PREFIX) else None
+def _record(row: dict[int, bytes]) -> Record | None:
+    """What an event needs of these attributes; None for a packet that no rule of ours logged."""
+    prefix = row.get(_PREFIX, b"")
+    flow = _flow(row.get(_PAYLOAD, b"")) if prefix.startswith(PREFIX) else None
     if flow is None:
-        return None, sequence
-    return Record(prefix[len(PREFIX) :], *flow, mac, indev, outdev), sequence
+        return None
+    app_class = prefix[len(PREFIX) :].rstrip(b"\0").decode("ascii", "replace")
+    indev, outdev = int.from_bytes(row.get(_IN, b"")[:4]), int.from_bytes(row.get(_OUT, b"")[:4])
+    return Record(app_class, *flow, _mac(row.get(_HWADDR, b"")), indev, outdev)
+
+
+def _mac(value: bytes) -> str:
+    """The hardware address in an NFULA_HWADDR: its length, two octets of padding, eight octets of room."""
+    if len(value) < 12:
+        return ""
+    return value[4 : 4 + min(int.from_bytes(value[:2]), 8)].hex(":")
 
 
 def _flow(packet: bytes) -> tuple[int, bytes, bytes, int, int, int] | None:
@@ -150,14 +130,13 @@ class NfLog:
             self._sock.bind((0, 0))
             self._sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
             self._sock.settimeout(5.0)
-            self._configure(group, _attribute(_CFG_CMD, bytes([_BIND])))
             settings = (
-                (_CFG_MODE, struct.pack("!IBx", SNAPLEN, _COPY_PACKET)), (_CFG_BUFFER, _U32.pack(KERNEL_BUFFER)),
-                (_CFG_TIMEOUT, _U32.pack(KERNEL_TIMEOUT)), (_CFG_THRESHOLD, _U32.pack(32)),
-                (_CFG_FLAGS, _FLAG_SEQUENCE.to_bytes(2)),
+                wire.attribute(_CFG_CMD, bytes([_BIND])), wire.attribute(_CFG_MODE, struct.pack("!IBx", SNAPLEN, _COPY_PACKET)),
+                wire.u32(_CFG_BUFFER, KERNEL_BUFFER), wire.u32(_CFG_TIMEOUT, KERNEL_TIMEOUT),
+                wire.u32(_CFG_THRESHOLD, KERNEL_RECORDS), wire.attribute(_CFG_FLAGS, _FLAG_SEQUENCE.to_bytes(2)),
             )  # fmt: skip
-            for kind, value in settings:
-                self._configure(group, _attribute(kind, value))
+            for setting in settings:
+                self._configure(group, setting)
             self._sock.setblocking(False)
         except OSError as error:
             self._sock.close()
@@ -165,16 +144,14 @@ class NfLog:
 
     def _configure(self, group: int, attribute: bytes) -> None:
         """One setting, acknowledged. OSError as the kernel says."""
-        payload = struct.pack("=BBH", 0, 0, socket.htons(group)) + attribute
-        self._sock.send(_MESSAGE.pack(16 + len(payload), _CONFIG, _NLM_F_REQUEST | _NLM_F_ACK, 1, 0) + payload)
+        payload = wire.netfilter(resource=group) + attribute
+        self._sock.send(wire.message(_CONFIG, wire.REQUEST | wire.ACK, 1, payload))
         while True:
-            data = self._sock.recv(1 << 16)
-            _, kind, _, _, _ = _MESSAGE.unpack_from(data)
-            if kind == _NLMSG_ERROR:  # packets may come before it once the group is bound
-                number = -int(struct.unpack_from("=i", data, 16)[0])
-                if number:
-                    raise OSError(number, "")
-                return
+            for kind, _, _, data in wire.messages(self._sock.recv(_DATAGRAM)):
+                if kind == wire.ERROR:  # packets may come before it once the group is bound
+                    if number := wire.error(data):
+                        raise OSError(number, "")
+                    return
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -185,9 +162,9 @@ class NfLog:
     def read(self) -> list[Record]:
         """The records that are there, a bounded batch of them. What the kernel had to throw away is counted in `lost`."""
         found: list[Record] = []
-        for _ in range(BATCH):
+        for _ in range(DATAGRAMS_AT_ONCE):
             try:
-                data = self._sock.recv(1 << 17)
+                data = self._sock.recv(_DATAGRAM)
             except BlockingIOError:
                 break
             except OSError as error:
@@ -201,10 +178,6 @@ class NfLog:
                 self._expected = (last + 1) & 0xFFFFFFFF
             found += records
         return found
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    return _ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
 
 
 def _explain(error: OSError) -> str:

@@ -1,0 +1,97 @@
+"""Netlink messages as octets: put together, and taken apart with every bound checked here (netlink(7)).
+
+A datagram holds messages, a message holds attributes, and an attribute may hold attributes again. Each begins with its
+length and kind in the machine's byte order, and the next one begins at a multiple of four octets. Numbers inside attributes
+of netfilter are big-endian. What is cut short, or says that it is longer than what holds it, ends the walk.
+"""
+
+import struct
+from collections.abc import Iterator
+
+# flags of a message (linux/netlink.h)
+REQUEST, ACK, DUMP_INTR, DUMP = 1, 4, 0x10, 0x300
+CREATE, APPEND = 0x400, 0x800
+# kinds of messages
+ERROR, DONE = 2, 3
+
+_MESSAGE = struct.Struct("=IHHII")  # nlmsghdr: length, kind, flags, sequence number, port
+_ATTRIBUTE = struct.Struct("=HH")  # nlattr: length, kind
+_NUMBER = struct.Struct("=i")
+_NETFILTER = struct.Struct("!BBH")  # nfgenmsg: family, version, resource
+NETFILTER_HEADER = _NETFILTER.size
+_NESTED = 0x8000
+_KIND = 0x3FFF  # of an attribute, without its two flags
+
+
+def messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """(kind, flags, sequence number, payload) of each message of a datagram."""
+    offset, size = 0, len(data)
+    while offset + 16 <= size:
+        length, kind, flags, sequence, _ = _MESSAGE.unpack_from(data, offset)
+        if length < 16 or offset + length > size:
+            return
+        yield kind, flags, sequence, data[offset + 16 : offset + length]
+        offset += (length + 3) & ~3
+
+
+def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
+    """Kind → value of the attributes from this offset on; of two of one kind the last."""
+    values = {}
+    size = len(data)
+    while offset + 4 <= size:
+        length, kind = _ATTRIBUTE.unpack_from(data, offset)
+        if length < 4 or offset + length > size:
+            break
+        values[kind & _KIND] = data[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+    return values
+
+
+def items(data: bytes) -> Iterator[bytes]:
+    """The values of a list, whose attributes are all of one kind."""
+    offset, size = 0, len(data)
+    while offset + 4 <= size:
+        length, _ = _ATTRIBUTE.unpack_from(data, offset)
+        if length < 4 or offset + length > size:
+            return
+        yield data[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+
+
+def string(value: bytes) -> str:
+    """The text of an attribute, which ends with a zero octet. UnicodeDecodeError (a ValueError) for what is no UTF-8."""
+    return value.rstrip(b"\0").decode()
+
+
+def error(payload: bytes) -> int:
+    """The errno of an ERROR message; 0 for an acknowledgement. struct.error for less than four octets."""
+    return -int(_NUMBER.unpack_from(payload)[0])
+
+
+def message(kind: int, flags: int, sequence: int, payload: bytes) -> bytes:
+    return _MESSAGE.pack(16 + len(payload), kind, flags, sequence, 0) + payload + bytes(-len(payload) % 4)
+
+
+def netfilter(family: int = 0, resource: int = 0) -> bytes:
+    """What every payload of nfnetlink begins with: address family, and what the request is for, such as a log group."""
+    return _NETFILTER.pack(family, 0, resource)
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    return _ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+def nest(kind: int, *parts: bytes) -> bytes:
+    return attribute(kind | _NESTED, b"".join(parts))
+
+
+def u32(kind: int, value: int) -> bytes:
+    return attribute(kind, struct.pack("!I", value & 0xFFFFFFFF))
+
+
+def u64(kind: int, value: int) -> bytes:
+    return attribute(kind, struct.pack("!Q", value))
+
+
+def text(kind: int, value: str) -> bytes:
+    return attribute(kind, value.encode() + b"\0")
