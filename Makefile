@@ -9,7 +9,13 @@ NATIVE := $(wildcard agent/embargo/*.pyx agent/embargo/*.h)
 PACKAGED := $(shell find agent/embargo blocklists systemd tools/debian -type f ! -name '*.so' ! -path '*/__pycache__/*') \
 	$(wildcard README.md docs/* tools/container/* tools/catalogue/*.csv tools/catalogue/*.toml)
 
-.PHONY: run demo test lint unit deb bench lock clean
+# Twice as many test processes as processors, since tests wait a lot. A file is run by one of them; slow files come first.
+PARALLEL := -n $(shell echo $$((2 * $$(nproc)))) --dist loadfile --no-loadscope-reorder
+
+TEST_PACKAGES := nftables iproute2 bind9-dnsutils bind9 unbound openssl dnsmasq-base procps mount util-linux systemd-container \
+	lintian faketime debhelper dpkg-dev go-md2man mmdebstrap
+
+.PHONY: run demo test test-all test-set-up lint unit deb bench lock clean
 
 run: $(VENV)/run.stamp
 	@tools/run
@@ -18,10 +24,16 @@ demo: $(VENV)/run.stamp
 	@tools/apt nftables iproute2 bind9-dnsutils dnsmasq-base procps
 	@$(BIN)/python -m tools.demo
 
-test: $(VENV)/test.stamp
-	@tools/apt nftables iproute2 bind9-dnsutils bind9 unbound openssl dnsmasq-base procps mount util-linux systemd-container lintian faketime
+# all but the tests that are marked `all` (pyproject.toml)
+test: test-set-up
+	$(BIN)/pytest $(PARALLEL) -m "not all"
+
+test-all: test-set-up
+	$(BIN)/pytest $(PARALLEL)
+
+test-set-up: $(VENV)/test.stamp
+	@tools/apt $(TEST_PACKAGES)
 	@$(MAKE) --no-print-directory lint
-	$(BIN)/pytest
 
 # what needs no root and no packages, in seconds
 unit: $(VENV)/test.stamp

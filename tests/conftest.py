@@ -1,27 +1,32 @@
-"""Rules that hold for every test: property tests repeat themselves in CI, and nothing that needs root is left out unseen."""
+"""Rules for every test: property tests repeat themselves in CI, and nothing is left out without a line that says so."""
 
 import os
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
 CI = os.environ.get("CI") == "true"
 ROOT = os.geteuid() == 0
-LEFT_OUT = pytest.StashKey[int]()
+NEED_ROOT = pytest.StashKey[int]()
+TAKE_LONG = pytest.StashKey[int]()
 
 settings.register_profile("here", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, database=None, print_blob=True)
 settings.load_profile("ci" if CI else "here")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without root, what needs it is left out, with a line that says so; in CI it stays and fails."""
-    needy = [item for item in items if item.get_closest_marker("root")]
+    """Without root, tests that need it are left out and counted; in CI they stay and fail. `-m "not all"` is counted too."""
+    if config.getoption("markexpr") == "not all":
+        config.stash[TAKE_LONG] = sum(item.get_closest_marker("all") is not None for item in items)
+    needy = {item for item in items if item.get_closest_marker("root")}
     if ROOT or CI or not needy:
         return
-    config.stash[LEFT_OUT] = len(needy)
-    config.hook.pytest_deselected(items=needy)
-    items[:] = [item for item in items if item not in set(needy)]
+    config.stash[NEED_ROOT] = len(needy)
+    config.hook.pytest_deselected(items=list(needy))
+    items[:] = [item for item in items if item not in needy]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -30,6 +35,28 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.fail("this test needs root (network namespaces and nftables), and CI must run every test: run it as root", False)
 
 
+# ── with several test processes (pytest-xdist), those that collect report what they left out to the one that prints ──────
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["left_out"] = _left_out(session.config)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    needy, long = getattr(node, "workeroutput", {}).get("left_out", (0, 0))
+    node.config.stash[NEED_ROOT], node.config.stash[TAKE_LONG] = needy, long
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if number := config.stash.get(LEFT_OUT, 0):
-        terminalreporter.write_line(f"{number} tests were left out: they need root. Run `sudo make test` for all.", yellow=True)
+    needy, long = _left_out(config)
+    if needy:
+        terminalreporter.write_line(f"{needy} tests were left out: they need root. Run `sudo make test`.", yellow=True)
+    if long:
+        terminalreporter.write_line(f"{long} tests were left out: they take long. Run `make test-all`.", yellow=True)
+
+
+def _left_out(config: pytest.Config) -> tuple[int, int]:
+    return config.stash.get(NEED_ROOT, 0), config.stash.get(TAKE_LONG, 0)

@@ -5,6 +5,7 @@ import shutil
 import signal
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -98,7 +99,8 @@ def test_no_total_falls_when_workers_are_started_again(agent: Agent) -> None:
     os.kill(hung, signal.SIGSTOP)
     assert totals() == before
     assert sum(app["hits"] for app in agent.told("apps")) == before[0]
-    os.kill(hung, signal.SIGCONT)  # a stop need not wait for it
+    with suppress(ProcessLookupError):  # on a busy machine the supervisor may have killed it as hung
+        os.kill(hung, signal.SIGCONT)  # a stop need not wait for it
 
 
 def test_a_hung_worker_is_killed_and_keeps_nothing_from_being_reloaded(agent: Agent) -> None:

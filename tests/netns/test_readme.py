@@ -36,7 +36,7 @@ def test_every_command_is_one_that_is_executed_here() -> None:
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the tree as somebody would have it who has just run the set-up."""
     tree = tmp_path_factory.mktemp("checkout") / "embargo"
-    ignored = shutil.ignore_patterns(".git", ".venv", "run", "build", "__pycache__", ".*_cache", ".hypothesis")
+    ignored = shutil.ignore_patterns(".git", ".venv", "run", "build", "dist", "__pycache__", ".*_cache", ".hypothesis")
 
     def ignore(directory: str, names: list[str]) -> set[str]:
         return set(ignored(directory, names)) if Path(directory) != TOP / "tools" else {"__pycache__"}

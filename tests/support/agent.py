@@ -1,5 +1,6 @@
 """A whole agent for a test: `embargo run` on loopback, in a directory of its own, asked with the real command line."""
 
+import itertools
 import json
 import os
 import signal
@@ -27,14 +28,27 @@ APPS: Apps = {
 }
 
 
+# Ports below those that the kernel gives to clients (ip_local_port_range, from 32768): a query that leaves in between cannot
+# take one. Each process of a test run (pytest-xdist names it gw0, gw1, ...) has 2,000 of its own, and begins at another place
+# than the run before it.
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_PORTS = range(10_000 + _WORKER % 10 * 2_000, 12_000 + _WORKER % 10 * 2_000)
+_offsets = itertools.count(os.getpid() * 37)
+
+
 def free_port() -> int:
-    """A port that is free on loopback for both protocols, at this moment."""
-    while True:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tcp:
-            udp.bind(("127.0.0.1", 0))
-            with suppress(OSError):
-                tcp.bind(("127.0.0.1", udp.getsockname()[1]))
-                return int(udp.getsockname()[1])
+    """A port that is free on loopback for UDP and TCP, and that no other test of this run is given."""
+    for _ in _PORTS:
+        port = _PORTS[next(_offsets) % len(_PORTS)]
+        with (
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+            socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tcp,
+            suppress(OSError),
+        ):
+            udp.bind(("127.0.0.1", port))
+            tcp.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError(f"no port from {_PORTS[0]} to {_PORTS[-1]} is free over UDP and TCP")
 
 
 class Agent:

@@ -14,6 +14,7 @@ it is gone; only empty control groups may be left of a killed run, and the next 
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -59,8 +60,11 @@ def rootfs(suite: str) -> Path:
 
 
 def package() -> Path:
-    """The Debian package of this tree; built if something in it is newer."""
-    done = subprocess.run(["make", "--no-print-directory", "deb"], cwd=TOP, capture_output=True, text=True)
+    """The Debian package of this tree; built if something in it is newer. Of several test processes one builds it."""
+    (TOP / "dist").mkdir(exist_ok=True)
+    with (TOP / "dist/.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = subprocess.run(["make", "--no-print-directory", "deb"], cwd=TOP, capture_output=True, text=True)
     if done.returncode:
         pytest.fail(f"make deb: {done.stdout[-1000:]}{done.stderr[-3000:]}", pytrace=False)
     return TOP / done.stdout.split()[-1]
