@@ -88,8 +88,9 @@ LINES = (
 def fuzz(draw: random.Random, run: Callable[[], None]) -> None:
     from embargo import _bulk, _fastpath, accelerator
     from embargo.dns import fastpath
+    from embargo.dns.acl import Acl
     from embargo.dns.cache import Cache
-    from embargo.dns.judgement import Acl, BlockMode, Rules
+    from embargo.dns.judgement import BlockMode, Rules
     from embargo.dns.message import Answer
     from embargo.errors import ListError
     from embargo.lists import image, lists, policy

@@ -603,11 +603,11 @@ cdef class Shortcut:
         free(self._canary)
 
     def __init__(self, rules, cache, bint names=True, about=None):
-        from embargo.dns import fastpath, judgement, message
+        from embargo.dns import fastpath, judgement, message, special
 
         self._rules, self._cache, self._finder = rules, cache, rules.image.finder
         self._judged, self._young, self._old, self._types, self.hits = rules.judged, {}, {}, {}, 0
-        self._fastpath, self._special, self._meta = fastpath, judgement.SPECIAL, message.META_QTYPES
+        self._fastpath, self._special, self._meta = fastpath, special.ENDINGS, message.META_QTYPES
         self._attempt = judgement.Attempt
         self._opts, self._type_name, self._names, self._about = fastpath.OPTS, message.type_name, names, about
         self._prepare(rules.parts())

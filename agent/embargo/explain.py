@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from embargo import names
-from embargo.dns import engine, message
-from embargo.dns.engine import Zones
-from embargo.dns.judgement import Acl
-from embargo.dns.message import Query
-from embargo.dns.upstream import Upstreams
+from embargo.dns import message
+from embargo.dns.acl import Acl
+from embargo.dns.special import SOURCES
+from embargo.dns.special import kind as special_kind
 from embargo.lists import lists, policy
 from embargo.lists.image import Image
 from embargo.lists.policy import Action, Claims, Decision, List, Network, Switchboard
@@ -35,7 +34,8 @@ def subject(text: str) -> Network | Name:
 
 def verdict(image: Image, board: Switchboard, text: str, qtype: str = "A", client: str = "", acl: Acl | None = None) -> Told:
     """What happens to queries for a name, or packets to an address."""
-    asked, number = subject(text), _qtype(qtype)
+    asked = subject(text)
+    _check_qtype(qtype)
     told: Told = {"subject": text, "kind": "address" if isinstance(asked, Network) else "name"}
     if client:
         told["client"] = client
@@ -44,39 +44,27 @@ def verdict(image: Image, board: Switchboard, text: str, qtype: str = "A", clien
     if isinstance(asked, Network):
         claims = image.lookup_address(asked.first.to_bytes(4 if asked.family == 4 else 16))
     else:
-        special = _special(asked, number)
-        if special:
-            return told | {"verdict": "special", "reason": special}
+        kind = special_kind(asked, ())
+        if kind is not None:
+            reason = f"a special-use name, answered here with rcode {kind.rcode} and never sent on ({SOURCES})"
+            return told | {"verdict": "special", "reason": reason}
         claims = image.lookup(asked)
     return told | _judge(image, board, claims)
 
 
-def _qtype(text: str) -> int:
-    """A type by its mnemonic, or as TYPE1234 (RFC 3597). ValueError names those that are known."""
+def _check_qtype(text: str) -> None:
+    """ValueError unless this is a type by its mnemonic, or as TYPE1234 (RFC 3597)."""
     word = text.upper()
-    if word in message.QTYPES:
-        return message.QTYPES[word]
     digits = word.removeprefix("TYPE")
-    if digits != word and len(digits) < 6 and digits.isascii() and digits.isdecimal() and 0 < int(digits) < 1 << 16:
-        return int(digits)
-    raise ValueError(f'"{text}" is not a query type; known are {", ".join(message.QTYPES)}, others as TYPE1234')
-
-
-def _special(name: Name, qtype: int) -> str:
-    found = engine.special(_query(name, qtype), Zones(Upstreams(())))
-    if found is None:
-        return ""
-    return f"a special-use name, answered here with rcode {found.rcode} and never sent on (RFC 6761, 6762, 7686, 8375, 9462)"
-
-
-def _query(name: Name, qtype: int) -> Query:
-    return Query(0, 0, name + qtype.to_bytes(2) + b"\0\1", name, qtype, False, False, 512)
+    numbered = digits != word and len(digits) < 6 and digits.isascii() and digits.isdecimal() and 0 < int(digits) < 1 << 16
+    if word not in message.QTYPES and not numbered:
+        raise ValueError(f'"{text}" is not a query type; known are {", ".join(message.QTYPES)}, others as TYPE1234')
 
 
 def special(forward: Iterable[str]) -> Callable[[Name], bool]:
-    """Tells the names that come before every list, where these zones have servers of their own."""
-    zones = Zones(Upstreams(()), {names.from_text(zone): Upstreams(()) for zone in forward})
-    return lambda name: engine.special(_query(name, message.A), zones) is not None
+    """Whether a name comes before every list, where these zones have servers of their own."""
+    zones = frozenset(map(names.from_text, forward))
+    return lambda name: special_kind(name, zones) is not None
 
 
 def _judge(image: Image, board: Switchboard, claims: Claims) -> Told:

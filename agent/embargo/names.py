@@ -142,12 +142,13 @@ def suffixes(name: Name) -> Iterator[Name]:
         i += 1 + name[i]
 
 
-def read(packet: bytes, offset: int, known: dict[int, Name] | None = None) -> tuple[Name, int]:
+def read(packet: bytes, offset: int, names_at: dict[int, Name] | None = None) -> tuple[Name, int]:
     """The name at `offset` of a message and the offset behind it.
 
     Compression pointers (RFC 1035 section 4.1.4) must point before the name they end, each before the one that led
-    there: that alone ends every loop (RFC 9267 section 2). MessageError(FORMERR) otherwise. `known` remembers what the
-    pointers of one message led to: with it, all names of a message cost its length and not that length squared.
+    there: that alone ends every loop (RFC 9267 section 2). MessageError(FORMERR) otherwise. `names_at`: the names that
+    pointers of the same message led to so far, by offset, which this adds to: with it, reading all names of a message costs
+    its length and not that length squared.
     """
     wire = bytearray()
     jumps: list[tuple[int, int]] = []
@@ -169,7 +170,7 @@ def read(packet: bytes, offset: int, known: dict[int, Name] | None = None) -> tu
                 if target >= limit:
                     raise MessageError(FORMERR, i)
                 end = end or i + 2
-                if known and (rest := known.get(target)):
+                if names_at and (rest := names_at.get(target)):
                     wire += rest[:-1]
                     break
                 jumps.append((target, len(wire)))
@@ -182,8 +183,8 @@ def read(packet: bytes, offset: int, known: dict[int, Name] | None = None) -> tu
     if len(wire) > MAX_NAME:
         raise MessageError(FORMERR, offset)
     name = Name(bytes(wire).lower())
-    if known is not None:
-        known.update((target, Name(name[start:])) for target, start in jumps)
+    if names_at is not None:
+        names_at.update((target, Name(name[start:])) for target, start in jumps)
     return name, end or i + 1
 
 

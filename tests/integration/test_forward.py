@@ -20,7 +20,7 @@ import pytest
 from embargo.daemon.resolve import forward
 from embargo.daemon.resolve.forward import Forwarder
 from embargo.dns import message
-from embargo.dns.engine import Forward
+from embargo.dns.questions import Forward
 from embargo.dns.upstream import Server
 from support.playbook import query
 from support.upstream import Asked, Elsewhere, Late, Script, Upstream, right

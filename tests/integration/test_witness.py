@@ -11,14 +11,14 @@ from embargo.daemon.process.answered import Marks
 from embargo.daemon.process.channel import Channel
 from embargo.daemon.resolve import witness
 from embargo.daemon.resolve.witness import Witness
-from embargo.dns.engine import Heard
+from embargo.dns.engine import Resolved
 from embargo.dns.judgement import Rules
 
 RULES: Any = None  # of no interest to an answer that nothing blocks
 
 
-def heard(number: int) -> Heard:
-    return Heard(names.from_text(f"n{number}.test"), None, (number.to_bytes(4),), 300)
+def heard(number: int) -> Resolved:
+    return Resolved(names.from_text(f"n{number}.test"), None, (number.to_bytes(4),), 300)
 
 
 def test_what_a_guardian_did_not_take_is_told_later_and_before_it_is_told_that_this_is_all() -> None:

@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 
 from embargo import names
 from embargo.dns import fastpath
+from embargo.dns.acl import Acl
 from embargo.dns.cache import Cache
-from embargo.dns.engine import Drop, Engine, Forward, Joined, Reply, Zones
-from embargo.dns.judgement import Acl, Rules
+from embargo.dns.engine import Drop, Engine, Joined, Reply, Settled
+from embargo.dns.judgement import Rules
+from embargo.dns.questions import Forward, KeepWaiting
 from embargo.dns.upstream import Upstreams
+from embargo.dns.zones import Zones
 from embargo.lists import image, policy
 from embargo.lists.policy import Action, App, List, Selection
 from support import oracle, shortcut
@@ -81,8 +84,8 @@ def test_what_passes_an_independent_reading_lets_pass_too(
         if isinstance(outcome, Forward):
             assert fast is None
             settled = engine.complete(outcome.token, made.to_wire(), 10.0)
-            assert isinstance(settled, list)
-            (outcome,) = settled
+            assert isinstance(settled, Settled)
+            (outcome,) = settled.replies
         assert isinstance(outcome, Reply)
         if fast is not None:
             assert packet[:2] + fast.rest == outcome.wire
@@ -131,9 +134,9 @@ def test_any_response_settles_a_question_or_goes_on(data: st.DataObject) -> None
             wire[data.draw(st.integers(2, len(wire) - 1))] = data.draw(st.integers(0, 255))
         wire = wire[: data.draw(st.integers(12, len(wire)))]
         result = engine.complete(outcome.token, bytes(wire), 0.1)
-        if result is None:  # it may be forged: the true answer is waited for
+        if isinstance(result, KeepWaiting):  # it may be forged: the true answer is waited for
             result = engine.expire(outcome.token, "did not answer", 0.1)
-        outcome = result if isinstance(result, Forward) else result[0]
+        outcome = result if isinstance(result, Forward) else result.replies[0]
     assert isinstance(outcome, Reply)
     with contextlib.suppress(dns.exception.DNSException):  # what was changed inside a record is the upstream's
         dns.message.from_wire(outcome.wire)

@@ -10,9 +10,11 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from embargo.dns.cache import Cache
-from embargo.dns.engine import Engine, Forward, Reply, Zones
+from embargo.dns.engine import Engine, Reply
 from embargo.dns.judgement import BlockMode, Rules
+from embargo.dns.questions import Forward
 from embargo.dns.upstream import Server, Upstreams
+from embargo.dns.zones import Zones
 from support import shortcut
 from support.playbook import CLIENT, NULL, NXDOMAIN, answer, query, rules
 

@@ -16,10 +16,13 @@ import dns.rdataclass
 import dns.rdatatype
 import dns.rrset
 
+from embargo.dns.acl import Acl
 from embargo.dns.cache import Cache
-from embargo.dns.engine import Drop, Engine, Forward, Joined, Reply, Zones
-from embargo.dns.judgement import Acl, BlockMode, Rules
+from embargo.dns.engine import Drop, Engine, Joined, Reply, Settled
+from embargo.dns.judgement import BlockMode, Rules
+from embargo.dns.questions import Forward, KeepWaiting
 from embargo.dns.upstream import Server, Upstreams
+from embargo.dns.zones import Zones
 from embargo.lists import image, lists, policy
 from embargo.lists.lists import Guard
 from embargo.lists.policy import Action, App, Level, List, Selection, Source, Switchboard
@@ -112,7 +115,7 @@ class Play:
         """The asked server, or somebody else, sends what is of no use; the true answer is still waited for."""
         assert self.forward is not None, "nothing was sent on"
         wire = message if isinstance(message, bytes) else message.to_wire(max_size=65535)
-        assert self.engine.complete(self.forward.token, wire, self.now) is None
+        assert self.engine.complete(self.forward.token, wire, self.now) == KeepWaiting()
         return self
 
     def upstream(self, message: dns.message.Message | bytes) -> Self:
@@ -141,12 +144,12 @@ class Play:
         self.forward = outcome if isinstance(outcome, Forward) else self.forward
         self.settled = [outcome] if isinstance(outcome, Reply) else []
 
-    def _settle(self, outcome: list[Reply] | Forward | None) -> None:
-        assert outcome is not None, "it waits on"
+    def _settle(self, outcome: Settled | Forward | KeepWaiting) -> None:
         if isinstance(outcome, Forward):
             self._take(outcome)
         else:
-            self.settled, self.forward = outcome, None
+            assert isinstance(outcome, Settled), "it waits on"
+            self.settled, self.forward = outcome.replies, None
 
     # ── what must be so ──────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -18,10 +18,10 @@ TIERS = (
     ("accelerator", "errors"),
     ("names", "records", "toml", "events", "firewall.spans", "firewall.wire"),
     ("lists.policy", "firewall.table"),
-    ("firewall.learning", "lists.lists", "dns.message", "lists.pauses", "dns.upstream"),
-    ("lists.image",),
-    ("dns.cache", "config", "dns.response", "dns.judgement", "firewall.ruleset", "verdicts"),
-    ("dns.fastpath", "firewall.listing", "firewall.nft"),
+    ("firewall.learning", "lists.lists", "dns.acl", "dns.message", "lists.pauses", "dns.upstream"),
+    ("lists.image", "dns.compose", "dns.special"),
+    ("dns.cache", "config", "dns.response", "dns.judgement", "dns.zones", "firewall.ruleset", "verdicts"),
+    ("dns.fastpath", "dns.questions", "dns.screening", "firewall.listing", "firewall.nft"),
     ("firewall.change", "dns.engine", "export"),
     ("explain",),
 )
@@ -185,6 +185,19 @@ def test_only_the_command_line_prints(name: str) -> None:
     """Nothing that runs for months loads what makes tables and reads arguments, nor hand-made packets."""
     found = [imported for _, imported in imports(tree(MODULES[name]))]
     assert not [each for each in found if each.partition(".")[0] in ("click", "rich", "scapy")]
+
+
+def test_the_command_line_explains_without_dnslib() -> None:
+    """It takes a tenth of a verb's time to load; only a resolver composes answers, and `verify` reads them."""
+    loaded = {name for name, path in MODULES.items() if "dnslib" in {found for _, found in imports(tree(path))}}
+    assert loaded == {"dns.compose", "verify.ask"}
+    needed, left = set[str](), ["explain", "export", "config", "verdicts", "dns.acl"]
+    while left:
+        name = left.pop()
+        needed.add(name)
+        ours = {found.removeprefix("embargo.") for _, found in imports(tree(MODULES[name])) if found.startswith("embargo.")}
+        left += ours - needed
+    assert not needed & loaded
 
 
 def test_scapy_is_loaded_for_hand_made_packets_alone() -> None:

@@ -13,6 +13,7 @@ import pytest
 from embargo import accelerator, names
 from embargo.dns import message, response
 from embargo.dns.message import Answer, Lead
+from embargo.dns.upstream import Strip
 from embargo.errors import MessageError
 from support.playbook import answer, query
 
@@ -471,7 +472,7 @@ def services(*texts: str) -> dns.message.Message:
 
 def without_ech(*texts: str) -> list[str]:
     wire = services(*texts).to_wire()
-    found = response.parse(wire, bytes(wire[12 : 12 + len(b"\1a\4test\0") + 4]), without_ech=True)
+    found = response.parse(wire, bytes(wire[12 : 12 + len(b"\1a\4test\0") + 4]), Strip(ech=True))
     query_ = message.parse_query(dns.message.make_query("a.test", "HTTPS", use_edns=True).to_wire())
     passed = dns.message.from_wire(message.reply(query_, found, udp=False))
     return [str(rdata) for rdata in passed.answer[0]]
@@ -507,8 +508,8 @@ def test_what_the_server_has_validated_is_told_unless_we_took_something_away(
             wire = each.to_wire()
             found = response.parse(wire, question_of(wire))
             assert found.flags == flag
-            assert response.parse(wire, question_of(wire), without_ech=True).flags == flag * kept
-            assert response.parse(wire, question_of(wire), without_private=True).flags == flag * kept_private
+            assert response.parse(wire, question_of(wire), Strip(ech=True)).flags == flag * kept
+            assert response.parse(wire, question_of(wire), Strip(private=True)).flags == flag * kept_private
 
 
 @pytest.mark.parametrize(
@@ -535,7 +536,7 @@ def test_records_with_a_private_address_are_left_out_on_demand(qtype: str, good:
     for texts, count in (((good, bad), 1), ((bad,), 0), ((good,), 1)):
         wire = add(answer("a.test", qtype), "answer", *(f"a.test {qtype} {text}" for text in texts)).to_wire()
         question = bytes(wire[12 : 12 + 8 + 4])
-        found = response.parse(wire, question, without_private=True)
+        found = response.parse(wire, question, Strip(private=True))
         assert found.counts[0] == count
         assert [a for lead in found.leads for a in lead.addresses if response.is_private(a)] == []
         assert response.parse(wire, question).counts[0] == len(texts)
@@ -545,8 +546,8 @@ def test_records_with_a_private_address_are_left_out_on_demand(qtype: str, good:
 def test_an_answer_of_private_addresses_alone_is_empty_and_no_referral() -> None:
     made = add(answer("a.test", "A", "10.0.0.1"), "authority", "test NS ns.test.")
     wire = add(made, "additional", "ns.test A 192.0.2.53").to_wire()
-    found = response.parse(wire, question_of(wire), without_private=True)
+    found = response.parse(wire, question_of(wire), Strip(private=True))
     assert (found.referral, found.counts, found.extra_leads) == (False, (0, 0, 0), ())
     made = add(answer("a.b.test", "A"), "authority", "b.test NS ns.b.test.")
     wire = add(made, "additional", "ns.b.test A 10.0.0.1").to_wire()
-    assert response.parse(wire, question_of(wire), without_private=True).referral
+    assert response.parse(wire, question_of(wire), Strip(private=True)).referral

@@ -38,7 +38,7 @@ from embargo.daemon.process.spawn import HERE, Spawn, Units
 from embargo.daemon.resolve import tls
 from embargo.daemon.supervise import supervisor, surroundings
 from embargo.daemon.supervise.supervisor import Supervisor
-from embargo.dns.judgement import Acl
+from embargo.dns.acl import Acl
 from embargo.errors import ConfigError, EmbargoError, FirewallError, Problem
 from embargo.firewall import ruleset
 from embargo.firewall.ruleset import Own

@@ -12,9 +12,9 @@ until its TTLs change.
 import math
 from typing import NamedTuple
 
-from embargo.dns import message
+from embargo.dns import message, special
 from embargo.dns.cache import NOBODY, Cache, Entry
-from embargo.dns.judgement import SPECIAL, Attempt, Rules, unclaimed
+from embargo.dns.judgement import Attempt, Rules, unclaimed
 from embargo.lists.policy import Action
 from embargo.names import Name
 
@@ -180,7 +180,7 @@ def passes(entry: Entry, qname: Name, rules: Rules) -> bool:
 
 def _blocked(query: _Query, rules: Rules) -> Known | None:
     claims = rules.image.lookup(query.qname)
-    if not claims or query.qname.endswith(SPECIAL):
+    if not claims or query.qname.endswith(special.ENDINGS):
         return None
     action, decision = rules.board.choose(claims)
     if action is not Action.BLOCK or decision is None:

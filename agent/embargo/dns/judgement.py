@@ -4,48 +4,17 @@
 policy replaces it whole, in between two packets. An `Attempt` is what one query amounts to by a judgement.
 """
 
-import ipaddress
 import struct
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from embargo import events, names
-from embargo.dns import message
+from embargo.dns import compose, message
+from embargo.dns.acl import Acl
 from embargo.dns.message import Answer
 from embargo.lists import policy
 from embargo.lists.image import Image
 from embargo.lists.policy import Action, Decision, Switchboard
 from embargo.names import Name
-
-ACL_MEMO = 4096  # client addresses remembered; forged ones must not fill memory
-
-#: these names and all below them are answered without the policy (RFC 6761, 6762, 7686, 8375, 9462)
-SPECIAL = tuple(map(bytes, map(names.from_text, ("localhost", "invalid", "local", "onion", "arpa"))))
-
-
-class Acl:
-    """Which clients are answered. Addresses as text, the way sockets give them."""
-
-    def __init__(self, networks: Sequence[str], *, but: Sequence[str] = ()) -> None:
-        self._networks = [ipaddress.ip_network(network) for network in networks]
-        self._but = [ipaddress.ip_network(network) for network in but]
-        self._memo: dict[str, bool] = {}
-
-    def __len__(self) -> int:
-        """Clients remembered."""
-        return len(self._memo)
-
-    def allows(self, client: str) -> bool:
-        known = self._memo.get(client)
-        if known is None:
-            address = ipaddress.ip_address(client.partition("%")[0])
-            mapped = getattr(address, "ipv4_mapped", None)
-            address = mapped or address
-            known = any(address in each for each in self._networks) and not any(address in each for each in self._but)
-            if len(self._memo) >= ACL_MEMO:
-                self._memo.clear()
-            self._memo[client] = known
-        return known
 
 
 class BlockMode(NamedTuple):
@@ -53,16 +22,37 @@ class BlockMode(NamedTuple):
 
     kind: str  # nxdomain | nodata | null | refused | address
     ttl: int
-    addresses4: tuple[bytes, ...] = ()
-    addresses6: tuple[bytes, ...] = ()
+    addresses4: tuple[bytes, ...] = ()  # 4 octets each
+    addresses6: tuple[bytes, ...] = ()  # 16 octets each
 
     def answer(self, qtype: int) -> Answer:
+        """The answer to a question of this type for a blocked name, composed anew: `Rules` keeps it."""
         if self.kind == "nxdomain":
-            return message.negative(message.NXDOMAIN, self.ttl)
+            return compose.negative(message.NXDOMAIN, self.ttl)
         if self.kind == "refused":
             return Answer(message.REFUSED)
-        found = {message.A: self.addresses4, message.AAAA: self.addresses6}.get(qtype, ())
-        return message.addresses(found, self.ttl) if found else message.negative(message.NOERROR, self.ttl)
+        addresses = {message.A: self.addresses4, message.AAAA: self.addresses6}.get(qtype, ())
+        return compose.addresses(addresses, self.ttl) if addresses else compose.negative(message.NOERROR, self.ttl)
+
+
+#: second flags octet, counts without and with EDNS, body
+Pieces = tuple[int, bytes, bytes, bytes]
+
+
+class _Template(NamedTuple):
+    """The answer for blocked names, prepared for all questions of a type."""
+
+    answer: Answer
+    pieces: Pieces
+
+
+def _template(answer: Answer) -> _Template:
+    """The pieces are cut from replies to a query for the root, so that `message.reply` alone shapes them."""
+    plain, edns = (
+        message.reply(message.Query(0, 0, b"\0\0\1\0\1", names.ROOT, message.A, e, False, 512), answer, udp=False)
+        for e in (False, True)
+    )
+    return _Template(answer, (plain[3], plain[4:12], edns[4:12], plain[17:]))
 
 
 class Rules:
@@ -81,9 +71,9 @@ class Rules:
         self._canary = frozenset(image.classes.index(c) for c in policy.CANARY if c in image.classes)
         self._prefix = [f"app={s.app} function={s.function} list={s.path}:" for s in image.sources]
         self._told = [f'"app":"{s.app}","function":"{s.function}","list":{events.quote(s.path)},"line":' for s in image.sources]
-        self._nxdomain = _pieces(message.negative(message.NXDOMAIN, mode.ttl))
-        self._other = _pieces(mode.answer(0))
-        self._pieces = {qtype: _pieces(mode.answer(qtype)) for qtype in (message.A, message.AAAA)}
+        self._nxdomain = _template(compose.negative(message.NXDOMAIN, mode.ttl))
+        self._templates = {qtype: _template(mode.answer(qtype)) for qtype in (message.A, message.AAAA)}
+        self._other = _template(mode.answer(0))
 
     def explain(self, decision: Decision) -> str:
         """The EDE text, and what `why` prints."""
@@ -101,15 +91,20 @@ class Rules:
         return decision.class_ in self._canary
 
     def block_answer(self, decision: Decision, qtype: int) -> Answer:
-        return message.negative(message.NXDOMAIN, self.mode.ttl) if self.canary(decision) else self.mode.answer(qtype)
+        """What a name that this entry blocks is answered with."""
+        return self._template(decision, qtype).answer
 
-    def pieces(self, decision: Decision, qtype: int) -> "Pieces":
-        """The same, taken apart."""
-        return self._nxdomain if decision.class_ in self._canary else self._pieces.get(qtype, self._other)
+    def pieces(self, decision: Decision, qtype: int) -> Pieces:
+        """The same, taken apart for the fast path."""
+        return self._template(decision, qtype).pieces
+
+    def _template(self, decision: Decision, qtype: int) -> _Template:
+        return self._nxdomain if self.canary(decision) else self._templates.get(qtype, self._other)
 
     def parts(self) -> "Parts":
-        """The same for the compiled twin."""
-        pieces = (self._nxdomain, self._pieces[message.A], self._pieces[message.AAAA], self._other)
+        """All that the compiled fast path takes of a judgement."""
+        templates = (self._nxdomain, self._templates[message.A], self._templates[message.AAAA], self._other)
+        pieces = tuple(template.pieces for template in templates)
         return Parts(
             self._prefix,
             self._told,
@@ -133,22 +128,9 @@ class Parts(NamedTuple):
     classes: list[int]  # by source
     actions: tuple[Action, ...]  # by class
     canary: frozenset[int]
-    pieces: "tuple[Pieces, ...]"  # of canaries, of A, of AAAA, of other types
+    pieces: tuple[Pieces, ...]  # of canaries, of A, of AAAA, of other types
     action: str
     generation: int
-
-
-#: second flags octet, counts without and with EDNS, body
-Pieces = tuple[int, bytes, bytes, bytes]
-
-
-def _pieces(answer: Answer) -> Pieces:
-    """Cut from replies to a query for the root, so that `message.reply` alone shapes them."""
-    plain, edns = (
-        message.reply(message.Query(0, 0, b"\0\0\1\0\1", names.ROOT, message.A, e, False, 512), answer, udp=False)
-        for e in (False, True)
-    )
-    return plain[3], plain[4:12], edns[4:12], plain[17:]
 
 
 class Attempt:

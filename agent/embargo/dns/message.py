@@ -63,8 +63,19 @@ class Query(NamedTuple):
         return self.qname + self.question[-4:-2] + bytes([self.do << 1 | bool(self.flags & CD)])
 
 
-class Refused(MessageError):
-    """The message is whole, but its answer is an rcode. Carries what the reply needs."""
+def own_query(qname: Name, qtype: int, *, do: bool = False, cd: bool = False) -> Query:
+    """A question of our own, as a client with EDNS would ask it."""
+    flags = RD | (CD if cd else 0)
+    return Query(0, flags, qname + qtype.to_bytes(2) + IN.to_bytes(2), qname, qtype, True, do, MAX_UDP)
+
+
+def query_of(key: bytes) -> Query:
+    """A query that has this key, see `Query.key`."""
+    return own_query(Name(key[:-3]), int.from_bytes(key[-3:-1]), do=bool(key[-1] & 2), cd=bool(key[-1] & 1))
+
+
+class RejectedQuery(MessageError):
+    """The query is answered with an rcode alone. Carries what the reply needs."""
 
     def __init__(self, rcode: int, query: Query) -> None:
         super().__init__(rcode, 12)
@@ -72,39 +83,50 @@ class Refused(MessageError):
 
 
 def parse_query(packet: bytes) -> Query:
-    """A client's query, gates in order, each with its fate. A packet shorter than a header, or a response, is not for here."""
+    """A client's query; RejectedQuery with the rcode of the reply to any other. Gates in order, each with its fate.
+
+    A packet shorter than a header, or a response, must not come here: it gets no reply at all.
+    """
     usual: Query | None = accelerator.fast.query(packet) if accelerator.fast else None
     if usual is not None:
         return usual
     ident, flags, questions, answers, authorities, additionals = HEADER.unpack_from(packet)
-    if flags & 0x7800:  # an opcode other than QUERY
-        raise Refused(NOTIMP, _nothing(ident, flags))
-    if questions != 1 or answers or authorities:  # RFC 9619
-        raise Refused(FORMERR, _nothing(ident, flags))
+    # An opcode other than QUERY: "Not Implemented - The name server does not support the requested kind of query"
+    # (RFC 1035 section 4.1.1). The rest of the message has a meaning that only the opcode tells.
+    if flags & 0x7800:
+        raise RejectedQuery(NOTIMP, _without_question(ident, flags))
+    # More than one question, or none, is a format error (RFC 9619 section 4); so are sections that no query has.
+    if questions != 1 or answers or authorities:
+        raise RejectedQuery(FORMERR, _without_question(ident, flags))
+    # "Format error - The name server was unable to interpret the query" (RFC 1035 section 4.1.1). The reply has no question:
+    # there is none that could be repeated.
     try:
         qname, end = _question_name(packet)
         qtype, qclass = struct.unpack_from("!HH", packet, end)
     except (MessageError, struct.error):
-        raise Refused(FORMERR, _nothing(ident, flags)) from None
-    question = packet[12 : end + 4]
-    plain = Query(ident, flags & (RD | CD | AD), question, qname, qtype, False, False, 512)
+        raise RejectedQuery(FORMERR, _without_question(ident, flags)) from None
+    # A second OPT record is a format error (RFC 6891 section 6.1.1), as is one that is cut short. From here on the reply
+    # repeats the question.
+    plain = Query(ident, flags & (RD | CD | AD), packet[12 : end + 4], qname, qtype, False, False, 512)
     try:
         edns = _client_edns(packet, end + 4, additionals)
     except MessageError:
-        raise Refused(FORMERR, plain) from None
-    if edns is None:
-        query = plain
-    else:
+        raise RejectedQuery(FORMERR, plain) from None
+    query = plain
+    if edns is not None:
         size, version, do = edns
         query = plain._replace(edns=True, do=do, size=min(max(size, 512), MAX_UDP))
+        # A version that is not implemented: BADVERS, with our own version in the OPT of the reply (RFC 6891 section 6.1.3).
         if version:
-            raise Refused(BADVERS, query)
+            raise RejectedQuery(BADVERS, query)
+    # What no upstream can answer for a client: other classes, zone transfers, and types that stand for no data. "Refused -
+    # The name server refuses to perform the specified operation for policy reasons" (RFC 1035 section 4.1.1).
     if qclass != IN or qtype in META_QTYPES or qtype == 0:
-        raise Refused(REFUSED, query)
+        raise RejectedQuery(REFUSED, query)
     return query
 
 
-def _nothing(ident: int, flags: int) -> Query:
+def _without_question(ident: int, flags: int) -> Query:
     return Query(ident, flags & (0x7800 | RD | CD), b"", names.ROOT, 0, False, False, 512)
 
 
@@ -118,20 +140,20 @@ def _question_name(packet: bytes) -> tuple[Name, int]:
 
 def _client_edns(packet: bytes, offset: int, count: int) -> tuple[int, int, bool] | None:
     """(size, version, DO) of the one OPT record a query may have (RFC 6891 section 6.1.1). Others are read over."""
-    found: tuple[int, int, bool] | None = None
-    known: dict[int, Name] = {}
+    edns: tuple[int, int, bool] | None = None
+    names_at: dict[int, Name] = {}
     for _ in range(min(count, MAX_RECORDS + 1)):
-        owner, rtype, size, ttl, start, offset = record(packet, offset, known)
+        owner, rtype, size, ttl, start, offset = record(packet, offset, names_at)
         if rtype != OPT:
             continue
-        if found is not None or owner != names.ROOT:
+        if edns is not None or owner != names.ROOT:
             raise MessageError(FORMERR, start)
         for _ in options(packet, start, offset):
             pass
-        found = (size, ttl >> 16 & 0xFF, bool(ttl & 0x8000))
+        edns = (size, ttl >> 16 & 0xFF, bool(ttl & 0x8000))
     if offset != len(packet) or count > MAX_RECORDS:
         raise MessageError(FORMERR, offset)
-    return found
+    return edns
 
 
 def options(packet: bytes, start: int, end: int) -> Iterator[tuple[int, bytes]]:
@@ -147,9 +169,20 @@ def options(packet: bytes, start: int, end: int) -> Iterator[tuple[int, bytes]]:
         start += length
 
 
-def record(packet: bytes, offset: int, known: dict[int, Name]) -> tuple[Name, int, int, int, int, int]:
-    """(owner, type, class, TTL, start of rdata, end of rdata) of the record at `offset`. For `known` see `names.read`."""
-    owner, at = names.read(packet, offset, known)
+class Record(NamedTuple):
+    """A record of a message, its rdata not read."""
+
+    owner: Name
+    rtype: int
+    rclass: int
+    ttl: int
+    start: int  # of its rdata
+    end: int  # of it, and of the record
+
+
+def record(packet: bytes, offset: int, names_at: dict[int, Name]) -> Record:
+    """The record at `offset`, which lies in the packet as a whole; else MessageError. For `names_at` see `names.read`."""
+    owner, at = names.read(packet, offset, names_at)
     try:
         rtype, rclass, ttl, length = RECORD.unpack_from(packet, at)
     except struct.error:
@@ -157,7 +190,7 @@ def record(packet: bytes, offset: int, known: dict[int, Name]) -> tuple[Name, in
     start = at + RECORD.size
     if start + length > len(packet):
         raise MessageError(FORMERR, start)
-    return owner, rtype, rclass, ttl, start, start + length
+    return Record(owner, rtype, rclass, ttl, start, start + length)
 
 
 class Lead(NamedTuple):
@@ -242,19 +275,3 @@ def ede(code: int, text: str) -> bytes:
     """An Extended DNS Error option (RFC 8914 section 2)."""
     data = code.to_bytes(2) + text.encode()[:MAX_EDE].decode(errors="ignore").encode()
     return struct.pack("!HH", 15, len(data)) + data
-
-
-#: a negative reply's SOA; its names can belong to nobody (RFC 6761 section 6.4)
-_SOA_NAMES = names.from_text("blocked.invalid") + names.from_text("hostmaster.invalid")
-
-
-def negative(rcode: int, ttl: int) -> Answer:
-    """NXDOMAIN or NODATA with the SOA that lets it be cached for `ttl` seconds (RFC 2308 section 3). Its owner is the qname."""
-    rdata = _SOA_NAMES + struct.pack("!IIIII", 1, 3600, 600, 86400, ttl)
-    return Answer(rcode, (0, 1, 0), b"\xc0\x0c" + RECORD.pack(SOA, IN, ttl, len(rdata)) + rdata)
-
-
-def addresses(packed: tuple[bytes, ...], ttl: int) -> Answer:
-    """A or AAAA records for the qname."""
-    body = b"".join(b"\xc0\x0c" + RECORD.pack(A if len(p) == 4 else AAAA, IN, ttl, len(p)) + p for p in packed)
-    return Answer(NOERROR, (len(packed), 0, 0), body)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from embargo import accelerator, names
 from embargo.dns import message
 from embargo.dns.message import Answer, Lead
+from embargo.dns.upstream import KEEP_ALL, Strip
 from embargo.errors import MessageError
 from embargo.lists import image
 from embargo.names import Name
@@ -64,14 +65,13 @@ def matches(packet: bytes, ident: int, question: bytes) -> bool:
     return packet[4:6] == b"\0\1" and packet[12 : 12 + len(question)] == question
 
 
-def parse(packet: bytes, question: bytes, *, without_ech: bool = False, without_private: bool = False) -> Answer:
+def parse(packet: bytes, question: bytes, strip: Strip = KEEP_ALL) -> Answer:
     """A response that `matches`, as an Answer without its OPT record. Raises MessageError when it is malformed.
 
-    `without_ech`: the keys of Encrypted Client Hello stay out of SVCB and HTTPS records (RFC 9848). `without_private`: so do
-    records with an address that is nobody's on the Internet, against DNS rebinding. AD stays if neither took anything away.
+    `strip`: what is taken out. The AD bit stays only if nothing was.
     """
     usual: Answer | None = accelerator.fast.read(packet, question) if accelerator.fast else None
-    if usual is not None and not (without_private and any(is_private(a) for lead in usual.leads for a in lead.addresses)):
+    if usual is not None and not (strip.private and any(is_private(a) for lead in usual.leads for a in lead.addresses)):
         return usual
     _, flags, questions, *counts = message.HEADER.unpack_from(packet)
     if not questions:
@@ -79,61 +79,75 @@ def parse(packet: bytes, question: bytes, *, without_ech: bool = False, without_
     if flags & message.TC:
         return Answer(flags & 15, truncated=True)
     qname, qtype = Name(question[:-4]), int.from_bytes(question[-4:-2])
-    known = {12: qname}
-    records = _records(packet, 12 + len(question), counts, known)
+    names_at = {12: qname}
+    records = _records(packet, 12 + len(question), counts, names_at)
     rcode = flags & 15 | _extended_rcode(records)
-    kept = _belonging(records, qname, qtype)
-    answers = [record for record in kept if record.section == 0]
-    if counts[0] and not answers:  # it speaks of something else
+    belonging = _belonging(records, qname, qtype)
+    if counts[0] and not _answers(belonging):  # it speaks of something else
         raise MessageError(message.FORMERR, 6)
-    soa = next((record for record in kept if record.section == 1 and record.rtype == message.SOA), None)
-    empty = not (answers or soa or rcode or flags & message.AA)
-    referral = empty and any(record.section and record.rtype == message.NS for record in kept)
-    vouched = message.AD
-    if without_private and any(is_private(a) for record in kept for a in record.addresses):
-        vouched = 0
-        kept = [record for record in kept if not any(map(is_private, record.addresses))]
-        answers = [record for record in kept if record.section == 0]
-        if not answers:  # servers beside nothing would look like a referral to who asked us
-            kept = [record for record in kept if record is soa]
-    answered = rcode == message.NOERROR and any(qtype in (record.rtype, message.ANY) for record in answers)
-    if soa and not answered:  # what does not exist is remembered for the lesser of two values (RFC 2308 section 5)
-        minimum = int.from_bytes(packet[soa.end - 4 : soa.end])
-        kept = [record._replace(ttl=min(record.ttl, minimum)) if record is soa else record for record in kept]
-    if without_ech and any(record.rtype in _SERVICES for record in kept):
-        body, ttls = _rebuilt(packet, kept, known, without_ech=True)
-        if body != _rebuilt(packet, kept, known)[0]:
-            vouched = 0
+    kept = _without_private(belonging) if strip.private else belonging
+    stripped = len(kept) < len(belonging)
+    answered = rcode == message.NOERROR and any(qtype in (record.rtype, message.ANY) for record in _answers(kept))
+    if not answered:
+        kept = _with_negative_ttl(packet, kept)
+    if strip.ech and any(record.rtype in _SERVICES for record in kept):
+        body, ttls = _rebuilt(packet, kept, names_at, without_ech=True)
+        stripped = stripped or body != _rebuilt(packet, kept, names_at)[0]
     else:
-        body, ttls = _body(packet, 12 + len(question), records, kept, known)
-    others = [record for record in kept if record.section]
-    cacheable = rcode in (message.NOERROR, message.NXDOMAIN) and (answered or soa)
+        body, ttls = _body(packet, 12 + len(question), records, kept, names_at)
+    counted = [sum(record.section == section for record in kept) for section in range(3)]
+    cacheable = rcode in (message.NOERROR, message.NXDOMAIN) and (answered or _soa(kept))
     return Answer(
         rcode=rcode,
-        counts=(len(answers), sum(r.section == 1 for r in others), sum(r.section == 2 for r in others)),
+        counts=(counted[0], counted[1], counted[2]),
         body=body,
         ttls=ttls,
-        flags=flags & (message.AA | vouched),
+        flags=flags & (message.AA if stripped else message.AA | message.AD),
         lifetime=min((record.ttl for record in kept), default=0) if cacheable else 0,
-        referral=referral,
-        leads=_leads(answers),
-        extra_leads=_leads(record for record in others if record.targets or record.addresses),
-        answer_end=_end_of(len(answers), ttls, body),
+        referral=not (rcode or flags & message.AA) and _refers(belonging),
+        leads=_leads(_answers(kept)),
+        extra_leads=_leads(record for record in kept if record.section and (record.targets or record.addresses)),
+        answer_end=_end_of(counted[0], ttls, body),
     )
 
 
-def _records(packet: bytes, offset: int, counts: Sequence[int], known: dict[int, Name]) -> list[_Record]:
+def _answers(records: Iterable[_Record]) -> list[_Record]:
+    """The records of the answer section."""
+    return [record for record in records if record.section == 0]
+
+
+def _soa(records: Iterable[_Record]) -> _Record | None:
+    """The SOA record of the authority section, by which a negative answer is cached (RFC 2308 section 3)."""
+    return next((record for record in records if record.section == 1 and record.rtype == message.SOA), None)
+
+
+def _refers(records: Sequence[_Record]) -> bool:
+    """Whether these name other servers in place of an answer."""
+    return not _answers(records) and not _soa(records) and any(record.rtype == message.NS for record in records)
+
+
+def _with_negative_ttl(packet: bytes, records: list[_Record]) -> list[_Record]:
+    """The records, the SOA with its TTL or MINIMUM, whichever is less: so long is remembered what does not exist (RFC 2308
+    section 5)."""
+    soa = _soa(records)
+    if soa is None:
+        return records
+    minimum = int.from_bytes(packet[soa.end - 4 : soa.end])
+    return [record._replace(ttl=min(record.ttl, minimum)) if record is soa else record for record in records]
+
+
+def _records(packet: bytes, offset: int, counts: Sequence[int], names_at: dict[int, Name]) -> list[_Record]:
     if sum(counts) > message.MAX_RECORDS:
         raise MessageError(message.FORMERR, 6)
     found: list[_Record] = []
     for section, count in enumerate(counts):
         for _ in range(count):
-            owner, rtype, rclass, ttl, start, offset = message.record(packet, offset, known)
+            owner, rtype, rclass, ttl, start, offset = message.record(packet, offset, names_at)
             if rtype == message.OPT and (section != 2 or owner != names.ROOT):
                 raise MessageError(message.FORMERR, start)
             if rtype != message.OPT:
                 ttl = 0 if ttl & 0x80000000 else min(ttl, MAX_TTL)  # RFC 2181 section 8
-            targets, addresses = _pointing(packet, owner, rtype, start, offset, known)
+            targets, addresses = _pointing(packet, owner, rtype, start, offset, names_at)
             found.append(_Record(section, owner, rtype, rclass, ttl, start, offset, targets, addresses))
     if offset != len(packet):
         raise MessageError(message.FORMERR, offset)
@@ -148,7 +162,7 @@ def _extended_rcode(records: Iterable[_Record]) -> int:
 
 
 def _pointing(
-    packet: bytes, owner: Name, rtype: int, start: int, end: int, known: dict[int, Name]
+    packet: bytes, owner: Name, rtype: int, start: int, end: int, names_at: dict[int, Name]
 ) -> tuple[tuple[Name, ...], tuple[bytes, ...]]:
     """Where a record leads: (target names, addresses and hints). Names that lead nowhere are read too: they are passed on."""
     if rtype in (message.A, message.AAAA):
@@ -159,7 +173,7 @@ def _pointing(
         return (), ()
     at = _first_name(packet, rtype, start, end)
     for _ in range(_NAMES_IN[rtype][1]):
-        target, at = names.read(packet, at, known)
+        target, at = names.read(packet, at, names_at)
     left = end - at
     if left < 0 or (left != (_SOA_NUMBERS if rtype == message.SOA else 0) and rtype not in _SERVICES):
         raise MessageError(message.FORMERR, start)
@@ -251,11 +265,11 @@ def _leads(records: Iterable[_Record]) -> tuple[Lead, ...]:
 
 
 def _body(
-    packet: bytes, begin: int, records: Sequence[_Record], kept: Sequence[_Record], known: dict[int, Name]
+    packet: bytes, begin: int, records: Sequence[_Record], kept: Sequence[_Record], names_at: dict[int, Name]
 ) -> tuple[bytes, tuple[tuple[int, int], ...]]:
     """(the kept records' octets, their TTLs and where these stand)."""
     if kept and kept[-1].start != records[len(kept) - 1].start:
-        return _rebuilt(packet, kept, known)
+        return _rebuilt(packet, kept, names_at)
     body = bytearray(packet[begin : kept[-1].end if kept else begin])  # names point backwards alone: none to what is gone
     ttls = tuple((record.start - 6 - begin, record.ttl) for record in kept)
     for offset, ttl in ttls:
@@ -264,13 +278,13 @@ def _body(
 
 
 def _rebuilt(
-    packet: bytes, kept: Iterable[_Record], known: dict[int, Name], *, without_ech: bool = False
+    packet: bytes, kept: Iterable[_Record], names_at: dict[int, Name], *, without_ech: bool = False
 ) -> tuple[bytes, tuple[tuple[int, int], ...]]:
     """The records written anew, without compression."""
     body = bytearray()
     ttls: list[tuple[int, int]] = []
     for record in kept:
-        rdata = _expanded(packet, record, known)
+        rdata = _expanded(packet, record, names_at)
         if without_ech and record.rtype in _SERVICES:
             rdata = _without_ech(rdata)
         ttls.append((len(body) + len(record.owner) + 4, record.ttl))
@@ -278,16 +292,26 @@ def _rebuilt(
     return bytes(body), tuple(ttls)
 
 
-def _expanded(packet: bytes, record: _Record, known: dict[int, Name]) -> bytes:
+def _expanded(packet: bytes, record: _Record, names_at: dict[int, Name]) -> bytes:
     start, end = record.start, record.end
     if record.rtype not in _NAMES_IN:
         return packet[start:end]
     at = _first_name(packet, record.rtype, start, end)
     rdata = packet[start:at]
     for _ in range(_NAMES_IN[record.rtype][1]):
-        name, at = names.read(packet, at, known)
+        name, at = names.read(packet, at, names_at)
         rdata += name
     return rdata + packet[at:end]
+
+
+def _without_private(records: list[_Record]) -> list[_Record]:
+    """The records without those that have a private address. Where no answer is left, the SOA alone stays: servers beside
+    nothing would look like a referral to the client."""
+    kept = [record for record in records if not any(map(is_private, record.addresses))]
+    if len(kept) < len(records) and not _answers(kept):
+        soa = _soa(kept)
+        return [soa] if soa else []
+    return kept
 
 
 def _without_ech(rdata: bytes) -> bytes:

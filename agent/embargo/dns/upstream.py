@@ -69,9 +69,22 @@ class Health:
         return not self.until
 
 
+class Strip(NamedTuple):
+    """What is taken out of answers (see `response`)."""
+
+    ech: bool = False  # keys of Encrypted Client Hello in SVCB and HTTPS records (RFC 9848)
+    private: bool = False  # records with an address that nobody has on the Internet, against DNS rebinding
+
+
+KEEP_ALL = Strip()
+
+
 @dataclass(slots=True)
 class Upstreams:
+    """Servers that are asked for the same names, and what is taken out of their answers."""
+
     servers: tuple[Server, ...]
+    strip: Strip = KEEP_ALL
     health: dict[Server, Health] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ from embargo.daemon.ask import control
 from embargo.daemon.ask.control import ControlError
 from embargo.daemon.host import endpoints, machine
 from embargo.daemon.supervise.generations import Store
-from embargo.dns.judgement import Acl
+from embargo.dns.acl import Acl
 from embargo.lists import pauses
 from embargo.lists.pauses import Pause
 from embargo.verify import network, targets

@@ -26,7 +26,7 @@ from embargo.daemon.supervise import premises, surroundings, workshop
 from embargo.daemon.supervise.pausing import told_of
 from embargo.daemon.supervise.premises import StartError
 from embargo.daemon.supervise.supervisor import Outcome, Supervisor
-from embargo.dns.judgement import Acl
+from embargo.dns.acl import Acl
 from embargo.errors import ConfigError, EmbargoError, Problem, said
 from embargo.lists import lists, pauses
 from embargo.lists.pauses import Pause

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 
 from embargo.daemon.resolve.pipeline import Pipelines
 from embargo.dns import message, response
-from embargo.dns.engine import Forward
+from embargo.dns.questions import Forward
 from embargo.dns.upstream import Server
 
 MAX_DATAGRAM = 65_535

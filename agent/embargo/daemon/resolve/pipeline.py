@@ -15,7 +15,7 @@ from typing import cast
 
 from embargo.daemon.resolve.tls import Layer, Trust, words
 from embargo.dns import message, response
-from embargo.dns.engine import Forward
+from embargo.dns.questions import Forward
 from embargo.dns.upstream import Server
 
 CONNECTIONS = 2  # to one server, of each worker: servers grant a gateway a handful (Unbound has ten for everybody)

@@ -29,10 +29,13 @@ from embargo.daemon.resolve.forward import Forwarder
 from embargo.daemon.resolve.selector import Selector
 from embargo.daemon.resolve.stream import Connection, Streams
 from embargo.daemon.resolve.witness import Witness
+from embargo.dns.acl import Acl
 from embargo.dns.cache import Cache, Entry
-from embargo.dns.engine import Drop, Engine, Forward, Joined, Reply, Zones
-from embargo.dns.judgement import Acl, BlockMode, Rules
-from embargo.dns.upstream import Upstreams, server
+from embargo.dns.engine import Drop, Engine, Joined, Reply, Settled
+from embargo.dns.judgement import BlockMode, Rules
+from embargo.dns.questions import Forward, KeepWaiting
+from embargo.dns.upstream import Strip, Upstreams, server
+from embargo.dns.zones import Zones
 from embargo.lists import lists
 from embargo.lists.image import Image
 from embargo.lists.pauses import Exempt
@@ -128,13 +131,13 @@ class Resolver:
     def _tell_again(self, entries: list[Entry]) -> None:
         """A few at a time."""
         if entries and self._engine is not None and self._witness.listening:
-            self._engine.hear_again(entries[-AT_ONCE:])
+            self._engine.note_cached(entries[-AT_ONCE:])
             self._hear([])
             self._telling = self._loop.call_later(PAUSE, self._tell_again, entries[:-AT_ONCE])
 
     def _listen_in(self) -> None:
-        if self._engine is not None and self._witness.listening and self._engine.heard is None:
-            self._engine.heard = []
+        if self._engine is not None and self._witness.listening and self._engine.resolved is None:
+            self._engine.resolved = []
 
     async def listen(self, udp: list[socket.socket], tcp: list[socket.socket]) -> None:
         for sock in udp:
@@ -192,7 +195,7 @@ class Resolver:
     def _impatient(self) -> None:
         """Give out old answers to those who wait too long for a new one, as long as anybody waits."""
         self._patience = None
-        self._settled(self.engine.impatient(self._loop.time()), self._loop.time())
+        self._settled(Settled(self.engine.reply_stale(self._loop.time())), self._loop.time())
         if self.engine.pending and self._patience is None:
             self._patience = self._loop.call_later(PATIENCE, self._impatient)
 
@@ -225,7 +228,7 @@ class Resolver:
         now, rules = self._loop.time(), self.engine.rules
         if rules.board.choose(rules.image.lookup(name))[0] is Action.PASS:
             return False
-        forward = self.engine.shadow(name, qtype, now)
+        forward = self.engine.look_behind(name, qtype, now)
         if forward is not None:
             self._dispatch(forward, now)
         return True
@@ -233,34 +236,35 @@ class Resolver:
     def _completed(self, token: int, packet: bytes) -> bool:
         now = self._loop.time()
         outcome = self.engine.complete(token, packet, now)
-        if outcome is not None:
-            self._settled(outcome, now)
-        return outcome is not None
+        if isinstance(outcome, KeepWaiting):
+            return False
+        self._settled(outcome, now)
+        return True
 
     def _expired(self, token: int, reason: str, network: bool) -> None:
         now = self._loop.time()
         self._settled(self.engine.expire(token, reason, now, network=network), now)
 
-    def _settled(self, outcome: list[Reply] | Forward, now: float) -> None:
+    def _settled(self, outcome: Settled | Forward, now: float) -> None:
         if isinstance(outcome, Forward):
             self._dispatch(outcome, now)
             return
-        if self.engine.heard and self._hear(outcome):
+        if self.engine.resolved and self._hear(outcome.replies):
             return
-        for reply in outcome:
+        for reply in outcome.replies:
             self._deliver(reply, now)
 
     def _hear(self, replies: list[Reply]) -> bool:
         """Tell the guardian what an upstream answered. True: the replies wait, an address in them was blocked till now."""
-        assert self.engine.heard is not None
+        assert self.engine.resolved is not None
         held = False
-        for heard in self.engine.heard:
+        for heard in self.engine.resolved:
             if self._witness.hear(heard, self.engine.rules):
                 number = self._number = self._number + 1
                 if self._witness.ask_to_free(number, heard) and replies:
                     self._hold(number, replies)
                     held = True
-        self.engine.heard.clear()
+        self.engine.resolved.clear()
         return held
 
     def stats(self) -> dict[str, Any]:
@@ -335,13 +339,13 @@ def zones_from(dns: dict[str, Any]) -> Zones:
         hosts[name] = tuple(map(_packed, addresses))
         for packed in hosts[name]:
             reverse.setdefault(names.reverse(packed), name)
+    # a zone's own servers may answer with private addresses: who names them wants what they say
+    own = Strip(ech=dns.get("ech") == "strip")
     return Zones(
-        Upstreams(tuple(map(server, dns["upstream"]))),
-        {names.from_text(zone): Upstreams(tuple(map(server, to))) for zone, to in dns.get("forward", {}).items()},
+        Upstreams(tuple(map(server, dns["upstream"])), own._replace(private=dns.get("rebind", False))),
+        {names.from_text(zone): Upstreams(tuple(map(server, to)), own) for zone, to in dns.get("forward", {}).items()},
         hosts,
         reverse,
-        without_ech=dns.get("ech") == "strip",
-        without_private=dns.get("rebind", False),
     )
 
 

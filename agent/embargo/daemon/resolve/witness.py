@@ -17,7 +17,7 @@ from typing import NamedTuple
 from embargo.daemon.process.answered import Marks, pack
 from embargo.daemon.process.channel import Channel, ChannelError
 from embargo.dns import message
-from embargo.dns.engine import Heard
+from embargo.dns.engine import Resolved
 from embargo.dns.judgement import Rules
 from embargo.firewall import learning
 from embargo.names import Name
@@ -121,13 +121,13 @@ class Witness:
         rows = [[address.hex(), seconds] for address, seconds in addresses]
         return self._send(lambda channel: channel.send({"op": "pass", "number": number, "addresses": rows}))
 
-    def ask_to_free(self, number: int, heard: Heard) -> bool:
+    def ask_to_free(self, number: int, heard: Resolved) -> bool:
         """Free the addresses of this answer, then say that they are."""
         self._flush()
         record = pack(heard.qname, heard.addresses, heard.seconds).hex()
         return self._send(lambda channel: channel.send({"op": "free", "number": number, "record": record}))
 
-    def hear(self, heard: Heard, rules: Rules) -> bool:
+    def hear(self, heard: Resolved, rules: Rules) -> bool:
         """An upstream's answer. True when its reply has to wait until addresses in it are free."""
         if heard.decision is not None:
             self._tell_learnt(heard, rules)
@@ -138,7 +138,7 @@ class Witness:
         self._gather(heard)
         return False
 
-    def _gather(self, heard: Heard) -> None:
+    def _gather(self, heard: Resolved) -> None:
         now = self._loop.time()
         if len(self._told) >= MAX_TOLD or now > self._told_since + REPEAT:
             self._told.clear()
@@ -178,7 +178,7 @@ class Witness:
         if self._flush():
             self._send(lambda channel: channel.send({"op": "told", "number": number}))
 
-    def _tell_learnt(self, heard: Heard, rules: Rules) -> None:
+    def _tell_learnt(self, heard: Resolved, rules: Rules) -> None:
         decision = heard.decision
         assert decision is not None
         class_ = rules.image.classes[decision.class_]

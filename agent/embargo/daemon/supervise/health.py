@@ -16,7 +16,7 @@ from embargo.daemon.host.endpoints import Endpoint
 from embargo.daemon.process import notify
 from embargo.daemon.process.child import ChildError
 from embargo.dns import message
-from embargo.dns.judgement import Acl
+from embargo.dns.acl import Acl
 
 if TYPE_CHECKING:
     from embargo.daemon.supervise.supervisor import Supervisor

@@ -1,4 +1,4 @@
-"""What an engine does about upstreams: which is asked, what of their answers counts, what the client hears in the end."""
+"""Questions on their way: which server is asked, what of its answers counts, what the client hears in the end."""
 
 import dns.edns
 import dns.flags
@@ -8,11 +8,10 @@ import dns.rdatatype
 import dns.rrset
 import pytest
 
-from embargo import names
-from embargo.dns import message
-from embargo.dns.cache import RETRY, STALE_TTL
-from embargo.dns.engine import MAX_WAITING, STALE_AFTER, Forward, Joined, Zones
-from embargo.dns.upstream import PLAIN_FOR, Server, Upstreams
+from embargo.dns.engine import Joined
+from embargo.dns.questions import MAX_WAITING
+from embargo.dns.upstream import PLAIN_FOR, Server, Strip, Upstreams
+from embargo.dns.zones import Zones
 from support.playbook import SERVERS, Play, answer, play, rules
 
 BLOCKED = "alipay.example"
@@ -147,36 +146,6 @@ def test_each_question_costs_few_queries_whatever_happens() -> None:
         assert found.now <= 1004.6
 
 
-def test_records_that_nobody_asked_for_do_not_reach_the_client_when_they_lead_somewhere_blocked() -> None:
-    made = answer("free.test", "A", "192.0.2.1")
-    made.additional.append(dns.rrset.from_text("cdn.alipay.example.", 60, "IN", "A", "192.0.2.66"))
-    found = play(BLOCKED).query("free.test").upstream(made).replies("192.0.2.1").reply
-    assert not found.additional
-
-
-def test_large_answers_are_truncated_over_udp_and_whole_over_tcp() -> None:
-    made = answer("free.test", "TXT", *(f'"{n:>200}"' for n in range(20)))
-    found = play().query("free.test", "TXT").upstream(made).reply
-    assert found.flags & dns.flags.TC
-    assert not found.answer
-    found = play().query("free.test", "TXT", udp=False).upstream(made).reply
-    assert len(found.answer[0]) == 20
-
-
-def test_conditional_zones_and_local_records() -> None:
-    inside = Server("192.0.2.99", 53)
-    zones = Zones(
-        Upstreams(SERVERS), {names.from_text("corp.test"): Upstreams((inside,))},
-        {names.from_text("nas.lan"): (b"\xc0\0\2\7",)}, {names.reverse(b"\xc0\0\2\7"): names.from_text("nas.lan")},
-    )  # fmt: skip
-    play(zones=zones).query("host.corp.test").is_forwarded(inside)
-    play(zones=zones).query("free.test").is_forwarded(SERVERS[0])
-    play(zones=zones).query("nas.lan").replies("192.0.2.7").forwards_nothing()
-    play(zones=zones).query("nas.lan", "AAAA").replies().forwards_nothing()
-    play(zones=zones).query("7.2.0.192.in-addr.arpa", "PTR").replies("nas.lan.").forwards_nothing()
-    play("nas.lan", zones=zones).query("nas.lan").is_blocked("nas.lan")
-
-
 def test_a_flood_of_questions_is_bounded() -> None:
     found = play()
     for number in range(1000):
@@ -201,11 +170,31 @@ def test_without_an_upstream_the_client_is_told_so() -> None:
     assert found.reply.question[0].rdtype == dns.rdatatype.A
 
 
-def test_without_an_upstream_nobody_is_asked_what_is_behind_a_blocked_name() -> None:
-    found = Play(rules(BLOCKED), Zones(Upstreams(())))
-    assert found.engine.shadow(names.from_text(BLOCKED), message.A, found.now) is None
-    found.forwards_nothing().adopt(rules(BLOCKED, number=2), Zones(Upstreams(SERVERS)))
-    assert found.engine.shadow(names.from_text(BLOCKED), message.A, found.now) is not None
+def test_what_was_validated_is_believed_over_tls_alone() -> None:
+    made = answer("free.test", "A", "192.0.2.1", flags=dns.flags.AD, ttl=60)
+    asked = dns.flags.RD | dns.flags.AD
+    for scheme in ("udp", "tcp", "tls"):
+        zones = Zones(Upstreams((Server("192.0.2.53", 53, scheme),)))
+        found = play(BLOCKED, zones=zones).query("free.test", flags=asked).upstream(made)
+        assert bool(found.reply.flags & dns.flags.AD) == (scheme == "tls")
+        for flags, told in ((asked, scheme == "tls"), (dns.flags.RD, False)):
+            found.query("free.test", flags=flags).forwards_nothing()
+            assert found.was_fast
+            assert bool(found.reply.flags & dns.flags.AD) == told
+        found.later(61).query("free.test", flags=asked)
+        while found.forward is not None:
+            found.silence()
+        assert found.replies("192.0.2.1").ede() == 3
+        assert not found.reply.flags & dns.flags.AD, "what has expired was validated too long ago"
+
+
+def test_an_answer_of_private_addresses_alone_is_no_servers_fault() -> None:
+    made = answer("rebound.test", "A", "192.168.1.1")
+    made.authority.append(dns.rrset.from_text("rebound.test.", 300, "IN", "NS", "ns.rebound.test."))
+    zones = Zones(Upstreams((Server("192.0.2.53", 53),), Strip(private=True)))
+    found = play(zones=zones).query("rebound.test").upstream(made).replies()
+    assert not found.reply.authority
+    assert [health.failed for health in zones.default.health.values()] == [0]
 
 
 # ── settings that change while a question is on its way ──────────────────────────────────────────────────────────────────
@@ -216,7 +205,7 @@ NEW = Server("192.0.2.60", 53)
 def test_an_answer_by_the_old_settings_is_for_those_who_waited_and_nobody_else() -> None:
     found = play().query("free.test").is_forwarded(SERVERS[0])
     asked = found.forward
-    found.adopt(rules(number=2), Zones(Upstreams((NEW,)), without_private=True))
+    found.adopt(rules(number=2), Zones(Upstreams((NEW,), Strip(private=True))))
     found.query("free.test", ident=1).is_forwarded(NEW)
     now, found.forward = found.forward, asked
     found.upstream(answer("free.test", "A", "10.0.0.1")).replies("10.0.0.1")
@@ -230,8 +219,8 @@ def test_an_answer_by_the_old_settings_is_for_those_who_waited_and_nobody_else()
 
 @pytest.mark.parametrize("without_private", [True, False])
 def test_an_answer_by_the_old_settings_is_read_by_them(without_private: bool) -> None:
-    found = play(zones=Zones(Upstreams(SERVERS), without_private=without_private)).query("free.test")
-    found.adopt(rules(number=2), Zones(Upstreams(SERVERS), without_private=not without_private))
+    found = play(zones=Zones(Upstreams(SERVERS, Strip(private=without_private)))).query("free.test")
+    found.adopt(rules(number=2), Zones(Upstreams(SERVERS, Strip(private=not without_private))))
     found.upstream(answer("free.test", "A", "10.0.0.1", "192.0.2.1"))
     found.replies("192.0.2.1", *(() if without_private else ("10.0.0.1",)))
 
@@ -252,117 +241,3 @@ def test_settings_that_stay_change_nothing_about_a_question(zones: Zones | None)
     found.silence().is_forwarded(SERVERS[1]).upstream(answer("free.test", "A", "192.0.2.1"))
     assert len(found.settled) == 2
     found.query("free.test").forwards_nothing().replies("192.0.2.1")
-
-
-# ── answers after their time (RFC 8767) ──────────────────────────────────────────────────────────────────────────────────
-
-
-def expired(*entries: str) -> Play:
-    """An engine that knew free.test, whose answer is over by now."""
-    found = play(*entries).query("free.test").upstream(answer("free.test", "A", "192.0.2.1", ttl=60))
-    return found.later(61)
-
-
-def exhausted(found: Play) -> Play:
-    while found.forward is not None and found.engine.pending:
-        found.silence()
-    return found
-
-
-def test_an_old_answer_is_better_than_none() -> None:
-    found = exhausted(expired().query("free.test").is_forwarded())
-    assert found.replies("192.0.2.1").ede() == 3
-    assert [rrset.ttl for rrset in found.reply.answer] == [STALE_TTL]
-    assert found.engine.stale == 1
-
-
-def test_an_old_nxdomain_says_that_it_is_old() -> None:
-    made = answer("free.test", rcode=dns.rcode.NXDOMAIN)
-    made.authority.append(dns.rrset.from_text("test.", 60, "IN", "SOA", "ns.test. mail.test. 1 2 3 4 30"))
-    found = exhausted(play().query("free.test").upstream(made).later(61).query("free.test").is_forwarded())
-    assert found.replies(rcode=3).ede() == 19
-
-
-def test_for_a_moment_nobody_is_asked_again() -> None:
-    found = exhausted(expired().query("free.test"))
-    assert found.query("free.test").forwards_nothing().replies("192.0.2.1").ede() == 3
-    found.later(RETRY).query("free.test").is_forwarded()
-    found.upstream(answer("free.test", "A", "192.0.2.2")).replies("192.0.2.2")
-    assert found.ede() == -1
-
-
-def test_who_waits_too_long_gets_the_old_answer_and_the_new_one_is_kept() -> None:
-    found = expired().query("free.test").is_forwarded()
-    assert found.engine.impatient(found.now + STALE_AFTER - 0.1) == []
-    (reply,) = found.engine.impatient(found.now + STALE_AFTER)
-    assert [str(rdata) for rrset in dns.message.from_wire(reply.wire).answer for rdata in rrset] == ["192.0.2.1"]
-    assert found.engine.impatient(found.now + STALE_AFTER) == [], "once is enough"
-    assert found.upstream(answer("free.test", "A", "192.0.2.2")).settled == []
-    found.query("free.test").forwards_nothing().replies("192.0.2.2")
-
-
-def test_who_asks_for_what_was_never_known_waits() -> None:
-    found = play().query("free.test")
-    assert found.engine.impatient(found.now + 4.0) == []
-
-
-@pytest.mark.parametrize("entry", ["free.test", "192.0.2.0/24"])
-def test_what_is_blocked_by_now_is_not_given_out_late(entry: str) -> None:
-    found = exhausted(expired(BLOCKED).adopt(rules("192.0.2.0/24", number=2)).query("free.test"))
-    assert found.reply.rcode() == dns.rcode.NXDOMAIN
-    found = expired(BLOCKED).query("free.test")
-    found.adopt(rules(entry.replace("192.0.2.0/24", "192.0.2.1"), number=2))
-    (reply,) = found.engine.impatient(found.now + STALE_AFTER)
-    assert dns.message.from_wire(reply.wire).rcode() == dns.rcode.NXDOMAIN
-
-
-# ── answers before their end ─────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def wanted(*entries: str) -> Play:
-    """An engine that is asked for free.test again and again, until its answer is nearly over."""
-    found = play(*entries).query("free.test", do=True).upstream(answer("free.test", "A", "192.0.2.1", ttl=100))
-    for _ in range(3):
-        found.later(31).query("free.test", do=True).replies("192.0.2.1")
-    return found
-
-
-def test_a_name_that_is_asked_for_is_fetched_anew_before_it_is_over() -> None:
-    found = wanted()
-    (forward,) = found.engine.refresh(found.now)
-    assert (forward.query.qname, forward.query.qtype, forward.query.do) == (names.from_text("free.test"), 1, True)
-    assert found.engine.refresh(found.now) == []
-    assert found.engine.complete(forward.token, answer("free.test", "A", "192.0.2.2").to_wire(), found.now) == []
-    found.later(20).query("free.test", do=True).forwards_nothing().replies("192.0.2.2")
-    assert found.engine.refreshed == 1
-
-
-def test_who_comes_while_it_is_fetched_gets_the_old_answer() -> None:
-    found = wanted()
-    assert len(found.engine.refresh(found.now)) == 1
-    found.query("free.test", do=True).replies("192.0.2.1")
-
-
-def test_who_comes_when_it_is_over_waits_for_what_is_fetched() -> None:
-    found = wanted()
-    (forward,) = found.engine.refresh(found.now)
-    found.later(20).query("free.test", do=True)
-    assert isinstance(found.outcome, Joined)
-    settled = found.engine.complete(forward.token, answer("free.test", "A", "192.0.2.2").to_wire(), found.now)
-    assert isinstance(settled, list)
-    assert len(settled) == 1
-
-
-def test_a_failure_of_what_nobody_waits_for_is_nobodys_reply() -> None:
-    found = wanted()
-    (forward,) = found.engine.refresh(found.now)
-    outcome: object = forward
-    while isinstance(outcome, Forward):
-        outcome = found.engine.expire(forward.token, "did not answer in 1.0 s", found.now)
-    assert outcome == []
-    assert found.engine.pending == 0
-
-
-def test_what_is_blocked_by_now_is_not_fetched() -> None:
-    found = wanted(BLOCKED).adopt(rules("free.test", number=2))
-    assert found.engine.refresh(found.now) == []

@@ -1,0 +1,101 @@
+"""Screening an answer: what the policy decides about a name and about everything that its answer leads to.
+
+A name that no list has may be an alias of a blocked one, or lead to a blocked address. So the question and every owner,
+target, address and hint of an answer are looked up, before it is given out and again whenever the policy has changed.
+Pure functions of rules, name and answer.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from embargo.dns import message
+from embargo.dns.judgement import Rules, unclaimed
+from embargo.dns.message import Answer, Lead
+from embargo.lists import policy
+from embargo.lists.policy import Action, Claims, Decision
+from embargo.names import Name
+
+
+class Screened(NamedTuple):
+    """What the policy decides about an answer."""
+
+    action: Action
+    decision: Decision | None  # the entry that blocks or audits it
+    answer: Answer  # without the authority and additional records, if these lead to something blocked
+    #: addresses that an allow-listed name leads to although a class claims them, and seconds for which the firewall passes them
+    passing: tuple[tuple[bytes, int], ...] = ()
+    uneventful: bool = False  # nothing to block, to let through or to log: the fast path may give it out as it is
+    by_name: bool = True  # the decision is about a name, not about an address
+
+
+class _Led(NamedTuple):
+    """What the policy decides about the records of one section."""
+
+    action: Action
+    decision: Decision | None = None
+    by_name: bool = True
+    allowed: tuple[bytes, ...] = ()  # addresses that allow-listed names lead to
+
+
+def screen(rules: Rules, qname: Name, answer: Answer) -> Screened:
+    """The verdict about an answer for `qname`. The first record that leads to something blocked decides.
+
+    The question is looked up although it was before it was sent on: the rules may have changed since.
+    """
+    if unclaimed(rules.image, qname, answer):
+        return Screened(Action.PASS, None, answer, uneventful=not rules.log_all)
+    claims = rules.image.lookup(qname)
+    action, decision = rules.board.choose(claims)
+    if action is Action.BLOCK:
+        return Screened(action, decision, answer)
+    if policy.allows(rules.image.classes, claims):  # it passes with all that it leads to
+        addresses = [address for lead in answer.leads for address in lead.addresses]
+        return Screened(Action.PASS, None, answer, _passing(rules, answer, addresses))
+    looked_up = {qname: claims}
+    led = _led(rules, answer.leads, looked_up)
+    if led.action is Action.BLOCK:
+        return Screened(led.action, led.decision, answer, by_name=led.by_name)
+    # no client asked for the other sections: they are left out where they lead to something blocked
+    whole = not answer.extra_leads or _led(rules, answer.extra_leads, looked_up).action is not Action.BLOCK
+    return Screened(
+        max(action, led.action),
+        decision or led.decision,
+        answer if whole else message.answer_only(answer),
+        _passing(rules, answer, led.allowed),
+        uneventful=whole and not led.allowed and not (decision or led.decision) and not rules.log_all,
+        by_name=led.by_name or decision is not None,
+    )
+
+
+def _led(rules: Rules, leads: Iterable[Lead], looked_up: dict[Name, Claims]) -> _Led:
+    """Where the records of a section lead. An allow-listed name passes with all that it leads to.
+
+    `looked_up`: the claims of names so far, which this adds to.
+    """
+    image, choose = rules.image, rules.board.choose
+    audited: Decision | None = None
+    by_name = True
+    passed: set[Name] = set()
+    allowed: list[bytes] = []
+    for owner, targets, addresses in leads:
+        for name in (owner, *targets):
+            if name not in looked_up:
+                looked_up[name] = image.lookup(name)
+        if owner in passed or policy.allows(image.classes, looked_up[owner]):
+            passed.update(targets)
+            allowed += addresses
+            continue
+        claimed = [looked_up[owner], *(looked_up[target] for target in targets), *map(image.lookup_address, addresses)]
+        for number, (action, decision) in enumerate(map(choose, claimed)):
+            if action is Action.BLOCK:
+                return _Led(action, decision, number <= len(targets))
+            if decision is not None and audited is None:
+                audited, by_name = decision, number <= len(targets)
+    return _Led(Action.AUDIT if audited else Action.PASS, audited, by_name, tuple(allowed))
+
+
+def _passing(rules: Rules, answer: Answer, addresses: Iterable[bytes]) -> tuple[tuple[bytes, int], ...]:
+    """Those of the addresses that are blocked otherwise, and the seconds for which clients may use the answer."""
+    image, choose = rules.image, rules.board.choose
+    seconds = max((seconds for _, seconds in answer.ttls), default=0)
+    return tuple((a, seconds) for a in addresses if choose(image.lookup_address(a))[0] is Action.BLOCK)

@@ -1,0 +1,208 @@
+"""Answers from the cache: live ones, expired ones when no upstream answers (RFC 8767), and those renewed before they expire."""
+
+import dns.edns
+import dns.flags
+import dns.message
+import dns.rcode
+import dns.rdatatype
+import dns.rrset
+import pytest
+
+from embargo import names
+from embargo.dns import message
+from embargo.dns.cache import RETRY, STALE_TTL
+from embargo.dns.engine import STALE_AFTER, Joined, Settled
+from embargo.dns.questions import Forward
+from embargo.dns.upstream import Server, Upstreams
+from embargo.dns.zones import Zones
+from support.playbook import SERVERS, Play, answer, play, rules
+
+BLOCKED = "alipay.example"
+
+
+# ── cache ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_cached_answer_ages_and_is_asked_for_anew_when_it_is_old() -> None:
+    found = play().query("free.test").upstream(answer("free.test", "A", "192.0.2.1", ttl=100))
+    assert found.later(40).query("FREE.test").forwards_nothing().reply.answer[0].ttl == 60
+    assert str(found.reply.question[0].name) == "FREE.test."
+    found.later(61).query("free.test").is_forwarded()
+
+
+def test_a_negative_answer_is_kept_for_the_soas_minimum() -> None:
+    made = answer("none.test", "A", rcode=3)
+    made.authority.append(dns.rrset.from_text("test.", 900, "IN", "SOA", "ns.test. mail.test. 1 2 3 4 30"))
+    found = play().query("none.test").upstream(made).replies(rcode=3)
+    found.later(29).query("none.test").forwards_nothing().replies(rcode=3)
+    found.later(2).query("none.test").is_forwarded()
+
+
+def test_a_servers_authority_is_for_its_own_answer_and_not_for_what_is_remembered() -> None:
+    made = answer("free.test", "A", "192.0.2.1", flags=dns.flags.AA, ttl=60)
+    found = play(BLOCKED).query("free.test").upstream(made).replies("192.0.2.1")
+    assert found.reply.flags & dns.flags.AA
+    for udp in (True, False):
+        assert not found.query("free.test", udp=udp).replies("192.0.2.1").reply.flags & dns.flags.AA
+        assert found.was_fast == udp
+    found.later(61).query("free.test")
+    while found.forward is not None:
+        found.silence()
+    assert found.replies("192.0.2.1").ede() == 3
+    assert not found.reply.flags & dns.flags.AA
+
+
+def test_types_and_dnssec_bits_are_cached_apart() -> None:
+    found = play().query("free.test").upstream(answer("free.test", "A", "192.0.2.1"))
+    found.query("free.test", "AAAA").is_forwarded()
+    found.query("free.test", do=True).is_forwarded()
+    found.query("free.test", flags=dns.flags.RD | dns.flags.CD).is_forwarded()
+
+
+def test_ttl_zero_and_errors_are_not_cached() -> None:
+    found = play().query("free.test").upstream(answer("free.test", "A", "192.0.2.1", ttl=0)).replies("192.0.2.1")
+    found.query("free.test").is_forwarded()
+
+
+# ── answers after their time (RFC 8767) ──────────────────────────────────────────────────────────────────────────────────
+
+
+def expired(*entries: str) -> Play:
+    """An engine that knew free.test, whose answer is over by now."""
+    found = play(*entries).query("free.test").upstream(answer("free.test", "A", "192.0.2.1", ttl=60))
+    return found.later(61)
+
+
+def exhausted(found: Play) -> Play:
+    while found.forward is not None and found.engine.pending:
+        found.silence()
+    return found
+
+
+def test_an_old_answer_is_better_than_none() -> None:
+    found = exhausted(expired().query("free.test").is_forwarded())
+    assert found.replies("192.0.2.1").ede() == 3
+    assert [rrset.ttl for rrset in found.reply.answer] == [STALE_TTL]
+    assert found.engine.stale == 1
+
+
+def test_an_old_nxdomain_says_that_it_is_old() -> None:
+    made = answer("free.test", rcode=dns.rcode.NXDOMAIN)
+    made.authority.append(dns.rrset.from_text("test.", 60, "IN", "SOA", "ns.test. mail.test. 1 2 3 4 30"))
+    found = exhausted(play().query("free.test").upstream(made).later(61).query("free.test").is_forwarded())
+    assert found.replies(rcode=3).ede() == 19
+
+
+def test_for_a_moment_nobody_is_asked_again() -> None:
+    found = exhausted(expired().query("free.test"))
+    assert found.query("free.test").forwards_nothing().replies("192.0.2.1").ede() == 3
+    found.later(RETRY).query("free.test").is_forwarded()
+    found.upstream(answer("free.test", "A", "192.0.2.2")).replies("192.0.2.2")
+    assert found.ede() == -1
+
+
+def test_who_waits_too_long_gets_the_old_answer_and_the_new_one_is_kept() -> None:
+    found = expired().query("free.test").is_forwarded()
+    assert found.engine.reply_stale(found.now + STALE_AFTER - 0.1) == []
+    (reply,) = found.engine.reply_stale(found.now + STALE_AFTER)
+    assert [str(rdata) for rrset in dns.message.from_wire(reply.wire).answer for rdata in rrset] == ["192.0.2.1"]
+    assert found.engine.reply_stale(found.now + STALE_AFTER) == [], "once is enough"
+    assert found.upstream(answer("free.test", "A", "192.0.2.2")).settled == []
+    found.query("free.test").forwards_nothing().replies("192.0.2.2")
+
+
+def test_who_asks_for_what_was_never_known_waits() -> None:
+    found = play().query("free.test")
+    assert found.engine.reply_stale(found.now + 4.0) == []
+
+
+@pytest.mark.parametrize("entry", ["free.test", "192.0.2.0/24"])
+def test_what_is_blocked_by_now_is_not_given_out_late(entry: str) -> None:
+    found = exhausted(expired(BLOCKED).adopt(rules("192.0.2.0/24", number=2)).query("free.test"))
+    assert found.reply.rcode() == dns.rcode.NXDOMAIN
+    found = expired(BLOCKED).query("free.test")
+    found.adopt(rules(entry.replace("192.0.2.0/24", "192.0.2.1"), number=2))
+    (reply,) = found.engine.reply_stale(found.now + STALE_AFTER)
+    assert dns.message.from_wire(reply.wire).rcode() == dns.rcode.NXDOMAIN
+
+
+# ── answers before their end ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def wanted(*entries: str) -> Play:
+    """An engine that is asked for free.test again and again, until its answer is nearly over."""
+    found = play(*entries).query("free.test", do=True).upstream(answer("free.test", "A", "192.0.2.1", ttl=100))
+    for _ in range(3):
+        found.later(31).query("free.test", do=True).replies("192.0.2.1")
+    return found
+
+
+def test_a_name_that_is_asked_for_is_fetched_anew_before_it_is_over() -> None:
+    found = wanted()
+    (forward,) = found.engine.refresh(found.now)
+    assert (forward.query.qname, forward.query.qtype, forward.query.do) == (names.from_text("free.test"), 1, True)
+    assert found.engine.refresh(found.now) == []
+    assert found.engine.complete(forward.token, answer("free.test", "A", "192.0.2.2").to_wire(), found.now) == Settled([])
+    found.later(20).query("free.test", do=True).forwards_nothing().replies("192.0.2.2")
+    assert found.engine.refreshed == 1
+
+
+def test_who_comes_while_it_is_fetched_gets_the_old_answer() -> None:
+    found = wanted()
+    assert len(found.engine.refresh(found.now)) == 1
+    found.query("free.test", do=True).replies("192.0.2.1")
+
+
+def test_who_comes_when_it_is_over_waits_for_what_is_fetched() -> None:
+    found = wanted()
+    (forward,) = found.engine.refresh(found.now)
+    found.later(20).query("free.test", do=True)
+    assert isinstance(found.outcome, Joined)
+    settled = found.engine.complete(forward.token, answer("free.test", "A", "192.0.2.2").to_wire(), found.now)
+    assert isinstance(settled, Settled)
+    assert len(settled.replies) == 1
+
+
+def test_a_failure_of_what_nobody_waits_for_is_nobodys_reply() -> None:
+    found = wanted()
+    (forward,) = found.engine.refresh(found.now)
+    outcome: object = forward
+    while isinstance(outcome, Forward):
+        outcome = found.engine.expire(forward.token, "did not answer in 1.0 s", found.now)
+    assert outcome == Settled([])
+    assert found.engine.pending == 0
+
+
+def test_what_is_blocked_by_now_is_not_fetched() -> None:
+    found = wanted(BLOCKED).adopt(rules("free.test", number=2))
+    assert found.engine.refresh(found.now) == []
+
+
+def test_conditional_zones_and_local_records() -> None:
+    inside = Server("192.0.2.99", 53)
+    zones = Zones(
+        Upstreams(SERVERS), {names.from_text("corp.test"): Upstreams((inside,))},
+        {names.from_text("nas.lan"): (b"\xc0\0\2\7",)}, {names.reverse(b"\xc0\0\2\7"): names.from_text("nas.lan")},
+    )  # fmt: skip
+    play(zones=zones).query("host.corp.test").is_forwarded(inside)
+    play(zones=zones).query("free.test").is_forwarded(SERVERS[0])
+    play(zones=zones).query("nas.lan").replies("192.0.2.7").forwards_nothing()
+    play(zones=zones).query("nas.lan", "AAAA").replies().forwards_nothing()
+    play(zones=zones).query("7.2.0.192.in-addr.arpa", "PTR").replies("nas.lan.").forwards_nothing()
+    play("nas.lan", zones=zones).query("nas.lan").is_blocked("nas.lan")
+
+
+def test_large_answers_are_truncated_over_udp_and_whole_over_tcp() -> None:
+    made = answer("free.test", "TXT", *(f'"{n:>200}"' for n in range(20)))
+    found = play().query("free.test", "TXT").upstream(made).reply
+    assert found.flags & dns.flags.TC
+    assert not found.answer
+    found = play().query("free.test", "TXT", udp=False).upstream(made).reply
+    assert len(found.answer[0]) == 20
+
+
+def test_without_an_upstream_nobody_is_asked_what_is_behind_a_blocked_name() -> None:
+    found = Play(rules(BLOCKED), Zones(Upstreams(())))
+    assert found.engine.look_behind(names.from_text(BLOCKED), message.A, found.now) is None
+    found.forwards_nothing().adopt(rules(BLOCKED, number=2), Zones(Upstreams(SERVERS)))
+    assert found.engine.look_behind(names.from_text(BLOCKED), message.A, found.now) is not None
