@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from embargo import config, export
-from embargo.export import Effective
+from embargo import config
+from embargo.export import effective, render
+from embargo.export.effective import EffectivePolicy
+from embargo.export.formats import FORMATS
 from embargo.lists import image, policy
 from embargo.lists.image import Image
 from embargo.lists.policy import Level, List
@@ -36,17 +38,17 @@ def made(
     files: Mapping[str, Sequence[str]] = FILES,
     allow: Sequence[str] = ALLOW,
     block: Sequence[str] = BLOCK,
-) -> Effective:
+) -> EffectivePolicy:
     """What is in force of this catalogue, by way of policy and image as on the command line."""
     return of(text, files, (catalogue.local(Level.ALLOW, *allow), catalogue.local(Level.BLOCK, *block)))[0]
 
 
-def of(text: str, files: Mapping[str, Sequence[str]], own: Sequence[List]) -> tuple[Effective, Image, policy.Switchboard]:
+def of(text: str, files: Mapping[str, Sequence[str]], own: Sequence[List]) -> tuple[EffectivePolicy, Image, policy.Switchboard]:
     settings = config.parse(text.encode(), "embargo.toml")
     apps = catalogue.apps(files, default=("alipay", "qq"))
     combined = policy.combine(apps, own, settings.policy)
     built, board = Image(image.encode(combined)), policy.select(apps, combined.classes, settings.policy)
-    return export.effective(built, board, settings, onion), built, board
+    return effective.read(built, board, settings, onion), built, board
 
 
 def onion(name: Name) -> bool:
@@ -56,8 +58,8 @@ def onion(name: Name) -> bool:
 
 ALL = '[policy]\nfunctions = "all"\n'
 CASES = {
-    **{f"default.{each}": ("", each) for each in export.FORMATS},
-    **{f"all.{each}": (ALL, each) for each in export.FORMATS},
+    **{f"default.{each}": ("", each) for each in FORMATS},
+    **{f"all.{each}": (ALL, each) for each in FORMATS},
     **{f"null.{each}": ('[dns]\nblock_mode = "null"\n', each) for each in ("rpz", "hosts", "dnsmasq", "unbound")},
     **{f"address.{each}": ('[dns]\nblock_mode = ["192.0.2.9"]\n', each) for each in ("rpz", "hosts", "dnsmasq", "unbound")},
     **{f"{mode}.{each}": (f'[dns]\nblock_mode = "{mode}"\n', each)
@@ -69,7 +71,7 @@ CASES = {
 
 def rendered(case: str) -> str:
     text, form = CASES[case]
-    return export.render(made(text), form, "1.2.3").text
+    return render.render(made(text), form, "1.2.3").text
 
 
 def main() -> None:

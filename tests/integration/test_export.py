@@ -12,10 +12,12 @@ import dns.rrset
 import pytest
 
 import embargo
-from embargo import config, explain, export, names
+from embargo import config, explain, names
 from embargo.config import Config
 from embargo.daemon.compile import compiler, sources
-from embargo.export import Effective
+from embargo.export import effective, render
+from embargo.export.effective import EffectivePolicy
+from embargo.export.formats import FORMATS
 from embargo.lists import policy
 from embargo.lists.image import Image
 from embargo.lists.policy import Action
@@ -82,7 +84,7 @@ def refused(found: dns.message.Message, *, exact_without_data: bool = False) -> 
     return code == dns.rcode.NXDOMAIN or (exact_without_data and code == dns.rcode.NOERROR and not found.answer)
 
 
-def unreachable(what: Effective, asked: Name) -> bool:
+def unreachable(what: EffectivePolicy, asked: Name) -> bool:
     """Does Unbound's format leave this name open: below one that itself passes?"""
     above = next((r for r in reversed(what.names) if r.name in set(names.suffixes(asked)) and r.name != asked), None)
     exposed = {r.name for r in what.names if r.below.blocked and not r.itself.blocked}
@@ -90,7 +92,7 @@ def unreachable(what: Effective, asked: Name) -> bool:
 
 
 def differences(
-    resolver: Resolver, what: Effective, asked: list[Name], blocks: exports.Blocks, *, unbound: bool
+    resolver: Resolver, what: EffectivePolicy, asked: list[Name], blocks: exports.Blocks, *, unbound: bool
 ) -> Iterator[str]:
     alone = {ruling.name for ruling in what.names if ruling.itself.blocked and not ruling.below.blocked}
     for name in asked:
@@ -111,7 +113,7 @@ def test_a_resolver_decides_as_we_do(software: str, seed: int, tmp_path: Path, u
     form, command, ready = RESOLVERS[software]
     files, local = exports.tangled(seed, 100)
     what, built, board = golden.of('[policy]\nfunctions = "all"\nshared = ["alipay"]\n' if seed == 2 else "", files, local)
-    text = export.render(what, form, "1").text
+    text = render.render(what, form, "1").text
     asked = exports.around(ruling.name for ruling in what.names)
     asked = random.Random(seed).sample(asked, min(SAMPLE, len(asked)))
     blocked = {name for name in asked if board.choose(built.lookup(name))[0] is Action.BLOCK}
@@ -141,8 +143,8 @@ def test_a_resolver_has_the_shipped_catalogue(software: str, tmp_path: Path, ups
     (tmp_path / "allow.list").write_text("mygw.alipay.com\n=www.qq.com\n")
     (tmp_path / "block.list").write_text("tracker.example\n=host.example\n")
     settings, built, board = catalogue(tmp_path, '[policy]\napps = "all"\nfunctions = "all"\n')
-    what = export.effective(built, board, settings, explain.special(()))
-    text = export.render(what, form, "1").text
+    what = effective.read(built, board, settings, explain.special(()))
+    text = render.render(what, form, "1").text
     asked = exports.around(name for name, _, _ in built.listed())
     asked = [*random.Random(1).sample(asked, SAMPLE), *map(names.from_text, ("mygw.alipay.com", "x.mygw.alipay.com"))]
 
@@ -158,7 +160,7 @@ def test_a_resolver_has_the_shipped_catalogue(software: str, tmp_path: Path, ups
 @pytest.mark.parametrize("software", RESOLVERS)
 def test_a_resolver_answers_in_our_block_mode(software: str, mode: str, tmp_path: Path, upstream: int) -> None:
     form, command, ready = RESOLVERS[software]
-    text = export.render(golden.made(f"[dns]\nblock_mode = {MODES[mode]}\n"), form, "1").text
+    text = render.render(golden.made(f"[dns]\nblock_mode = {MODES[mode]}\n"), form, "1").text
     expected = {
         "nxdomain": {}, "null": {"A": "0.0.0.0", "AAAA": "::"}, "address": {"A": "192.0.2.9", "AAAA": "2001:db8::9"},
     }[mode]  # fmt: skip
@@ -180,7 +182,7 @@ def test_a_resolver_answers_in_our_block_mode(software: str, mode: str, tmp_path
 @pytest.mark.parametrize("software", ["dnsmasq", "bind", "unbound-rpz"])
 def test_what_leads_to_a_listed_address_is_refused(software: str, tmp_path: Path, upstream: int) -> None:
     form, command, ready = RESOLVERS[software]
-    text = export.render(golden.made(allow=("good.example",)), form, "1").text
+    text = render.render(golden.made(allow=("good.example",)), form, "1").text
     with exports.serving(command, tmp_path, text, upstream, ready) as resolver:
         for qtype in ("A", "AAAA"):
             assert resolver.ask("listed.test", qtype).rcode() == dns.rcode.NXDOMAIN
@@ -193,7 +195,7 @@ def test_what_leads_to_a_listed_address_is_refused(software: str, tmp_path: Path
 
 
 def test_a_response_policy_zone_judges_aliases_and_spares_those_of_allowed_names(tmp_path: Path, upstream: int) -> None:
-    text = export.render(golden.made(allow=("alias.alipay.example",)), "rpz", "1").text
+    text = render.render(golden.made(allow=("alias.alipay.example",)), "rpz", "1").text
     with exports.serving(exports.bind, tmp_path, text, upstream, RESOLVERS["bind"][2]) as resolver:
         assert resolver.ask("alias.www.block.test").rcode() == dns.rcode.NXDOMAIN  # blocked by its own name
         assert resolver.ask("alias.free.test").answer
@@ -210,7 +212,7 @@ def agent(tmp_path: Path) -> Agent:
     return agent
 
 
-@pytest.mark.parametrize("form", export.FORMATS)
+@pytest.mark.parametrize("form", FORMATS)
 def test_the_command_needs_no_agent_and_prints_the_same_each_time(agent: Agent, form: str) -> None:
     one, two = agent.cli("export", form), agent.cli("export", form)
     assert one.stdout == two.stdout

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from embargo import export
+from embargo.export import render
 from embargo.lists.policy import Action, Level
 from golden import exports as golden
 from support import catalogue
@@ -41,7 +41,7 @@ def reached(rig: Rig, address: str, port: int = 443, *, udp: bool = False) -> bo
 
 def test_every_address_of_a_network_is_judged_as_by_the_engine(rig: Rig) -> None:
     what, built, board = golden.of(golden.ALL, golden.FILES, LOCAL)
-    load(rig, export.render(what, "nft", "1").text)
+    load(rig, render.render(what, "nft", "1").text)
     asked = [str(ipaddress.IPv4Address("203.0.113.1") + n) for n in range(254)]
     asked += [f"2001:db8:a::{n:x}" for n in (1, 7, 8)] + ["2001:db8:a:1::1", "2001:db8:d::1", "2001:db8:d::2"]
     judged = {a: board.choose(built.lookup_address(ipaddress.ip_address(a).packed))[0] is Action.BLOCK for a in asked}
@@ -51,7 +51,7 @@ def test_every_address_of_a_network_is_judged_as_by_the_engine(rig: Rig) -> None
 
 def test_ipv6_forms_of_ipv4_addresses_are_judged_as_by_the_engine(rig: Rig) -> None:
     what, built, board = golden.of(golden.ALL, golden.FILES, LOCAL)
-    load(rig, export.render(what, "nft", "1").text)
+    load(rig, render.render(what, "nft", "1").text)
     inner = [ipaddress.IPv4Address(f"203.0.113.{n}") for n in (6, 7, 8, 9, 16, 79, 80, 96, 129, 130, 245)]
     asked = [f"{prefix}{address}" for address in inner for prefix in ("64:ff9b::", "64:ff9b:1:2:3:4:")]
     asked += [f"2002:{int(address) >> 16:x}:{int(address) & 0xFFFF:x}::1" for address in inner]
@@ -61,19 +61,19 @@ def test_ipv6_forms_of_ipv4_addresses_are_judged_as_by_the_engine(rig: Rig) -> N
 
 
 def test_ports_are_closed_for_clients_of_the_lan_and_open_for_those_excepted(rig: Rig) -> None:
-    load(rig, export.render(golden.of(LAN, golden.FILES, LOCAL)[0], "nft", "1").text)
+    load(rig, render.render(golden.of(LAN, golden.FILES, LOCAL)[0], "nft", "1").text)
     assert not reached(rig, "203.0.113.200", 853)
     assert not reached(rig, "203.0.113.200", 853, udp=True)
     assert reached(rig, "203.0.113.200", 443, udp=True)
     assert not reached(rig, "203.0.113.1")
-    load(rig, export.render(golden.of(LAN.replace(".11", ".10"), golden.FILES, LOCAL)[0], "nft", "1").text)
+    load(rig, render.render(golden.of(LAN.replace(".11", ".10"), golden.FILES, LOCAL)[0], "nft", "1").text)
     assert reached(rig, "203.0.113.200", 853)
     assert reached(rig, "203.0.113.1")
 
 
 def test_a_table_takes_the_place_of_the_one_before_and_of_nothing_else(rig: Rig) -> None:
     load(rig, "table inet other {\n\tchain kept {\n\t}\n}\n")
-    text = export.render(golden.of(golden.ALL, golden.FILES, LOCAL)[0], "nft", "1").text
+    text = render.render(golden.of(golden.ALL, golden.FILES, LOCAL)[0], "nft", "1").text
     load(rig, text)
     once = rig.run("gateway", "nft", "-j", "list", "ruleset").stdout
     load(rig, text)
@@ -92,7 +92,7 @@ def kinds(listing: str) -> list[tuple[str, str, str]]:
 
 def test_the_gateway_itself_may_ask_a_listed_resolver(rig: Rig) -> None:
     """It may be the one it is told to ask; over HTTPS it is blocked."""
-    load(rig, export.render(golden.of(golden.ALL, golden.FILES, LOCAL)[0], "nft", "1").text)
+    load(rig, render.render(golden.of(golden.ALL, golden.FILES, LOCAL)[0], "nft", "1").text)
     rig.serve_dns()
     assert rig.dig("gateway", "@203.0.113.129", "name.example").rcode == "NOERROR"
     assert rig.reach("gateway", "203.0.113.129", 443) != "open"

@@ -5,8 +5,10 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embargo import config, export, names
-from embargo.export import Effective, Verdict
+from embargo import config, names
+from embargo.export import effective, render
+from embargo.export.effective import EffectivePolicy, Verdict
+from embargo.export.formats import FORMATS
 from embargo.lists import image, policy
 from embargo.lists.image import Image
 from embargo.lists.policy import Action, App, List, Selection
@@ -17,15 +19,15 @@ from support.strategies import APPS, ASKED, LOCAL, SELECTIONS
 CONFIG = config.default()
 
 
-def policies(apps: tuple[App, ...], local: tuple[List, ...], selection: Selection) -> tuple[Effective, exports.Blocks]:
+def policies(apps: tuple[App, ...], local: tuple[List, ...], selection: Selection) -> tuple[EffectivePolicy, exports.Blocks]:
     combined = policy.combine(apps, local, selection)
     built, board = Image(image.encode(combined)), policy.select(apps, combined.classes, selection)
-    what = export.effective(built, board, replace(CONFIG, policy=selection), lambda name: False)
+    what = effective.read(built, board, replace(CONFIG, policy=selection), lambda name: False)
     return what, lambda name: board.choose(built.lookup(name))[0] is Action.BLOCK
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[Effective, exports.Blocks, list[Name]]:
+def cases(draw: st.DrawFn) -> tuple[EffectivePolicy, exports.Blocks, list[Name]]:
     """A policy, what it blocks by the engine's look-up, and names: drawn ones and all that are listed."""
     what, blocks = policies(draw(APPS), draw(LOCAL), draw(SELECTIONS))
     asked = draw(st.lists(ASKED.filter(lambda name: name != names.ROOT), max_size=8))
@@ -34,9 +36,9 @@ def cases(draw: st.DrawFn) -> tuple[Effective, exports.Blocks, list[Name]]:
 
 @settings(max_examples=200)
 @given(cases())
-def test_hosts_hold_the_listed_names_that_are_blocked(case: tuple[Effective, exports.Blocks, list[Name]]) -> None:
+def test_hosts_hold_the_listed_names_that_are_blocked(case: tuple[EffectivePolicy, exports.Blocks, list[Name]]) -> None:
     what, blocks, asked = case
-    reads = exports.hosts(export.render(what, "hosts", "1").text)
+    reads = exports.hosts(render.render(what, "hosts", "1").text)
     listed = {r.name for r in what.names if Verdict.CANARY not in (r.itself.verdict, r.below.verdict)}
     for name in asked:
         assert reads(name) == (name in listed and blocks(name)), names.to_text(name)
@@ -44,9 +46,9 @@ def test_hosts_hold_the_listed_names_that_are_blocked(case: tuple[Effective, exp
 
 @settings(max_examples=200)
 @given(cases())
-def test_domains_block_the_same_but_for_what_is_told(case: tuple[Effective, exports.Blocks, list[Name]]) -> None:
+def test_domains_block_the_same_but_for_what_is_told(case: tuple[EffectivePolicy, exports.Blocks, list[Name]]) -> None:
     what, blocks, asked = case
-    made = export.render(what, "domains", "1")
+    made = render.render(what, "domains", "1")
     reads, excepted = exports.domains(made.text), exports.excepted(made.text)
     alone = {ruling.name for ruling in what.names if ruling.itself.blocked and not ruling.below.blocked}
     for name in asked:
@@ -58,18 +60,18 @@ def test_domains_block_the_same_but_for_what_is_told(case: tuple[Effective, expo
 
 @settings(max_examples=300)
 @given(cases())
-def test_adblock_blocks_the_same_but_for_what_is_told(case: tuple[Effective, exports.Blocks, list[Name]]) -> None:
+def test_adblock_blocks_the_same_but_for_what_is_told(case: tuple[EffectivePolicy, exports.Blocks, list[Name]]) -> None:
     what, blocks, asked = case
-    made = export.render(what, "adblock", "1")
+    made = render.render(what, "adblock", "1")
     reads = exports.adblock(made.text)
-    whole = not any("inside exceptions" in text for text in made.lost)
+    whole = not any("inside exceptions" in text for text in made.omitted)
     for name in asked:
         assert reads(name) == blocks(name) if whole else reads(name) <= blocks(name), names.to_text(name)
 
 
-@given(APPS, LOCAL, SELECTIONS, st.sampled_from(sorted(export.FORMATS)))
+@given(APPS, LOCAL, SELECTIONS, st.sampled_from(sorted(FORMATS)))
 def test_the_order_of_lists_and_apps_does_not_show(
     apps: tuple[App, ...], local: tuple[List, ...], selection: Selection, form: str
 ) -> None:
     one, two = policies(apps, local, selection)[0], policies(apps[::-1], local, selection)[0]
-    assert export.render(one, form, "1").text == export.render(two, form, "1").text
+    assert render.render(one, form, "1").text == render.render(two, form, "1").text

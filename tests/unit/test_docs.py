@@ -9,7 +9,7 @@ import pytest
 from embargo import config
 from embargo.cli.verbs import cli
 from embargo.daemon.supervise import supervisor
-from embargo.export import FORMATS
+from embargo.export.formats import FORMATS
 from embargo.verify import probes
 from tools import docs
 

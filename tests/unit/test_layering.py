@@ -15,15 +15,18 @@ PACKAGE = Path(embargo.__file__).parent
 
 #: the core: any module may import those of a line above
 TIERS = (
-    ("accelerator", "errors"),
+    ("accelerator", "errors", "export.formats"),
     ("names", "records", "toml", "events", "firewall.spans", "firewall.wire"),
     ("lists.policy", "firewall.table"),
     ("firewall.learning", "lists.lists", "dns.acl", "dns.message", "lists.pauses", "dns.upstream"),
     ("lists.image", "dns.compose", "dns.special"),
     ("dns.cache", "config", "dns.response", "dns.judgement", "dns.zones", "firewall.ruleset", "verdicts"),
     ("dns.fastpath", "dns.questions", "dns.screening", "firewall.listing", "firewall.nft"),
-    ("firewall.change", "dns.engine", "export"),
-    ("explain",),
+    ("firewall.change", "dns.engine"),
+    ("explain", "export.effective"),
+    ("export.draft",),
+    ("export.domains", "export.resolvers", "export.rpz", "export.nft"),
+    ("export.render",),
 )
 CORE = {module: height for height, tier in enumerate(TIERS) for module in tier}
 

@@ -22,7 +22,6 @@ import click
 
 import embargo
 from embargo import config, explain
-from embargo import export as exporting
 from embargo.cli import show
 from embargo.config import Config
 from embargo.daemon.ask import control, metrics
@@ -40,6 +39,8 @@ from embargo.daemon.supervise import supervisor, surroundings
 from embargo.daemon.supervise.supervisor import Supervisor
 from embargo.dns.acl import Acl
 from embargo.errors import ConfigError, EmbargoError, FirewallError, Problem
+from embargo.export import effective, render
+from embargo.export.formats import FORMATS
 from embargo.firewall import ruleset
 from embargo.firewall.ruleset import Own
 from embargo.lists.image import Image
@@ -398,7 +399,7 @@ def _check_tls(settings: Config) -> Iterator[Problem]:
 
 
 @verb(reads=True)
-@click.argument("format_", metavar=f"{{{'|'.join(exporting.FORMATS)}}}", type=click.Choice(list(exporting.FORMATS)))
+@click.argument("format_", metavar=f"{{{'|'.join(FORMATS)}}}", type=click.Choice(list(FORMATS)))
 @click.option(
     "--serial", type=click.IntRange(0, 0xFFFF_FFFF), help="rpz: the zone's serial, for secondaries; otherwise from its content."
 )
@@ -412,10 +413,10 @@ def export(file: str, format_: str, serial: int | None, as_json: bool) -> None:
     settings = _settings(file)
     loaded, built, board = _compiled(settings)
     special = explain.special(zone for zone, _ in settings.dns.forward)
-    what = exporting.effective(built, board, settings, special)
-    made = exporting.render(what, format_, embargo.__version__, serial)
-    show.as_json(exporting.as_data(what, made.rows)) if as_json else print(made.text, end="")
-    lost = [f"not carried: {text}" for text in made.lost]
+    what = effective.read(built, board, settings, special)
+    made = render.render(what, format_, embargo.__version__, serial)
+    show.as_json(render.as_data(what, made.entries)) if as_json else print(made.text, end="")
+    lost = [f"not exported: {text}" for text in made.omitted]
     if loaded.problems:
         lost.append(f"{len(loaded.problems)} problems with the lists; embargo check shows them")
     for text in lost:

@@ -1,0 +1,1 @@
+"""`embargo export`: the policy in the formats of other software"""
