@@ -14,7 +14,7 @@ from click.shell_completion import BashComplete, FishComplete, ZshComplete
 
 import embargo
 from embargo import config
-from embargo.cli import verbs
+from embargo.cli import command, verbs
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -65,16 +65,16 @@ def _commands() -> Iterator[str]:
         "**why**, **apps**, **check**, **export** and **log** tell what would be."
     )
     yield "# COMMANDS"
-    for name, command in verbs.cli.commands.items():
-        context = click.Context(command, info_name=name)
-        yield f"## **embargo {name}** {_plain(' '.join(command.collect_usage_pieces(context)))}"
-        yield from (" ".join(map(_plain, each.split())) for each in (command.help or "").split("\n\n"))
-        for parameter in command.get_params(context):
+    for name, each in verbs.cli.commands.items():
+        context = click.Context(each, info_name=name)
+        yield f"## **embargo {name}** {_plain(' '.join(each.collect_usage_pieces(context)))}"
+        yield from (" ".join(map(_plain, part.split())) for part in (each.help or "").split("\n\n"))
+        for parameter in each.get_params(context):
             record = parameter.get_help_record(context)
             if record and record[1] and parameter.name not in ("file", "help"):  # every command has these
                 yield _definition(f"**{_plain(record[0])}**", _plain(record[1]))
     yield "# OPTIONS"
-    yield _definition("**-c**, **--config** *FILE*", f"the configuration, instead of {verbs.DEFAULT}")
+    yield _definition("**-c**, **--config** *FILE*", f"the configuration, instead of {command.DEFAULT}")
     yield _definition("**-h**, **--help**", "what there is; after a command, its options")
     yield "# EXIT STATUS"
     yield _definition("0", "done")

@@ -8,8 +8,6 @@ comparison is `==`, and C sees the same key as Python.
 from collections.abc import Iterator
 from typing import NewType
 
-import idna
-
 from embargo.errors import MessageError
 
 Name = NewType("Name", bytes)
@@ -84,6 +82,8 @@ def _labels(text: str) -> Iterator[bytes]:
 
 
 def _a_label(label: str) -> bytes:
+    import idna  # slow to load, and only lists with U-labels need it
+
     try:
         return idna.encode(label, uts46=True)
     except idna.IDNAError as error:

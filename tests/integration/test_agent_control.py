@@ -232,7 +232,7 @@ def test_a_log_that_may_not_be_read_says_who_may(tmp_path: Path) -> None:
     said = agent.cli("log", status=1).stderr
     assert (
         said
-        == f"{tmp_path}/events.jsonl: Permission denied; run it as root, or as the agent's user (embargo with the package)\n"
+        == f"{tmp_path}/events.jsonl: Permission denied; run this as root, or as the agent's user (embargo with the package)\n"
     )
 
 
@@ -255,6 +255,28 @@ def test_every_verb_and_option_has_help(agent: Agent) -> None:
         help_ = agent.cli(verb, "--help").stdout
         assert "--config" in help_, text
         assert all(len(line.split()) > 1 for line in help_.splitlines() if line.startswith("  -"))
+
+
+#: what only the agent and a few verbs need; loading it takes longer than asking a running agent
+HEAVY = {
+    "asyncio", "ssl", "logging", "dnslib", "idna", "publicsuffixlist", "pyroute2", "scapy", "watchdog", "concurrent.futures",
+    "embargo.daemon.supervise.supervisor", "embargo.dns.engine", "embargo.export.effective", "embargo.lists.image",
+}  # fmt: skip
+LOADED = "import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr)); from embargo.cli import verbs; "
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["version", "--help", "why --help", "status", "why alipay.example", "apps", "log", "top --once", "pause qq 1m", "resume"],
+)
+def test_a_verb_that_asks_the_agent_loads_only_what_it_needs(agent: Agent, words: str) -> None:
+    verb, *rest = words.split()
+    options = [] if verb == "--help" else ["-c", str(agent.config)]
+    command = [sys.executable, "-c", f"{LOADED}verbs.main()", verb, *options, *rest]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    loaded = set(done.stderr.split())
+    assert "embargo.cli.verbs" in loaded, "the modules are printed"
+    assert HEAVY & loaded == set()
 
 
 def test_the_log_is_followed_through_a_rotation(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from embargo.daemon.ask import control
+from embargo.daemon.ask import client
 from tools.rig import until
 
 READY = 30.0  # seconds; a busy machine starts three interpreters
@@ -131,7 +131,7 @@ class Agent:
 
     def ask(self, verb: str, **members: Any) -> dict[str, Any]:
         """What the command line asks, without the half second that its start takes."""
-        return control.ask(f"{self.root}/runtime/control.sock", verb, **members)
+        return client.ask(f"{self.root}/runtime/control.sock", verb, **members)
 
     def events(self, kind: str = "") -> list[dict[str, Any]]:
         path = self.root / "events.jsonl"

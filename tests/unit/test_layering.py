@@ -49,7 +49,7 @@ ASKING = ("daemon.supervise", "daemon.ask", "cli", "verify")
 #: arrows that no rule above allows, each with its reason
 EXCEPTIONS = {
     ("daemon.supervise.workers", "daemon.resolve.resolver"): "workers = 0 runs the resolver inside the supervisor",
-    ("cli.verbs", "daemon.resolve.tls"): "check looks at certificates as a resolver does",
+    ("cli.check", "daemon.resolve.tls"): "check looks at certificates as a resolver does",
     # TODAY
     ("daemon.supervise.follower", "daemon.compile.sources"): "",
     ("daemon.supervise.generations", "daemon.compile.compiler"): "",
@@ -61,9 +61,11 @@ EXCEPTIONS = {
     ("daemon.supervise.workshop", "daemon.compile.compiler"): "",
     ("daemon.supervise.workshop", "daemon.compile.sources"): "",
     ("daemon.ask.control", "daemon.compile.sources"): "",
-    ("cli.verbs", "daemon.compile.compiler"): "",
-    ("cli.verbs", "daemon.compile.sources"): "",
-    ("cli.verbs", "daemon.guard.netlink"): "",
+    ("cli.check", "daemon.compile.compiler"): "",
+    ("cli.check", "daemon.compile.sources"): "",
+    ("cli.check", "daemon.guard.netlink"): "",
+    ("cli.offline", "daemon.compile.compiler"): "",
+    ("cli.offline", "daemon.compile.sources"): "",
     ("verify.probes", "daemon.guard.netlink"): "",
     ("verify.probes", "daemon.supervise.generations"): "",
     ("verify.run", "daemon.supervise.generations"): "",

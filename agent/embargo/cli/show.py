@@ -1,16 +1,17 @@
 """What the command line prints for people. The same facts come as JSON with --json."""
 
 import json
+import os
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
+from embargo.cli import columns
 from embargo.errors import printable
+
+USUAL_WIDTH = 80  # of a terminal that does not say how wide it is
 
 Told = dict[str, Any]
 
@@ -29,17 +30,14 @@ def lines(rows: Iterable[str]) -> None:
         print(clean(row))
 
 
-def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    """Columns as wide as they need; on a terminal the long ones are folded."""
-    made = Table(box=None, pad_edge=False, header_style="bold")
-    for title in head:
-        made.add_column(title, overflow="fold")
-    for row in rows:
-        made.add_row(*(clean(cell) for cell in row))
-    console = Console(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else 1000)
-    with console.capture() as captured:
-        console.print(made)
-    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+def table(head: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
+    """Print rows in columns below bold headings; on a terminal, long cells are folded."""
+    on_terminal = sys.stdout.isatty()
+    width = (os.get_terminal_size(sys.stdout.fileno()).columns or USUAL_WIDTH) if on_terminal else None
+    made = columns.layout([head, *([clean(cell) for cell in row] for row in rows)], width)
+    if on_terminal:
+        made[0] = f"\033[1m{made[0]}\033[0m"
+    print("\n".join(made))
 
 
 def seconds(count: float) -> str:

@@ -12,8 +12,8 @@ from contextlib import ExitStack
 from typing import Any
 
 from embargo.config import Config
-from embargo.daemon.ask import control
-from embargo.daemon.ask.control import ControlError
+from embargo.daemon.ask import client
+from embargo.daemon.ask.client import ControlError
 from embargo.daemon.host import endpoints, machine
 from embargo.daemon.supervise.generations import Store
 from embargo.dns.acl import Acl
@@ -67,7 +67,7 @@ def run(settings: Config, *, samples: int, seed: int) -> Told:
 
 
 def _status(settings: Config) -> Told:
-    status = control.ask(settings.control, "status")
+    status = client.ask(settings.control, "status")
     if not status["ok"]:
         raise ControlError(status["error"])
     return {**status, "firewall": {"lan": [], "intercept_dns": False, **status["firewall"]}}

@@ -1,4 +1,4 @@
-"""The control socket: the command line asks, the supervisor answers.
+"""The control socket: the supervisor answers what the command line asks (`client`).
 
 A request is one line of JSON, {"verb": …}; so is the answer, with "ok" and what was asked for. The kernel says who asks
 (SO_PEERCRED). The socket's mode and group decide who may.
@@ -27,7 +27,7 @@ from embargo.daemon.supervise.pausing import told_of
 from embargo.daemon.supervise.premises import StartError
 from embargo.daemon.supervise.supervisor import Outcome, Supervisor
 from embargo.dns.acl import Acl
-from embargo.errors import ConfigError, EmbargoError, Problem, said
+from embargo.errors import ConfigError, Problem, said
 from embargo.lists import lists, pauses
 from embargo.lists.pauses import Pause
 from embargo.lists.policy import Action, Network, Switchboard
@@ -39,41 +39,6 @@ MAX_CLIENTS = 32
 PATIENCE = 2.0  # seconds for a request to be whole, and for an answer to be taken
 
 Told = dict[str, Any]
-
-
-class ControlError(EmbargoError):
-    """The agent cannot be asked, or says no."""
-
-
-# ── the asking side ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class NotRunning(ControlError):
-    """Nobody listens at the socket."""
-
-
-def ask(path: str, verb: str, seconds: float = 300.0, **members: Any) -> Told:
-    """One request to a running agent. NotRunning when there is none, ControlError when it cannot be asked."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(seconds)
-        try:
-            sock.connect(path)
-            sock.sendall(json.dumps({"verb": verb, **members}).encode() + b"\n")
-            with sock.makefile("rb") as file:
-                line = file.readline()
-        except (FileNotFoundError, ConnectionRefusedError):
-            raise NotRunning(f"no agent is running ({path}); see systemctl status embargo, journalctl -u embargo") from None
-        except PermissionError:
-            raise ControlError(f"{path}: permission denied; ask root to add you to the socket's group") from None
-        except OSError as error:
-            raise ControlError(f"{path}: {error.strerror or error}") from None
-    if not line:
-        raise ControlError("the agent closed the connection without an answer")
-    answer: Told = json.loads(line)
-    return answer
-
-
-# ── the answering side ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @contextlib.asynccontextmanager

@@ -1,0 +1,116 @@
+"""The event log as `log` and `top` read it: all rotated files, lines to come, filters and counts.
+
+The agent renames events.jsonl to events.jsonl.1, that to .2 and so on (`daemon.log.journal`), so the highest number is oldest.
+"""
+
+import contextlib
+import json
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import click
+
+from embargo.daemon.ask.client import ControlError
+
+REFRESH = 2.0  # seconds between two tables of `top`
+POLL = 0.2  # seconds between two looks for new lines
+CHUNK = 1 << 20  # octets read at once
+STAMP = "%Y-%m-%dT%H:%M:%S"  # the part of an event's time that is compared, as text
+
+Told = dict[str, Any]
+
+
+def select(
+    path: str, since: str, *, follow: bool, app: str, client: str, layer: str | None
+) -> Iterator[tuple[str, Told]]:  # fmt: skip
+    """(line, event) for each event that passes the filters, oldest first. `follow`: wait for new ones, without end."""
+    start = earliest(since) if since else ""
+    shown = {"dns", "drop"} if layer is None else {layer}
+    unfiltered = layer is None and not app and not client  # then other events, such as reloads, are shown too
+    for line in lines(path, follow=follow):
+        try:
+            told = json.loads(line)
+        except ValueError:
+            continue
+        if (
+            (told.get("event") in shown or unfiltered)
+            and app in ("", told.get("app"))
+            and client in ("", told.get("client"))
+            and str(told.get("ts", "")) >= start
+        ):
+            yield line, told
+
+
+def counts(path: str, since: str, *, repeat: bool) -> Iterator[dict[str, Counter[str]]]:
+    """The attempts since a time, counted; with `repeat` again every REFRESH seconds, without end."""
+    while True:
+        yield count(path, earliest(since))
+        if not repeat:
+            return
+        time.sleep(REFRESH)
+
+
+def count(path: str, start: str) -> dict[str, Counter[str]]:
+    """Attempts by app and function, by client, by name and by address."""
+    found: dict[str, Counter[str]] = {kind: Counter() for kind in ("apps", "clients", "names", "addresses")}
+    for line in lines(path, follow=False):
+        with contextlib.suppress(ValueError, TypeError):
+            told = json.loads(line)
+            if told.get("event") in ("dns", "drop") and "app" in told and str(told["ts"]) >= start:
+                times = int(told.get("count", 1))
+                found["apps"][f"{told['app']}/{told['function']}"] += times
+                for kind, key in (("clients", "client"), ("names", "qname"), ("addresses", "dst")):
+                    if key in told:
+                        found[kind][str(told[key])] += times
+    return found
+
+
+def earliest(text: str) -> str:
+    """The first timestamp to show: `10m` ago, or a time in ISO 8601. click.BadParameter if it is neither."""
+    if found := re.fullmatch(r"(\d{1,6})([smhd])", text, re.ASCII):
+        unit = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}[found[2]]
+        seconds = timedelta(**{unit: int(found[1])}).total_seconds()
+        return datetime.fromtimestamp(max(time.time() - seconds, 0), UTC).strftime(STAMP)
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC).strftime(STAMP)
+    except (ValueError, OverflowError):
+        raise click.BadParameter(f'"{text}" is not a time; write 10m, 2h, 1d or 2026-01-31T12:00:00Z') from None
+
+
+def lines(path: str, *, follow: bool) -> Iterator[str]:
+    """The lines of the rotated files, oldest first, then of the log itself; with `follow` also those to come."""
+    number = 1
+    while os.path.exists(f"{path}.{number}"):
+        number += 1
+    try:
+        for old in range(number - 1, 0, -1):
+            yield from _file(f"{path}.{old}", follow=False)
+        yield from _file(path, follow=follow)
+        while follow:  # the file was rotated: new lines are in a new file of the same name
+            yield from _file(path, follow=True)
+    except PermissionError as error:
+        hint = "run this as root, or as the agent's user (embargo with the package)"
+        raise ControlError(f"{error.filename}: {error.strerror}; {hint}") from None
+    except FileNotFoundError as error:
+        raise ControlError(f"{error.filename}: {error.strerror}; no agent has run with this [log] events") from None
+    except OSError as error:
+        raise ControlError(f"{error.filename}: {error.strerror}") from None
+
+
+def _file(path: str, *, follow: bool) -> Iterator[str]:
+    """The complete lines of a file; with `follow` also those to come, until another file has its name."""
+    with open(path, "rb") as opened:
+        pending = b""
+        while True:
+            replaced = follow and os.stat(path).st_ino != os.fstat(opened.fileno()).st_ino
+            while chunk := opened.read(CHUNK):
+                *whole, pending = (pending + chunk).split(b"\n")
+                yield from (line.decode(errors="replace") for line in whole)
+            if replaced or not follow:
+                return
+            time.sleep(POLL)
