@@ -217,7 +217,7 @@ def test_a_class_that_nobody_enforces_blocks_nothing(rig: Rig, guardian: Guardia
     "told",
     [
         LEADS | {"record": record(), "rule": "x..y"}, LEADS | {"record": record(), "line": -1},
-        LEADS | {"record": "0000012c0208ff00cb007109"}, LEADS | {"record": record(), "list": "x" * 5000},
+        LEADS | {"record": "0000012c0200010000ff00cb007109"}, LEADS | {"record": record(), "list": "x" * 5000},
         {"op": "pass", "number": 1, "addresses": [["cb007109", []]]},
         {"op": "leads"}, {"op": "leads", "record": "zz"}, LEADS | {"record": ""}, LEADS | {"record": record() * 2},
         LEADS | {"record": record()[:-2]}, LEADS | {"record": record(), "class": ["a"]},
@@ -250,6 +250,34 @@ def test_seconds_of_any_size_are_bounded(guardian: Guardian) -> None:
     for seconds in (10**30, -5, float("inf"), 1.5):
         resolver.send({"op": "pass", "number": 1, "addresses": [[ADDRESS.hex(), seconds]]})
         assert heard(resolver) == {"op": "ready", "number": 1}
+    resolver.close()
+
+
+def test_all_addresses_of_an_answer_are_learnt_freed_and_let_through(rig: Rig, guardian: Guardian) -> None:
+    """So many that the messages are larger than a packet."""
+    guardian.apply("alipay.example", "203.0.113.9")
+    resolver = guardian.resolver()
+    many = [(100 << 24 | n).to_bytes(4) for n in range(8000)] + [(0x20010DB8000F << 80 | n).to_bytes(16) for n in range(1700)]
+    blocked, free = (answered.pack(names.from_text(name), many, 300).hex() for name in ("pay.alipay.example", "free.test"))
+    resolver.send(LEADS | {"record": blocked})
+    told_all(resolver)
+    assert guardian.ask("stats")["learning"]["addresses"] == len(many)
+    resolver.send({"op": "free", "number": 1, "record": free})
+    assert heard(resolver) == {"op": "ready", "number": 1}
+    assert guardian.ask("stats")["learning"]["addresses"] == 0
+    assert rig.reach("client", "203.0.113.9") == "refused"
+    resolver.send({"op": "pass", "number": 2, "addresses": [[address.hex(), 300] for address in [*many, ADDRESS]]})
+    assert heard(resolver) == {"op": "ready", "number": 2}
+    assert rig.reach("client", "203.0.113.9") == "open"
+    resolver.close()
+
+
+def test_a_message_that_no_answer_can_fill_ends_the_conversation(guardian: Guardian) -> None:
+    guardian.apply("alipay.example")
+    resolver = guardian.resolver()
+    resolver.send({"op": "free", "number": 1, "record": "0" * (1 << 20)})
+    assert select.select([resolver.fileno()], [], [], 10)[0]
+    assert resolver.receive() is None
     resolver.close()
 
 

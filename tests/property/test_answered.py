@@ -1,23 +1,26 @@
 """What workers and the guardian say to each other about addresses: the same on both sides, and nothing else is taken for it."""
 
 import fcntl
+import itertools
 import mmap
 import os
+from collections import deque
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from embargo import names
-from embargo.daemon.process import answered
+from embargo.daemon.process import answered, channel
 from embargo.daemon.process.answered import Marks
+from embargo.daemon.process.channel import Channel
 from embargo.firewall import learning
 
 NAMES = st.lists(st.binary(min_size=1, max_size=20), max_size=6).map(
     lambda labels: names.Name(b"".join(bytes([len(label)]) + label.lower() for label in labels) + b"\0")
 )
-ADDRESSES = st.lists(st.binary(min_size=4, max_size=4), max_size=30), st.lists(st.binary(min_size=16, max_size=16), max_size=7)
+ADDRESSES = st.lists(st.binary(min_size=4, max_size=4), max_size=40), st.lists(st.binary(min_size=16, max_size=16), max_size=20)
 RECORDS = st.lists(st.tuples(NAMES, *ADDRESSES, st.integers(0, 0xFFFFFFFF)), max_size=5)
 Row = tuple[names.Name, list[bytes], list[bytes], int]
 
@@ -29,10 +32,38 @@ def test_what_is_packed_is_unpacked(rows: list[Row]) -> None:
     assert list(answered.unpack(packed)) == expected
 
 
-def test_an_answer_with_very_many_addresses_is_cut() -> None:
-    four, six = [n.to_bytes(4) for n in range(100)], [n.to_bytes(16) for n in range(100)]
-    ((_, found, _),) = answered.unpack(answered.pack(names.ROOT, [*four, *six], 1 << 40))
-    assert found == [*four[:30], *six[:7]]
+@pytest.mark.parametrize(("four", "six"), [(31, 8), (16_383, 0), (0, 4095), (8000, 2000)])
+def test_all_addresses_of_an_answer_arrive(four: int, six: int) -> None:
+    """Up to what a DNS message can hold, with a name of the greatest length, in one packet."""
+    name = names.Name((b"\x3f" + b"n" * 63) * 3 + b"\x3d" + b"n" * 61 + b"\0")
+    addresses = [*(n.to_bytes(4) for n in range(four)), *(n.to_bytes(16) for n in range(six))]
+    record = answered.pack(name, addresses, 1 << 40)
+    assert list(answered.unpack(record)) == [(name, addresses, learning.LONGEST)]
+    assert len(record) <= answered.MAX_RECORD < channel.MAX_PACKET
+    ours, theirs = channel.pair()
+    with theirs:
+        ours.send_answered(record)
+        assert Channel(theirs).receive() == ({"op": "answered", "records": record}, [])
+    ours.close()
+
+
+def test_more_than_a_message_can_hold_is_no_answer() -> None:
+    with pytest.raises(ValueError, match="more than an answer can hold"):
+        answered.pack(names.ROOT, [bytes(4)] * 16_384, 60)
+
+
+@given(st.lists(st.tuples(NAMES, st.integers(0, 16_383)), max_size=30))
+def test_records_are_gathered_in_packets_that_fit(rows: list[tuple[names.Name, int]]) -> None:
+    packets: deque[bytes] = deque()
+    for name, count in rows:
+        before = len(packets)
+        assert answered.gather(packets, answered.pack(name, [bytes(4)] * count, 60)) is (len(packets) > before)
+    assert all(len(packet) <= channel.MAX_PACKET - 1 for packet in packets)
+    assert all(len(one) + len(two) > answered.PACKET_OCTETS for one, two in itertools.pairwise(packets)), (
+        "none is begun in vain"
+    )
+    found = [(name, len(addresses)) for packet in packets for name, addresses, _ in answered.unpack(packet)]
+    assert found == rows
 
 
 @given(RECORDS, st.data())
@@ -49,15 +80,23 @@ def test_what_is_cut_short_is_refused(rows: list[Row], data: st.DataObject) -> N
             list(answered.unpack(packed[:cut]))
 
 
-@given(st.binary(max_size=200))
-def test_any_octets_are_unpacked_or_refused(octets: bytes) -> None:
+@given(RECORDS.filter(bool), st.data())
+def test_records_with_octets_changed_are_unpacked_or_refused(rows: list[Row], data: st.DataObject) -> None:
+    """What begins as valid records, with some octets changed, put in or taken out."""
+    octets = bytearray(b"".join(answered.pack(name, [*four, *six], seconds) for name, four, six, seconds in rows))
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(octets) - 1))
+        octets[at : at + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=2))
+        if not octets:
+            return
     try:
-        for name, addresses, seconds in answered.unpack(octets):
+        for name, addresses, seconds in answered.unpack(bytes(octets)):
+            event("unpacked")
             assert names.from_text(names.to_text(name)) == name
             assert all(len(address) in (4, 16) for address in addresses)
             assert 0 <= seconds <= learning.LONGEST
     except ValueError:
-        pass
+        event("refused")
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,10 @@ from typing import Any
 from embargo.daemon.process.channel import Channel, ChannelError
 from embargo.errors import FirewallError
 
-AT_ONCE = 16  # messages of one resolver before others have their turn
-PATIENCE = 0.3  # seconds for all to tell what they have answered; one that is stopped must not hold up the others for longer
+MESSAGES_AT_ONCE = 16  # of one resolver before others have their turn
+REPORT_SECONDS = 0.3  # for all to report what they have answered; one that is stopped must not hold up the others for longer
+#: octets of one message: the addresses of an answer, 64 KiB at most, in JSON. A larger one than a packet comes in memory
+MAX_REPORT = 512 << 10
 
 
 class Informants:
@@ -34,7 +36,7 @@ class Informants:
         self._loop.add_reader(channel.fileno(), self._hear, channel)
 
     def when_all_is_told(self, then: Callable[[], None]) -> None:
-        """Call this when all that was answered before is told: a round trip to every resolver, or PATIENCE."""
+        """Call this when all that was answered before is told: a round trip to every resolver, or REPORT_SECONDS."""
         number = self._number = self._number + 1
         asked = set()
         for channel in self._channels:
@@ -45,7 +47,7 @@ class Informants:
             asked.add(channel)
         self._untold[number], self._then[number] = asked, then
         if asked:
-            self._loop.call_later(PATIENCE, self._go_on, number)
+            self._loop.call_later(REPORT_SECONDS, self._go_on, number)
         else:
             self._go_on(number)
 
@@ -68,9 +70,9 @@ class Informants:
 
     def _hear(self, channel: Channel) -> None:
         """Take what a resolver says, some of it at once."""
-        for _ in range(AT_ONCE):
+        for _ in range(MESSAGES_AT_ONCE):
             try:
-                received = channel.receive()
+                received = channel.receive(MAX_REPORT)
             except BlockingIOError:
                 return
             except (OSError, ChannelError) as error:

@@ -27,7 +27,6 @@ from embargo.firewall.table import TABLE
 from embargo.lists.policy import Action
 
 PASS_GRACE = 60  # seconds; clients connect a moment after an answer, also after one with TTL 0, and flows last
-MAX_PASSING = 64  # addresses that one answer lets through
 
 
 class LearntAddresses:
@@ -76,7 +75,7 @@ class LearntAddresses:
             case "pass":
                 try:
                     longest = learning.LONGEST
-                    self._pass([(str(a), int(max(0, min(s, longest)))) for a, s in told["addresses"][:MAX_PASSING]])
+                    self._pass([(str(a), int(max(0, min(s, longest)))) for a, s in told["addresses"]])
                 finally:
                     channel.send({"op": "ready", "number": told["number"]})
 

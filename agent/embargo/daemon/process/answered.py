@@ -1,14 +1,15 @@
 """What resolvers and guardian share about answered addresses: packed records, and the page of marks.
 
-A record says which addresses a name was answered with, and for how long. The page says which addresses may be blocked because
-of a name, so that a resolver holds back the few replies that have to wait for the guardian and no others.
+A record holds a name, every address that it was answered with, and for how long a client may use them. Its size is bounded by
+the DNS message that it comes from: no message has more than 65,535 octets, so neither have its addresses. The page says which
+addresses may be blocked because of a name, so that a resolver holds back the few replies that must wait for the guardian.
 """
 
 import fcntl
 import mmap
 import os
 import struct
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from zlib import crc32
 
@@ -16,7 +17,10 @@ from embargo import names
 from embargo.firewall import learning
 from embargo.names import Name
 
-_HEAD = struct.Struct("!IBB")  # seconds, octets of the name, octets of addresses: IPv4 first
+MAX_ADDRESS_OCTETS = 65_535  # of one record: the length of a DNS message is 16 bits
+_HEAD = struct.Struct("!IBHH")  # seconds, octets of the name, IPv4 addresses, IPv6 addresses
+MAX_RECORD = _HEAD.size + 255 + MAX_ADDRESS_OCTETS  # octets; fits a packet of a channel (channel.MAX_PACKET)
+PACKET_OCTETS = 16_384  # of records that are sent together, unless one alone has more: the guardian takes them in a millisecond
 
 
 class Marks:
@@ -75,11 +79,13 @@ class Marks:
 
 
 def pack(name: Name, addresses: Sequence[bytes], seconds: int) -> bytes:
-    """A record of what a name was answered with."""
-    four = [address for address in addresses if len(address) == 4][:30]
-    six = [address for address in addresses if len(address) == 16][:7]
+    """A record of a name's answer. ValueError for more octets of addresses than a DNS message can hold."""
+    four = [address for address in addresses if len(address) == 4]
+    six = [address for address in addresses if len(address) == 16]
     packed = b"".join((*four, *six))
-    return _HEAD.pack(min(seconds, 0xFFFFFFFF), len(name), len(four) << 3 | len(six)) + name + packed
+    if len(packed) > MAX_ADDRESS_OCTETS:
+        raise ValueError(f"{len(addresses)} addresses are more than an answer can hold")
+    return _HEAD.pack(min(seconds, 0xFFFFFFFF), len(name), len(four), len(six)) + name + packed
 
 
 def unpack(records: bytes) -> Iterator[tuple[Name, list[bytes], int]]:
@@ -88,8 +94,7 @@ def unpack(records: bytes) -> Iterator[tuple[Name, list[bytes], int]]:
     while at < len(records):
         if at + _HEAD.size > len(records):
             raise ValueError("a record is cut short")
-        seconds, length, counts = _HEAD.unpack_from(records, at)
-        four, six = counts >> 3, counts & 7
+        seconds, length, four, six = _HEAD.unpack_from(records, at)
         start = at + _HEAD.size + length
         at = start + 4 * four + 16 * six
         name = records[start - length : start]
@@ -98,3 +103,12 @@ def unpack(records: bytes) -> Iterator[tuple[Name, list[bytes], int]]:
         addresses = [records[i : i + 4] for i in range(start, start + 4 * four, 4)]
         addresses += [records[i : i + 16] for i in range(start + 4 * four, at, 16)]
         yield Name(name), addresses, min(seconds, learning.LONGEST)
+
+
+def gather(packets: deque[bytes], record: bytes) -> bool:
+    """Put a record behind the others of the last packet, or in a new one where it does not fit. True: in a new one."""
+    if packets and len(packets[-1]) + len(record) <= PACKET_OCTETS:
+        packets[-1] += record
+        return False
+    packets.append(record)
+    return True

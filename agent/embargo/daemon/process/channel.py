@@ -74,7 +74,7 @@ class Channel:
         self._send(_EVENTS + lost.to_bytes(8) + attempts.to_bytes(8) + lines, ())
 
     def send_answered(self, records: bytes) -> None:
-        """Addresses that names were answered with, packed (`witness.pack`): one for nearly every answer of an upstream."""
+        """Addresses that names were answered with, packed (`answered.pack`): one for nearly every answer of an upstream."""
         self._send(_ANSWERED + records, ())
 
     def _send(self, data: bytes, fds: Sequence[int]) -> None:

@@ -9,12 +9,12 @@ as somebody has asked lately.
 import asyncio
 import heapq
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import NamedTuple
 
-from embargo.daemon.process.answered import Marks, pack
+from embargo.daemon.process.answered import Marks, gather, pack
 from embargo.daemon.process.channel import Channel, ChannelError
 from embargo.dns import message
 from embargo.dns.engine import Resolved
@@ -23,8 +23,7 @@ from embargo.firewall import learning
 from embargo.names import Name
 
 FLUSH = 0.1  # seconds an answer may wait for others to be told
-MAX_RECORDS = 200  # answers in one packet, of 500 octets at most
-MAX_UNTOLD = 16 * MAX_RECORDS  # answers kept for a guardian that does not read for a moment
+MAX_UNSENT = 32  # packets of answers kept for a guardian that does not read for a moment
 REPEAT = 60.0  # seconds for which an address and name that were told need not be told again
 MAX_TOLD = 8192  # addresses remembered for that
 INTEREST = 86_400.0  # seconds for which a blocked name is looked up again after somebody asked for it
@@ -48,7 +47,7 @@ class Witness:
         self._ready = ready
         self._channel: Channel | None = None
         self._marks: Marks | None = None
-        self._records: list[bytes] = []
+        self._packets: deque[bytes] = deque()  # answers that are not sent yet
         self._told: dict[bytes, tuple[Name, ...]] = {}
         self._told_since = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -151,8 +150,7 @@ class Witness:
                 fresh.append(address)
         if not fresh:
             return
-        self._records.append(pack(heard.qname, fresh, heard.seconds))
-        if len(self._records) % MAX_RECORDS == 0:
+        if gather(self._packets, pack(heard.qname, fresh, heard.seconds)) and len(self._packets) > 1:
             self._flush()
         elif self._timer is None:
             self._timer = self._loop.call_later(FLUSH, self._flush)
@@ -162,15 +160,14 @@ class Witness:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while self._records:
-            part = b"".join(self._records[:MAX_RECORDS])
-            if not self._send(partial(Channel.send_answered, records=part)):
-                if len(self._records) > MAX_UNTOLD:
-                    self._records.clear()
+        while self._packets:
+            if not self._send(partial(Channel.send_answered, records=self._packets[0])):
+                if len(self._packets) > MAX_UNSENT:
+                    self._packets.clear()
                     self._told.clear()  # it was not told
                 self._timer = self._loop.call_later(FLUSH, self._flush)
                 return False
-            del self._records[:MAX_RECORDS]
+            self._packets.popleft()
         return True
 
     def _tell_all(self, number: int) -> None:
