@@ -7,7 +7,7 @@ NATIVE := $(wildcard agent/embargo/*.pyx agent/embargo/*.h)
 
 # what the Debian package is made of
 PACKAGED := $(shell find agent/embargo blocklists systemd tools/debian -type f ! -name '*.so' ! -path '*/__pycache__/*') \
-	$(wildcard README.md docs/* tools/container/* tools/catalogue/*.csv tools/catalogue/*.toml)
+	$(wildcard *.md docs/* tools/container/* tools/catalogue/*.csv tools/catalogue/*.toml)
 
 # Twice as many test processes as processors, since tests wait a lot. A file is run by one of them; slow files come first.
 PARALLEL := -n $(shell echo $$((2 * $$(nproc)))) --dist loadfile --no-loadscope-reorder

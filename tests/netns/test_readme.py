@@ -1,4 +1,4 @@
-"""Every command of the README, executed: the tour against `make run`, the gateway's against a gateway."""
+"""Every command of the README, executed: the tour beside `make run`, the gateway's on a gateway; and the excerpt."""
 
 import os
 import re
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tools import excerpt
 from tools.rig import Rig, until
 
 pytestmark = pytest.mark.root
@@ -20,16 +21,32 @@ README = (TOP / "README.md").read_text()
 BLOCKS = [block.strip().splitlines() for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)]
 TOUR = [line for block in BLOCKS for line in block if re.match(r"dig |\.venv/bin/embargo ", line)]
 GATEWAY = next(block for block in BLOCKS if block[0].startswith("embargo "))
-INSTALL = next(block for block in BLOCKS if block[0] == "make deb")
-MAKE = [block[0] for block in BLOCKS if block[0].startswith("make ") and block != INSTALL]
+INSTALL = next(block for block in BLOCKS if block[1:] and block[1].startswith("apt-get install"))
+CONTAINER = next(block for block in BLOCKS if block[-1].startswith("docker "))
+MAKE = [block[0] for block in BLOCKS if len(block) == 1 and block[0].startswith("make ")]
 
 
-def test_every_command_is_one_that_is_executed_here() -> None:
-    assert [line for block in BLOCKS for line in block] == [*MAKE, *TOUR, *INSTALL, *GATEWAY]
-    assert MAKE == ["make run", "make test", "make demo"]
+def test_every_command_is_one_that_is_executed_or_checked_here() -> None:
+    assert [line for block in BLOCKS for line in block] == [*MAKE, *INSTALL, *CONTAINER, *TOUR, *GATEWAY]
+    assert MAKE == ["make run", "make demo", "make test"]
     package = (TOP / "tests/containers/test_package.py").read_text()
+    assert INSTALL[0] == "make deb"
     assert f'"{INSTALL[1].replace("./dist", "/root")}"' in package, "this is how the package is installed"
     assert (TOP / ".ci/run").read_text().rstrip().endswith("exec make test"), "this is how make test is executed"
+
+
+def test_the_containers_commands_name_what_is_there() -> None:
+    """No container engine is needed for the tests, so nothing is built: only files, service and binary are compared."""
+    deb, install, up, status = CONTAINER
+    assert deb == "make deb"
+    assert (TOP / install.split()[-2]).is_file()
+    compose = up.split()[3]
+    assert up == f"docker compose -f {compose} up -d --build"
+    service, rest = (TOP / compose).read_text().partition("services:\n  ")[2].split(":", 1)
+    assert status == f"docker compose -f {compose} exec {service} embargo status"
+    assert f"- {Path(install.split()[-1]).parent}:/etc/embargo:ro" in rest
+    (dockerfile,) = re.findall(r"dockerfile: (\S+)", rest)
+    assert (TOP / dockerfile).read_text().count("dist/embargo-agent_*.deb") == 1, "what make deb has built"
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +67,11 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def running(checkout: Path) -> Iterator[tuple[Path, str]]:
     """`make run` in a network namespace of its own; the tree, and the port that it took."""
     out = checkout / "out"
+    script = "ip link set lo up && exec make -o .venv/run.stamp run"  # never installs the checkout into the shared .venv
     with open(out, "wb") as file:
         process = subprocess.Popen(
-            ["unshare", "--net", "sh", "-c", "ip link set lo up && exec make run"], cwd=checkout, stdout=file, stderr=file,
-            stdin=subprocess.DEVNULL, start_new_session=True,
+            ["unshare", "--net", "sh", "-c", script], cwd=checkout, stdout=file, stderr=file, stdin=subprocess.DEVNULL,
+            start_new_session=True,
         )  # fmt: skip
     try:
         until(lambda: "try:" in out.read_text() or process.poll() is not None, "make run is ready", 60)
@@ -125,42 +143,15 @@ def test_the_demonstration_runs_and_finds_nothing_wrong() -> None:
 
 
 def test_the_gateways_commands_work_on_a_gateway(tmp_path: Path) -> None:
-    """With the README's configuration in /etc, under overlays that keep this machine as it is."""
-    example = README.partition("```toml\n")[2].partition("```")[0]
     assert GATEWAY == ["embargo check", "embargo run", "embargo verify"]
-    overlays = "".join(
-        f"mkdir -p {tmp_path}/{n}/u {tmp_path}/{n}/w; mount -t overlay o -o "
-        f"lowerdir={d},upperdir={tmp_path}/{n}/u,workdir={tmp_path}/{n}/w {d}\n"
-        for n, d in enumerate(("/etc", "/usr/share", "/var/lib", "/var/log", "/run"))
-    )
-    script = f"""set -e
-mount -t tmpfs tmpfs {tmp_path}
-{overlays}
-mkdir -p /etc/embargo/apps.d /usr/share/embargo
-cp -r {TOP}/blocklists /usr/share/embargo/
-chmod -R go-w /usr/share/embargo
-cat > /etc/embargo/embargo.toml
-PATH={TOP}/.venv/bin:$PATH
-embargo check
-embargo run &
-agent=$!
-for i in $(seq 200); do
-    if dig +tries=1 +time=1 @127.0.0.1 www.alipay.com | grep -q 'app=alipay'; then break; fi
-    sleep 0.1
-done
-dig +tries=1 @192.0.2.1 www.alipay.com
-embargo status
-embargo verify
-kill $agent
-wait $agent
-"""
     with Rig() as rig:
-        done = subprocess.run(
-            [*rig.prefix("gateway"), "unshare", "--mount", "--propagation", "private", "sh", "-c", script],
-            input=example, capture_output=True, text=True, timeout=90,
-        )  # fmt: skip
+        done = excerpt.on_gateway(rig, tmp_path, "dig +tries=1 @192.0.2.1 www.alipay.com\nembargo status\nembargo verify")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("no problems\n")
     assert "app=alipay function=payment" in done.stdout
     assert "port 53 intercepted" in done.stdout
     assert re.search(r"held, 0 unproven, no leaks$", done.stdout, re.MULTILINE)
+
+
+def test_the_excerpt_is_what_the_program_prints() -> None:
+    assert excerpt.shape(excerpt.printed(README)) == excerpt.shape(excerpt.transcript()), "run: python -m tools.excerpt"

@@ -3,6 +3,7 @@
 import re
 import tomllib
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -11,7 +12,7 @@ from embargo.cli.verbs import cli
 from embargo.daemon.supervise import supervisor
 from embargo.export.formats import FORMATS
 from embargo.verify import probes
-from tools import docs
+from tools import docs, drawing
 
 TOP = Path(__file__).parent.parent.parent
 PAGES = sorted([*TOP.glob("*.md"), *TOP.glob("docs/*.md")])
@@ -32,6 +33,28 @@ def test_the_map_shows_every_module_as_it_describes_itself() -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         assert "://" in target or (page.parent / target).exists(), target
+
+
+def test_the_drawing_is_what_its_tool_draws() -> None:
+    assert drawing.TARGET.read_text() == drawing.render(), "run: python -m tools.drawing"
+    assert f"]({drawing.TARGET.relative_to(TOP)})" in (TOP / "README.md").read_text()
+
+
+def test_the_drawings_text_fits_its_boxes_and_its_boxes_the_page() -> None:
+    ElementTree.fromstring(drawing.render())
+    for box in drawing.BOXES:
+        assert box.x >= 0 <= box.y
+        assert box.x + box.width <= drawing.WIDTH
+        assert box.y + box.height <= drawing.HEIGHT
+        assert (1 + len(box.lines)) * drawing.LINE <= box.height, box.title
+        assert max(map(len, (box.title, *box.lines))) * 7.3 <= box.width, f"{box.title}: wide characters of 13 pixels"
+
+
+def test_the_drawing_has_both_colours_for_everything() -> None:
+    light, dark = drawing.render().split("prefers-color-scheme: dark")
+    for name, (property_, *colours) in drawing.COLOURS.items():
+        for text, colour in zip((light, dark), colours, strict=True):
+            assert f".{name} {{ {property_}: {colour} }}" in text
 
 
 def test_the_readmes_verbs_exist() -> None:
