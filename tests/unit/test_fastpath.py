@@ -8,7 +8,7 @@ import pytest
 
 from embargo import names
 from embargo.dns import message
-from embargo.dns.cache import NOBODY, Cache, Entry
+from embargo.dns.cache import SCREEN_ALWAYS, Cache, Entry
 from embargo.dns.fastpath import MEMO_HALF, Known, Memo
 from embargo.dns.judgement import Attempt, BlockMode, Rules
 from embargo.dns.message import Lead
@@ -241,7 +241,7 @@ def test_a_remembered_answer_counts_as_asked_for() -> None:
 
 
 def test_what_no_judgement_passes_whole_is_left_to_the_engine() -> None:
-    assert shortcut.answer(query("free.test"), CLIENT, rules(BLOCKED), cached(NOBODY), NOW) is None
+    assert shortcut.answer(query("free.test"), CLIENT, rules(BLOCKED), cached(SCREEN_ALWAYS), NOW) is None
 
 
 def test_what_an_earlier_judgement_passed_is_judged_again() -> None:

@@ -54,7 +54,7 @@ def texts(section: list[dns.rrset.RRset]) -> list[str]:
 
 @pytest.mark.parametrize("place", [0, 1, 2, 4, 5, 12, 13, 20, 22, 24])
 def test_a_response_matches_in_every_octet_that_counts(place: int) -> None:
-    asked = message.asked(message.parse_query(query("free.test")))
+    asked = message.own_question(message.parse_query(query("free.test")))
     wire = bytearray(answer("free.test", "A", "192.0.2.1").to_wire())
     ident = int.from_bytes(wire[:2])
     assert response.matches(bytes(wire), ident, asked)
@@ -64,7 +64,7 @@ def test_a_response_matches_in_every_octet_that_counts(place: int) -> None:
 
 @pytest.mark.parametrize("bit", [0x08, 0x10, 0x20, 0x40])
 def test_another_opcode_does_not_match(bit: int) -> None:
-    asked = message.asked(message.parse_query(query("free.test")))
+    asked = message.own_question(message.parse_query(query("free.test")))
     wire = bytearray(answer("free.test", "A", "192.0.2.1").to_wire())
     wire[2] |= bit
     assert not response.matches(bytes(wire), int.from_bytes(wire[:2]), asked)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from embargo.dns import message
 from embargo.dns.acl import Acl
-from embargo.dns.cache import NOBODY, RETRY, Cache, Entry
+from embargo.dns.cache import RETRY, SCREEN_ALWAYS, Cache, Entry
 from embargo.dns.judgement import Attempt, Rules
 from embargo.dns.message import Answer
 from embargo.dns.questions import Answered, Failed, Forward, KeepWaiting, Question, Questions, Trouble, Waiter
@@ -97,72 +97,70 @@ class Engine:
     def handle(
         self, packet: bytes, client: str, peer: object, now: float, *, udp: bool = True
     ) -> Reply | Forward | Joined | Drop:
-        """One query from a client; `peer` comes back in the Reply. Gates in order, each with its fate."""
-        # Who asks comes before what: a network that is not served must not learn that a server is here.
+        """What to do about a packet from a client; `peer` comes back in the Reply. Gates in order: what, fate, why here."""
+        # Outside the access list: no reply. First, so that nothing is sent to a forged address, and no work is done for it.
         if not self.acl.allows(client):
             return Drop("acl")
-        # Without a whole header there is no ID to reply to (RFC 1035 section 4.1.1), and a reply to a response (QR 1) could
-        # begin a loop between two servers.
+        # Shorter than a header: no reply, since it has no ID to reply with (RFC 1035 section 4.1.1).
         if len(packet) < 12:
             return Drop("short")
+        # A response (QR is 1): no reply, or two servers could answer each other without end.
         if packet[2] & 0x80:
             return Drop("response")
-        # What is malformed, or no question of class IN, gets its rcode (see `message.parse_query`): nothing below can read it.
+        # Malformed, or no question of class IN: its rcode, see `message.parse_query`. No gate below could read it.
         try:
             query = message.parse_query(packet)
         except message.RejectedQuery as rejected:
             return Reply(message.reply(rejected.query, Answer(rejected.rcode), udp=udp), peer, client)
         rules = self._rules_for(client)
         waiter = Waiter(query, client, peer, udp)
-        # Special-use names come before every list: an allow entry must not send them to an upstream (RFC 6761 section 6.4).
+        # A special-use name: answered here. Before every list, or an allow entry would send it to an upstream.
         answer = self.zones.special(query.qname, query.qtype)
         if answer is not None:
             return Reply(message.reply(query, answer, udp=udp), peer, client)
-        # Allow and block come before local records and cache, so that a block holds for names of the administrator too and
-        # from the first query after the policy has changed. Allow precedes block: `choose` finds no block where it claims.
+        # A blocked name, and no allow entry has it: the block. Before local records, so that an administrator can block a name
+        # of a hosts file, and before the cache, so that a change of policy holds from the next query on.
         claims = rules.image.lookup(query.qname)
         if claims:
             action, decision = rules.board.choose(claims)
             if action is Action.BLOCK and decision is not None:
                 return self._block(rules, waiter, decision)
-        # Local records come before the cache, which never holds them, and before every upstream, which does not know them.
+        # A local record: answered here, unless it leads to a blocked address. Before cache and upstream: local records precede
+        # what the Internet says of the same name.
         answer = self.zones.local(query.qname, query.qtype)
         if answer is not None:
             return self._reply(rules, waiter, screen(rules, query.qname, answer))
-        return self._from_cache(rules, waiter, now) or self._ask(waiter, now)
+        # All else: from the cache, or from an upstream. Both are screened before they are given out.
+        key = query.key
+        return self._from_cache(rules, waiter, key, now) or self._ask(waiter, key, now)
 
     def _rules_for(self, client: str) -> Rules:
         if not self.exempt:  # nearly always
             return self.rules
         return next((rules for acl, rules in self.exempt if acl.allows(client)), self.rules)
 
-    def _from_cache(self, rules: Rules, waiter: Waiter, now: float) -> Reply | None:
+    def _from_cache(self, rules: Rules, waiter: Waiter, key: bytes, now: float) -> Reply | None:
         """A live answer, judged by today's policy, or for a moment an expired one when no upstream answered just now."""
-        query = waiter.query
-        entry = self.cache.get(query.key, now)
+        entry = self.cache.get(key, now)
         if entry is not None:
             self.cache.hits += 1
-            screened = screen(rules, query.qname, entry.answer._replace(body=entry.body(now)))
+            screened = screen(rules, waiter.query.qname, entry.answer._replace(body=entry.body(now)))
             if rules is self.rules:
-                entry.judged = rules.judged if screened.uneventful else NOBODY
+                entry.judged = rules.judged if screened.uneventful else SCREEN_ALWAYS
             return self._reply(rules, waiter, screened)
         self.cache.misses += 1
-        expired = self.cache.stale(query.key, now)
+        expired = self.cache.stale(key, now)
         if expired is not None and now < expired.retry_at:
             return self._reply_stale(waiter, expired)
         return None
 
-    def _ask(self, waiter: Waiter, now: float) -> Reply | Forward | Joined:
-        key = waiter.query.key
+    def _ask(self, waiter: Waiter, key: bytes, now: float) -> Reply | Forward | Joined:
         if self._questions.full(key):
             return self._servfail(waiter, _FULL)
         if self._questions.join(key, waiter):
             return Joined()
-        match self._questions.open(key, waiter.query, now, waiter):
-            case Forward() as forward:
-                return forward
-            case Failed(question):
-                return self._failed(question, now)[0]
+        outcome = self._questions.open(key, waiter.query, now, waiter)
+        return outcome if isinstance(outcome, Forward) else self._failed(outcome.question, now)[0]
 
     # ── replies ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -201,20 +199,17 @@ class Engine:
     def complete(self, token: int, packet: bytes, now: float) -> Settled | Forward | KeepWaiting:
         """A response that `response.matches` what was asked."""
         match self._questions.complete(token, packet, now):
-            case Answered(question, answer):
-                return Settled(self._answered(question, answer, now))
-            case Failed(question):
-                return Settled(self._failed(question, now))
-            case Forward() | KeepWaiting() as outcome:
+            case Answered() as answered:
+                return Settled(self._answered(answered.question, answered.answer, now))
+            case Failed() as failed:
+                return Settled(self._failed(failed.question, now))
+            case outcome:
                 return outcome
 
     def expire(self, token: int, reason: str, now: float, *, network: bool = False) -> Settled | Forward:
         """No usable response came. `network`: because of an error of the network, not of silence."""
-        match self._questions.expire(token, reason, now, network=network):
-            case Failed(question):
-                return Settled(self._failed(question, now))
-            case Forward() as forward:
-                return forward
+        outcome = self._questions.expire(token, reason, now, network=network)
+        return outcome if isinstance(outcome, Forward) else Settled(self._failed(outcome.question, now))
 
     def reply_stale(self, now: float) -> list[Reply]:
         """Replies with expired answers, for clients that have waited long enough for fresh ones (RFC 8767 section 5)."""
@@ -230,7 +225,7 @@ class Engine:
         screened = screen(self.rules, qname, answer)
         self._note_resolved(qname, screened, answer)
         if question.zones is self.zones and (question.waiters or not question.background):
-            self.cache.put(question.key, answer, now, self.rules.judged if screened.uneventful else NOBODY)
+            self.cache.put(question.key, answer, now, self.rules.judged if screened.uneventful else SCREEN_ALWAYS)
         return [self._answer(waiter, screened, answer) for waiter in question.waiters]
 
     def _answer(self, waiter: Waiter, screened: Screened, answer: Answer) -> Reply:

@@ -13,7 +13,7 @@ import math
 from typing import NamedTuple
 
 from embargo.dns import message, special
-from embargo.dns.cache import NOBODY, Cache, Entry
+from embargo.dns.cache import SCREEN_ALWAYS, Cache, Entry
 from embargo.dns.judgement import Attempt, Rules, unclaimed
 from embargo.lists.policy import Action
 from embargo.names import Name
@@ -172,7 +172,7 @@ def passes(entry: Entry, qname: Name, rules: Rules) -> bool:
 
     After a change of policy every cached answer comes this way once, so it must cost little; all else is the engine's.
     """
-    if entry.judged == NOBODY or rules.log_all or not unclaimed(rules.image, qname, entry.answer):
+    if entry.judged == SCREEN_ALWAYS or rules.log_all or not unclaimed(rules.image, qname, entry.answer):
         return False
     entry.judged = rules.judged
     return True

@@ -92,7 +92,7 @@ class Question:
     def __init__(self, key: bytes, query: Query, zones: Zones, now: float) -> None:
         self.key = key
         self.query = query
-        self.octets = message.asked(query)
+        self.octets = message.own_question(query)
         self.started = now
         self.waiters: list[Waiter] = []
         self.background = False  # it was asked to learn what is behind a blocked name: not for the cache

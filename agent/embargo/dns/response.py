@@ -1,10 +1,11 @@
-"""What an upstream sends: matched against what was asked, taken apart, and rid of what nobody asked for.
+"""Responses of upstreams: matched with the question, taken apart, and stripped of records that do not belong to it.
 
-A response counts only when ID and question are ours (`matches`). `parse` keeps the records that belong to the question: in
-the answer section those of the asked type on the chain of CNAME and DNAME records that begins at the qname, in the
-authority section what speaks of a zone above that chain (and DNSSEC's proofs), in the additional section what the kept
-records point to. A whole response passes octet by octet; what has lost records in the middle is written anew without
-compression. Each kept record's names and addresses come out as leads, for the policy to judge.
+A response counts only when its ID and question are those that were sent (`matches`). `parse` keeps the records that belong
+to the question: in the answer section those of the asked type on the chain of CNAME and DNAME records that begins at the
+qname, in the authority section those of a zone above that chain (and the proofs of DNSSEC), in the additional section those
+that the kept records point to. A response that keeps all its records is passed on octet by octet; one that loses some in
+the middle is written anew without compression. The names and addresses that kept records point to come out as leads, for
+the policy to judge.
 """
 
 import struct
@@ -19,8 +20,8 @@ from embargo.errors import MessageError
 from embargo.lists import image
 from embargo.names import Name
 
-MAX_CHAIN = 16  # CNAMEs behind each other; BIND and Unbound follow 16 and 12
-MAX_TTL = 3600  # seconds; what a client may keep of an answer, so that a new block bites within the hour
+MAX_CHAIN = 16  # CNAME and DNAME records on the way to an answer; BIND and Unbound follow 16 and 12
+MAX_TTL = 3600  # seconds for which a client may keep an answer, so that a new block takes effect within the hour
 _ERRORS = frozenset({message.FORMERR, message.SERVFAIL, message.NOTIMP, message.REFUSED})
 _SERVICES = frozenset({message.SVCB, message.HTTPS})
 _MANDATORY, _ECH = 0, 5  # SvcParamKeys
@@ -32,10 +33,10 @@ _NAMES_IN = {
     **dict.fromkeys((message.MX, 18, 21, 36, message.SVCB, message.HTTPS), (2, 1)),  # AFSDB RT KX
     26: (2, 2),  # PX
     message.SRV: (6, 1),
-    message.NAPTR: (0, 1),  # they begin behind three texts, see `_first_name`
+    message.NAPTR: (0, 1),  # it stands behind three texts, see `_first_name`
 }
-_SOA_NUMBERS = 20  # octets behind its names
-#: their target is where the client goes next
+_SOA_NUMBERS = 20  # octets behind the names of a SOA record
+#: types whose target is where the client goes next
 _LEADING = frozenset(
     {message.NS, message.CNAME, message.DNAME, message.MX, message.SRV, message.NAPTR, message.SVCB, message.HTTPS}
 )
@@ -54,9 +55,9 @@ class _Record(NamedTuple):
 
 
 def matches(packet: bytes, ident: int, question: bytes) -> bool:
-    """Is this the response to what we asked? ID, QR, opcode and the question octet by octet (RFC 5452 section 9).
+    """Whether a packet is the response to a question: ID, QR, opcode and question octet by octet (RFC 5452 section 9).
 
-    A server that cannot read our query may send an error without a question (RFC 6891 section 7).
+    A server that cannot read the query may send an error without a question (RFC 6891 section 7).
     """
     if len(packet) < 12 or packet[:2] != ident.to_bytes(2) or packet[2] & 0xF8 != 0x80:
         return False
@@ -83,7 +84,7 @@ def parse(packet: bytes, question: bytes, strip: Strip = KEEP_ALL) -> Answer:
     records = _records(packet, 12 + len(question), counts, names_at)
     rcode = flags & 15 | _extended_rcode(records)
     belonging = _belonging(records, qname, qtype)
-    if counts[0] and not _answers(belonging):  # it speaks of something else
+    if counts[0] and not _answers(belonging):  # it answers another question
         raise MessageError(message.FORMERR, 6)
     kept = _without_private(belonging) if strip.private else belonging
     stripped = len(kept) < len(belonging)
@@ -164,7 +165,10 @@ def _extended_rcode(records: Iterable[_Record]) -> int:
 def _pointing(
     packet: bytes, owner: Name, rtype: int, start: int, end: int, names_at: dict[int, Name]
 ) -> tuple[tuple[Name, ...], tuple[bytes, ...]]:
-    """Where a record leads: (target names, addresses and hints). Names that lead nowhere are read too: they are passed on."""
+    """Where a record leads: (target names, addresses and hints).
+
+    Names that lead nowhere are read as well, since a client will: MessageError where one is malformed.
+    """
     if rtype in (message.A, message.AAAA):
         if end - start != (4 if rtype == message.A else 16):
             raise MessageError(message.FORMERR, start)
@@ -199,11 +203,11 @@ def _first_name(packet: bytes, rtype: int, start: int, end: int) -> int:
     return at
 
 
-# ── what belongs ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── which records belong to the question ───────────────────────────────────────────────────────────────────────────────
 
 
 def _belonging(records: Sequence[_Record], qname: Name, qtype: int) -> list[_Record]:
-    """The records that speak of what was asked, in their order."""
+    """The records that belong to the question, in their order."""
     chain = _chain([r for r in records if r.section == 0 and r.rclass == message.IN], qname, qtype)
     above = {suffix for name in chain for suffix in names.suffixes(name)} | {names.ROOT}
     asked = frozenset({qtype, message.CNAME, message.RRSIG})
@@ -261,7 +265,7 @@ def _leads(records: Iterable[_Record]) -> tuple[Lead, ...]:
     return tuple(Lead(owner, tuple(targets[owner]), tuple(addresses[owner])) for owner in targets)
 
 
-# ── what is passed on ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── what is passed on ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _body(
@@ -270,7 +274,7 @@ def _body(
     """(the kept records' octets, their TTLs and where these stand)."""
     if kept and kept[-1].start != records[len(kept) - 1].start:
         return _rebuilt(packet, kept, names_at)
-    body = bytearray(packet[begin : kept[-1].end if kept else begin])  # names point backwards alone: none to what is gone
+    body = bytearray(packet[begin : kept[-1].end if kept else begin])  # names point backwards: to none that is left out
     ttls = tuple((record.start - 6 - begin, record.ttl) for record in kept)
     for offset, ttl in ttls:
         struct.pack_into("!I", body, offset, ttl)
@@ -305,8 +309,8 @@ def _expanded(packet: bytes, record: _Record, names_at: dict[int, Name]) -> byte
 
 
 def _without_private(records: list[_Record]) -> list[_Record]:
-    """The records without those that have a private address. Where no answer is left, the SOA alone stays: servers beside
-    nothing would look like a referral to the client."""
+    """The records without those that have a private address. Where no answer is left, the SOA alone stays: name servers
+    without an answer would look like a referral to the client."""
     kept = [record for record in records if not any(map(is_private, record.addresses))]
     if len(kept) < len(records) and not _answers(kept):
         soa = _soa(kept)
@@ -315,7 +319,7 @@ def _without_private(records: list[_Record]) -> list[_Record]:
 
 
 def _without_ech(rdata: bytes) -> bytes:
-    """A service's rdata without its ECH keys, and without the word that a client must understand them (RFC 9460 section 8)."""
+    """SVCB or HTTPS rdata without ECH keys, and without the demand that a client understand them (RFC 9460 section 8)."""
     target = names.read(rdata, 2)[1]
     made = bytearray(rdata[:target])
     for key, value in message.options(rdata, target, len(rdata)):
@@ -327,7 +331,7 @@ def _without_ech(rdata: bytes) -> bytes:
 
 
 def is_private(address: bytes) -> bool:
-    """Is it an address that nobody on the Internet has: private, loopback, link-local, unspecified, or one wrapped in IPv6?"""
+    """Whether an address cannot exist on the Internet: private, loopback, link-local, unspecified, or IPv6 that carries one."""
     if len(address) == 16:
         inner = image.embedded(address)
         if inner is not None:

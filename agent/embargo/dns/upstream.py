@@ -1,11 +1,12 @@
 """Which upstream next, and how long to wait for it.
 
-Servers are asked in the order of health, then of configuration. A server that failed is set aside for a time that doubles
-with each failure; then one question tries it again while the others still go elsewhere. When all are set aside the one
-whose time ends first is asked anyway, so an outage ends by itself.
+Healthy servers are asked first, in the order of the configuration. A server that failed is set aside for a time that doubles
+with each failure; then one question tries it again while the others still go elsewhere. When all are set aside, the one
+whose time ends first is asked anyway, so the end of an outage is noticed.
 
-Silence is the server's fault. An answer that does not help (SERVFAIL, REFUSED) may be the name's: it sets a server aside
-only when another one could answer the same question, or when it has said nothing else for long. Time comes in as `now`.
+Silence is the server's fault. An answer that does not help (SERVFAIL, REFUSED) may be due to the name: it sets a server
+aside only when another server has answered the same question, or when it has given no other answer for long. Time comes in
+as `now`.
 """
 
 import math
@@ -15,27 +16,28 @@ from typing import NamedTuple
 
 FIRST_PENALTY = 1.0  # seconds; doubled per failure in a row
 LAST_PENALTY = 30.0  # a healed server is back within this
-TIMEOUT = 1.0  # seconds for one server while others are left
+TIMEOUT = 1.0  # seconds to wait for one server while others are left
 RETRIES = 2  # attempts beyond one for each server: a lost datagram is not an outage
 DEADLINE = 4.5  # seconds for one query in all: the usual stub gives up after 5
-FORGIVEN = 10  # unhelpful answers in a row that may be the names' fault
-SCHEMES = {"udp": 53, "tcp": 53, "tls": 853}  # with their ports; udp: over TCP too, what is truncated
-PLAIN_FOR = 900.0  # seconds a server that answers only without EDNS is spared it
+FORGIVEN = 10  # unhelpful answers in a row that may be due to the names
+SCHEMES = {"udp": 53, "tcp": 53, "tls": 853}  # with their ports; udp: truncated answers are asked for again over TCP
+PLAIN_FOR = 900.0  # seconds for which a server that answers only without EDNS is asked without
 
 
 class Server(NamedTuple):
     address: str
     port: int
     scheme: str = "udp"  # one of SCHEMES
-    name: str = ""  # that its certificate must be for; empty: its address
+    name: str = ""  # the name its certificate must be for; empty: its address
 
     @property
     def tcp(self) -> bool:
-        """Is it asked over connections only?"""
+        """Whether it is asked over connections only."""
         return self.scheme != "udp"
 
     @property
     def tls(self) -> bool:
+        """Whether its certificate is checked, and what it sends cannot be changed on the way."""
         return self.scheme == "tls"
 
     def __str__(self) -> str:
@@ -44,7 +46,7 @@ class Server(NamedTuple):
 
 
 def server(text: str) -> Server:
-    """`udp://192.0.2.53:53`, as the configuration module writes it down."""
+    """A server from its text, `udp://192.0.2.53:53` or `tls://192.0.2.53:853#dns.example`: the inverse of `str`."""
     scheme, _, rest = text.partition("://")
     at, _, name = rest.partition("#")
     address, _, port = at.rpartition(":")
@@ -53,19 +55,21 @@ def server(text: str) -> Server:
 
 @dataclass(slots=True)
 class Health:
+    """What the exchanges with one server say about it. Counts are since the start."""
+
     asked: int = 0
     failed: int = 0
-    in_a_row: int = 0  # times it was set aside without an answer of use between them
-    useless: int = 0  # answers of no use in a row
+    in_a_row: int = 0  # times it was set aside since its last useful answer
+    useless: int = 0  # unhelpful answers since the last useful one
     blamed: float = -math.inf  # when it was set aside
-    until: float = 0.0  # and for how long; 0 when it answered last
+    until: float = 0.0  # the moment until which it is set aside; 0 after a useful answer
     srtt: float = 0.0  # seconds, smoothed as in RFC 6298
     plain_until: float = 0.0  # asked without EDNS until then
     last_error: str = ""
 
     @property
     def healthy(self) -> bool:
-        """What it did last was of use, or it was not asked yet."""
+        """Whether its last answer was useful, or it was not asked yet."""
         return not self.until
 
 
@@ -88,23 +92,23 @@ class Upstreams:
     health: dict[Server, Health] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        for each in self.servers:
-            self.health.setdefault(each, Health())
+        for known in self.servers:
+            self.health.setdefault(known, Health())
 
-    def choose(self, attempts: Sequence[Server], bad: Collection[Server], now: float) -> Server | None:
-        """The server for the next attempt of a query: one not asked yet, then the one asked longest ago; None to give up.
+    def choose(self, asked: Sequence[Server], unhelpful: Collection[Server], now: float) -> Server | None:
+        """The server for the next attempt of a question: one not asked yet, then the one asked longest ago; None to give up.
 
-        `attempts` are the servers asked so far, `bad` those that answered and could not help: they are not asked again.
+        `asked`: the servers asked so far. `unhelpful`: those that answered and could not help; they are not asked again.
         """
-        if not attempts and self.servers and self.health[self.servers[0]].until <= now:  # nearly always
+        if not asked and self.servers and self.health[self.servers[0]].until <= now:  # nearly always
             return self.servers[0]
-        left = [each for each in self.servers if each not in bad]
-        fresh = [each for each in left if each not in attempts]
+        left = [server for server in self.servers if server not in unhelpful]
+        fresh = [server for server in left if server not in asked]
         if fresh:
-            healthy = [each for each in fresh if self.health[each].until <= now]
-            return healthy[0] if healthy else min(fresh, key=lambda each: self.health[each].until)
-        if left and len(attempts) < len(self.servers) + RETRIES:
-            return min(left, key=lambda each: len(attempts) - attempts[::-1].index(each))
+            healthy = [server for server in fresh if self.health[server].until <= now]
+            return healthy[0] if healthy else min(fresh, key=lambda server: self.health[server].until)
+        if left and len(asked) < len(self.servers) + RETRIES:
+            return min(left, key=lambda server: len(asked) - asked[::-1].index(server))
         return None
 
     def timeout(self, attempts: int, started: float, now: float) -> float:
@@ -115,26 +119,27 @@ class Upstreams:
         return left if attempts >= len(self.servers) + RETRIES - 1 else min(TIMEOUT, left)
 
     def asked(self, chosen: Server, now: float) -> None:
-        """A question goes there. If the server failed last, this one tries it and others wait for what comes of it."""
+        """Note that a question goes there. If the server failed last, other questions go elsewhere until this one has ended."""
         health = self.health[chosen]
         health.asked += 1
         if health.until:
             health.until = max(health.until, now + TIMEOUT)
 
     def succeeded(self, chosen: Server, seconds: float) -> None:
+        """Note a useful answer, which took so many seconds."""
         health = self.health[chosen]
         health.in_a_row, health.useless, health.until = 0, 0, 0.0
         health.srtt = seconds if not health.srtt else health.srtt * 0.875 + seconds * 0.125
 
     def failed(self, chosen: Server, reason: str, asked: float, now: float) -> None:
-        """No answer came to what was asked then."""
+        """Note that no answer came to a question sent at the moment `asked`."""
         health = self.health[chosen]
         health.failed += 1
         health.last_error = reason
         self.set_aside(chosen, asked, now)
 
     def unhelpful(self, chosen: Server, reason: str, asked: float, now: float) -> None:
-        """An answer came and is of no use."""
+        """Note an answer that did not help, to a question sent at the moment `asked`."""
         health = self.health[chosen]
         health.failed += 1
         health.useless += 1
@@ -143,8 +148,9 @@ class Upstreams:
             self.set_aside(chosen, asked, now)
 
     def set_aside(self, chosen: Server, asked: float, now: float) -> None:
+        """Ask other servers first for a while, because of a question sent at the moment `asked`."""
         health = self.health[chosen]
-        if asked >= health.blamed:  # what was on its way when it failed does not count again
+        if asked >= health.blamed:  # a question already on its way at the last failure does not count again
             health.in_a_row += 1
             health.blamed = now
         health.until = now + min(FIRST_PENALTY * 2.0 ** min(health.in_a_row - 1, 10), LAST_PENALTY)

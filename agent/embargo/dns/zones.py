@@ -40,15 +40,16 @@ class Zones:
 
     def special(self, qname: Name, qtype: int) -> Answer | None:
         """The answer for a special-use name; None for all others."""
-        match special.kind(qname, self.forward):
+        kind = special.kind(qname, self.forward)
+        if kind is None:  # nearly always
+            return None
+        match kind:
             case Special.NODATA:
                 return _NODATA
             case Special.LOOPBACK:
                 return _LOOPBACK.get(qtype, _NODATA)
             case Special.NXDOMAIN:
                 return self.local(qname, qtype) or _NXDOMAIN
-            case None:
-                return None
 
     def local(self, qname: Name, qtype: int) -> Answer | None:
         """The answer of a hosts file, NODATA where it has the name without such records; None for names it does not have."""

@@ -249,7 +249,7 @@ class _Flight:
         self.forward = forward
         self.sock = sock
         self.ident = ident
-        self.question = message.asked(forward.query)
+        self.question = message.own_question(forward.query)
         self.deadline = deadline
 
 

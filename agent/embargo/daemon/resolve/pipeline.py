@@ -168,7 +168,7 @@ class _Flight:
 
     def __init__(self, forward: Forward) -> None:
         self.forward = forward
-        self.question = message.asked(forward.query)
+        self.question = message.own_question(forward.query)
         self.connection: _Connection | None = None
         self.ident = b""
         self.asked = 0.0

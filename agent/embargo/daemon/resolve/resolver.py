@@ -59,7 +59,7 @@ class Resolver:
     def __init__(self, send_events: SendEvents, ledger: Ledger | None, selector: Selector | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         # queries are answered where the loop waits: it has to be woken
-        self._cache = Cache(wanting=lambda: self._loop.call_soon_threadsafe(self._refresh))
+        self._cache = Cache(on_wanted=lambda: self._loop.call_soon_threadsafe(self._refresh))
         self._judged = 0
         self._engine: Engine | None = None
         self._forwarder = Forwarder(self._completed, self._expired)
@@ -126,7 +126,7 @@ class Resolver:
             self._telling.cancel()
             self._telling = None
         if self._witness.listening:
-            self._tell_again(self._cache.held(self._loop.time()))
+            self._tell_again(self._cache.live(self._loop.time()))
 
     def _tell_again(self, entries: list[Entry]) -> None:
         """A few at a time."""
