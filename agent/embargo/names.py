@@ -15,10 +15,10 @@ Name = NewType("Name", bytes)
 ROOT = Name(b"\0")
 MAX_NAME = 255  # RFC 1035 section 2.3.4, octets with the root's
 MAX_LABEL = 63
-FORMERR = 1
+FORMERR = 1  # as in `dns.message`, which imports this module
 
 _PLAIN = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_*/"
-#: what is plain as it is, the length of a usual label as the dot before it, and all else as zero
+#: maps octets that need no escape to themselves, the length octet of a usual label to the dot before it, all others to zero
 _DOTTED = bytes(octet if octet in _PLAIN else 0x2E if 0 < octet < 32 else 0 for octet in range(256))
 # IDEOGRAPHIC FULL STOP, FULLWIDTH FULL STOP, HALFWIDTH IDEOGRAPHIC FULL STOP separate labels too (UTS 46 section 2.3)
 _DOTS = str.maketrans({"\u3002": ".", "\uff0e": ".", "\uff61": "."})
@@ -30,11 +30,11 @@ def from_text(text: str) -> Name:
         text = text.translate(_DOTS)
     if text == ".":
         return ROOT
-    found = list(_labels(text))
-    if len(found) > 1 and not found[-1]:
-        found.pop()  # the root's, behind the final dot
+    labels = list(_labels(text))
+    if len(labels) > 1 and not labels[-1]:
+        labels.pop()  # the label of the root, behind the final dot
     wire = bytearray()
-    for label in found:
+    for label in labels:
         if not label:
             raise ValueError("it has an empty label: one dot stands between two labels, none before the first")
         if len(label) > MAX_LABEL:
@@ -48,6 +48,7 @@ def from_text(text: str) -> Name:
 
 
 def _labels(text: str) -> Iterator[bytes]:
+    """The labels of a name in presentation format, without a check of their lengths."""
     if "\\" not in text:
         for part in text.split("."):
             yield part.encode("ascii") if part.isascii() else _a_label(part)
@@ -82,6 +83,7 @@ def _labels(text: str) -> Iterator[bytes]:
 
 
 def _a_label(label: str) -> bytes:
+    """The A-label of a U-label, by UTS 46."""
     import idna  # slow to load, and only lists with U-labels need it
 
     try:
@@ -91,7 +93,7 @@ def _a_label(label: str) -> bytes:
 
 
 def to_text(name: bytes) -> str:
-    """Presentation format without the final dot ("." for the root). Anything unusual is escaped: safe in a log or a list."""
+    """Presentation format without the final dot ("." for the root). Unusual characters are escaped, for logs and lists."""
     if name == ROOT:
         return "."
     text = name[1:-1].translate(_DOTTED)  # nearly all names, at a third of the cost
@@ -112,14 +114,14 @@ def _escape(octet: int) -> str:
 
 
 def end(names: bytes | memoryview, start: int) -> int:
-    """Where the name that begins at `start` of names in wire form ends."""
+    """The offset behind the name that begins at `start`. `names`: names in wire form, end to end."""
     while length := names[start]:
         start += 1 + length
     return start + 1
 
 
 def is_name(octets: bytes) -> bool:
-    """Are these octets one whole name? For what comes from another process or from disk."""
+    """Whether these octets are one whole name in lower case. For octets from another process or from disk."""
     at = 0
     while at < len(octets) and 0 < octets[at] <= MAX_LABEL:
         at += 1 + octets[at]
@@ -127,7 +129,7 @@ def is_name(octets: bytes) -> bool:
 
 
 def labels(name: bytes) -> Iterator[bytes]:
-    """The labels of a name, leftmost first, the root's not counted."""
+    """The labels of a name, leftmost first, without the empty one of the root."""
     i = 0
     while length := name[i]:
         yield name[i + 1 : i + 1 + length]
@@ -135,7 +137,7 @@ def labels(name: bytes) -> Iterator[bytes]:
 
 
 def suffixes(name: Name) -> Iterator[Name]:
-    """The name itself, then each name above it, to its top-level domain."""
+    """The name itself, then each name above it, up to its top-level domain; nothing for the root."""
     i = 0
     while name[i]:
         yield Name(name[i:])
@@ -189,7 +191,7 @@ def read(packet: bytes, offset: int, names_at: dict[int, Name] | None = None) ->
 
 
 def reverse(packed: bytes) -> Name:
-    """The name that PTR records of an address stand at (RFC 1035 section 3.5, RFC 3596 section 2.5)."""
+    """The owner of the PTR records of an address of 4 or 16 octets (RFC 1035 section 3.5, RFC 3596 section 2.5)."""
     if len(packed) == 4:
         return from_text(".".join(str(octet) for octet in reversed(packed)) + ".in-addr.arpa")
     return from_text(".".join(reversed(packed.hex())) + ".ip6.arpa")

@@ -6,17 +6,17 @@ Layout, little-endian, each section 8-aligned:
     strings  JSON: classes and sources
     decisions 16 octets each: uint16 class, uint16 source, uint32 line, uint32 offset and uint32 length of the rule's text
     rules    the texts of the rules, each once
-    claims   uint32 words: per claim list its length and then its decisions' numbers; word 0 is the empty list
-    pairs    uint32 words, two for each name that is not plain: the places of the claims on itself and on names below
+    claims   uint32 words: per claim list its length, then the numbers of its decisions; word 0 is the empty list
+    pairs    uint32 words, two for each name that is not plain: where in `claims` those on itself and on names below begin
     slots    16 octets each: uint32 hash, uint32 1 + offset of the name in blob (0: free), uint32 line, uint16 source,
              uint16 kind; where the kind is ELABORATE, the line is the number of a pair
     blob     the names in wire form, end to end
     v4, v6   disjoint sorted ranges: firsts, then lasts (uint32 each; for IPv6 16 octets big-endian each), then claims
 
-The slots stand in the order of their hashes (CRC-32 of the name), each at its home, hash * homes >> 32, or as soon behind it
-as there is room: a search begins at the home and ends at the first larger hash. A hash hit is verified against the name in
-the blob, so the table is exact. Lookup hashes the suffixes of a name from the longest; claims were worked out at compile time
-(see `policy`), so the first suffix found decides. A plain name's decision stands in its slot; its rule is the name itself.
+The slots stand in the order of their hashes (CRC-32 of the name), each at its home, hash * homes >> 32, or in the first free
+slot behind it: a search begins at the home and ends at the first larger hash. A hash hit is verified against the name in the
+blob, so the table is exact. Lookup hashes the suffixes of a name from the longest; claims were worked out at compile time
+(see `policy`), so the first suffix found decides. The decision about a plain name is in its slot; its rule is the name itself.
 """
 
 import hashlib
@@ -51,12 +51,29 @@ Lead = tuple[Name, tuple[Name, ...], tuple[bytes, ...]]
 
 
 def encode(policy: Policy) -> bytes:
-    """The image of a policy. The same policy gives the same bytes."""
+    """The image of a policy. The same policy gives the same bytes. ImageError when it is too large for one."""
+    if len(policy.sources) > 0xFFFF:
+        raise ImageError("the lists are too large: there are at most 65535 lists")
     writer = _Writer()
+    pairs, slots, blob = _names(policy, writer)
+    v4, v6 = (policy.networks.get(family, ()) for family in (4, 6))
+    ranges4 = array("I", [*(r[0] for r in v4), *(r[1] for r in v4), *(writer.place(r[2]) for r in v4)])
+    ranges6 = b"".join([*(r[0].to_bytes(16) for r in v6), *(r[1].to_bytes(16) for r in v6)])
+    claims6 = array("I", [writer.place(r[2]) for r in v6])
+    strings = json.dumps({"classes": policy.classes, "sources": policy.sources}, separators=(",", ":")).encode()
+    sections: list[bytes | bytearray | memoryview] = [
+        strings, writer.decisions, writer.rules, writer.claims.tobytes(), pairs.tobytes(), slots, blob, ranges4.tobytes(),
+        ranges6 + claims6.tobytes(),
+    ]  # fmt: skip
+    return _assembled(sections, (len(policy), len(v4) + len(v6), _homes(len(policy)), len(policy.names)))
+
+
+def _names(policy: Policy, writer: "_Writer") -> tuple["array[int]", bytes, bytes]:
+    """(pairs, slots, blob) of all names: first the plain ones, then the others in their order."""
     plain, others = policy.plain, sorted(policy.names)
     blob = plain.names + b"".join(others)
-    if len(blob) >= 0xFFFFFFFF or len(policy.sources) > 0xFFFF:
-        raise ImageError("the lists are too large: all names together have at most 4 GiB, and there are at most 65535 lists")
+    if len(blob) >= 0xFFFFFFFF:
+        raise ImageError("the lists are too large: all names together have at most 4 GiB")
     starts, lines, sources = plain.starts[:], plain.lines[:], plain.sources + array("H", bytes(2 * len(others)))
     kinds = plain.exact.translate(_KINDS) + bytes([ELABORATE]) * len(others)
     pairs = array("I")
@@ -67,17 +84,11 @@ def encode(policy: Policy) -> bytes:
         starts.append(at)
         lines.append(number)
         at += len(name)
-    homes = _homes(len(policy))
-    v4 = policy.networks.get(4, ())
-    v6 = policy.networks.get(6, ())
-    ranges4 = array("I", [*(r[0] for r in v4), *(r[1] for r in v4), *(writer.place(r[2]) for r in v4)])
-    ranges6 = b"".join([*(r[0].to_bytes(16) for r in v6), *(r[1].to_bytes(16) for r in v6)])
-    claims6 = array("I", [writer.place(r[2]) for r in v6])
-    strings = json.dumps({"classes": policy.classes, "sources": policy.sources}, separators=(",", ":")).encode()
-    sections: list[bytes | bytearray | memoryview] = [
-        strings, writer.decisions, writer.rules, writer.claims.tobytes(), pairs.tobytes(),
-        table(blob, starts, lines, sources, kinds, homes), blob, ranges4.tobytes(), ranges6 + claims6.tobytes(),
-    ]  # fmt: skip
+    return pairs, table(blob, starts, lines, sources, kinds, _homes(len(policy))), blob
+
+
+def _assembled(sections: Sequence[bytes | bytearray | memoryview], counts: tuple[int, int, int, int]) -> bytes:
+    """Header and sections, each 8-aligned. `counts`: names, networks, homes, names that are not plain."""
     offsets: list[int] = []
     body: list[bytes | bytearray | memoryview] = []
     at = _HEADER.size
@@ -85,7 +96,7 @@ def encode(policy: Policy) -> bytes:
         offsets.append(at)
         body += (section, bytes(-len(section) % 8))
         at += len(section) + -len(section) % 8
-    numbers = _NUMBERS.pack(*offsets, at, len(policy), len(v4) + len(v6), homes, len(others))
+    numbers = _NUMBERS.pack(*offsets, at, *counts)
     digest = hashlib.sha256(numbers)
     for section in body:
         digest.update(section)
@@ -93,7 +104,7 @@ def encode(policy: Policy) -> bytes:
 
 
 def _homes(count: int) -> int:
-    """Three quarters of the table are taken: a name that is not listed is given up after two or three slots."""
+    """How many homes a table of so many names has: three quarters are taken, so a miss costs two or three slots."""
     return max(8, 4 * count // 3)
 
 
@@ -101,7 +112,7 @@ _KINDS = bytes.maketrans(b"\0\1", bytes((SUFFIX, EXACT)))
 
 
 def table(blob: bytes, starts: "array[int]", lines: "array[int]", sources: "array[int]", kinds: bytes, homes: int) -> bytes:
-    """The slots of these names. The last one is free."""
+    """The slots of these names, as octets. The last one is free, so that every search ends."""
     if accelerator.bulk:
         slots: bytes = accelerator.bulk.table(blob, starts, lines, sources, kinds, homes)
         return slots
@@ -122,7 +133,7 @@ def table(blob: bytes, starts: "array[int]", lines: "array[int]", sources: "arra
 
 
 class _Writer:
-    """Claim lists, decisions and rule texts, each written once."""
+    """Writes claim lists, decisions and rule texts, each once."""
 
     def __init__(self) -> None:
         self.decisions = bytearray()
@@ -133,6 +144,7 @@ class _Writer:
         self._texts: dict[str, int] = {}
 
     def place(self, claims: Claims) -> int:
+        """Where in the section `claims` this list begins."""
         place = self._places.get(claims)
         if place is None:
             numbers = [self._number(decision) for decision in claims]
@@ -154,9 +166,10 @@ class _Writer:
 
 
 class Image:
-    """A verified image. Immutable; safe to share between any number of readers.
+    """A verified image. Immutable, so any number of readers may share it. ImageError when it is damaged.
 
-    `trusted`: somebody has verified these very octets, so the checksum is not worked out again (25 ms for a million names).
+    `trusted`: these octets were verified by another process, so the checksum is not computed again (25 ms for a million
+    names).
     """
 
     def __init__(self, buffer: bytes | memoryview, *, trusted: bool = False) -> None:
@@ -184,14 +197,16 @@ class Image:
         self._ranges = {4: _Ranges(view, at["v4"], at["v6"], 4), 6: _Ranges(view, at["v6"], at["end"], 16)}
 
     def __len__(self) -> int:
+        """How many names are listed."""
         return self._at["names"]
 
     @property
     def networks(self) -> int:
+        """How many ranges of addresses are listed."""
         return self._at["networks"]
 
     def lookup(self, name: Name) -> Claims:
-        """Who claims this name, in deciding order; () when nobody does."""
+        """The claims on a name, in the order in which they decide; () when no list has it."""
         found = self.finder.find(name)
         if found < 0:
             return ()
@@ -199,7 +214,7 @@ class Image:
         return self._claims_in(4 * slot, name[start:], start > 0)
 
     def _claims_in(self, at: int, listed: bytes, below: bool) -> Claims:
-        """What the slot at this word says of its name, or of a name below."""
+        """The claims of the slot at this word: on its name `listed`, or on a name below."""
         line, kind = self._slots[at + 2], self._slots[at + 3] >> 16
         if kind == ELABORATE:
             return self._at_place(self._pairs[2 * line + below])
@@ -232,7 +247,7 @@ class Image:
                 yield name, self._claims_in(at, name, below=False), self._claims_in(at, name, below=True)
 
     def lookup_address(self, packed: bytes) -> Claims:
-        """Who claims this address (4 or 16 octets, network order). An IPv6 form that carries an IPv4 address counts as both."""
+        """The claims on an address of 4 or 16 octets in network order. An IPv6 form of an IPv4 address counts as both."""
         if len(packed) == 4:
             return self._at_place(self._ranges[4].find(packed))
         claims = self._at_place(self._ranges[6].find(packed))
@@ -272,7 +287,7 @@ class Finder:
         self._slots, self._blob, self._homes = slots, blob, homes
 
     def find(self, name: Name) -> int:
-        """256 times the slot of the first listed suffix, plus where in the name it begins; -1 without one."""
+        """256 times the slot of the first listed suffix, plus the offset in the name at which it begins; -1 without one."""
         slots, blob, homes = self._slots, self._blob, self._homes
         key: bytes = name
         start = 0
@@ -280,7 +295,7 @@ class Finder:
             hash_ = crc32(key)
             at = 4 * (hash_ * homes >> 32)
             while (begin := slots[at + 1]) and (there := slots[at]) <= hash_:
-                # a name ends in its zero octet, so what begins equal is equal
+                # a name ends in a zero octet, so two names are equal when one begins with the other
                 if there == hash_ and blob[begin - 1 : begin - 1 + len(key)] == key:
                     return at << 6 | start
                 at += 4
@@ -303,6 +318,8 @@ class Finder:
 
 
 class _Ranges:
+    """The listed ranges of one family, `width` octets an address: disjoint and sorted."""
+
     def __init__(self, view: memoryview, start: int, end: int, width: int) -> None:
         count = (end - start) // (2 * width + 4)
         data = bytes(view[start : start + count * 2 * width])
@@ -317,6 +334,7 @@ class _Ranges:
         self.claims = view[tail : tail + 4 * count].cast("I")
 
     def find(self, packed: bytes) -> int:
+        """Where in `claims` those on an address begin; 0, the empty list, when no range has it."""
         value = int.from_bytes(packed)
         i = bisect_right(self.firsts, value) - 1
         return self.claims[i] if i >= 0 and value <= self.lasts[i] else 0

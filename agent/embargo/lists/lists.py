@@ -1,7 +1,10 @@
-"""List text → entries, with file and line.
+"""List files and app.toml files: text to entries, each with file and line.
 
-A bad line is data, a `Problem`: it is skipped and reported and never costs the list. A bad file (binary, another encoding,
-a web page) raises `ListError`, because its last good copy must stay in force.
+A bad line is data, a `Problem`: it is skipped and reported, and the rest of the list is used. A bad file (binary, another
+encoding, a web page) raises `ListError`, so that its last good copy stays in force.
+
+Nearly all lines of a large list are usual: one name and perhaps a comment, and nothing can be wrong with them. `scan` takes
+those into columns, without an object each; all others go through `parse_entry` one by one.
 """
 
 import difflib
@@ -18,12 +21,12 @@ from embargo.lists import policy
 from embargo.lists.policy import SIGNS, App, Entry, Kind, Level, List, Network, Source, Usual
 from embargo.names import Name
 
-MAX_FILE = 256 << 20  # octets; forty times the largest public list of today
+MAX_FILE = 256 << 20  # octets; forty times the largest public list of 2026
 MAX_LINE = 4096  # octets; the longest name in escapes is 1 004
-MAX_PROBLEMS = 1000  # kept for one list; a file of another format would fill memory with them
-MIN_PREFIX = {4: 8, 6: 19}  # the shortest prefixes a registry ever gave to one holder
+MAX_PROBLEMS = 1000  # for one list; a file of another format would fill memory with them
+MIN_PREFIX = {4: 8, 6: 19}  # by family: the shortest prefixes that a registry has allocated to one holder
 
-# Never a block entry: blocking one of these cuts the network itself, not an app. (network, what it is)
+#: never a block entry: blocking one of these would cut the network itself, not an app. (network, what it is)
 SPECIAL = (
     ("0.0.0.0/8", "unspecified"),
     ("10.0.0.0/8", "private"),
@@ -48,7 +51,7 @@ SPECIAL = (
 
 
 class Everything:
-    """Contains whatever is asked for."""
+    """A container that contains everything."""
 
     def __contains__(self, item: object) -> bool:
         return True
@@ -56,14 +59,14 @@ class Everything:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """What a block list must not contain. An allow list is bound by syntax only."""
+    """What a block list must not contain. An allow list is checked for syntax only."""
 
     public_suffix: Callable[[Name], bool] | None = None
-    #: the names worth asking that for, besides top-level domains; `*.name` stands for all children of a name
+    #: names that may be public suffixes, besides top-level domains; `*.name` stands for all children of a name
     suspects: Container[Name] = Everything()
-    single_registrant: frozenset[Name] = frozenset()
+    single_registrant: frozenset[Name] = frozenset()  # public suffixes below which one registrant has everything
     protected: tuple[tuple[Network, str], ...] = ()  # the gateway's own, LAN and upstream addresses, each with its role
-    prefixes: dict[int, int] = field(default_factory=lambda: MIN_PREFIX)
+    prefixes: dict[int, int] = field(default_factory=lambda: MIN_PREFIX)  # by family: the shortest allowed
 
 
 def parse(data: bytes, *, file: str, source: Source, guard: Guard) -> List:
@@ -94,13 +97,17 @@ def parse(data: bytes, *, file: str, source: Source, guard: Guard) -> List:
     return List(source, tuple(entries), tuple(problems), file, usual, data)
 
 
-#: a line that nothing can be wrong with: a lower-case name whose last label is no number, and a comment that stands apart
+#: a usual line: a lower-case name whose last label is no number, and perhaps a comment behind white space
 _USUAL = re.compile(rb"[ \t]*([=!]?)((?:[a-z0-9_-]+\.)*[a-z][a-z0-9_-]*)(?:[ \t]*|[ \t]+#[^\r]*)\r?")
-_NOTHING = re.compile(rb"[ \t]*(?:#[^\r]*)?\r?")
+_EMPTY = re.compile(rb"[ \t]*(?:#[^\r]*)?\r?")
 
 
 def scan(data: bytes, end: bytes, suspects: Container[Name] | None) -> tuple[Usual, list[tuple[int, int, int]]]:
-    """(the usual lines, the others as number and place). Names that may be public suffixes are not usual where it matters."""
+    """(the usual lines, the others as (line number, first offset, end offset)). Empty lines and comments are in neither.
+
+    `end`: the octet that ends a line. `suspects`: names that may be public suffixes, whose lines are not usual; None where
+    these are not checked.
+    """
     if accelerator.bulk:
         *columns, others = accelerator.bulk.scan(data, ord(end), suspects)
         return Usual(*columns), others
@@ -110,7 +117,7 @@ def scan(data: bytes, end: bytes, suspects: Container[Name] | None) -> tuple[Usu
         begin, at = at, at + len(line) + 1
         usual = _USUAL.fullmatch(line) if len(line) <= MAX_LINE else None
         if usual is None:
-            if len(line) > MAX_LINE or not _NOTHING.fullmatch(line):
+            if len(line) > MAX_LINE or not _EMPTY.fullmatch(line):
                 others.append((number, begin, begin + len(line)))
             continue
         sign = SIGNS.index(usual[1].decode())
@@ -134,12 +141,12 @@ def _suspect(name: Name, suspects: Container[Name]) -> bool:
 
 
 def _shown(text: str) -> str:
-    """A line as it stands in a message: never a control character, never long."""
+    """Text as it stands in a message: quoted, without control characters, at most 80 characters."""
     return f'"{errors.printable(text if len(text) <= 80 else text[:79] + "…")}"'
 
 
 def _text(data: bytes, file: str) -> tuple[bytes, bytes]:
-    """(the file without its byte order mark, what ends its lines: LF, or CR in a file that has no LF, as editors do)."""
+    """(the file without its byte order mark, what ends its lines: LF, or CR in a file without LF, as editors read it)."""
     end = b"\n" if b"\n" in data else b"\r"
 
     def refuse(offset: int, message: str, hint: str) -> ListError:
@@ -163,7 +170,7 @@ def _text(data: bytes, file: str) -> tuple[bytes, bytes]:
 
 
 def _split(raw: bytes) -> tuple[str, str]:
-    """A line's entry and its evidence."""
+    """The entry and the evidence (the comment) of a line; the entry is empty in a line without one."""
     if len(raw) > MAX_LINE:
         raise Refused(f"the line has {len(raw)} octets", f"a line has at most {MAX_LINE}")
     line = raw.decode().strip()
@@ -175,33 +182,34 @@ def _split(raw: bytes) -> tuple[str, str]:
     return text.strip(), policy.comment(line)
 
 
-_COSMETIC = ("#", "@#", "?#", "$#", "%#")  # behind the first "#" of adblock's rules about parts of pages
+_COSMETIC = ("#", "@#", "?#", "$#", "%#")  # behind the first "#" of adblock rules that hide parts of pages
 
 
 def parse_entry(text: str, *, line: int = 0, evidence: str = "") -> Entry:
-    """One entry as it stands in a list, without its comment. Raises ValueError with what is wrong and what is right."""
+    """One entry as it stands in a list, without its comment. ValueError (Refused) says what is wrong and what is right."""
     try:
         return _entry(text, line, evidence)
     except Refused as refused:
-        raise _about(text, refused) from None
+        raise _quoting(text, refused) from None
 
 
-def _about(text: str, refused: Refused) -> Refused:
+def _quoting(text: str, refused: Refused) -> Refused:
+    """The same with the refused text as the subject of the sentence."""
     return Refused(f"{_shown(text)} {refused.message}", refused.hint)
 
 
 def _entry(text: str, line: int, evidence: str) -> Entry:
     sign = text[:1] if text[:1] in ("!", "=") else ""
     body = text[len(sign) :].strip(" \t")
-    _look(sign, body)
+    _refuse_other_formats(sign, body)
     network = None if sign == "=" else _network(body)
     if network is not None:
         return Entry(Kind.NETWORK, sign == "!", Name(b""), network, line, text, evidence)
     return Entry(Kind.EXACT if sign == "=" else Kind.SUFFIX, sign == "!", _name(body), None, line, text, evidence)
 
 
-def _look(sign: str, body: str) -> None:
-    """What is neither a name nor an address at first sight, each with its own advice."""
+def _refuse_other_formats(sign: str, body: str) -> None:
+    """Refused for what is neither a name nor an address at first sight, each with its own advice."""
     if not body:
         raise Refused("has no name or address", "write !name or !address" if sign == "!" else "write a name")
     if any(c.isspace() for c in body):
@@ -223,20 +231,24 @@ def _look(sign: str, body: str) -> None:
         raise Refused("has a port", "write the name or address alone: a block holds for every port")
 
 
-#: what stands for itself in a name; another octet is written as an escape, so that nothing of another format looks like a name
-_WORD = re.compile(r"(?:[A-Za-z0-9_.-]|[^\x00-\x7f]|\\[0-9]{3}|\\[^0-9])*")
+#: what a name is written with; other octets are written as escapes, so that no line of another format looks like a name
+_NAME_TEXT = re.compile(r"(?:[A-Za-z0-9_.-]|[^\x00-\x7f]|\\[0-9]{3}|\\[^0-9])*")
 
 
 def _name(text: str) -> Name:
+    """The name of an entry; Refused for the root and for what looks like part of an address."""
     if "*" in text:
         raise Refused("has a wildcard", "a name already covers every name below it; write it without '*.'")
     if "/" in text:
         raise Refused("is not a name, address or network", "write the name alone, without a path")
-    matched = _WORD.match(text)
+    matched = _NAME_TEXT.match(text)
     if matched and matched.end() < len(text):
         odd = text[matched.end()]
         raise Refused(f"has the character {odd}", f"remove it, or write it as \\{ord(odd):03d} where a name really has it")
-    name = _wire(text)
+    try:
+        name = names.from_text(text)
+    except ValueError as error:
+        raise Refused("is not a domain name", str(error)) from None
     if name == names.ROOT:
         raise Refused("is the root of all names", "write the name that is meant")
     if list(names.labels(name))[-1].isdigit():
@@ -244,15 +256,8 @@ def _name(text: str) -> Name:
     return name
 
 
-def _wire(text: str) -> Name:
-    try:
-        return names.from_text(text)
-    except ValueError as error:
-        raise Refused("is not a domain name", str(error)) from None
-
-
 def _network(text: str) -> Network | None:
-    """The network in `text`, None when it is a name. Host bits and odd spellings are refused, not repaired."""
+    """The network or address in `text`, None when it is a name. Host bits and odd spellings are refused, not repaired."""
     address, slash, length = text.partition("/")
     family = 6 if ":" in address else 4
     digits = address.replace(".", "")
@@ -277,24 +282,25 @@ def _network(text: str) -> Network | None:
 
 
 def address_to_int(text: str) -> int:
-    """An address in its usual text form as an integer. ValueError otherwise."""
+    """An IPv4 or IPv6 address in its usual text form as an integer. ValueError otherwise."""
     if "%" in text:
         raise ValueError(text)
     return int(ipaddress.ip_address(text))
 
 
 def int_to_address(family: int, value: int) -> str:
+    """The text of an address; `family` is 4 or 6."""
     return str(ipaddress.IPv4Address(value) if family == 4 else ipaddress.IPv6Address(value))
 
 
 def network_from_text(text: str) -> Network:
-    """A network or address written in a configuration. ValueError says what would be right."""
+    """A network or address as it stands in a configuration. ValueError says what would be right."""
     try:
         network = _network(text)
         if network is None:
             raise Refused("is not an address or network", "write it as in 203.0.113.0/24")
     except Refused as refused:
-        raise _about(text, refused) from None
+        raise _quoting(text, refused) from None
     return network
 
 
@@ -302,21 +308,22 @@ _SPECIAL = tuple((network_from_text(text), what) for text, what in SPECIAL)
 
 
 def _check(entry: Entry, guard: Guard) -> None:
+    """Refused for a block entry that would block more than an app."""
     try:
-        _danger(entry, guard)
+        _refuse_dangerous(entry, guard)
     except Refused as refused:
-        raise _about(entry.text, refused) from None
+        raise _quoting(entry.text, refused) from None
 
 
-def _danger(entry: Entry, guard: Guard) -> None:
+def _refuse_dangerous(entry: Entry, guard: Guard) -> None:
     if entry.network is None:
         if guard.public_suffix and entry.name not in guard.single_registrant and guard.public_suffix(entry.name):
             raise Refused("is a public suffix: names below it belong to others", "write the names that are meant")
         return
     family, first, last = entry.network
-    size = (last - first + 1).bit_length() - 1
-    bits = 32 if family == 4 else 128
-    if bits - size < guard.prefixes[family]:
+    host_bits = (last - first + 1).bit_length() - 1
+    prefix = (32 if family == 4 else 128) - host_bits
+    if prefix < guard.prefixes[family]:
         raise Refused("is too wide a network", f"/{guard.prefixes[family]} is the widest for IPv{family}")
     for network, role in (*_SPECIAL, *guard.protected):
         if network.family == family and first <= network.last and network.first <= last:
@@ -339,18 +346,18 @@ _APP_ID = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 
 
 def parse_app(data: bytes, file: str, directory: str) -> App:
-    """An app.toml. `directory` is the name of the directory it stands in, which must be the app's id."""
+    """An app.toml. `directory`: the name of its directory, which must be the app's id. ConfigError has all problems."""
     raw, text = toml.parse(data, file)
-    wrong = list(_app_problems(raw, directory))
-    if wrong:
+    problems = list(_app_problems(raw, directory))
+    if problems:
         lines = toml.Lines(text)
-        raise ConfigError(Problem(file, lines.at(*path), f"{path[0]}: {message}", hint) for path, message, hint in wrong)
+        raise ConfigError(Problem(file, lines.at(*path), f"{path[0]}: {message}", hint) for path, message, hint in problems)
     values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
     return App(**values)
 
 
 def _app_problems(raw: dict[str, Any], directory: str) -> Iterator[tuple[toml.Path, str, str]]:
-    """(where, what, what would be right) of everything that is wrong."""
+    """(key, what is wrong, what would be right) for everything that is wrong."""
     for key, value in raw.items():
         if key not in _APP_KEYS:
             near = difflib.get_close_matches(key, _APP_KEYS, 1)
