@@ -17,7 +17,7 @@ from embargo import config, names
 from embargo.cli import show
 from embargo.daemon.compile import compiler, sources
 from embargo.lists import lists
-from embargo.lists.policy import BYPASS, App, Kind, Network
+from embargo.lists.policy import BYPASS, App, EntryKind, Network
 from tools.rig import LAN4, OTHER4, UPSTREAM4, WEB4, Rig, until
 
 TOP = Path(__file__).parent.parent
@@ -189,7 +189,7 @@ def _name(app: App, function: str) -> str:
         for list_ in app.lists
         if list_.source.function == function and not list_.source.shared
         for entry in list_.entries
-        if entry.kind is not Kind.NETWORK and not entry.exception
+        if entry.kind is not EntryKind.NETWORK and not entry.exception
     )
     return next(found, "")
 

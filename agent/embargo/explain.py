@@ -23,7 +23,7 @@ Told = dict[str, Any]
 def subject(text: str) -> Network | Name:
     """What somebody asks about. ValueError says what would be right."""
     entry = lists.parse_entry(text)
-    if entry.exception or entry.kind is policy.Kind.EXACT:
+    if entry.exception or entry.kind is policy.EntryKind.EXACT:
         raise ValueError(f'"{text}" is a rule; ask for the name alone')
     if entry.network is None:
         return entry.name
@@ -93,7 +93,7 @@ def matching(found: Iterable[List], asked: Network | Name) -> list[Told]:
     """Every line of every list that speaks of a name or address, the more specific first."""
     rows: list[tuple[int, Told]] = []
     for list_ in found:
-        usual = () if isinstance(asked, Network) else map(list_.usual.entry, list_.usual.rows(names.suffixes(asked)))
+        usual = () if isinstance(asked, Network) else map(list_.usual_entry, list_.usual.rows(names.suffixes(asked)))
         for entry in (*list_.odd, *usual):
             weight = _weight(entry, asked)
             if weight:
@@ -118,7 +118,7 @@ def _weight(entry: policy.Entry, asked: Network | Name) -> int:
         return (1 << 129) - (network.last - network.first)
     if entry.network is not None:
         return 0
-    if entry.kind is policy.Kind.EXACT:
+    if entry.kind is policy.EntryKind.EXACT:
         return 2 * len(asked) + 1 if entry.name == asked else 0
     return 2 * len(entry.name) if any(suffix == entry.name for suffix in names.suffixes(asked)) else 0
 

@@ -1,8 +1,8 @@
-"""TOML text → values, and the line that each of them stands on.
+"""TOML text → values, and the line number of each.
 
-tomllib reports no lines for what it has read, and a message without a line makes its reader search. So a text that tomllib
-accepted is walked once more here. The walk need not judge: it splits statements at the line ends that are outside of
-strings and brackets, and lets tomllib itself read each key.
+tomllib does not report the lines of values, and an error message needs one. A text that tomllib accepted is therefore scanned a
+second time. The scan does not validate: it splits the text into statements at line ends outside strings and brackets, and uses
+tomllib to read each key.
 """
 
 import re
@@ -11,10 +11,10 @@ from typing import Any
 
 from embargo.errors import ConfigError, Problem
 
-Path = tuple[str | int, ...]  # ("dns", "listen", 1): keys, and the number of an item of a list
+Path = tuple[str | int, ...]  # ("dns", "listen", 1): keys, and the index of a list item
 
 _TOKEN = re.compile(
-    r'"""(?:\\.|[^\\])*?"{3,5}'  # a string of several lines may end in up to two quotes of its own
+    r'"""(?:\\.|[^\\])*?"{3,5}'  # the content of a multi-line string may end with two quotes
     r"|'''.*?'{3,5}"
     r'|"(?:\\.|[^"\\\n])*"'
     r"|'[^'\n]*'"
@@ -29,47 +29,45 @@ _FORM = 'a line is [section] or key = value, with text in "quotes"'
 
 
 def parse(data: bytes, file: str) -> tuple[dict[str, Any], str]:
-    """The values and the text that they were read from. Raises ConfigError, and nothing else."""
+    """(values, decoded text) of a file. Raises ConfigError, and nothing else."""
     try:
         text = data.removeprefix(b"\xef\xbb\xbf").decode()
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigError([Problem(file, line, "it is not UTF-8", "save the file as UTF-8")]) from None
+        raise ConfigError([Problem(file, line, "not UTF-8", "save the file as UTF-8")]) from None
     try:
         return tomllib.loads(text), text
     except tomllib.TOMLDecodeError as error:
         raise ConfigError([_not_toml(file, text, str(error))]) from None
     except ValueError:  # an integer of more than 4,300 digits
-        raise ConfigError([Problem(file, 0, "a number in it is too long", "the longest has 4300 digits")]) from None
+        raise ConfigError([Problem(file, 0, "a number is too long", "it may have at most 4300 digits")]) from None
     except RecursionError:
-        raise ConfigError(
-            [Problem(file, 0, "brackets in it are nested too deeply", "no key here needs more than two")]
-        ) from None
+        raise ConfigError([Problem(file, 0, "brackets are nested too deeply", "no key needs more than two levels")]) from None
 
 
-def _not_toml(file: str, text: str, said: str) -> Problem:
-    what, _, place = said.rpartition(" (at ")
+def _not_toml(file: str, text: str, message: str) -> Problem:
+    what, _, place = message.rpartition(" (at ")
     number = place.removeprefix("line ").partition(",")[0]
     line = int(number) if number.isdecimal() else text.rstrip("\n").count("\n") + 1
-    return Problem(file, line, f"it is not TOML: {what[:1].lower()}{what[1:]}", _FORM)
+    return Problem(file, line, f"not valid TOML: {what[:1].lower()}{what[1:]}", _FORM)
 
 
 class Lines:
-    """Where the values of a text stand. The text is one that `parse` accepted."""
+    """The line numbers of the values in a text that `parse` accepted."""
 
     def __init__(self, text: str) -> None:
         self._lines: dict[Path, int] = {}
         _Walk(self._lines).run(text)
 
     def at(self, *path: str | int) -> int:
-        """The line of a value, of what holds it where it has none of its own, or 0."""
+        """The line of a value, else of the table or list that contains it, else 0."""
         while path and path not in self._lines:
             path = path[:-1]
         return self._lines.get(path, 0)
 
 
 class _Walk:
-    """One pass over the tokens: a statement is a `[table]` or a `key = value`, and may go over several lines."""
+    """One pass over the tokens. A statement is a `[table]` or a `key = value`, and may span several lines."""
 
     def __init__(self, lines: dict[Path, int]) -> None:
         self._lines = lines
@@ -78,11 +76,11 @@ class _Walk:
         self._begin()
 
     def _begin(self) -> None:
-        self._words = ""  # what stands before the "="
-        self._path: Path | None = None  # the key whose value this is
+        self._words = ""  # the text before "="
+        self._path: Path | None = None  # the key of the current value
         self._depth = 0
         self._item = 0
-        self._waits = False  # for the first token of an item
+        self._waits = False  # whether the next token starts a list item
 
     def run(self, text: str) -> None:
         for match in _TOKEN.finditer(text.replace("\r\n", "\n") + "\n"):

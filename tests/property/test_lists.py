@@ -9,7 +9,7 @@ from embargo import names
 from embargo.errors import ConfigError, ListError, Problem, Refused
 from embargo.lists import lists
 from embargo.lists.lists import Guard
-from embargo.lists.policy import Kind, Level, Source
+from embargo.lists.policy import EntryKind, Level, Source
 
 SOURCE = Source("alipay/payment.list", Level.APPS, "alipay", "payment", False)
 
@@ -46,7 +46,7 @@ def test_any_octets_are_a_list_or_a_list_error(data: bytes) -> None:
     assert all(problem.line for problem in found.problems)
     for entry in found.entries:
         assert entry.text.isprintable()
-        assert (entry.network is None) == bool(entry.name) == (entry.kind is not Kind.NETWORK)
+        assert (entry.network is None) == bool(entry.name) == (entry.kind is not EntryKind.NETWORK)
 
 
 @given(st.lists(st.lists(FRAGMENTS.filter(lambda part: "\n" not in part and "\r" not in part), max_size=5).map("".join)))

@@ -7,7 +7,7 @@ import ipaddress
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from embargo.lists.policy import Action, App, Entry, Kind, Level, List, Selection
+from embargo.lists.policy import Action, App, Entry, EntryKind, Level, List, Selection
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 BYPASS_PORTS = ("dot", "doq")
@@ -47,7 +47,7 @@ def length(entry: Entry, asked: list[bytes] | Address) -> tuple[int, bool] | Non
     if not isinstance(asked, list):
         return None
     mine = labels(entry.name)
-    if entry.kind is Kind.EXACT:
+    if entry.kind is EntryKind.EXACT:
         return (len(mine), True) if mine == asked else None
     return (len(mine), False) if mine == asked[len(asked) - len(mine) :] and len(mine) <= len(asked) else None
 

@@ -9,7 +9,7 @@ import pytest
 
 from embargo.lists import lists
 from embargo.lists.image import Image
-from embargo.lists.policy import Kind, Level, Source
+from embargo.lists.policy import EntryKind, Level, Source
 from tools.bench import data, firewall, measure, report, rounds
 from tools.bench.__main__ import options, plan
 from tools.bench.rounds import Measure, Plan, Results
@@ -154,7 +154,7 @@ def test_our_parser_takes_every_line_of_our_list() -> None:
     source = Source("listed/payment.list", Level.APPS, "listed", "payment", shared=False)
     parsed = lists.parse(text.encode(), file="payment.list", source=source, guard=lists.Guard())
     assert not parsed.problems
-    assert [entry.kind for entry in parsed.entries] == [Kind.SUFFIX] * COUNT
+    assert [entry.kind for entry in parsed.entries] == [EntryKind.SUFFIX] * COUNT
 
 
 def test_our_log_is_added_up_over_its_files(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ PACKAGE = Path(embargo.__file__).parent
 TIERS = (
     ("accelerator", "errors", "export.formats"),
     ("names", "records", "toml", "events", "firewall.spans", "firewall.wire"),
-    ("lists.policy", "firewall.table"),
+    ("checks", "lists.columns", "firewall.table"),
+    ("lists.policy",),
     ("firewall.learning", "lists.lists", "dns.acl", "dns.message", "lists.pauses", "dns.upstream"),
     ("lists.image", "dns.compose", "dns.special"),
     ("dns.cache", "config", "dns.response", "dns.judgement", "dns.zones", "firewall.ruleset", "verdicts"),

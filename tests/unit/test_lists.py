@@ -10,7 +10,7 @@ from embargo.daemon.compile import compiler
 from embargo.errors import ConfigError, ListError
 from embargo.lists import lists
 from embargo.lists.lists import Guard
-from embargo.lists.policy import Entry, Kind, Level, List, Network, Source
+from embargo.lists.policy import Entry, EntryKind, Level, List, Network, Source
 
 PAYMENT = Source("alipay/payment.list", Level.APPS, "alipay", "payment", False)
 ALLOW = Source("allow.list", Level.ALLOW, "local", "allow", False)
@@ -51,27 +51,27 @@ def refusal(data: bytes) -> str:
 @pytest.mark.parametrize(
     ("text", "kind", "exception", "name"),
     [
-        ("alipay.com", Kind.SUFFIX, False, "alipay.com"),
-        ("AliPay.Com.", Kind.SUFFIX, False, "alipay.com"),
-        ("  alipay.com\t", Kind.SUFFIX, False, "alipay.com"),
-        ("\u3000alipay.com\xa0", Kind.SUFFIX, False, "alipay.com"),
-        ("=pay.example.com", Kind.EXACT, False, "pay.example.com"),
-        ("= pay.example.com", Kind.EXACT, False, "pay.example.com"),
-        ("!mail.example.com", Kind.SUFFIX, True, "mail.example.com"),
-        ("! mail.example.com", Kind.SUFFIX, True, "mail.example.com"),
-        ("支付宝.中国", Kind.SUFFIX, False, "xn--bnq242a7nh.xn--fiqs8s"),
-        ("alipay\u3002com", Kind.SUFFIX, False, "alipay.com"),
-        ("\uff41\uff4c\uff49\uff50\uff41\uff59\uff0ecom", Kind.SUFFIX, False, "alipay.com"),
-        (r"a\032b\035.example.com", Kind.SUFFIX, False, r"a\032b\035.example.com"),
-        (r"a\.b.example.com", Kind.SUFFIX, False, r"a\.b.example.com"),
-        (r"\042.example.com", Kind.SUFFIX, False, "*.example.com"),
-        ("_dns.example.com", Kind.SUFFIX, False, "_dns.example.com"),
-        ("4399.com", Kind.SUFFIX, False, "4399.com"),
-        ("7.2.0.192.in-addr.arpa", Kind.SUFFIX, False, "7.2.0.192.in-addr.arpa"),
-        ("!com", Kind.SUFFIX, True, "com"),
+        ("alipay.com", EntryKind.SUFFIX, False, "alipay.com"),
+        ("AliPay.Com.", EntryKind.SUFFIX, False, "alipay.com"),
+        ("  alipay.com\t", EntryKind.SUFFIX, False, "alipay.com"),
+        ("\u3000alipay.com\xa0", EntryKind.SUFFIX, False, "alipay.com"),
+        ("=pay.example.com", EntryKind.EXACT, False, "pay.example.com"),
+        ("= pay.example.com", EntryKind.EXACT, False, "pay.example.com"),
+        ("!mail.example.com", EntryKind.SUFFIX, True, "mail.example.com"),
+        ("! mail.example.com", EntryKind.SUFFIX, True, "mail.example.com"),
+        ("支付宝.中国", EntryKind.SUFFIX, False, "xn--bnq242a7nh.xn--fiqs8s"),
+        ("alipay\u3002com", EntryKind.SUFFIX, False, "alipay.com"),
+        ("\uff41\uff4c\uff49\uff50\uff41\uff59\uff0ecom", EntryKind.SUFFIX, False, "alipay.com"),
+        (r"a\032b\035.example.com", EntryKind.SUFFIX, False, r"a\032b\035.example.com"),
+        (r"a\.b.example.com", EntryKind.SUFFIX, False, r"a\.b.example.com"),
+        (r"\042.example.com", EntryKind.SUFFIX, False, "*.example.com"),
+        ("_dns.example.com", EntryKind.SUFFIX, False, "_dns.example.com"),
+        ("4399.com", EntryKind.SUFFIX, False, "4399.com"),
+        ("7.2.0.192.in-addr.arpa", EntryKind.SUFFIX, False, "7.2.0.192.in-addr.arpa"),
+        ("!com", EntryKind.SUFFIX, True, "com"),
     ],
 )
-def test_a_name(text: str, kind: Kind, exception: bool, name: str) -> None:
+def test_a_name(text: str, kind: EntryKind, exception: bool, name: str) -> None:
     found = entry(text)
     assert (found.kind, found.exception, found.name, found.network) == (kind, exception, names.from_text(name), None)
 
@@ -92,7 +92,7 @@ def test_a_name(text: str, kind: Kind, exception: bool, name: str) -> None:
 )
 def test_an_address_or_network(text: str, exception: bool, network: Network) -> None:
     found = entry(text)
-    assert (found.kind, found.exception, found.network) == (Kind.NETWORK, exception, network)
+    assert (found.kind, found.exception, found.network) == (EntryKind.NETWORK, exception, network)
 
 
 def test_comments_are_evidence_and_whole_line_comments_are_nothing() -> None:
@@ -383,7 +383,7 @@ def test_a_file_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_an_entry_alone_says_what_is_wrong_with_it() -> None:
-    assert lists.parse_entry("=pay.example.com").kind is Kind.EXACT
+    assert lists.parse_entry("=pay.example.com").kind is EntryKind.EXACT
     for text in ("alipay.com\nqq.com", "! \nqq.com", "alipay.com # why", "a#b.com", ""):
         with pytest.raises(ValueError, match=r'^"'):
             lists.parse_entry(text)
@@ -492,13 +492,13 @@ def test_the_id_of_the_local_lists_is_taken() -> None:
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b"id = alipay\n", "app.toml:1: it is not TOML: invalid value, "),
-        (b'id = "a"\n[[[\n', "app.toml:2: it is not TOML: invalid initial character for a key part, "),
-        (b'id = "a"\n\nid = "b"', "app.toml:3: it is not TOML: cannot overwrite a value, "),
-        (b'id = "a"\nname = "\xe9"', "app.toml:2: it is not UTF-8, save the file as UTF-8"),
-        ('id = "a"'.encode("utf-16"), "app.toml:1: it is not UTF-8, save the file as UTF-8"),
-        (b"id = " + b"9" * 5000, "app.toml: a number in it is too long, "),
-        (b"id = " + b"[" * 5000, "app.toml: brackets in it are nested too deeply, "),
+        (b"id = alipay\n", "app.toml:1: not valid TOML: invalid value, "),
+        (b'id = "a"\n[[[\n', "app.toml:2: not valid TOML: invalid initial character for a key part, "),
+        (b'id = "a"\n\nid = "b"', "app.toml:3: not valid TOML: cannot overwrite a value, "),
+        (b'id = "a"\nname = "\xe9"', "app.toml:2: not UTF-8, save the file as UTF-8"),
+        ('id = "a"'.encode("utf-16"), "app.toml:1: not UTF-8, save the file as UTF-8"),
+        (b"id = " + b"9" * 5000, "app.toml: a number is too long, "),
+        (b"id = " + b"[" * 5000, "app.toml: brackets are nested too deeply, "),
     ],
     ids=["bare word", "brackets", "twice", "latin-1", "utf-16", "long number", "deep"],
 )

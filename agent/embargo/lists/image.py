@@ -30,7 +30,8 @@ from zlib import crc32
 
 from embargo import accelerator, names
 from embargo.errors import ImageError
-from embargo.lists.policy import SIGNS, Claims, Class, Decision, Level, Policy, Source
+from embargo.lists.columns import SIGNS
+from embargo.lists.policy import Claims, Class, Decision, Level, Policy, Source
 from embargo.names import Name
 
 MAGIC = b"EMBARGO\n"

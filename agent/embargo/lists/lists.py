@@ -18,7 +18,8 @@ from typing import Any
 from embargo import accelerator, errors, names, toml
 from embargo.errors import ConfigError, ListError, Problem, Refused
 from embargo.lists import policy
-from embargo.lists.policy import SIGNS, App, Entry, Kind, Level, List, Network, Source, Usual
+from embargo.lists.columns import EXCEPTION, SIGNS, Usual
+from embargo.lists.policy import App, Entry, EntryKind, Level, List, Network, Source
 from embargo.names import Name
 
 MAX_FILE = 256 << 20  # octets; forty times the largest public list of 2026
@@ -125,7 +126,7 @@ def scan(data: bytes, end: bytes, suspects: Container[Name] | None) -> tuple[Usu
             name = names.from_text(usual[2].decode())
         except ValueError:
             name = None
-        if name is None or (suspects is not None and sign != policy.EXCEPTION and _suspect(name, suspects)):
+        if name is None or (suspects is not None and sign != EXCEPTION and _suspect(name, suspects)):
             others.append((number, begin, begin + len(line)))
             continue
         starts.append(len(blob))
@@ -204,8 +205,8 @@ def _entry(text: str, line: int, evidence: str) -> Entry:
     _refuse_other_formats(sign, body)
     network = None if sign == "=" else _network(body)
     if network is not None:
-        return Entry(Kind.NETWORK, sign == "!", Name(b""), network, line, text, evidence)
-    return Entry(Kind.EXACT if sign == "=" else Kind.SUFFIX, sign == "!", _name(body), None, line, text, evidence)
+        return Entry(EntryKind.NETWORK, sign == "!", Name(b""), network, line, text, evidence)
+    return Entry(EntryKind.EXACT if sign == "=" else EntryKind.SUFFIX, sign == "!", _name(body), None, line, text, evidence)
 
 
 def _refuse_other_formats(sign: str, body: str) -> None:

@@ -1,50 +1,56 @@
-"""Words and precedence of filtering.
+"""The terms of filtering, and precedence.
 
-list → entry → policy. An entry belongs to a class, which is an app and one of its functions. The policy answers one
-question, for a name or an address: which classes claim it, and by which entry? The answer, the claims, stands in deciding
-order; only the switchboard turns a class into an action, so pausing an app touches no entry.
+List → entry → policy. An entry of a list belongs to a class, which is an app and one of its functions. For a name or an
+address, the policy says which classes claim it, and by which entry. Claims are in order of precedence. Only the switchboard
+turns a class into an action, so pausing an app changes no entry.
 
-Precedence. Levels come in order (local allow, local block, apps); the first level with a claim decides. Within the apps
-level each app is asked for itself: its longest matching line wins, and if that line is an exception the app claims
-nothing. Otherwise each of its matching lines adds its class, down to the first exception. A line of a shared list that is
-off is such an exception: it sets apart what a shorter suffix must not block by accident.
+Precedence. There are three levels, in this order: local allow lists, local block lists, apps. The first level with a claim
+decides. On the level of apps, each app is judged separately. If its longest matching line is an exception, the app claims
+nothing. Otherwise each matching line adds a claim of its class, from the longest down to the first exception. A line of a
+shared list that is not selected counts as an exception: a shorter suffix must not block it by accident.
 """
 
 import enum
 import itertools
 from array import array
-from bisect import bisect_left
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from embargo import accelerator, names
+from embargo import checks, names
+from embargo.checks import choice, either, many, option
 from embargo.errors import Problem
+from embargo.lists.columns import EXACT, EXCEPTION, SIGNS, Part, Plain, Usual, sort_out
 from embargo.names import Name
 
 
 class Action(enum.IntEnum):
-    """What the switchboard does with a class."""
+    """What is done about the names and addresses of a class."""
 
     PASS = 0
-    AUDIT = 1  # pass, and log what would have been blocked
+    AUDIT = 1  # let pass, and log what would have been blocked
     BLOCK = 2
 
 
 class Level(enum.IntEnum):
+    """The levels of precedence, highest first."""
+
     ALLOW = 0
     BLOCK = 1
     APPS = 2
 
 
-class Kind(enum.IntEnum):
+class EntryKind(enum.IntEnum):
+    """What an entry matches: a name and all names below it, a name only, or a network."""
+
     SUFFIX = 0
     EXACT = 1
     NETWORK = 2
 
 
 class Class(NamedTuple):
+    """An app and one of its functions: the unit that the switchboard switches."""
+
     app: str
     function: str
 
@@ -56,8 +62,8 @@ LOCAL_ALLOW = Class("local", "allow")
 LOCAL_BLOCK = Class("local", "block")
 
 BYPASS = "bypass"
-CANARY = (Class(BYPASS, "canary"), Class(BYPASS, "relay"))  # answered NXDOMAIN whatever the block mode
-PORT_FUNCTIONS = ("dot", "doq")  # functions of `bypass` that are ports, not entries
+CANARY = (Class(BYPASS, "canary"), Class(BYPASS, "relay"))  # always answered NXDOMAIN, regardless of the block mode
+PORT_FUNCTIONS = ("dot", "doq")  # functions of `bypass` that block ports and have no entries
 FUNCTIONS = (
     "payment", "telemetry", "ads", "login", "core", "messaging", "cdn", "update", "push", "httpdns", "website",
 )  # fmt: skip
@@ -65,7 +71,7 @@ BYPASS_FUNCTIONS = ("dot", "doq", "doh", "httpdns", "canary", "relay")
 
 
 class Network(NamedTuple):
-    """Addresses first to last, both included, as integers."""
+    """A range of addresses, `first` to `last` inclusive, as integers."""
 
     family: int  # 4 or 6
     first: int
@@ -73,19 +79,21 @@ class Network(NamedTuple):
 
 
 class Entry(NamedTuple):
-    kind: Kind
+    """One line of a list."""
+
+    kind: EntryKind
     exception: bool
-    name: Name  # empty for networks
+    name: Name  # empty for a network
     network: Network | None
     line: int
-    text: str
-    evidence: str
+    text: str  # without the comment
+    evidence: str  # the comment
 
 
 class Source(NamedTuple):
-    """One list file: where it stands and what its entries mean."""
+    """A list file: its path and the meaning of its entries."""
 
-    path: str  # as people know it: "alipay/payment.list"
+    path: str  # as it is shown: "alipay/payment.list"
     level: Level
     app: str
     function: str
@@ -96,77 +104,50 @@ class Source(NamedTuple):
         return Class(self.app, self.function)
 
 
-#: what stands before a name in a list, by its number in `Usual.signs`
-SIGNS = ("", "=", "!")
-EXACT, EXCEPTION = 1, 2
-
-
-class Usual(NamedTuple):
-    """The lines of a list that are a lower-case name with or without a sign, in columns: no object each."""
-
-    names: bytes = b""  # wire form, end to end
-    starts: "array[int]" = array("I")
-    lines: "array[int]" = array("I")
-    signs: bytes = b""
-
-    def name(self, row: int) -> Name:
-        start = self.starts[row]
-        return Name(self.names[start : self.starts[row + 1] if row + 1 < len(self.starts) else len(self.names)])
-
-    def text(self, row: int) -> str:
-        """The entry as it stands in the list."""
-        return SIGNS[self.signs[row]] + names.to_text(self.name(row))
-
-    def entry(self, row: int, evidence: str = "") -> Entry:
-        kind = Kind.EXACT if self.signs[row] == EXACT else Kind.SUFFIX
-        exception = self.signs[row] == EXCEPTION
-        return Entry(kind, exception, self.name(row), None, self.lines[row], self.text(row), evidence)
-
-    def rows(self, wanted: Iterable[Name]) -> Iterator[int]:
-        """Where these names stand."""
-        for name in wanted:
-            at = -1
-            while (at := self.names.find(name, at + 1)) >= 0:
-                row = bisect_left(self.starts, at)
-                if row < len(self.starts) and self.starts[row] == at:  # and not the end of a longer name
-                    yield row
-
-
 class List(NamedTuple):
+    """A parsed list."""
+
     source: Source
-    odd: tuple[Entry, ...]  # what is not usual
+    odd: tuple[Entry, ...]  # the entries that are not in `usual`
     problems: tuple[Problem, ...]
     file: str
     usual: Usual = Usual()
-    data: bytes = b""  # the file
+    data: bytes = b""  # content of the file
 
     @property
     def size(self) -> int:
-        """Entries."""
+        """The number of entries."""
         return len(self.odd) + len(self.usual.starts)
 
     @property
     def entries(self) -> tuple[Entry, ...]:
         """All entries as objects, by line: to be shown or searched, not to be compiled."""
-        comments = self.data.split(b"\n" if b"\n" in self.data else b"\r")
-        usual = self.usual
-        found = [usual.entry(row, comment(comments[line - 1].decode())) for row, line in enumerate(usual.lines)]
+        lines = self.data.split(b"\n" if b"\n" in self.data else b"\r")
+        found = [self.usual_entry(row, comment(lines[line - 1].decode())) for row, line in enumerate(self.usual.lines)]
         return tuple(sorted((*found, *self.odd), key=lambda entry: entry.line))
+
+    def usual_entry(self, row: int, evidence: str = "") -> Entry:
+        """A row of `usual` as an entry."""
+        usual, sign = self.usual, self.usual.signs[row]
+        kind = EntryKind.EXACT if sign == EXACT else EntryKind.SUFFIX
+        return Entry(kind, sign == EXCEPTION, usual.name(row), None, usual.lines[row], usual.text(row), evidence)
 
 
 def comment(line: str) -> str:
-    """The evidence behind an entry: never a control character."""
+    """The comment of a line, without control characters: the evidence for an entry."""
     evidence = line.partition("#")[2].strip()
     return evidence if evidence.isprintable() else "".join(c for c in evidence if c.isprintable())
 
 
 @dataclass(frozen=True, slots=True)
 class App:
+    """An app of the catalogue (app.toml), with its lists."""
+
     id: str
     name: str
     operator: str = ""
     order: str = ""
-    default: bool | None = None  # None: its app.toml does not say
+    default: bool | None = None  # None: not set in app.toml
     homepage: str = ""
     summary: str = ""
     neighbours: tuple[str, ...] = ()
@@ -174,15 +155,35 @@ class App:
     lists: tuple[List, ...] = ()
 
 
+def _mode(value: Any) -> Action:
+    return Action[choice("block", "audit")(value).upper()]
+
+
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What the configuration chooses of the catalogue ([policy])."""
+    """What the configuration selects from the catalogue: its section [policy]."""
 
-    apps: str | tuple[str, ...] = "default"
-    functions: str | tuple[str, ...] = ("payment", "telemetry")
-    bypass: tuple[str, ...] = BYPASS_FUNCTIONS
-    shared: bool | tuple[str, ...] = False
-    mode: Action = Action.BLOCK
+    apps: str | tuple[str, ...] = option(
+        "default",
+        either("default", "all", check=many(checks.text)),
+        '"default" (the eight apps of Executive Order 13971), "all" or a list of app ids',
+    )
+    functions: str | tuple[str, ...] = option(
+        ["payment", "telemetry"],
+        either("all", check=many(choice(*FUNCTIONS))),
+        f'functions of those apps to block: {", ".join(FUNCTIONS)}; or "all" for the whole app',
+    )
+    bypass: tuple[str, ...] = option(
+        list(BYPASS_FUNCTIONS),
+        many(choice(*BYPASS_FUNCTIONS)),
+        f"ways around the filter to close: {', '.join(BYPASS_FUNCTIONS)}",
+    )
+    shared: bool | tuple[str, ...] = option(
+        False,
+        either(True, False, check=many(checks.text)),
+        "also block entries that break other services: true, false or a list of app ids",
+    )
+    mode: Action = option("block", _mode, "block, or audit: log what would be blocked and let it pass")
 
     def app_on(self, app: App) -> bool:
         if self.apps == "default":
@@ -203,7 +204,7 @@ class Selection:
 
 
 class Decision(NamedTuple):
-    """Which entry claims a name or address: indices into the image's classes and sources, the line, the entry's text."""
+    """The entry that claims a name or address: indices into the classes and sources of the image, line number, text."""
 
     class_: int
     source: int
@@ -216,12 +217,12 @@ Claims = tuple[Decision, ...]
 
 @dataclass(frozen=True, slots=True)
 class Switchboard:
-    """Class index → action. All that changes when someone pauses an app."""
+    """Class index → action. Pausing an app changes nothing else."""
 
     actions: tuple[Action, ...]
 
     def choose(self, claims: Claims) -> tuple[Action, Decision | None]:
-        """The first claim whose class is not passed decides; without one, nothing is done."""
+        """(action, deciding claim): the first claim whose class does not pass decides; without one, nothing is done."""
         for claim in claims:
             action = self.actions[claim.class_]
             if action is not Action.PASS:
@@ -230,67 +231,46 @@ class Switchboard:
 
 
 def allows(classes: Sequence[Class], claims: Claims) -> bool:
-    """Did the administrator's allow list claim it? (A claim of the allow level is always the only one.)"""
+    """Whether the administrator's allow list claims it. A claim of that level is always the only one."""
     return bool(claims) and classes[claims[0].class_] == LOCAL_ALLOW
 
 
 class Claimed(NamedTuple):
-    """The claims on one listed name: on itself, and on every name below it down to the next listed one."""
+    """The claims on a listed name: on itself, and on every name below it down to the next listed name."""
 
     itself: Claims
     below: Claims
 
 
-class Plain(NamedTuple):
-    """Names that one usual line of one class claims and nothing else, in columns: nearly all names of a large list."""
-
-    names: bytes = b""  # wire form, end to end
-    starts: "array[int]" = array("I")
-    lines: "array[int]" = array("I")
-    sources: "array[int]" = array("H")
-    exact: bytes = b""  # 1: claims the name itself alone, 0: the names below it too
-
-    def claimed(self, sources: Sequence[Source], classes: Sequence[Class]) -> Iterator[tuple[Name, Claimed]]:
-        """The same, name by name."""
-        for start, line, source, exact in zip(self.starts, self.lines, self.sources, self.exact, strict=True):
-            name = Name(self.names[start : names.end(self.names, start)])
-            decision = Decision(classes.index(sources[source].class_), source, line, SIGNS[exact] + names.to_text(name))
-            yield name, Claimed((decision,), () if exact else (decision,))
-
-
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Every name and network with its claims already in deciding order; what `image.encode` writes down."""
+    """All listed names and networks with their claims in order of precedence: the input of `image.encode`."""
 
     classes: tuple[Class, ...]
     sources: tuple[Source, ...]
-    names: Mapping[Name, Claimed]  # those that are not plain
+    names: Mapping[Name, Claimed]  # all except `plain`
     networks: Mapping[int, tuple[tuple[int, int, Claims], ...]]  # family → disjoint sorted (first, last, claims)
     plain: Plain = field(default_factory=Plain)
 
     def __len__(self) -> int:
-        """Listed names."""
+        """The number of listed names."""
         return len(self.names) + len(self.plain.starts)
 
     def claimed(self) -> dict[Name, Claimed]:
         """Every listed name with its claims."""
-        return {**self.names, **dict(self.plain.claimed(self.sources, self.classes))}
+        return {**self.names, **dict(self._plain())}
 
-
-class Part(NamedTuple):
-    """The names of one list as `sort_out` takes them: its usual lines, or its other ones."""
-
-    names: bytes
-    starts: "array[int]"
-    lines: "array[int]"
-    signs: bytes
-    uniform: int  # equal for lists of one level and class; 0: all of its lines are exceptions
-    source: int
-    odd: bool  # its texts are not what follows from the names
+    def _plain(self) -> Iterator[tuple[Name, Claimed]]:
+        plain = self.plain
+        for start, line, source, exact in zip(plain.starts, plain.lines, plain.sources, plain.exact, strict=True):
+            name = Name(plain.names[start : names.end(plain.names, start)])
+            class_ = self.classes.index(self.sources[source].class_)
+            decision = Decision(class_, source, line, SIGNS[exact] + names.to_text(name))
+            yield name, Claimed((decision,), () if exact else (decision,))
 
 
 class _Line(NamedTuple):
-    """An entry with what precedence needs to know of its list."""
+    """An entry as precedence sees it."""
 
     level: Level
     app: str
@@ -300,14 +280,14 @@ class _Line(NamedTuple):
 
 
 def classes_of(apps: Iterable[App]) -> tuple[Class, ...]:
-    """All classes in the order that breaks ties: local ones, then by app and function; the port functions of `bypass` too."""
+    """All classes in the order that breaks ties: local ones first, then by app and function. Includes PORT_FUNCTIONS."""
     found = {list_.source.class_ for app in apps for list_ in app.lists}
     found |= {Class(app.id, function) for app in apps if app.id == BYPASS for function in PORT_FUNCTIONS}
     return (LOCAL_ALLOW, LOCAL_BLOCK, *sorted(found - {LOCAL_ALLOW, LOCAL_BLOCK}))
 
 
 def select(apps: Sequence[App], classes: Sequence[Class], selection: Selection) -> Switchboard:
-    """The switchboard that the configuration asks for."""
+    """The switchboard of a selection."""
     by_id = {app.id: app for app in apps}
 
     def action(class_: Class) -> Action:
@@ -321,30 +301,30 @@ def select(apps: Sequence[App], classes: Sequence[Class], selection: Selection) 
 
 
 def combine(apps: Sequence[App], local: Sequence[List], selection: Selection) -> Policy:
-    """One policy from the apps' lists and the local allow and block lists. Problems of single lines are already gone."""
+    """The policy of the apps' lists and the local allow and block lists, which contain no unusable lines any more."""
     lists = [*local, *(list_ for app in apps for list_ in app.lists)]
     classes = classes_of(apps)
     index = {class_: i for i, class_ in enumerate(classes)}
     sources = tuple(list_.source for list_ in lists)
     off = [source.shared and not selection.shared_on(source.app) for source in sources]
 
-    def line(number: int, exception: bool, exact: bool, at: int, text: str) -> _Line:
+    def line(number: int, exception: bool, exact: bool, line_number: int, text: str) -> _Line:
         source = sources[number]
-        decision = Decision(index[source.class_], number, at, text)
+        decision = Decision(index[source.class_], number, line_number, text)
         return _Line(source.level, source.app, exception or off[number], exact, decision)
 
     parts, odd = _parts(lists, [0 if off[n] else 1 + 4 * index[s.class_] + s.level for n, s in enumerate(sources)])
-    plain, mixed, speaking = sort_out(parts)
+    plain, mixed, relevant = sort_out(parts)
 
-    def spoken(part: int, row: int) -> _Line:
+    def at(part: int, row: int) -> _Line:
         number = parts[part].source
         if parts[part].odd:
             entry = odd[number][row]
-            return line(number, entry.exception, entry.kind is Kind.EXACT, entry.line, entry.text)
+            return line(number, entry.exception, entry.kind is EntryKind.EXACT, entry.line, entry.text)
         usual = lists[number].usual
         return line(number, usual.signs[row] == EXCEPTION, usual.signs[row] == EXACT, usual.lines[row], usual.text(row))
 
-    at_name = {name: [spoken(*place) for place in places] for name, places in speaking.items()}
+    at_name = {name: [at(*place) for place in places] for name, places in relevant.items()}
     networks = [
         (entry.network, line(number, entry.exception, False, entry.line, entry.text))
         for number, list_ in enumerate(lists) for entry in list_.odd if entry.network is not None
@@ -359,7 +339,7 @@ def combine(apps: Sequence[App], local: Sequence[List], selection: Selection) ->
 
 
 def _parts(lists: Sequence[List], uniform: Sequence[int]) -> tuple[list[Part], dict[int, list[Entry]]]:
-    """(the names of all lists, the entries of the odd ones among them by source)."""
+    """(the names of all lists in columns, the entries that are not usual by source)."""
     parts: list[Part] = []
     odd: dict[int, list[Entry]] = {}
     for number, list_ in enumerate(lists):
@@ -369,51 +349,9 @@ def _parts(lists: Sequence[List], uniform: Sequence[int]) -> tuple[list[Part], d
             odd[number] = entries
             starts = array("I", itertools.accumulate((len(entry.name) for entry in entries[:-1]), initial=0))
             lines = array("I", (entry.line for entry in entries))
-            signs = bytes(EXCEPTION if entry.exception else EXACT if entry.kind is Kind.EXACT else 0 for entry in entries)
+            signs = bytes(EXCEPTION if entry.exception else EXACT if entry.kind is EntryKind.EXACT else 0 for entry in entries)
             parts.append(Part(b"".join(e.name for e in entries), starts, lines, signs, uniform[number], number, odd=True))
     return parts, odd
-
-
-Place = tuple[int, int]  # number of a part, and of a row in it
-
-
-def sort_out(parts: Sequence[Part]) -> tuple[Plain, list[Name], dict[Name, list[Place]]]:
-    """(the plain names, the others, and the lines at those others and above them).
-
-    A name is plain when what is said of it and of the names above it has one level and one class, and no exception is
-    among it: then the lowest of its lines claims it, and nothing that stands above adds to that.
-    """
-    if accelerator.bulk:
-        columns, mixed, speaking = accelerator.bulk.sort_out(list(parts))
-        return Plain(*columns), mixed, speaking
-    at_name: defaultdict[Name, list[Place]] = defaultdict(list)
-    for number, part in enumerate(parts):
-        for row, start in enumerate(part.starts):
-            at_name[Name(part.names[start : names.end(part.names, start)])].append((number, row))
-    kinds = {name: _kind(places, parts) for name, places in at_name.items()}
-    plain = Plain(b"", array("I"), array("I"), array("H"))
-    blob, exact, mixed, speaking = bytearray(), bytearray(), [], set()
-    for name, (uniform, sign) in kinds.items():
-        above = [each for each in names.suffixes(name) if each != name and each in kinds]
-        if uniform and (sign == 0 or (sign == EXACT and not above)) and all(kinds[each][0] == uniform for each in above):
-            best = min((parts[part].source, parts[part].lines[row]) for part, row in at_name[name])
-            plain.starts.append(len(blob))
-            plain.sources.append(best[0])
-            plain.lines.append(best[1])
-            exact.append(sign)
-            blob += name
-        else:
-            mixed.append(name)
-            speaking.update((name, *above))
-    found = {name: places for name, places in at_name.items() if name in speaking}
-    return plain._replace(names=bytes(blob), exact=bytes(exact)), mixed, found
-
-
-def _kind(places: Iterable[Place], parts: Sequence[Part]) -> tuple[int, int]:
-    """(what the lines at a name have in common, 0 without it; their sign, -1 when some are exact and some are not)."""
-    said = {0 if parts[p].odd or parts[p].signs[row] == EXCEPTION else parts[p].uniform for p, row in places}
-    signs = {int(parts[p].signs[row] == EXACT) for p, row in places}
-    return (said.pop() if len(said) == 1 else 0), (signs.pop() if len(signs) == 1 else -1)
 
 
 def _claimed(name: Name, at_name: Mapping[Name, list[_Line]]) -> Claimed:
@@ -421,13 +359,13 @@ def _claimed(name: Name, at_name: Mapping[Name, list[_Line]]) -> Claimed:
     exact = [line for line in own if line.exact]
     suffix = [line for line in own if not line.exact]
     above = [at_name[parent] for parent in names.suffixes(name) if parent != name and parent in at_name]
-    # each step holds the lines of one length, longest first; an exact line is longer than a suffix of the same name
+    # each step has the lines of one length, longest first; an exact line precedes a suffix of the same name
     chain = [suffix, *([line for line in step if not line.exact] for step in above)]
     return Claimed(itself=_judge([exact, *chain]), below=_judge(chain))
 
 
 def _judge(chain: Sequence[Sequence[_Line]]) -> Claims:
-    """The claims of the first level that has any. `chain`: the matching lines, those of the longest entry first."""
+    """The claims of the first level that has any. `chain`: the matching lines by length, longest first."""
     for level in Level:
         closed: set[str] = set()
         claims: list[Decision] = []
@@ -445,10 +383,10 @@ def _judge(chain: Sequence[Sequence[_Line]]) -> Claims:
 
 
 def _flatten(networks: Sequence[tuple[Network, _Line]]) -> Iterator[tuple[int, int, Claims]]:
-    """Overlapping networks as disjoint ranges, each with its claims; neighbours with equal claims are one range.
+    """Overlapping networks as disjoint ranges with their claims; adjacent ranges with equal claims are merged.
 
-    A sweep over the boundaries: between two of them the set of covering networks does not change, and the smallest
-    network plays the part that the longest name plays.
+    A sweep over the boundaries: between two of them, the set of covering networks does not change. The smallest network takes
+    the place of the longest name.
     """
     ordered = sorted(networks, key=lambda item: item[0].first)
     bounds = sorted({n.first for n, _ in networks} | {n.last + 1 for n, _ in networks})

@@ -25,6 +25,7 @@ from embargo.daemon.compile import sources
 from embargo.daemon.process import privileges
 from embargo.errors import ConfigError, Problem
 from embargo.lists import image, lists, policy
+from embargo.lists.columns import EXCEPTION
 from embargo.lists.image import Image
 from embargo.lists.lists import Guard
 from embargo.lists.policy import Action, App, Selection, Switchboard
@@ -101,7 +102,7 @@ def _app(app: App, selection: Selection) -> dict[str, Any]:
     for each in app.lists:
         counted = functions.setdefault(each.source.function, Counter())
         kinds = Counter("networks" if entry.network else "names" for entry in each.odd if not entry.exception)
-        kinds["names"] += len(each.usual.signs) - each.usual.signs.count(policy.EXCEPTION)
+        kinds["names"] += len(each.usual.signs) - each.usual.signs.count(EXCEPTION)
         counted.update({f"shared_{kind}" if each.source.shared else kind: n for kind, n in kinds.items() if n})
     if app.id == policy.BYPASS:
         functions |= {f: functions.get(f, Counter()) for f in policy.PORT_FUNCTIONS}
