@@ -128,7 +128,7 @@ def test_settings_are_named_as_they_are_declared(page: Path) -> None:
 @pytest.mark.parametrize("page", ["configuration.md", "gateway.md"])
 def test_what_needs_a_restart_is_named(page: str) -> None:
     text = " ".join((TOP / "docs" / page).read_text().split())
-    (said,) = re.findall(r"((?:`\[[^`]*`(?:, | and )?)+) (?:need a restart|are read at a start alone)", text)
+    (said,) = re.findall(r"((?:`\[[^`]*`(?:, | and )?)+) need a restart", text)
     assert set(re.findall(r"`([^`]*)`", said)) == {re.sub(r"^(\w+)\.?", r"[\1] ", each).strip() for each in supervisor.FIXED}
 
 
