@@ -73,7 +73,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     share = (measure.others_seconds() - others) / (time.monotonic() - began) / (os.cpu_count() or 1)
-    others_used = f"others used {share:.0%} of the processors meanwhile"
+    others_used = f"background load during the run: {share:.0%} of the processors"
     about = [report.machine(), report.software(), others_used, *results.remarks.values()]
     rows = report.table(results, every=True)
     show.table(rows[0], rows[1:])

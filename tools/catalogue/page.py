@@ -19,25 +19,25 @@ COLLATERAL = ("none", "low", "medium", "high")
 _HEAD = """\
 # The catalogue
 
-What `blocklists/` holds. Both are made by `python -m tools.catalogue` from the facts in
+The content of `blocklists/`. `python -m tools.catalogue` writes both from the facts in
 [endpoints.csv](../tools/catalogue/endpoints.csv) and [additions.csv](../tools/catalogue/additions.csv), one name, address or
-network a row, and from [overlay.toml](../tools/catalogue/overlay.toml), which holds what people decide: texts, neighbours,
-exemptions. A new endpoint is a new row. Tests hold every row to its verdict and this page to the lists.
+network a row, and from [overlay.toml](../tools/catalogue/overlay.toml), which has what is decided by hand: texts, neighbours,
+exemptions. A new endpoint is a new row. Tests check the verdict of every row, and this page against the lists.
 
-Nothing was resolved or connected to for it: no row says that a name or address is live today. *Confidence* is high when a
-fact was read in client code, official documents or several lists; medium for one list, one observation or an older client; low
-when it was inferred from ownership or from the name. *Collateral* is what else stops working: none; low, a small or background
-function of others; medium, a visible one; high, unrelated sites.
+No endpoint was resolved or contacted, so no row says that a name or address is in use today. *Confidence* is high if a fact was
+read in client code, official documents or several lists; medium for one list, one observation or an older client; low if it was
+inferred from ownership or from the name. *Collateral* is what else stops working: none; low, a minor or background function of
+other services; medium, a visible function; high, unrelated sites.
 
 ## How a fact becomes an entry
 
-| fact | where it stands |
+| fact | list |
 |---|---|
 | collateral none or low | `FUNCTION.list` |
-| collateral medium or high | `FUNCTION.shared.list`, off unless `[policy] shared` turns it on |
-| autonomous system, or network of high collateral | nowhere: context, because it carries strangers |
-| below a line of the same app, function and kind of list | nowhere: that line covers it |
-| below a line of another function | in its own list, so that a policy can block payment or telemetry alone |
+| collateral medium or high | `FUNCTION.shared.list`, off unless `[policy] shared` enables it |
+| autonomous system, or network of high collateral | none: it is context only, because it serves unrelated sites too |
+| below a line of the same app, function and kind of list | none: that line covers it |
+| below a line of another function | its own list, so that a policy can block payment or telemetry alone |
 """
 
 
@@ -93,7 +93,7 @@ def _rules(overlay: Overlay) -> Iterator[str]:
 def _figures(catalogue: _Catalogue) -> Iterator[str]:
     yield "## In figures"
     yield ""
-    yield "A fact may stand in two apps. Blocked: the policy blocks its name or whole network, through whichever line."
+    yield "A fact may belong to two apps. Blocked: the policy blocks its name or whole network, by any line."
     yield ""
     head = (
         "app",
@@ -119,7 +119,7 @@ def _figure(app: str, catalogue: _Catalogue) -> Sequence[object]:
 def _portals(catalogue: _Catalogue) -> Iterator[str]:
     yield "## Below shared names"
     yield ""
-    yield "Names that many services share are off by default; what stands below them is caught by its own lines."
+    yield "Names that many services share are off by default; the names below them have lines of their own."
     yield ""
     known = {p.fact.value: p.fact for p in catalogue.placements if not p.fact.network}
     rows = []
@@ -158,7 +158,7 @@ def _app(id_: str, catalogue: _Catalogue) -> Iterator[str]:
 
 def _default(id_: str, default: bool) -> str:
     if id_ == BYPASS:
-        return "`[policy] bypass` turns its functions on."
+        return "`[policy] bypass` enables its functions."
     return "On by default." if default else "Off by default."
 
 
