@@ -113,7 +113,7 @@ def _record(kind: type) -> _Decoder:
     def read(value: Any, place: str) -> Any:
         if not isinstance(value, dict):
             raise RecordError(f"{place}: not a record")
-        if version is not None and value.get("version") != version:
+        if version is not None and not _same(value.get("version"), version):
             raise RecordError(f"{place}: version {value.get('version')}, this program reads version {version}")
         if value.keys() != names:
             missing, extra = names - value.keys(), value.keys() - names
@@ -121,6 +121,11 @@ def _record(kind: type) -> _Decoder:
         return kind(**{name: decoder(value[name], f"{place}.{name}") for name, decoder in fields.items()})
 
     return read
+
+
+def _same(value: Any, wanted: Any) -> bool:
+    """Equal, and of one type: 1, 1.0 and True are equal."""
+    return type(value) is type(wanted) and bool(value == wanted)
 
 
 def _plain(kind: type) -> _Decoder:
@@ -164,7 +169,7 @@ def _union(kinds: tuple[Any, ...]) -> _Decoder:
 
 def _literal(values: tuple[Any, ...]) -> _Decoder:
     def read(value: Any, place: str) -> Any:
-        if not any(value == each and type(value) is type(each) for each in values):
+        if not any(_same(value, each) for each in values):
             raise RecordError(f"{place}: not one of {', '.join(map(str, values))}")
         return value
 
@@ -173,10 +178,10 @@ def _literal(values: tuple[Any, ...]) -> _Decoder:
 
 def _member(kind: type[enum.Enum]) -> _Decoder:
     def read(value: Any, place: str) -> Any:
-        try:
-            return kind(value)
-        except (ValueError, TypeError):
-            raise RecordError(f"{place}: not a {kind.__name__}") from None
+        for each in kind:
+            if _same(value, each.value):
+                return each
+        raise RecordError(f"{place}: not a {kind.__name__}")
 
     return read
 
