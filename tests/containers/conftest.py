@@ -128,7 +128,7 @@ def newer(deb: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
 
 
-@pytest.fixture(scope="session", params=["bookworm", "trixie"])
+@pytest.fixture(scope="session", params=["bookworm", pytest.param("trixie", marks=pytest.mark.all)])
 def site(request: pytest.FixtureRequest, deb: Path) -> Iterator[Site]:
     with Lab(lab_.rootfs(request.param)) as lab:
         lab.link("gateway", "lan0", f"{GATEWAY}/24", "client", "eth0", f"{LAN}.2/24")

@@ -239,7 +239,7 @@ def test_each_process_has_its_user_and_its_capabilities_and_no_more(gateway: Con
             assert "\nSeccomp:\t2\n" in status
             capabilities = re.search(r"^CapEff:\t(\w+)$", status, re.MULTILINE)
             assert capabilities
-            name = re.search(r"embargo\.daemon\.(?:handover )?(\w+)", command)
+            name = re.search(r"embargo\.daemon\.\w+\.(?:handover )?(\w+)", command)
             found.setdefault(name[1] if name else "supervisor", set()).add((user, int(capabilities[1], 16)))
     assert found == {
         "supervisor": {("embargo", NET_BIND_SERVICE)},

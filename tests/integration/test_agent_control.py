@@ -46,7 +46,8 @@ def test_the_log_verb_filters_by_app_client_layer_and_time(agent: Agent) -> None
 
 
 def test_status_tells_what_runs_and_what_is_not_covered(agent: Agent) -> None:
-    told = agent.told("status")
+    told = json.loads(agent.cli("status", "--json").stdout)
+    assert told.keys() == agent.ask("status").keys()
     assert told["running"] is True
     assert told["version"] == embargo.__version__
     assert told["listen"] == [f"127.0.0.1:{agent.port}"]

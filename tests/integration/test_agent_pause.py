@@ -10,12 +10,13 @@ import pytest
 
 from embargo.daemon.supervise.pausing import Pauses
 from support.agent import Agent, running
+from support.matrix import ACCELERATORS
 from tools.rig import until
 
 LISTED = "pay.alipay.example"
 
 
-@pytest.fixture(scope="module", params=["native", "none"])
+@pytest.fixture(scope="module", params=ACCELERATORS)
 def agent(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EMBARGO_ACCELERATOR", request.param)

@@ -22,6 +22,7 @@ from embargo.daemon.resolve.forward import Forwarder
 from embargo.dns import message
 from embargo.dns.questions import Forward
 from embargo.dns.upstream import Server
+from support.matrix import ACCELERATORS
 from support.playbook import query
 from support.upstream import Asked, Elsewhere, Late, Script, Upstream, right
 from support.worker import Worker
@@ -29,7 +30,7 @@ from support.worker import Worker
 FORGED = "203.0.113.66"
 
 
-@pytest.fixture(scope="module", params=["native", "none"], ids=["compiled", "python"])
+@pytest.fixture(scope="module", params=ACCELERATORS, ids=["compiled", "python"])
 def shared(request: pytest.FixtureRequest) -> Iterator[Worker]:
     with Worker(accelerated=request.param) as started:
         yield started.start("alipay.example")

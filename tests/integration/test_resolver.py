@@ -28,27 +28,28 @@ from embargo.daemon.resolve.resolver import Resolver
 from embargo.daemon.resolve.selector import Selector
 from embargo.dns import cache
 from embargo.lists.image import Image
+from support.matrix import ACCELERATORS, pairs
 from support.playbook import compiled, query
 from support.upstream import Upstream, right
 from support.worker import LOOPBACK, Worker, bound, framed, is_closed, read
 from tools.rig import until
 
 BLOCKED = "alipay.example"
+TRANSPORTS = ("+notcp", "+tcp")
+NAMES = ("alipay.example", "a.b.WWW.Alipay.Example")
+QTYPES = ("A", "AAAA", "HTTPS", "TXT", "TYPE65399", "ANY")
 EDE = "app=alipay function=payment list=alipay/payment.list:1 rule=alipay.example"
 
 
-@pytest.fixture(scope="module", params=["native", "none"], ids=["compiled", "python"])
+@pytest.fixture(scope="module", params=ACCELERATORS, ids=["compiled", "python"])
 def worker(request: pytest.FixtureRequest) -> Iterator[Worker]:
     with Upstream(lambda asked: [right(asked)]) as upstream, Worker(accelerated=request.param) as started:
         yield started.start(BLOCKED, dns={"upstream": [f"udp://127.0.0.1:{upstream.port}"]})
 
 
-@pytest.mark.parametrize("address", LOOPBACK)
-@pytest.mark.parametrize("transport", ["+notcp", "+tcp"])
-@pytest.mark.parametrize("name", ["alipay.example", "a.b.WWW.Alipay.Example"])
-@pytest.mark.parametrize("qtype", ["A", "AAAA", "HTTPS", "TXT", "TYPE65399", "ANY"])
+@pytest.mark.parametrize(("address", "transport", "name", "qtype"), pairs(LOOPBACK, TRANSPORTS, NAMES, QTYPES))
 def test_dig_sees_a_blocked_name(worker: Worker, address: str, transport: str, name: str, qtype: str) -> None:
-    said = worker.dig(name, qtype, transport, "+notcp" if transport == "+notcp" else "+tcp", address=address)
+    said = worker.dig(name, qtype, transport, address=address)
     assert "status: NXDOMAIN" in said
     assert "flags: qr rd ra;" in said
     assert f"EDE: 15 (Blocked): ({EDE})" in said
@@ -59,7 +60,7 @@ def test_dig_sees_a_blocked_name(worker: Worker, address: str, transport: str, n
 
 
 @pytest.mark.parametrize("address", LOOPBACK)
-@pytest.mark.parametrize("transport", ["+notcp", "+tcp"])
+@pytest.mark.parametrize("transport", TRANSPORTS)
 def test_dig_sees_an_allowed_name(worker: Worker, address: str, transport: str) -> None:
     said = worker.dig("free.test", transport, address=address)
     assert "status: NOERROR" in said

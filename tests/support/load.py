@@ -36,7 +36,7 @@ APPS = {
 RATE = 300.0  # questions a second, and
 PROBES = 50.0  # packets a second: half a processor has to be left for who answers
 MOST = 60_000  # questions of one load
-AGAIN, PATIENCE = 1.0, 5.0  # seconds until a question is repeated and given up
+AGAIN, PATIENCE = 1.0, 10.0  # seconds until a question is repeated and given up; the C library's resolver asks for ten too
 AFTER = 0.7  # seconds that it goes on when all is mended
 SOCKETS = 12  # whose ports lead to this or that worker
 
