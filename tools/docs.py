@@ -15,11 +15,10 @@ PACKAGE = TOP / "agent" / "embargo"
 _HEAD = """\
 # Configuration
 
-`/etc/embargo/embargo.toml`, or the file that `-c` names. Every key is optional; an unknown one is an error that suggests what
-was meant. A changed file is in force within a second; `[state]`, `[metrics]`, `[dns] workers` and `[firewall] enabled` need a
-restart.
+The file is `/etc/embargo/embargo.toml`, or the one given with `-c`. Every key is optional; an unknown key is an error, with a
+suggestion. Changes take effect within a second; `[state]`, `[metrics]`, `[dns] workers` and `[firewall] enabled` need a restart.
 
-This page is made from the code by `python -m tools.docs`.
+This page is generated from the code by `python -m tools.docs`.
 
 ```toml
 """
@@ -32,7 +31,7 @@ def page() -> str:
 
 
 def architecture() -> str:
-    """docs/ARCHITECTURE.md with the map of now: each folder and module, and the first line of what it says of itself."""
+    """docs/ARCHITECTURE.md with the current map: each folder and module with the first line of its docstring."""
     shown = "".join(f"{line}\n" for line in _folder(PACKAGE, 0))
     text, found = _MAP.subn(lambda match: f"{match[1]}{shown}{match[2]}", ARCHITECTURE.read_text())
     assert found == 1

@@ -1,7 +1,6 @@
-"""Writes the man pages as Markdown, and the shells' completions: python -m tools.manual PAGES SHARE
+"""Writes the man pages as Markdown, and the shell completions: python -m tools.manual PAGES SHARE
 
-The pages are made from the commands as click knows them, the options as the code declares them, and docs/; tools/deb turns
-them into roff.
+The pages are generated from the click commands, the declared options and docs/; tools/deb converts them to roff.
 """
 
 import re
@@ -27,18 +26,18 @@ COMPLETIONS = {
 FILES = {
     "/etc/embargo/embargo.toml": "the configuration: **embargo.toml**(5)",
     "/etc/embargo/allow.list, /etc/embargo/block.list": "the administrator's exceptions and additions: **embargo-lists**(5)",
-    "/etc/embargo/apps.d": "apps of one's own, and those that replace a shipped one",
+    "/etc/embargo/apps.d": "your own apps, which may replace shipped ones",
     "/usr/share/embargo/blocklists": "the shipped apps",
     "/var/log/embargo/events.jsonl": "the block log: **embargo-events**(5)",
-    "/var/lib/embargo": "compiled policies, the agent's own lists, what was learnt",
-    "/run/embargo/control.sock": "where a running agent is asked; members of the group **embargo** may",
+    "/var/lib/embargo": "compiled policies, the agent's own lists, learnt addresses",
+    "/run/embargo/control.sock": "the socket for requests to a running agent, open to members of the group **embargo**",
 }
 
 
 def pages() -> dict[str, str]:
-    """Each page's Markdown, by its file name."""
+    """File name → Markdown of each page."""
     return {
-        "embargo.1": _page("embargo", 1, "makes named apps stop on a network", _commands()),
+        "embargo.1": _page("embargo", 1, "block named apps on a network", _commands()),
         "embargo.toml.5": _page("embargo.toml", 5, "configuration of embargo(1)", _options()),
         "embargo-lists.5": _page("embargo-lists", 5, "lists and apps of embargo(1)", _document("lists")),
         "embargo-events.5": _page("embargo-events", 5, "the block log of embargo(1)", _document("events")),
@@ -46,7 +45,7 @@ def pages() -> dict[str, str]:
 
 
 def completions() -> dict[str, str]:
-    """Each shell's file, by its path below /usr/share."""
+    """Path below /usr/share → completion script of each shell."""
     return {path: shell(verbs.cli, {}, "embargo", "_EMBARGO_COMPLETE").source() for path, shell in COMPLETIONS.items()}
 
 
@@ -60,9 +59,9 @@ def _page(name: str, section: int, what: str, body: Iterator[str]) -> str:
 def _commands() -> Iterator[str]:
     yield from ("# SYNOPSIS", "**embargo** *COMMAND* \\[*OPTIONS*\\] \\[*ARGUMENTS*\\]", "# DESCRIPTION")
     yield (
-        "**embargo run** is the agent: a filtering DNS resolver and an nftables table, driven by one policy of apps and "
-        "functions. The other commands ask it or change what is in force. Without a running agent, too, "
-        "**why**, **apps**, **check**, **export** and **log** tell what would be."
+        "**embargo run** runs the agent: a filtering DNS resolver and an nftables table, both driven by one policy of apps and "
+        "their functions. The other commands query the agent or change its policy. **why**, **apps**, **check**, **export** "
+        "and **log** also work without a running agent."
     )
     yield "# COMMANDS"
     for name, each in verbs.cli.commands.items():
@@ -71,28 +70,26 @@ def _commands() -> Iterator[str]:
         yield from (" ".join(map(_plain, part.split())) for part in (each.help or "").split("\n\n"))
         for parameter in each.get_params(context):
             record = parameter.get_help_record(context)
-            if record and record[1] and parameter.name not in ("file", "help"):  # every command has these
+            if record and record[1] and not {"--config", "--help"} & set(parameter.opts):  # every command has these
                 yield _definition(f"**{_plain(record[0])}**", _plain(record[1]))
     yield "# OPTIONS"
-    yield _definition("**-c**, **--config** *FILE*", f"the configuration, instead of {command.DEFAULT}")
-    yield _definition("**-h**, **--help**", "what there is; after a command, its options")
+    yield _definition("**-c**, **--config** *FILE*", f"the configuration file; default: {command.DEFAULT}")
+    yield _definition("**-h**, **--help**", "show the commands; after a command, its options")
     yield "# EXIT STATUS"
-    yield _definition("0", "done")
-    yield _definition("1", "the answer is no, or what was asked for failed")
-    yield _definition("2", "the command line or the configuration cannot be used")
+    yield _definition("0", "success")
+    yield _definition("1", "the answer is negative, or the request failed")
+    yield _definition("2", "the command line or the configuration is invalid")
     yield "# FILES"
     yield from (_definition(f"*{path}*", what) for path, what in FILES.items())
     yield "# ENVIRONMENT"
-    yield _definition(
-        "EMBARGO_ACCELERATOR", "**native** or **none**: with or without the compiled functions, whatever is there"
-    )
+    yield _definition("EMBARGO_ACCELERATOR", "**native**: fail without the compiled functions; **none**: do not use them")
 
 
 def _options() -> Iterator[str]:
     yield "# DESCRIPTION"
     head = (DOCS / "configuration.md").read_text().split("\n\n")[1]
     yield _plain(" ".join(head.replace("`", "").split()))
-    yield "The file is TOML, UTF-8. **embargo check** names everything that is wrong with it, with line and key."
+    yield "The file is TOML in UTF-8. **embargo check** reports every mistake in it with line and key."
     for section, options in config.OPTIONS.items():
         yield f"# [{section}]"
         for key, option in options.items():
@@ -100,7 +97,7 @@ def _options() -> Iterator[str]:
 
 
 def _document(name: str) -> Iterator[str]:
-    """A page of docs/: its tables as definitions, its sections as they are."""
+    """A page of docs/, with tables as definition lists."""
     title, *blocks = re.split(r"\n\n(?![^`]*\n```\n)", (DOCS / f"{name}.md").read_text().strip())
     assert title.startswith("# ")
     if not blocks[0].startswith("#"):
@@ -125,7 +122,7 @@ def _definition(term: str, what: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown is to leave alone."""
+    """Escape characters that have a meaning in Markdown."""
     return re.sub(r"([\\`*_\[\]<>#|])", r"\\\1", text)
 
 

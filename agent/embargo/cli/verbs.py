@@ -139,7 +139,7 @@ def check(file: str, as_json: bool) -> None:
 @verb(reads=True)
 @click.argument("format_", metavar=f"{{{'|'.join(FORMATS)}}}", type=click.Choice(list(FORMATS)))
 @click.option(
-    "--serial", type=click.IntRange(0, 0xFFFF_FFFF), help="rpz: serial of the zone, for secondaries. Default: a hash."
+    "--serial", type=click.IntRange(0, 0xFFFF_FFFF), help="rpz: serial of the zone, for secondaries. Default: from the content."
 )
 def export(file: str, format_: str, serial: int | None, as_json: bool) -> None:
     """Write the policy in the format of other software.
