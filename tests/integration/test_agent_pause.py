@@ -195,7 +195,7 @@ def test_a_clock_that_was_set_back_makes_no_pause_longer(agent: Agent) -> None:
         (("pause", "alipay"), 2, '"alipay" is not a duration; write 90s'),
         (("pause", "alipai", "1h"), 2, 'no app "alipai"; did you mean "alipay"?'),
         (("pause", "1h", "--client", "printer"), 2, "name an address or a network"),
-        (("pause", "a", "b", "1h"), 2, "name one app and a duration"),
+        (("pause", "a", "b", "1h"), 2, "expected an app and a duration"),
         (("resume",), 1, "nothing is paused"),
         (("resume", "qq"), 1, "no such pause"),
     ],

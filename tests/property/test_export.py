@@ -51,7 +51,7 @@ def test_domains_block_the_same_but_for_what_is_told(case: tuple[EffectivePolicy
     made = render.render(what, "domains", "1")
     reads, excepted = exports.domains(made.text), exports.excepted(made.text)
     alone = {ruling.name for ruling in what.names if ruling.itself.blocked and not ruling.below.blocked}
-    assert bool(alone) == any(text.startswith("names without those below them") for text in made.lost)
+    assert bool(alone) == any(text.startswith("names blocked without the names below them") for text in made.omitted)
     for name in asked:
         if blocks(name) and name not in alone:
             assert reads(name), names.to_text(name)
