@@ -16,7 +16,8 @@ _HEAD = """\
 # Configuration
 
 The file is `/etc/embargo/embargo.toml`, or the one given with `-c`. Every key is optional; an unknown key is an error, with a
-suggestion. Changes take effect within a second; `[state]`, `[metrics]`, `[dns] workers` and `[firewall] enabled` need a restart.
+suggestion. Changes take effect within a second, but those to `[state]`, `[metrics]`, `[dns] workers` and
+`[firewall] enabled` need a restart.
 
 This page is generated from the code by `python -m tools.docs`.
 
