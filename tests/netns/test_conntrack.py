@@ -2,25 +2,27 @@
 
 import contextlib
 import dataclasses
-import ipaddress
 import itertools
 import json
 import re
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from embargo.config import CT_MARK
-from embargo.daemon.guard import conntrack, neighbours
+from embargo.daemon.guard import conntrack
 from embargo.daemon.guard.conntrack import Conntrack
-from embargo.daemon.guard.neighbours import Neighbours
+from embargo.daemon.guard.neighbours import FRESH_SECONDS, WAIT_SECONDS, Neighbours
 from embargo.daemon.guard.netlink import Nftables
+from embargo.daemon.host import rtnetlink
 from embargo.firewall import ruleset, spans
 from embargo.firewall.ruleset import Spec, value_of
 from embargo.lists.policy import Action, Class
-from tools.rig import LAN4, LAN6, Rig
+from tools.rig import LAN4, LAN6, Rig, until
 
 pytestmark = pytest.mark.root
 
@@ -184,15 +186,42 @@ def test_the_neighbours_are_those_of_the_kernel(rig: Rig) -> None:
     rig.reach("client", FREE4)
     rig.reach("client", FREE6)
     shown = json.loads(rig.run("gateway", "ip", "-j", "neighbour").stdout)
-    expected = {(row["dst"], row["lladdr"]) for row in shown if "lladdr" in row}
-    found = rig.within("gateway", lambda: dict(neighbours._table()))
-    assert {(str(ipaddress.ip_address(address)), mac) for address, mac in found.items()} == expected
+    expected = {row["dst"]: row["lladdr"] for row in shown if "lladdr" in row}
+    assert rig.within("gateway", rtnetlink.neighbours) == expected
     assert expected
     table = Neighbours()
-    mac = rig.within("gateway", lambda: table.mac(socket.inet_aton(f"{LAN4}.10"), 0.0))
-    assert mac in {each for _, each in expected}
+    mac = rig.within("gateway", lambda: table.mac(f"{LAN4}.10", 0.0))
+    assert mac in expected.values()
     assert f"{LAN4}.10" in table.addresses(mac, 1.0)
     assert table.addresses("", 1.0) == []
+
+
+def test_a_look_at_the_neighbours_waits_a_moment_and_then_uses_what_was_read_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = Neighbours()
+    monkeypatch.setattr(rtnetlink, "neighbours", lambda: {"192.0.2.10": "02:00:00:00:00:01"})
+    assert table.mac("192.0.2.10", 0.0) == "02:00:00:00:00:01"
+    go_on = threading.Event()
+
+    def slow() -> dict[str, str]:
+        go_on.wait(10)
+        return {"192.0.2.10": "02:00:00:00:00:02"}
+
+    monkeypatch.setattr(rtnetlink, "neighbours", slow)
+    assert table.mac("192.0.2.10", FRESH_SECONDS - 0.1) == "02:00:00:00:00:01", "it is fresh"
+    started = time.monotonic()
+    assert table.mac("192.0.2.10", FRESH_SECONDS) == "02:00:00:00:00:01"
+    assert WAIT_SECONDS <= time.monotonic() - started < WAIT_SECONDS + 1
+    for _ in range(100):
+        table.mac("192.0.2.10", FRESH_SECONDS + 1)
+    assert time.monotonic() - started < WAIT_SECONDS + 1, "it waits once"
+    go_on.set()
+    until(lambda: table.mac("192.0.2.10", FRESH_SECONDS + 1) == "02:00:00:00:00:02", "it is read")
+    monkeypatch.setattr(rtnetlink, "neighbours", refused)
+    assert table.mac("192.0.2.10", 3 * FRESH_SECONDS) == "02:00:00:00:00:02"
+
+
+def refused() -> dict[str, str]:
+    raise OSError("cannot list neighbours")
 
 
 def test_whether_connections_are_tracked_is_read_from_the_kernel(rig: Rig, kernel: Nftables) -> None:

@@ -101,7 +101,7 @@ class DropLog:
         class_ = self._class(record, now)
         client, other = (record.src, record.dst) if outward else (record.dst, record.src)
         event = self._about(class_) | {"client": _text(client)}
-        if mac := record.mac if outward else self._neighbours.mac(client, now):
+        if mac := record.mac if outward else self._neighbours.mac(_text(client), now):
             event["client_mac"] = mac
         if name := self._name(client, mac, now):
             event["client_name"] = name

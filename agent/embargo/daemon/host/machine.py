@@ -7,13 +7,11 @@ import os
 import pwd
 import socket
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from embargo.daemon.host import rtnetlink
 from embargo.dns.upstream import Server
 from embargo.firewall.ruleset import RESERVED, SINK
-
-if TYPE_CHECKING:
-    from pyroute2 import IPRoute
 
 #: "local" of [dns] allow_from, but for the networks of the lan interfaces
 LOCAL_NETWORKS = (
@@ -41,22 +39,11 @@ class Interface(NamedTuple):
         return f"{self.address}%{self.name}" if ipaddress.ip_address(self.address).is_link_local else self.address
 
 
-def _routes() -> "IPRoute":
-    from pyroute2 import IPRoute  # a third of what the command line takes to load, which asks an agent instead
-
-    return IPRoute()
-
-
 def interfaces() -> tuple[Interface, ...]:
-    """Every address of every interface, in the kernel's order. What `embargo verify` sets up is no news and changes nothing."""
-    with _routes() as route:
-        named = {link["index"]: link.get("ifname") for link in route.get_links()}
-        return tuple(
-            # IFA_LOCAL is the address itself where IFA_ADDRESS is the other end's of a point-to-point link
-            Interface(named.get(found["index"], ""), found.get("IFA_LOCAL") or found.get("IFA_ADDRESS"), found["prefixlen"])
-            for found in route.get_addr()
-            if named.get(found["index"], "") not in (RESERVED, SINK)
-        )
+    """Every address of every interface, in the kernel's order, without the interfaces of `embargo verify`. OSError."""
+    names = rtnetlink.links()
+    rows = ((names.get(index, ""), address, prefix) for index, address, prefix in rtnetlink.addresses())
+    return tuple(Interface(*row) for row in rows if row[0] not in (RESERVED, SINK))
 
 
 class Hints:
@@ -84,20 +71,16 @@ class Hints:
 
 
 def gateways() -> tuple[str, ...]:
-    """The next hops of the default routes."""
-    with _routes() as route:
-        verified = {link["index"] for link in route.get_links() if link.get("ifname") in (RESERVED, SINK)}
-        routes = [*route.get_default_routes(socket.AF_INET), *route.get_default_routes(socket.AF_INET6)]
-        real = (found for found in routes if found.get("RTA_OIF") not in verified)
-        return tuple(dict.fromkeys(found.get("RTA_GATEWAY") for found in real if found.get("RTA_GATEWAY")))
+    """The next hops of the default routes, without those of `embargo verify`. OSError."""
+    names = rtnetlink.links()
+    ways = [way for way in rtnetlink.default_ways() if names.get(way.interface) not in (RESERVED, SINK)]
+    return tuple(dict.fromkeys(way.gateway for way in ways if way.gateway))
 
 
 def ways_out() -> frozenset[str]:
-    """The interfaces of the default routes."""
-    with _routes() as route:
-        routes = [*route.get_default_routes(socket.AF_INET), *route.get_default_routes(socket.AF_INET6)]
-        named = {link["index"]: link.get("ifname") for link in route.get_links()}
-        return frozenset(str(named[found.get("RTA_OIF")]) for found in routes if found.get("RTA_OIF") in named)
+    """The interfaces of the default routes. OSError."""
+    names = rtnetlink.links()
+    return frozenset(names[way.interface] for way in rtnetlink.default_ways() if way.interface in names)
 
 
 def system_resolvers(own: Iterable[tuple[str, int]]) -> tuple[Server, ...]:

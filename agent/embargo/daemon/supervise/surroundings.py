@@ -62,8 +62,13 @@ def protected(settings: Config, around: Surroundings) -> list[tuple[str, str]]:
 def unpoliced(settings: Config, around: Surroundings) -> list[str]:
     """Interfaces that have neither policed clients nor the way out: once `lan` names any, nobody behind these is policed."""
     lan = settings.firewall.lan
-    known = {"lo", *lan, *machine.ways_out()}
-    return list(dict.fromkeys(each.name for each in around.interfaces if each.name not in known)) if lan else []
+    if not lan:
+        return []
+    try:
+        known = {"lo", *lan, *machine.ways_out()}
+    except OSError:
+        return []  # the rest of `status` does not depend on it
+    return list(dict.fromkeys(each.name for each in around.interfaces if each.name not in known))
 
 
 def asking_itself(settings: Config, around: Surroundings) -> list[Problem]:
