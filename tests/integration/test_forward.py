@@ -461,9 +461,9 @@ def test_a_server_is_asked_from_so_many_ports_and_no_more(monkeypatch: pytest.Mo
 
     async def run(upstream: Upstream) -> None:
         async with forwarding() as asking:
-            for _ in range(forward.USES):
+            for _ in range(forward.MAX_USES):
                 asking.ask(upstream.port)
-            await asking.until(lambda: len(asking.answered) == forward.USES)
+            await asking.until(lambda: len(asking.answered) == forward.MAX_USES)
             assert len(asking.forwarder._sockets) == len({asked.port for asked in upstream.asked}) == 4
 
     with Upstream(good) as upstream:
@@ -503,7 +503,7 @@ def test_without_descriptors_there_are_fewer_ports_and_an_answer_to_everything(
     left: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those of another server are given up, and a port that had its time is used on."""
-    monkeypatch.setattr(forward, "USES", 4)
+    monkeypatch.setattr(forward, "MAX_USES", 4)
 
     async def run(first: Upstream, second: Upstream) -> None:
         async with forwarding() as asking:
@@ -522,7 +522,7 @@ def test_without_descriptors_there_are_fewer_ports_and_an_answer_to_everything(
 
 
 def test_who_is_asked_nothing_looks_after_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forward, "AGE", 0.1)
+    monkeypatch.setattr(forward, "MAX_AGE", 0.1)
 
     async def run(upstream: Upstream) -> None:
         async with forwarding() as asking:

@@ -148,7 +148,7 @@ def test_who_asks_more_than_can_be_on_its_way_waits_and_is_answered() -> None:
 
 
 def test_who_waits_too_long_for_room_gets_the_answers_and_then_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "IDLE", 0.2)
+    monkeypatch.setattr(stream, "QUERY_SECONDS", 0.2)
     waiting: list[stream.Connection] = []
 
     def query_(_packet: bytes, _client: str, connection: stream.Connection) -> bool:
@@ -210,7 +210,7 @@ def test_connections_that_are_open_do_not_hold_up_the_end(worker: Worker) -> Non
 
 @pytest.mark.parametrize("sent", [b"", b"\0", b"\0\x20half"])
 def test_who_says_nothing_more_is_closed_in_time(monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
-    monkeypatch.setattr(stream, "IDLE", 0.2)
+    monkeypatch.setattr(stream, "QUERY_SECONDS", 0.2)
 
     async def visit() -> bytes:
         streams = stream.Streams(lambda _: True, lambda *_: True)

@@ -437,10 +437,10 @@ def test_a_session_is_resumed_for_an_hour_from_the_look_at_the_certificate(
     trust = tls.Trust(authority.own.text)
     first, _ = shaken(trust, made, 100.0)
     trust.remember(WHO, first)
-    second, resumed = shaken(trust, made, 100.0 + tls.RESUME - 1)
+    second, resumed = shaken(trust, made, 100.0 + tls.RESUME_SECONDS - 1)
     assert resumed
     trust.remember(WHO, second)
-    assert not shaken(trust, made, 100.0 + tls.RESUME)[1], "the second has not looked at it again"
+    assert not shaken(trust, made, 100.0 + tls.RESUME_SECONDS)[1], "the second has not looked at it again"
 
 
 def test_a_slow_handshake_is_waited_for_in_the_end(asking: Callable[..., Worker], pair: Pair) -> None:

@@ -1,10 +1,9 @@
-"""Carrying out a Forward: a random ID from a random port per attempt, a deadline, and patience with forgeries.
+"""Carries out a Forward: over UDP from a random port with a random ID until a deadline, or over a connection (`pipeline`).
 
-What goes over connections goes through `pipeline`; the rest of this is about datagrams.
-
-Each server has a pool of sockets, whose ports the kernel has drawn. They are connected, so the kernel accepts datagrams from
-the asked address and port alone; what arrives must match in ID and question too, and whatever does not, or cannot be read,
-is ignored until the deadline (RFC 5452 section 9). A socket is used for a while and then replaced by one with another port.
+Each server has a pool of UDP sockets whose ports the kernel has chosen at random. They are connected, so the kernel accepts
+datagrams from the asked address and port alone. A response must match in ID and question too; one that does not, or cannot
+be read, is ignored until the deadline, because it may be forged (RFC 5452 section 9). A socket is used for a while and then
+replaced by one with another port.
 """
 
 import asyncio
@@ -21,18 +20,20 @@ from embargo.dns.questions import Forward
 from embargo.dns.upstream import Server
 
 MAX_DATAGRAM = 65_535
-SOCKETS = 256  # to one server, a power of two: ports that a forger has to guess beside the IDs
-USES = 64  # questions from one port, and
-AGE = 10.0  # seconds, before it is given up
-BATCH = 64  # responses taken at once, so that clients are not kept waiting
-TICK = 0.02  # seconds between two looks for questions whose time is over, at least
-CHANCE = 4096  # octets drawn at once
-_FULL = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})  # no room for one more socket
+SOCKETS = 256  # to one server, a power of two: ports that a forger has to guess in addition to the ID
+MAX_USES = 64  # questions from one port before it is replaced
+MAX_AGE = 10.0  # seconds for which a port is used
+BATCH = 64  # sockets read in one turn of the loop, so that clients do not wait for many responses
+MIN_TICK = 0.02  # seconds between two checks for queries whose deadline has passed, at least
+RANDOM_OCTETS = 4096  # taken from the kernel at once
+_NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})  # for one more socket
 
 
 class Forwarder:
-    """Asks upstreams. Each Forward ends once: when `complete(token, packet)` has use for a response, or by
-    `expire(token, reason, network)`.
+    """Asks upstreams. Each Forward ends once.
+
+    `complete(token, packet)` is called with each response that matches; False means that it may be forged, and another one is
+    waited for. `expire(token, reason, network)` is called when none comes; `network`: because of an error, not of silence.
     """
 
     def __init__(self, complete: Callable[[int, bytes], bool], expire: Callable[[int, str, bool], None]) -> None:
@@ -40,23 +41,24 @@ class Forwarder:
         self._expire = expire
         self._loop = asyncio.get_running_loop()
         self._pools: dict[Server, list[_Socket]] = {}
-        self._sockets: dict[int, _Socket] = {}  # by descriptor, those given up too as long as something is awaited there
-        self._flights: dict[_Flight, None] = {}
-        self._epoll = select.epoll()  # one reader of the loop for all sockets: a turn of the loop for each would cost more
+        self._sockets: dict[int, _Socket] = {}  # by descriptor; retired ones too, as long as a response is awaited there
+        self._queries: dict[_UdpQuery, None] = {}  # an ordered set
+        self._epoll = select.epoll()  # one reader of the loop for all sockets costs less than one for each
         self._loop.add_reader(self._epoll.fileno(), self._readable)
         self._buffer = memoryview(bytearray(MAX_DATAGRAM))
-        self._chance, self._drawn = b"", 0
+        self._random, self._drawn = b"", 0
         self._timer: asyncio.TimerHandle | None = None
-        self._look_at = math.inf  # when the timer is over
+        self._timer_at = math.inf  # when the timer fires
         self._mismatched = 0
         self.pipelines = Pipelines(complete, expire)
 
     @property
     def mismatched(self) -> int:
-        """What came and was no answer to anything asked."""
+        """Packets from upstreams that were no response to any question."""
         return self._mismatched + self.pipelines.mismatched
 
     def start(self, forward: Forward) -> None:
+        """Ask. Does not raise: an error of the network comes by `expire`."""
         if forward.tcp:
             self.pipelines.start(forward)
             return
@@ -70,22 +72,22 @@ class Forwarder:
             return
         sock.uses += 1
         deadline = now + forward.timeout
-        flight = sock.flights[ident] = _Flight(forward, sock, ident, deadline)
-        self._flights[flight] = None
-        if deadline < self._look_at:
-            self._look(deadline)
+        awaited = sock.awaited[ident] = _UdpQuery(forward, sock, ident, deadline)
+        self._queries[awaited] = None
+        if deadline < self._timer_at:
+            self._tick_at(deadline)
 
     def _send(self, sock: "_Socket", query: bytes) -> None:
         try:
             sock.send(query)
         except OSError as error:
-            sock.send(query)  # it was about what was sent before: the kernel tells it to whoever comes next
-            self._loop.call_soon(self._lost, list(sock.flights.values()), _reason(error))
+            sock.send(query)  # the error belonged to an earlier query: the kernel reports it at the next call
+            self._loop.call_soon(self._lost, list(sock.awaited.values()), _reason(error))
 
     # ── sockets ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _socket(self, server: Server, now: float) -> "_Socket":
-        """A random one of the server's. OSError when there is none and none can be had."""
+        """A random socket of a server, a new one until its pool is full. OSError when it has none and none can be opened."""
         pool = self._pools.get(server)
         if pool is None:
             pool = self._pools[server] = []
@@ -93,22 +95,22 @@ class Forwarder:
         old: _Socket | None = None
         if place < len(pool):
             old = pool[place]
-            if old.uses < USES and now < old.born + AGE:
+            if old.uses < MAX_USES and now < old.born + MAX_AGE:
                 return old
             pool[place] = pool[-1]
             pool.pop()
-            if not old.flights:  # before the next is opened, which may need its descriptor
-                self._give_up(old)
+            if not old.awaited:  # before the next is opened, which may need its descriptor
+                self._retire(old)
                 old = None
         try:
             opened = self._open(server, now)
         except OSError as error:
-            if error.errno not in _FULL or not (old or pool):
+            if error.errno not in _NO_ROOM or not (old or pool):
                 raise
-            opened = old or pool.pop(place % len(pool))  # fewer ports are better than no answer
+            opened = old or pool.pop(place % len(pool))  # fewer random ports are better than no answer
         else:
             if old is not None:
-                self._give_up(old)
+                self._retire(old)
         pool.append(opened)
         return opened
 
@@ -118,52 +120,52 @@ class Forwarder:
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE):
                 raise
-            for pool in self._pools.values():  # those of other servers, perhaps
-                idle = [each for each in pool if not each.flights]
-                pool[:] = [each for each in pool if each.flights]
-                for each in idle:
-                    self._give_up(each)
+            for pool in self._pools.values():  # make room: close the idle sockets of all servers
+                idle = [sock_ for sock_ in pool if not sock_.awaited]
+                pool[:] = [sock_ for sock_ in pool if sock_.awaited]
+                for sock_ in idle:
+                    self._retire(sock_)
             sock = _connected(server)
         opened = _Socket(sock, now)
         self._sockets[opened.number] = opened
         self._epoll.register(opened.number, select.EPOLLIN)
         return opened
 
-    def _give_up(self, sock: "_Socket") -> None:
-        """Ask no more from this port. It is closed when nothing is awaited there."""
-        sock.given_up = True
-        if not sock.flights:
+    def _retire(self, sock: "_Socket") -> None:
+        """Ask no more from this port. It is closed when no response is awaited there."""
+        sock.retired = True
+        if not sock.awaited:
             del self._sockets[sock.number]
             sock.sock.close()  # which takes it out of the epoll set
 
     def _ident(self, sock: "_Socket") -> bytes:
-        """An ID that is not on its way from this port."""
-        while (ident := self._draw()) in sock.flights:
+        """An ID that no query on its way from this port has."""
+        while (ident := self._draw()) in sock.awaited:
             pass
         return ident
 
     def _draw(self) -> bytes:
-        """Two octets that nobody can guess."""
+        """Two random octets."""
         self._drawn += 2
-        if self._drawn >= len(self._chance):
-            self._chance, self._drawn = os.urandom(CHANCE), 0
-        return self._chance[self._drawn : self._drawn + 2]
+        if self._drawn >= len(self._random):
+            self._random, self._drawn = os.urandom(RANDOM_OCTETS), 0
+        return self._random[self._drawn : self._drawn + 2]
 
     # ── responses ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _readable(self) -> None:
         for number, _ in self._epoll.poll(0, BATCH):
             sock = self._sockets.get(number)
-            if sock is None:  # closed by what came before it
+            if sock is None:  # closed while an earlier one of these was handled
                 continue
             try:
                 packet = bytes(self._buffer[: sock.sock.recv_into(self._buffer)])
             except BlockingIOError:
                 continue
-            except OSError as error:  # ECONNREFUSED: nobody listens there, for any of these questions
-                self._lost(list(sock.flights.values()), _reason(error))
+            except OSError as error:  # ECONNREFUSED: the server does not listen, so none of these gets an answer
+                self._lost(list(sock.awaited.values()), _reason(error))
                 continue
-            awaited = sock.flights.get(packet[:2])
+            awaited = sock.awaited.get(packet[:2])
             if (
                 awaited is not None
                 and response.matches(packet, int.from_bytes(awaited.ident), awaited.question)
@@ -173,49 +175,52 @@ class Forwarder:
             else:
                 self._mismatched += 1
 
-    def _lost(self, flights: "Iterable[_Flight]", reason: str) -> None:
-        for flight in flights:
-            if flight in self._flights:
-                self._end(flight)
-                self._expire(flight.forward.token, reason, True)
+    def _lost(self, queries: "Iterable[_UdpQuery]", reason: str) -> None:
+        """An error of the network ends these queries."""
+        for query in queries:
+            if query in self._queries:
+                self._end(query)
+                self._expire(query.forward.token, reason, True)
 
-    def _end(self, flight: "_Flight") -> None:
-        del self._flights[flight]
-        sock = flight.sock
-        del sock.flights[flight.ident]
-        if sock.given_up and not sock.flights:
+    def _end(self, query: "_UdpQuery") -> None:
+        """Await no response to this query any longer."""
+        del self._queries[query]
+        sock = query.sock
+        del sock.awaited[query.ident]
+        if sock.retired and not sock.awaited:
             del self._sockets[sock.number]
             sock.sock.close()
 
     # ── time ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _look(self, when: float) -> None:
+    def _tick_at(self, when: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._look_at = when
+        self._timer_at = when
         self._timer = self._loop.call_at(when, self._tick)
 
     def _tick(self) -> None:
-        """End what has waited long enough, give up old ports; come again when there will be something to do."""
+        """End the queries whose deadline has passed, retire old ports, and set the timer for the next time."""
         now = self._loop.time()
-        self._timer, self._look_at = None, math.inf
-        for flight in [each for each in self._flights if each.deadline <= now]:
-            self._end(flight)
-            self._expire(flight.forward.token, f"did not answer in {flight.forward.timeout:.1f} s", False)
-        if self._flights:
-            self._look(max(min(each.deadline for each in self._flights), now + TICK))
+        self._timer, self._timer_at = None, math.inf
+        for query in [query for query in self._queries if query.deadline <= now]:
+            self._end(query)
+            self._expire(query.forward.token, f"did not answer in {query.forward.timeout:.1f} s", False)
+        if self._queries:
+            self._tick_at(max(min(query.deadline for query in self._queries), now + MIN_TICK))
             return
-        for server, pool in list(self._pools.items()):  # while there are questions, they find those that are too old
+        for server, pool in list(self._pools.items()):  # with queries on their way, `_socket` replaces old ones
             for sock in pool:
-                if now >= sock.born + AGE:
-                    self._give_up(sock)
-            pool[:] = [sock for sock in pool if not sock.given_up]
+                if now >= sock.born + MAX_AGE:
+                    self._retire(sock)
+            pool[:] = [sock for sock in pool if not sock.retired]
             if not pool:
                 del self._pools[server]
         if self._pools:
-            self._look(now + AGE)
+            self._tick_at(now + MAX_AGE)
 
     def close(self) -> None:
+        """Close all sockets and connections. What is on its way ends without a call of `complete` or `expire`."""
         if self._timer is not None:
             self._timer.cancel()
         self._loop.remove_reader(self._epoll.fileno())
@@ -226,9 +231,9 @@ class Forwarder:
 
 
 class _Socket:
-    """A UDP socket that talks to one server alone; the kernel has given it a random port."""
+    """A UDP socket connected to one server, on a random port."""
 
-    __slots__ = ("born", "flights", "given_up", "number", "send", "sock", "uses")
+    __slots__ = ("awaited", "born", "number", "retired", "send", "sock", "uses")
 
     def __init__(self, sock: socket.socket, born: float) -> None:
         self.sock = sock
@@ -236,12 +241,12 @@ class _Socket:
         self.number = sock.fileno()
         self.born = born
         self.uses = 0
-        self.flights: dict[bytes, _Flight] = {}  # by ID
-        self.given_up = False
+        self.awaited: dict[bytes, _UdpQuery] = {}  # by ID
+        self.retired = False
 
 
-class _Flight:
-    """One attempt over UDP."""
+class _UdpQuery:
+    """A query sent over UDP, whose response is awaited."""
 
     __slots__ = ("deadline", "forward", "ident", "question", "sock")
 
@@ -254,7 +259,7 @@ class _Flight:
 
 
 def _connected(server: Server) -> socket.socket:
-    """A UDP socket that talks to one server alone; the kernel gives it a random port."""
+    """A UDP socket connected to a server; the kernel chooses its port at random."""
     address, _, scope = server.address.partition("%")
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)

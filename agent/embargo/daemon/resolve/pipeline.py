@@ -1,9 +1,9 @@
 """Questions to upstreams over TCP and TLS: connections that are kept, many questions on each, answers in any order (RFC 7766).
 
-A server has one connection, and another one while many questions wait on the first. Questions of one turn of the loop leave
-together. When a connection that was of use breaks, what waits on it is asked once more on the next one: servers close what
-is idle, and a question may cross that. When none can be made, the questions fail, and for a moment all others to that
-server fail with them. Over TLS nothing is sent before the server has proven who it is, and nothing is ever sent otherwise.
+A server has one connection, and a second one while many questions wait on the first. Questions of one turn of the loop leave
+together. When a connection breaks that has brought an answer, the questions on it are asked once more on the next one:
+servers close idle connections, and a question may cross that. When no connection can be made, its questions fail, and so do
+all others to that server for a moment. Over TLS no question is sent before the server has proven who it is.
 """
 
 import asyncio
@@ -18,149 +18,157 @@ from embargo.dns import message, response
 from embargo.dns.questions import Forward
 from embargo.dns.upstream import Server
 
-CONNECTIONS = 2  # to one server, of each worker: servers grant a gateway a handful (Unbound has ten for everybody)
-SHARE = 64  # questions on one before there is another: some servers answer one after the other
-IN_FLIGHT = 1000  # questions on one, at most
-SETUP = 4.0  # seconds for a connection with all that comes before the first question
-IDLE = 20.0  # seconds that one without a question is kept; Unbound keeps it for 30, dnsdist for 2
-PAUSE = 0.5  # seconds after a connection could not be made
-UNSENT = 1 << 18  # octets a server may leave unread
+CONNECTIONS = 2  # to one server, of each worker: servers grant a client a handful (Unbound ten to all together)
+SHARE = 64  # questions on one connection before a second is made: some servers answer one after the other
+MAX_QUESTIONS = 1000  # on one connection
+SETUP_SECONDS = 4.0  # for a connection and its TLS handshake
+IDLE_SECONDS = 20.0  # for which a connection without a question is kept; Unbound keeps it for 30, dnsdist for 2
+RETRY_SECONDS = 0.5  # without a new attempt after a connection could not be made
+MAX_UNSENT = 1 << 18  # octets a server may leave unread
 
 
 class Pipelines:
-    """Asks upstreams over connections. `complete` and `expire` are those of the Forwarder."""
+    """Asks upstreams over connections. `complete` and `expire`: see `forward.Forwarder`."""
 
     def __init__(self, complete: Callable[[int, bytes], bool], expire: Callable[[int, str, bool], None]) -> None:
         self._complete = complete
         self._expire = expire
         self._loop = asyncio.get_running_loop()
         self._pools: dict[Server, _Pool] = {}
-        self._connections: set[_Connection] = set()  # those too that take no more questions
+        self._connections: set[_Connection] = set()  # retired ones too
         self._tasks: set[asyncio.Task[None]] = set()
         self.trust = Trust()
         self.mismatched = 0
 
-    def believe(self, authorities: str) -> None:
-        """From now on these vouch for servers; what waits on connections that others vouched for is asked again."""
+    def trust_authorities(self, authorities: str) -> None:
+        """Check certificates by these authorities (PEM). Questions on connections checked by others are asked again."""
         if authorities == self.trust.authorities:
             return
         self.trust = Trust(authorities)
         for server, pool in self._pools.items():
             if server.tls:
                 pool.failed = None
-                pool.connections.clear()  # what waits on the first that goes is not to be asked on the second
-        for connection in [each for each in self._connections if each.server.tls]:  # those too that take no more questions
+                pool.connections.clear()  # so that no question of a closed one goes to another old one
+        for connection in [each for each in self._connections if each.server.tls]:  # retired ones too
             connection.abort()
 
     def start(self, forward: Forward) -> None:
-        flight = _Flight(forward)
-        flight.timer = self._loop.call_later(forward.timeout, self._late, flight)
-        self._place(flight)
+        """Ask. Does not raise: an error of the network comes by `expire`."""
+        query = _StreamQuery(forward)
+        query.timer = self._loop.call_later(forward.timeout, self._late, query)
+        self._place(query)
 
-    def _place(self, flight: "_Flight") -> None:
-        server = flight.forward.server
+    def _place(self, query: "_StreamQuery") -> None:
+        """Ask on the connection with the fewest questions, on a new one, or fail."""
+        server = query.forward.server
         pool = self._pools.get(server)
         if pool is None:
             pool = self._pools[server] = _Pool()
         if pool.failed is not None:
             until, reason, network = pool.failed
             if self._loop.time() < until:
-                self._loop.call_soon(self.fail, flight, reason, network)
+                self._loop.call_soon(self.fail, query, reason, network)
                 return
             pool.failed = None
         usable = [each for each in pool.connections if not each.full]
-        best = min(usable, key=lambda each: len(each.flights), default=None)
-        if (best is None or len(best.flights) >= SHARE) and len(pool.connections) < CONNECTIONS:
+        best = min(usable, key=lambda each: len(each.queries), default=None)
+        if (best is None or len(best.queries) >= SHARE) and len(pool.connections) < CONNECTIONS:
             best = self._connect(server, pool)
         if best is None:
-            self._loop.call_soon(self.fail, flight, "has left too many questions unanswered", False)
+            self._loop.call_soon(self.fail, query, "has left too many questions unanswered", False)
             return
-        best.ask(flight)
+        best.ask(query)
 
     def _connect(self, server: Server, pool: "_Pool") -> "_Connection":
         layer = self.trust.open(server, self._loop.time()) if server.tls else None
         connection = _Connection(self, server, pool, layer)
         pool.connections.append(connection)
         self._connections.add(connection)
-        task = self._loop.create_task(self._reach(connection), name=f"connection to {server}")
+        task = self._loop.create_task(self._open(connection), name=f"connection to {server}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return connection
 
-    async def _reach(self, connection: "_Connection") -> None:
+    async def _open(self, connection: "_Connection") -> None:
+        """Connect, and wait for the TLS handshake. What fails ends the connection."""
         address, port = connection.server.address, connection.server.port
         try:
-            async with asyncio.timeout(SETUP):
+            async with asyncio.timeout(SETUP_SECONDS):
                 await self._loop.create_connection(lambda: connection, address, port)
                 await connection.opened
         except TimeoutError:
-            connection.broken(f"{connection.missing} in {SETUP:.1f} s", network=False)
+            connection.broken(f"{connection.missing} in {SETUP_SECONDS:.1f} s", network=False)
         except OSError as error:
-            connection.broken(_reason(error, connection.way))
+            connection.broken(_reason(error, connection.protocol))
 
-    # ── the end of a question ────────────────────────────────────────────────────────────────────────────────────────
+    # ── the end of a question ──────────────────────────────────────────────────────────────────────────────────────────
 
-    def heard(self, connection: "_Connection", packet: bytes) -> None:
-        flight = connection.flights.get(packet[:2])
-        if flight is None or not response.matches(packet, int.from_bytes(packet[:2]), flight.question):
+    def received(self, connection: "_Connection", packet: bytes) -> None:
+        """A whole message came on a connection."""
+        query = connection.queries.get(packet[:2])
+        if query is None or not response.matches(packet, int.from_bytes(packet[:2]), query.question):
             self.mismatched += 1
             return
         connection.of_use = True
-        flight.end()
-        self._complete(flight.forward.token, packet)
+        query.end()
+        self._complete(query.forward.token, packet)
 
-    def fail(self, flight: "_Flight", reason: str, network: bool) -> None:
-        if not flight.ended:
-            flight.end()
-            self._expire(flight.forward.token, reason, network)
+    def fail(self, query: "_StreamQuery", reason: str, network: bool) -> None:
+        """End a query without a response."""
+        if not query.ended:
+            query.end()
+            self._expire(query.forward.token, reason, network)
 
-    def _late(self, flight: "_Flight") -> None:
-        connection = flight.connection
-        if connection is None:  # it is about to fail
+    def _late(self, query: "_StreamQuery") -> None:
+        """No response came in time."""
+        connection = query.connection
+        if connection is None:  # `fail` is called already
             return
-        said = "did not answer over " + connection.way if connection.opened.done() else connection.missing
-        if connection.opened.done() and connection.last < flight.asked:
-            connection.retire()  # nothing at all has come since: perhaps nothing arrives there any more
-        self.fail(flight, f"{said} in {flight.forward.timeout:.1f} s", False)  # it may be asked again at once
+        reason = "did not answer over " + connection.protocol if connection.opened.done() else connection.missing
+        if connection.opened.done() and connection.last < query.asked:
+            connection.retire()  # nothing at all has come since: it may be dead
+        self.fail(query, f"{reason} in {query.forward.timeout:.1f} s", False)  # it may be asked again at once
 
     def lost(self, connection: "_Connection", reason: str, network: bool) -> None:
-        """It takes no part any longer. What waits on it is asked again, or fails."""
+        """A connection has ended: its questions are asked again, or fail. An empty reason: it was no longer needed."""
         self._connections.discard(connection)
         if connection in connection.pool.connections:
             connection.pool.connections.remove(connection)
         if not connection.opened.done():
             connection.opened.cancel()
             if reason:
-                connection.pool.failed = (self._loop.time() + PAUSE, reason, network)
-        for flight in list(connection.flights.values()):
-            if not reason or (connection.of_use and not flight.again):
-                flight.leave()
-                flight.again = True
-                self._place(flight)
+                connection.pool.failed = (self._loop.time() + RETRY_SECONDS, reason, network)
+        for query in list(connection.queries.values()):
+            if not reason or (connection.of_use and not query.again):
+                query.leave()
+                query.again = True
+                self._place(query)
             else:
-                self.fail(flight, reason, network)
+                self.fail(query, reason, network)
 
     def close(self) -> None:
+        """Close all connections. What is on its way ends without a call of `complete` or `expire`."""
         for task in self._tasks:
             task.cancel()
         for connection in list(self._connections):
-            for flight in list(connection.flights.values()):
-                flight.end()
+            for query in list(connection.queries.values()):
+                query.end()
             connection.abort()
 
 
 class _Pool:
-    """What there is to one server."""
+    """The connections to one server."""
 
     __slots__ = ("connections", "failed")
 
     def __init__(self) -> None:
         self.connections: list[_Connection] = []  # those that take questions
-        self.failed: tuple[float, str, bool] | None = None  # until when none is tried, why, was it the network
+        #: a connection could not be made: until when none is tried, why, and whether because of an error of the network
+        self.failed: tuple[float, str, bool] | None = None
 
 
-class _Flight:
-    """One attempt over a connection."""
+class _StreamQuery:
+    """A query sent, or to be sent, over a connection."""
 
     __slots__ = ("again", "asked", "connection", "ended", "forward", "ident", "question", "timer")
 
@@ -171,65 +179,71 @@ class _Flight:
         self.question = message.own_question(forward.query)
         self.connection: _Connection | None = None
         self.ident = b""
-        self.asked = 0.0
-        self.again = False
+        self.asked = 0.0  # when
+        self.again = False  # asked once more, after the first connection broke
         self.ended = False
 
     def leave(self) -> None:
+        """Wait on its connection no longer."""
         connection, self.connection = self.connection, None
         if connection is not None:
-            del connection.flights[self.ident]
-            connection.left()
+            del connection.queries[self.ident]
+            connection.query_left()
 
     def end(self) -> None:
+        """Wait no longer at all."""
         self.ended = True
         self.timer.cancel()
         self.leave()
 
 
 class _Connection(asyncio.Protocol):
+    """One connection to a server, TLS included."""
+
     def __init__(self, owner: Pipelines, server: Server, pool: _Pool, layer: Layer | None) -> None:
         self.server = server
         self.pool = pool
-        self.way = "TLS" if layer else "TCP"
-        self.flights: dict[bytes, _Flight] = {}  # by ID
+        self.protocol = "TLS" if layer else "TCP"
+        self.queries: dict[bytes, _StreamQuery] = {}  # by ID
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # done when questions may be sent
-        self.last = 0.0  # when something came
+        self.last = 0.0  # when octets came
         self.of_use = False  # it has brought an answer
         self._owner = owner
         self._loop = asyncio.get_running_loop()
         self._layer = layer
         self._transport: asyncio.Transport | None = None
-        self._waiting: list[_Flight] = []  # to be sent
+        self._waiting: list[_StreamQuery] = []  # to be sent
         self._flushing = False
         self._buffer = bytearray()
-        self._retired = False
-        self._gone = False
-        self._used = 0.0  # when the last question left it
-        self._idle: asyncio.TimerHandle | None = None
+        self._retired = False  # it takes no more questions
+        self._ended = False
+        self._idle_since = 0.0
+        self._idle_timer: asyncio.TimerHandle | None = None
 
     @property
     def full(self) -> bool:
+        """Whether it takes no more questions for now."""
         unsent = self._transport.get_write_buffer_size() if self._transport else 0
-        return len(self.flights) >= IN_FLIGHT or len(self._waiting) >= 2 * IN_FLIGHT or unsent > UNSENT
+        return len(self.queries) >= MAX_QUESTIONS or len(self._waiting) >= 2 * MAX_QUESTIONS or unsent > MAX_UNSENT
 
     @property
     def missing(self) -> str:
-        """What has not happened yet."""
+        """What the server has not done, while the connection is being made."""
         return "did not finish the TLS handshake" if self._transport else "did not accept a connection"
 
-    # ── questions ────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── questions ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def ask(self, flight: _Flight) -> None:
-        while (ident := secrets.token_bytes(2)) in self.flights:
+    def ask(self, query: _StreamQuery) -> None:
+        """Send a query with the others of this turn of the loop, as soon as the connection is made."""
+        while (ident := secrets.token_bytes(2)) in self.queries:
             pass
-        flight.connection, flight.ident, flight.asked = self, ident, self._loop.time()
-        self.flights[ident] = flight
-        self._waiting.append(flight)
+        query.connection, query.ident, query.asked = self, ident, self._loop.time()
+        self.queries[ident] = query
+        self._waiting.append(query)
         if self.opened.done():
-            self._soon()
+            self._flush_soon()
 
-    def _soon(self) -> None:
+    def _flush_soon(self) -> None:
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush)
@@ -237,14 +251,14 @@ class _Connection(asyncio.Protocol):
     def _flush(self) -> None:
         self._flushing = False
         waiting, self._waiting = self._waiting, []
-        if self._gone or self._transport is None:
+        if self._ended or self._transport is None:
             return
         data = bytearray()
-        for flight in waiting:
-            if flight.connection is self:
-                forward = flight.forward
+        for query in waiting:
+            if query.connection is self:
+                forward = query.forward
                 ask = message.ask_in_private if self._layer else message.ask
-                wire = ask(forward.query, int.from_bytes(flight.ident), edns=forward.edns)
+                wire = ask(forward.query, int.from_bytes(query.ident), edns=forward.edns)
                 data += len(wire).to_bytes(2) + wire
         if data and self._layer is not None:
             self._layer.send(bytes(data))
@@ -252,62 +266,63 @@ class _Connection(asyncio.Protocol):
         elif data:
             self._transport.write(data)
 
-    def left(self) -> None:
-        """A question is not here any more."""
-        if self.flights or self._gone:
+    def query_left(self) -> None:
+        """A query no longer waits here. A connection without one is closed when it is retired or has been idle for long."""
+        if self.queries or self._ended:
             return
-        self._used = self._loop.time()
+        self._idle_since = self._loop.time()
         if self._retired:
             self._finish()
-        elif self._idle is None:
-            self._idle = self._loop.call_later(IDLE, self._look)
+        elif self._idle_timer is None:
+            self._idle_timer = self._loop.call_later(IDLE_SECONDS, self._close_idle)
 
-    def _look(self) -> None:
-        """Has it been idle for long enough?"""
-        self._idle = None
-        left = self._used + IDLE - self._loop.time()
-        if self.flights:
+    def _close_idle(self) -> None:
+        self._idle_timer = None
+        remaining = self._idle_since + IDLE_SECONDS - self._loop.time()
+        if self.queries:
             return
-        if left > 0:
-            self._idle = self._loop.call_later(left, self._look)
+        if remaining > 0:
+            self._idle_timer = self._loop.call_later(remaining, self._close_idle)
         else:
             self.retire()
 
-    # ── its life ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── beginning and end ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def retire(self) -> None:
-        """Take no more questions; end when those that are here have."""
+        """Take no more questions; close when those on it have ended."""
         self._retired = True
         if self in self.pool.connections:
             self.pool.connections.remove(self)
-        if not self.flights:
+        if not self.queries:
             self._finish()
 
     def _finish(self) -> None:
+        """Close in order: TLS is told that no more comes."""
         if self._transport is not None and self._layer is not None and self._layer.ready:
             self._layer.end()
             self._transport.write(self._layer.take())
         self.broken("")
 
     def abort(self) -> None:
+        """Close at once; its questions are asked on another connection."""
         if self._transport is not None:
             self._transport.abort()
         self.broken("")
 
     def broken(self, reason: str, *, network: bool = True) -> None:
-        """It is of no use any longer; without a reason: nobody needs it."""
-        if self._gone:
+        """End. `reason`: what the server did wrong, with it as the subject of the sentence; empty when it did nothing wrong."""
+        if self._ended:
             return
-        self._gone = True
-        if self._idle is not None:
-            self._idle.cancel()
+        self._ended = True
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
         if self._transport is not None:
             self._transport.close()
         self._owner.lost(self, reason, network)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        if self._gone:
+        if self._ended:
             self._transport.abort()
         elif self._layer is None:
             self._ready()
@@ -317,29 +332,29 @@ class _Connection(asyncio.Protocol):
 
     def _ready(self) -> None:
         self.opened.set_result(None)
-        self._soon()
+        self._flush_soon()
 
     def data_received(self, data: bytes) -> None:
-        if self._gone:
+        if self._ended:
             return
         self.last = self._loop.time()
         if self._layer is not None:
             data = self._decrypted(self._layer, data)
         self._buffer += data
         at, end = 0, len(self._buffer)
-        while end - at >= 2 and not self._gone:
+        while end - at >= 2 and not self._ended:
             size = int.from_bytes(self._buffer[at : at + 2])
             if end - at - 2 < size:
                 break
             packet = bytes(self._buffer[at + 2 : at + 2 + size])
             at += 2 + size
-            self._owner.heard(self, packet)
+            self._owner.received(self, packet)
         del self._buffer[:at]
         if self._layer is not None and self._layer.ended:
             self.eof_received()
 
     def _decrypted(self, layer: Layer, data: bytes) -> bytes:
-        """What was said, with what TLS itself has to say sent back."""
+        """The octets in clear text. What TLS itself has to answer is sent."""
         assert self._transport is not None
         try:
             data = layer.received(data, self.last)
@@ -354,18 +369,18 @@ class _Connection(asyncio.Protocol):
         return data
 
     def eof_received(self) -> None:
-        what = "without an answer" if self.opened.done() else "during the handshake"
-        self.broken(f"closed the {self.way} connection {what}")
+        when = "without an answer" if self.opened.done() else "during the handshake"
+        self.broken(f"closed the {self.protocol} connection {when}")
 
     def connection_lost(self, error: Exception | None) -> None:
         if isinstance(error, OSError):
-            self.broken(_reason(error, self.way))
+            self.broken(_reason(error, self.protocol))
         else:
             self.eof_received()
         if self._layer is not None and self._layer.ready:
             self._owner.trust.remember(self.server, self._layer)
 
 
-def _reason(error: OSError, way: str) -> str:
-    """asyncio has words of its own for the kernel's errors."""
-    return f"over {way}: {(os.strerror(error.errno) if error.errno else str(error)).lower()}"
+def _reason(error: OSError, protocol: str) -> str:
+    """The kernel's text for an error: asyncio puts words of its own around it."""
+    return f"over {protocol}: {(os.strerror(error.errno) if error.errno else str(error)).lower()}"

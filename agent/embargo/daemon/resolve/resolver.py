@@ -92,7 +92,7 @@ class Resolver:
             self._allow_from = dns["allow_from"]
             self._log_names = dns.get("log_names", "blocked")
             self._witness.learning = dns.get("learn", False)
-            self._forwarder.pipelines.believe(dns.get("tls_ca", ""))
+            self._forwarder.pipelines.trust_authorities(dns.get("tls_ca", ""))
         elif self._engine is not None:
             mode, zones = self._engine.rules.mode, None
         else:

@@ -1,7 +1,8 @@
-"""Who an upstream proves to be: authorities, sessions and certificates, and TLS apart from the socket (RFC 7858, RFC 8310).
+"""TLS to upstreams: authorities, certificates and sessions, and the protocol apart from the socket (RFC 7858, RFC 8310).
 
-There is one profile, the strict one: TLS 1.2 or later, a certificate that a trusted authority has signed, for the name in the
-configuration or, where that has none, for the address (RFC 9525). Whatever fails is said in words, and nothing is sent.
+There is one profile, the strict one: TLS 1.2 or later, and a certificate that a trusted authority has signed for the name in
+the configuration or, where that has none, for the address (RFC 9525). Otherwise the connection fails with the reason in
+words, and no question is sent.
 """
 
 import contextlib
@@ -14,8 +15,8 @@ from embargo.daemon.host.authorities import reason
 from embargo.dns.upstream import Server
 
 PIECE = 65_536  # octets taken out of TLS at once
-RESUME = 3600.0  # seconds after a certificate was looked at in which its session may be resumed, which skips that
-PROBE = 3.0  # seconds for a server to show its certificate
+RESUME_SECONDS = 3600.0  # after a certificate was checked: until then sessions are resumed, which skips the check
+PROBE_SECONDS = 3.0  # within which a server must show its certificate to `probe`
 
 _UNTRUSTED = "has a certificate of an authority that is not trusted here"
 #: OpenSSL's X509_V_ERR_*
@@ -32,12 +33,12 @@ _REASONS = {
 
 
 class _Session(NamedTuple):
-    proven: float  # when the certificate was looked at
+    proven: float  # when the certificate was checked
     session: ssl.SSLSession
 
 
 class Trust:
-    """The authorities that count: certificates in PEM, or, empty, those of the system as they are at the moment."""
+    """The trusted authorities: certificates in PEM or, if empty, those of the system as they are at the moment."""
 
     def __init__(self, authorities: str = "") -> None:
         self.authorities = authorities
@@ -46,6 +47,7 @@ class Trust:
         self._sessions: dict[Server, _Session] = {}
 
     def context(self) -> ssl.SSLContext:
+        """The context of all connections, made anew when the authorities of the system have changed."""
         store = None if self.authorities else _store()
         if self._context is None or store != self._store:
             self._sessions.clear()
@@ -55,7 +57,7 @@ class Trust:
             context.minimum_version = ssl.TLSVersion.TLSv1_2
             context.options |= ssl.OP_NO_RENEGOTIATION
             if self.authorities:
-                with contextlib.suppress(ssl.SSLError):  # what is no certificate vouches for nobody
+                with contextlib.suppress(ssl.SSLError):  # text without a certificate: nothing is trusted
                     context.load_verify_locations(cadata=self.authorities)
                 context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN  # an intermediate one, or the server's own
             else:
@@ -63,9 +65,10 @@ class Trust:
         return self._context
 
     def open(self, server: Server, now: float) -> "Layer":
+        """TLS for a new connection to a server, which resumes the last session if that is young enough."""
         context = self.context()
         known = self._sessions.get(server)
-        if known is not None and now >= known.proven + RESUME:
+        if known is not None and now >= known.proven + RESUME_SECONDS:
             known = None
         return Layer(context, server, known)
 
@@ -77,7 +80,7 @@ class Trust:
 
 
 def _store() -> list[tuple[str, int]]:
-    """What the system's authorities are told by: a changed directory or file is another store."""
+    """Identifies the authorities of the system: paths with the times of their last change."""
     paths = ssl.get_default_verify_paths()
     found = []
     for path in filter(None, (paths.cafile, paths.capath)):
@@ -87,31 +90,33 @@ def _store() -> list[tuple[str, int]]:
 
 
 class Layer:
-    """TLS of one connection: octets of the network in, octets for the network out. ssl.SSLError when it fails."""
+    """TLS of one connection: octets from the network in, octets for the network out. ssl.SSLError when it fails."""
 
     def __init__(self, context: ssl.SSLContext, server: Server, known: _Session | None = None) -> None:
         self.context = context
-        self.ready = False  # the other side has proven who it is
-        self.proven = known.proven if known else 0.0  # when its certificate was looked at, here or where the session began
-        self.ended = False  # it has said that nothing more comes
+        self.ready = False  # the handshake is complete: the server has proven who it is
+        self.proven = known.proven if known else 0.0  # when its certificate was checked, here or where the session began
+        self.ended = False  # the server has announced that nothing more comes
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
         session = known.session if known else None
         self._tls = context.wrap_bio(self._in, self._out, server_hostname=_subject(server), session=session)
 
     @property
     def session(self) -> ssl.SSLSession | None:
+        """The session, if it can be resumed."""
         session = self._tls.session
         return session if session is not None and session.has_ticket else None
 
     def take(self) -> bytes:
-        """What is to be sent, also after an error: the other side is told."""
+        """The octets to be sent, after an error too: the server is told of it."""
         return self._out.read()
 
     def begin(self, now: float) -> None:
+        """Begin the handshake."""
         self._shake(now)
 
     def received(self, data: bytes, now: float) -> bytes:
-        """What the other side says, in clear."""
+        """The octets in clear text, out of octets from the network. They may be none."""
         self._in.write(data)
         if not self.ready and not self._shake(now):
             return b""
@@ -133,19 +138,22 @@ class Layer:
         return True
 
     def send(self, data: bytes) -> None:
+        """Encrypt octets; `take` has them."""
         self._tls.write(data)  # a BIO in memory takes everything
 
     def end(self) -> None:
-        with contextlib.suppress(ssl.SSLError):  # the other side has not said that it ends too, which nobody waits for
+        """Announce that nothing more comes."""
+        with contextlib.suppress(ssl.SSLError):  # the server has not announced the same, which is not waited for
             self._tls.unwrap()
 
 
 def _subject(server: Server) -> str:
+    """The name or address that the certificate must be for."""
     return server.name or server.address.partition("%")[0]
 
 
 def words(error: ssl.SSLError, server: Server) -> str:
-    """What is wrong, with the server as the subject of the sentence."""
+    """What is wrong, with the server as the subject of the sentence: "has a certificate that has expired"."""
     if not isinstance(error, ssl.SSLCertVerificationError):
         return _REASONS.get(error.reason or "") or f"failed in TLS: {reason(error)}"
     if error.verify_code in _OTHER_NAME:
@@ -154,9 +162,9 @@ def words(error: ssl.SSLError, server: Server) -> str:
 
 
 def probe(server: Server, authorities: str) -> str:
-    """What is wrong with the server's certificate or its TLS, in words; empty when nothing is, or when it cannot be reached."""
+    """What is wrong with a server's certificate or TLS, in words; empty when nothing is, or when it cannot be reached."""
     context = Trust(authorities).context()
-    with contextlib.suppress(OSError), socket.create_connection((server.address, server.port), PROBE) as sock:
+    with contextlib.suppress(OSError), socket.create_connection((server.address, server.port), PROBE_SECONDS) as sock:
         try:
             context.wrap_socket(sock, server_hostname=_subject(server)).close()
         except ssl.SSLError as error:
