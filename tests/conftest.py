@@ -1,6 +1,8 @@
 """Rules for every test: property tests repeat themselves in CI, and nothing is left out without a line that says so."""
 
+import operator
 import os
+import sys
 from typing import Any
 
 import pytest
@@ -10,6 +12,8 @@ CI = os.environ.get("CI") == "true"
 ROOT = os.geteuid() == 0
 NEED_ROOT = pytest.StashKey[int]()
 TAKE_LONG = pytest.StashKey[int]()
+
+pytest.register_assert_rewrite("support")  # helpers' asserts show their values, as those of tests do
 
 settings.register_profile("here", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, database=None, print_blob=True)
@@ -27,6 +31,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.stash[NEED_ROOT] = len(needy)
     config.hook.pytest_deselected(items=list(needy))
     items[:] = [item for item in items if item not in needy]
+
+
+def pytest_collection_finish() -> None:
+    """A helper that fails points at the line of the test that called it; any other error is shown where it arose."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith(("support.", "tools.rig", "containers.steady")):
+            vars(module)["__tracebackhide__"] = operator.methodcaller("errisinstance", (AssertionError, TimeoutError))
 
 
 @pytest.hookimpl(tryfirst=True)
