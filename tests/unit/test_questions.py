@@ -110,6 +110,69 @@ def test_a_response_that_is_truncated_over_tcp_too_is_the_servers_failure() -> N
     found.upstream(truncated).is_forwarded(SERVERS[1], tcp=False)
 
 
+# ── the table at the top of `questions` ──────────────────────────────────────────────────────────────────────────────────
+
+REFERRAL = answer("free.test")
+REFERRAL.authority.append(dns.rrset.from_text("test.", 300, "IN", "NS", "ns.test."))
+EVENTS: dict[str, dns.message.Message | bytes] = {
+    "formerr": answer("free.test", rcode=dns.rcode.FORMERR),
+    "notimp": answer("free.test", rcode=dns.rcode.NOTIMP),
+    "truncated": answer("free.test", flags=dns.flags.TC),
+    "malformed": BROKEN,
+    "servfail": answer("free.test", rcode=dns.rcode.SERVFAIL),
+    "referral": REFERRAL,
+    "answer": answer("free.test", "A", "192.0.2.1"),
+}
+#: state → (scheme of the server, events that lead there)
+STATES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "UDP, EDNS": ("udp", ()),
+    "UDP": ("udp", ("formerr",)),
+    "TCP, EDNS": ("udp", ("truncated",)),
+    "TCP": ("udp", ("formerr", "truncated")),
+    "TCP server": ("tcp", ()),
+    "TLS server": ("tls", ()),
+}
+NEXT = "next server"
+TABLE = {
+    "UDP, EDNS": {"formerr": "UDP", "notimp": "UDP", "truncated": "TCP, EDNS", "malformed": "waits"},
+    "UDP": {"formerr": NEXT, "notimp": NEXT, "truncated": "TCP", "malformed": "waits"},
+    "TCP, EDNS": {"formerr": "TCP", "notimp": "TCP", "truncated": NEXT, "malformed": NEXT},
+    "TCP": {"formerr": NEXT, "notimp": NEXT, "truncated": NEXT, "malformed": NEXT},
+    "TCP server": {"formerr": "TCP", "notimp": "TCP", "truncated": NEXT, "malformed": NEXT},
+    "TLS server": {"formerr": "TCP", "notimp": "TCP", "truncated": NEXT, "malformed": NEXT},
+}
+
+
+@pytest.mark.parametrize("event", EVENTS)
+@pytest.mark.parametrize("state", STATES)
+def test_an_exchange_goes_on_as_the_table_says(state: str, event: str) -> None:
+    scheme, events = STATES[state]
+    first = Server("192.0.2.77", 53, scheme)
+    found = play(zones=Zones(Upstreams((first, SERVERS[1])))).query("free.test")
+    for each in events:
+        found.upstream(EVENTS[each])
+    expected = TABLE[state].get(event, "ends" if event == "answer" else NEXT)
+    if expected == "waits":
+        found.garbage(EVENTS[event]).upstream(EVENTS["answer"]).replies("192.0.2.1")
+        return
+    found.upstream(EVENTS[event])
+    if expected == "ends":
+        found.replies("192.0.2.1")
+        return
+    assert found.forward is not None
+    server, edns, tcp = (first, "EDNS" in expected, "TCP" in expected) if expected != NEXT else (SERVERS[1], True, False)
+    assert (found.forward.server, found.forward.edns, found.forward.tcp) == (server, edns, tcp)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_silence_is_followed_by_the_next_server_from_every_state(state: str) -> None:
+    scheme, events = STATES[state]
+    found = play(zones=Zones(Upstreams((Server("192.0.2.77", 53, scheme), SERVERS[1])))).query("free.test")
+    for each in events:
+        found.upstream(EVENTS[each])
+    found.silence().is_forwarded(SERVERS[1], tcp=False)
+
+
 def test_other_servers_in_place_of_an_answer_are_no_answer() -> None:
     made = answer("free.test")
     made.authority.append(dns.rrset.from_text("test.", 300, "IN", "NS", "ns.test."))

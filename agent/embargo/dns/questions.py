@@ -1,20 +1,20 @@
 """Questions on their way upstream: which server is asked next and how, and when a question ends.
 
 A question is opened for clients that wait for its answer, to renew a cached answer, or to learn what is behind a blocked
-name. Equal questions are one: later clients join the first. Each asks one server after the other; one server asked once is
-an exchange, whose way is this:
+name. Equal questions are one: later clients join the first. A question asks one server after the other; one server asked
+once is an exchange, with these states and transitions:
 
     state        event                          next
-    UDP, EDNS    FORMERR or NOTIMP              the same server without EDNS (RFC 6891 section 7)
+    EDNS         FORMERR or NOTIMP              the same server without EDNS (RFC 6891 section 7)
     UDP          truncated                      the same server over TCP (RFC 7766 section 5)
-    UDP          malformed                      the same state: it may be forged, and the true answer can still come
+    UDP          malformed                      no change: it may be forged, and the true response can still come
                                                 (CVE-2023-28452, CVE-2023-29483)
-    UDP          silence                        the next server, as after no answer; after a malformed one, as after that
     TCP, TLS     malformed or truncated         the next server
     any          another rcode, a referral      the next server; this one is not asked again for this question
-    any          an answer of use               the end
+    any          silence                        the next server
+    any          a useful answer                the end
 
-The question fails when `Upstreams.choose` has no server left for it, or when its time is over.
+A question fails when `Upstreams.choose` has no server left for it, or when its time is over.
 """
 
 from collections.abc import Iterator
@@ -47,7 +47,7 @@ class Forward(NamedTuple):
 
 
 class KeepWaiting(NamedTuple):
-    """The response is malformed and may be forged: wait for the true one until the time of the Forward is over."""
+    """The response is malformed and may be forged: wait for the true one until the Forward times out."""
 
 
 class Waiter(NamedTuple):
@@ -60,9 +60,9 @@ class Waiter(NamedTuple):
 
 
 class Trouble(NamedTuple):
-    """Why the last exchange failed, as the client is told in the end."""
+    """Why the last exchange failed, for the EDE of a SERVFAIL."""
 
-    ede: int  # the code of RFC 8914
+    code: int  # of RFC 8914
     text: str
 
 
@@ -108,14 +108,14 @@ class Question:
 
 
 class Answered(NamedTuple):
-    """A question ended with an answer of use."""
+    """A question ended with a useful answer."""
 
     question: Question
     answer: Answer
 
 
 class Failed(NamedTuple):
-    """A question ended without one; `question.trouble` says why."""
+    """A question ended without an answer; `question.trouble` says why."""
 
     question: Question
 
