@@ -4,7 +4,7 @@ import dns.message
 import dns.rcode
 import dns.rdatatype
 import pytest
-from dnslib import DNSBuffer, DNSLabel  # type: ignore[import-untyped] # ships no types
+from dnslib import BufferError, DNSBuffer, DNSLabel  # type: ignore[import-untyped] # ships no types
 
 from embargo import names
 from embargo.dns import compose, message
@@ -52,3 +52,8 @@ def test_dnslib_points_into_a_message_and_only_at_equal_case() -> None:
     for text in (b"www.test", b"ftp.test", b"ftp.TEST"):
         buffer.encode_name(DNSLabel(text))
     assert bytes(buffer.data) == b"\3www\4test\0" + b"\3ftp\xc0\4" + b"\3ftp\4TEST\0"
+
+
+def test_dnslib_reads_no_label_that_is_not_utf_8() -> None:
+    with pytest.raises(BufferError, match="Invalid label"):
+        DNSBuffer(b"\1\xff\0").decode_name()

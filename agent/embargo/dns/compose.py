@@ -7,6 +7,8 @@ and sent behind as many questions as ask for it. Nothing here runs for a query t
 
 Names go to dnslib as tuples of labels, never as text: as text it would split a label at a dot inside it and encode octets
 beyond ASCII by IDNA. It does not fold case and compresses only equal case, which does not matter here (see `_Body`).
+Nothing is read with it: it refuses labels that are not UTF-8, which an upstream may send. A response that loses records is
+therefore written anew in `response`.
 """
 
 from collections.abc import Iterable

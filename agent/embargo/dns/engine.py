@@ -61,6 +61,11 @@ class Resolved(NamedTuple):
 
 
 class Engine:
+    """The state of one worker's pipeline: rules, zones, cache, and the questions on their way.
+
+    Every method takes `now`, seconds of a monotonic clock. The caller carries out what is returned.
+    """
+
     def __init__(self, rules: Rules, zones: Zones, cache: Cache) -> None:
         self.rules = rules
         self.exempt: tuple[tuple[Acl, Rules], ...] = ()  # clients that are judged by rules of their own

@@ -1,4 +1,4 @@
-"""Blocked or cached? The reply from the raw packet, without an object per packet.
+"""The reply to a blocked or cached query from the raw packet, without an object per packet.
 
 This is a shortcut of the engine's decision, not a second one: it answers a packet only where the engine would give the
 same octets, and declines (None) whatever is unusual: another opcode, a second question, odd EDNS, a special name, an
@@ -34,13 +34,14 @@ class Known:
 
 
 class Memo:
-    """The replies to packets seen before, whatever their ID. What is not asked for any more is forgotten half by half."""
+    """The replies to packets seen before, whatever their ID. When the younger half is full, the older half is dropped."""
 
     def __init__(self) -> None:
         self._young: dict[bytes, Known] = {}
         self._old: dict[bytes, Known] = {}
 
     def get(self, key: bytes) -> Known | None:
+        """`key`: a packet without its ID."""
         found = self._young.get(key)
         if found is None and (found := self._old.get(key)) is not None:
             self._young[key] = found
@@ -50,13 +51,14 @@ class Memo:
         return len(self._young) + len(self._old)
 
     def put(self, key: bytes, known: Known) -> None:
+        """Remember the reply to a packet without its ID."""
         if len(self._young) >= MEMO_HALF:
             self._old, self._young = self._young, {}
         self._young[key] = known
 
 
 class Shortcut:
-    """One judgement, the cache, and the replies remembered. Another judgement takes a new Shortcut, which remembers nothing."""
+    """One judgement, the cache, and replies by them. Another judgement needs a new Shortcut, which begins without replies."""
 
     def __init__(self, rules: Rules, cache: Cache) -> None:
         self._rules = rules

@@ -1,7 +1,7 @@
-"""What is in force: who is answered, what is blocked, and what a blocked name is answered with.
+"""What is in force: which clients are answered, what is blocked, and what a blocked name is answered with.
 
 `Rules` fixes these together as one judgement. The engine and its shortcut (`fastpath`) decide by the same one; a change of
-policy replaces it whole, in between two packets. An `Attempt` is what one query amounts to by a judgement.
+policy replaces it as a whole, between two packets. An `Attempt` is a query that the policy claims, for the event log.
 """
 
 import struct
@@ -62,7 +62,7 @@ class Rules:
         self, generation: int, judged: int, acl: Acl, image: Image, board: Switchboard, mode: BlockMode, log_all: bool = False
     ) -> None:
         self.generation = generation
-        self.judged = judged  # differs for every judgement of this process, so cached answers can name theirs
+        self.judged = judged  # the number of this judgement, by which cached answers name theirs; never used twice in a process
         self.acl = acl
         self.image = image
         self.board = board
@@ -80,14 +80,15 @@ class Rules:
         return f"{self._prefix[decision.source]}{decision.line} rule={decision.rule}"
 
     def told(self, decision: Decision) -> str:
-        """What decided, as members of an event."""
+        """The deciding entry as JSON members of an event."""
         return f'{self._told[decision.source]}{decision.line},"rule":{events.quote(decision.rule)}'
 
     def ede(self, decision: Decision) -> bytes:
+        """The EDE option of a blocked reply (RFC 8914)."""
         return message.ede(message.EDE_BLOCKED, self.explain(decision))
 
     def canary(self, decision: Decision) -> bool:
-        """Is it a name whose answer must be NXDOMAIN for the asking program to give way?"""
+        """Whether the asking program gives way only to NXDOMAIN, whatever the block mode."""
         return decision.class_ in self._canary
 
     def block_answer(self, decision: Decision, qtype: int) -> Answer:
@@ -117,6 +118,7 @@ class Rules:
         )
 
     def action_name(self, decision: Decision) -> str:
+        """The block mode as the event names it."""
         return "nxdomain" if self.canary(decision) else self.mode.kind
 
 
@@ -134,7 +136,7 @@ class Parts(NamedTuple):
 
 
 class Attempt:
-    """Somebody asked for something that a class claims: what an event is made of, but for the client and the time."""
+    """A query for a name that a class claims: all of its event but client and time."""
 
     __slots__ = ("action", "audit", "decision", "kind", "kinds", "members", "qname", "qtype", "rules")
 
@@ -150,13 +152,13 @@ class Attempt:
         self.rules = rules
         self.qname = qname
         self.qtype = qtype
-        self.decision = decision  # None: nobody claims it, and everything is to be logged
+        self.decision = decision  # None: no class claims the name, and every query is logged
         self.action = action
         self.audit = audit
         #: equal for equal attempts; the qname stands first, so that it can be left out
         self.kind = qname + _KIND.pack(qtype, -1 if decision is None else decision.class_, action == "pass", rules.judged)
         self.members = ""  # its event as JSON, written when first needed
-        self.kinds: dict[str, events.Kind] = {}  # what it is folded into, by client; some of them may be closed by now
+        self.kinds: dict[str, events.Kind] = {}  # the open or closed event records of each client that it was folded into
 
 
 _KIND = struct.Struct("!Hh?I")

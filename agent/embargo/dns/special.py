@@ -16,7 +16,7 @@ SOURCES = "RFC 6761, 6762, 7686, 8375, 9462"  # for messages
 
 
 class Special(Enum):
-    """What a special-use name is answered with. The value is the rcode."""
+    """What a special-use name is answered with."""
 
     NODATA = "no data", message.NOERROR
     LOOPBACK = "loopback addresses", message.NOERROR
@@ -24,6 +24,7 @@ class Special(Enum):
 
     @property
     def rcode(self) -> int:
+        """The rcode of the answer, where no local record has the name."""
         return self.value[1]
 
 

@@ -25,6 +25,8 @@ PLAIN_FOR = 900.0  # seconds for which a server that answers only without EDNS i
 
 
 class Server(NamedTuple):
+    """A server that is asked: where, over what, and the name on its certificate."""
+
     address: str
     port: int
     scheme: str = "udp"  # one of SCHEMES
