@@ -10,7 +10,7 @@ import dns.rrset
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from embargo import names
+from embargo import explain, names
 from embargo.dns import fastpath
 from embargo.dns.acl import Acl
 from embargo.dns.cache import Cache
@@ -96,6 +96,25 @@ def test_what_passes_an_independent_reading_lets_pass_too(
         assert (outcome.attempt is not None) == (expected is not Action.PASS)
         if expected is not Action.BLOCK:
             assert said(reply) == said(made)
+
+
+SPECIAL = st.sampled_from(("localhost", "a.localhost", "x.onion", "b.local", "resolver.arpa", "1.0.0.10.in-addr.arpa", "arpa"))
+
+
+@given(
+    CATALOGUES, ASKED.filter(lambda name: len(name) > 1) | SPECIAL.map(names.from_text), st.sampled_from(("A", "TXT", "PTR"))
+)
+def test_why_says_what_the_engine_does(catalogue: Catalogue, name: names.Name, qtype: str) -> None:
+    rules_ = judgement(catalogue, 1)
+    engine = Engine(rules_, Zones(Upstreams(SERVERS)), Cache())
+    outcome = engine.handle(query(names.to_text(name), qtype), CLIENT, None, 0.0)
+    why = explain.verdict(rules_.image, rules_.board, names.to_text(name), qtype)["verdict"]
+    event(why)
+    if isinstance(outcome, Forward):
+        assert why in ("passed", "allowed", "audited")
+    else:
+        assert isinstance(outcome, Reply)
+        assert why == ("blocked" if outcome.attempt else "special")
 
 
 @given(st.binary(max_size=600), st.booleans())
