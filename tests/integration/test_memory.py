@@ -11,7 +11,7 @@ import pytest
 from embargo import names
 from embargo.daemon.guard import memory as memory_
 from embargo.daemon.guard.memory import Memory
-from embargo.firewall.learning import PROVING, RECENT, Book, Reason
+from embargo.firewall.learning import GATHERING_SECONDS, IN_USE_SECONDS, Book, Reason
 from embargo.lists.policy import Class
 
 A, B = b"\xcb\0\x71\1", b"\xcb\0\x71\2"
@@ -77,7 +77,7 @@ def test_without_a_file_or_with_a_broken_one_nothing_is_blocked_for_a_while(tmp_
         path.write_text(content)
         book, found = recalled(path)
         assert not found, content
-        assert book.proving == 1000.0 + PROVING
+        assert book.proving == 1000.0 + GATHERING_SECONDS
     assert not recalled(tmp_path / "nothing")[1]
 
 
@@ -99,7 +99,7 @@ def test_an_old_memory_is_none_and_a_younger_one_ages(tmp_path: Path) -> None:
     path = tmp_path / "learnt.jsonl"
     saved(path)[1].close()
     lines = path.read_text().splitlines()
-    for age, found, learnt in ((60, True, 1), (3600, True, 0), (RECENT + 1, False, 0), (-3600, True, 1)):
+    for age, found, learnt in ((60, True, 1), (3600, True, 0), (IN_USE_SECONDS + 1, False, 0), (-3600, True, 1)):
         head = json.dumps({"version": 1, "saved": time.time() - age})
         path.write_text("\n".join([head, *lines[1:]]) + "\n")
         book, usable = recalled(path)
@@ -122,7 +122,7 @@ def test_what_no_list_and_no_answer_can_have_said_is_learnt_anew(tmp_path: Path,
     path.write_text(text.replace(old, new))
     book, usable = recalled(path)
     assert not usable
-    assert book.proving == 1000.0 + PROVING
+    assert book.proving == 1000.0 + GATHERING_SECONDS
 
 
 def test_a_snapshot_beside_other_work_loses_nothing_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ Row = tuple[names.Name, list[bytes], list[bytes], int]
 @given(RECORDS)
 def test_what_is_packed_is_unpacked(rows: list[Row]) -> None:
     packed = b"".join(answered.pack(name, [*six, *four], seconds) for name, four, six, seconds in rows)
-    expected = [(name, [*four, *six], min(seconds, learning.LONGEST)) for name, four, six, seconds in rows]
+    expected = [(name, [*four, *six], min(seconds, learning.MAX_TTL_SECONDS)) for name, four, six, seconds in rows]
     assert list(answered.unpack(packed)) == expected
 
 
@@ -38,7 +38,7 @@ def test_all_addresses_of_an_answer_arrive(four: int, six: int) -> None:
     name = names.Name((b"\x3f" + b"n" * 63) * 3 + b"\x3d" + b"n" * 61 + b"\0")
     addresses = [*(n.to_bytes(4) for n in range(four)), *(n.to_bytes(16) for n in range(six))]
     record = answered.pack(name, addresses, 1 << 40)
-    assert list(answered.unpack(record)) == [(name, addresses, learning.LONGEST)]
+    assert list(answered.unpack(record)) == [(name, addresses, learning.MAX_TTL_SECONDS)]
     assert len(record) <= answered.MAX_RECORD < channel.MAX_PACKET
     ours, theirs = channel.pair()
     with theirs:
@@ -94,7 +94,7 @@ def test_records_with_octets_changed_are_unpacked_or_refused(rows: list[Row], da
             event("unpacked")
             assert names.from_text(names.to_text(name)) == name
             assert all(len(address) in (4, 16) for address in addresses)
-            assert 0 <= seconds <= learning.LONGEST
+            assert 0 <= seconds <= learning.MAX_TTL_SECONDS
     except ValueError:
         event("refused")
 

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from embargo import names
 from embargo.firewall import learning
-from embargo.firewall.learning import GRACE, MAX_NAMES, PROVING, RECENT, SHORTEST, Book, Reason
+from embargo.firewall.learning import (
+    BLOCK_GRACE_SECONDS,
+    GATHERING_SECONDS,
+    IN_USE_SECONDS,
+    MAX_NAMES,
+    MIN_TTL_SECONDS,
+    Book,
+    Reason,
+)
 from embargo.lists.policy import Class, Network
 
 A, B, C = b"\xcb\0\x71\1", b"\xcb\0\x71\2", bytes(15) + b"\7"
@@ -32,33 +40,33 @@ def blocked(book: Book, now: float) -> set[bytes]:
 
 def test_what_is_behind_a_blocked_name_is_blocked_for_its_time_and_a_grace() -> None:
     book = Book()
-    assert book.leads(reason(), [A, C], 300, 0.0) == [(A, 300 + GRACE), (C, 300 + GRACE)]
-    assert set(book.blocked(0.0)) == {(A, CLASS, 300 + GRACE), (C, CLASS, 300 + GRACE)}
-    assert book.reason(A, 299.0 + GRACE) == reason()
-    assert book.reason(A, 300.0 + GRACE) is None
-    assert blocked(book, 300.0 + GRACE) == set()
+    assert book.leads(reason(), [A, C], 300, 0.0) == [(A, 300 + BLOCK_GRACE_SECONDS), (C, 300 + BLOCK_GRACE_SECONDS)]
+    assert set(book.blocked(0.0)) == {(A, CLASS, 300 + BLOCK_GRACE_SECONDS), (C, CLASS, 300 + BLOCK_GRACE_SECONDS)}
+    assert book.reason(A, 299.0 + BLOCK_GRACE_SECONDS) == reason()
+    assert book.reason(A, 300.0 + BLOCK_GRACE_SECONDS) is None
+    assert blocked(book, 300.0 + BLOCK_GRACE_SECONDS) == set()
     assert book.learnt == 0
 
 
 def test_an_answer_without_a_time_is_blocked_for_a_while_all_the_same() -> None:
-    assert Book().leads(reason(), [A], 0, 0.0) == [(A, SHORTEST + GRACE)]
+    assert Book().leads(reason(), [A], 0, 0.0) == [(A, MIN_TTL_SECONDS + BLOCK_GRACE_SECONDS)]
 
 
 def test_the_same_answer_again_makes_the_time_longer_and_never_shorter() -> None:
     book = Book()
     book.leads(reason(), [A], 3600, 0.0)
-    assert book.leads(reason(), [A], 60, 10.0) == [(A, 3600 + GRACE - 10)]
-    assert book.leads(reason(), [A], 3600, 100.0) == [(A, 3600 + GRACE)]
+    assert book.leads(reason(), [A], 60, 10.0) == [(A, 3600 + BLOCK_GRACE_SECONDS - 10)]
+    assert book.leads(reason(), [A], 3600, 100.0) == [(A, 3600 + BLOCK_GRACE_SECONDS)]
 
 
 def test_an_address_of_an_unblocked_name_is_spared_until_long_after_its_answer() -> None:
     book = Book()
     assert book.answered(FREE, [A], 300, 0.0) == []
-    assert book.leads(reason(), [A, B], 300, 299.0 + RECENT) == [(B, 300 + GRACE)]
+    assert book.leads(reason(), [A, B], 300, 299.0 + IN_USE_SECONDS) == [(B, 300 + BLOCK_GRACE_SECONDS)]
     assert [(s.address, s.blocked, s.neighbour) for s in book.spared] == [(A, PAY, FREE)]
     assert book.shared(A) == book.spared[0]
     assert book.counters["shared"] == 1
-    assert book.leads(reason(), [A], 300, 300.0 + RECENT) == [(A, 300 + GRACE)]
+    assert book.leads(reason(), [A], 300, 300.0 + IN_USE_SECONDS) == [(A, 300 + BLOCK_GRACE_SECONDS)]
 
 
 def test_an_unblocked_name_frees_its_address_once() -> None:
@@ -71,18 +79,20 @@ def test_an_unblocked_name_frees_its_address_once() -> None:
 
 
 def test_without_a_memory_nothing_new_is_blocked_and_what_is_known_is_kept() -> None:
-    book = Book(proving=PROVING)
-    assert book.leads(reason(), [A], 300, PROVING - 1) == []
+    book = Book(proving=GATHERING_SECONDS)
+    assert book.leads(reason(), [A], 300, GATHERING_SECONDS - 1) == []
     assert book.counters["noted"] == 1
-    assert book.leads(reason(), [A], 300, PROVING) == [(A, 300 + GRACE)]
-    book.proving = 2 * PROVING
-    assert book.leads(reason(), [A, B], 300, PROVING + 1) == [(A, 300 + GRACE)], "renewed, the other one noted"
+    assert book.leads(reason(), [A], 300, GATHERING_SECONDS) == [(A, 300 + BLOCK_GRACE_SECONDS)]
+    book.proving = 2 * GATHERING_SECONDS
+    assert book.leads(reason(), [A, B], 300, GATHERING_SECONDS + 1) == [(A, 300 + BLOCK_GRACE_SECONDS)], (
+        "renewed, the other one noted"
+    )
 
 
 def test_guarded_addresses_are_never_blocked() -> None:
     book = Book()
     book.guarded = learning.guard([Network(4, int.from_bytes(A), int.from_bytes(A)), Network(6, 0, 100)])
-    assert book.leads(reason(), [A, B, C], 300, 0.0) == [(B, 300 + GRACE)]
+    assert book.leads(reason(), [A, B, C], 300, 0.0) == [(B, 300 + BLOCK_GRACE_SECONDS)]
     assert book.counters["guarded"] == 2
 
 
@@ -107,7 +117,7 @@ def test_who_becomes_blocked_is_no_neighbour_any_more() -> None:
     assert book.leads(reason(LOG), [B], 300, 3.0) == [], "the other one lives there still"
     assert book.spared[-1].neighbour == FREE
     book.judge(lambda each: each, lambda name: name in (LOG, FREE), 4.0)
-    assert book.leads(reason(LOG), [A, B], 300, 5.0) == [(A, 300 + GRACE), (B, 300 + GRACE)]
+    assert book.leads(reason(LOG), [A, B], 300, 5.0) == [(A, 300 + BLOCK_GRACE_SECONDS), (B, 300 + BLOCK_GRACE_SECONDS)]
 
 
 def test_neighbours_that_are_not_remembered_may_live_there_still() -> None:
@@ -137,7 +147,7 @@ def test_memory_is_bounded_and_a_full_one_blocks_nothing_new_for_a_while(monkeyp
     assert len(book) == 3
     assert book.names(addresses[1]) == (), "of those that are not blocked, the one untouched for longest was forgotten"
     assert book.counters["forgotten"] == 1
-    assert book.proving == PROVING, "somebody may live where we do not know"
+    assert book.proving == GATHERING_SECONDS, "somebody may live where we do not know"
     book.answered(FREE, addresses[4:6], 300, 5.0)
     assert blocked(book, 5.0) == {addresses[0]}
     assert book.answered(FREE, addresses[:1], 300, 6.0) == addresses[:1], "who is blocked can still be freed"
@@ -150,7 +160,10 @@ def test_what_ends_in_a_moment_is_not_counted_on() -> None:
     book = Book()
     book.leads(reason(), [A], 60, 0.0)
     book.leads(reason(), [B], 600, 0.0)
-    assert [book.lasting(now) for now in (0.0, 60.0 + GRACE - 1, 60.0 + GRACE, 600.0 + GRACE)] == [2, 2, 1, 0]
+    assert [
+        book.lasting(now)
+        for now in (0.0, 60.0 + BLOCK_GRACE_SECONDS - 1, 60.0 + BLOCK_GRACE_SECONDS, 600.0 + BLOCK_GRACE_SECONDS)
+    ] == [2, 2, 1, 0]
 
 
 @pytest.mark.parametrize(
@@ -213,7 +226,7 @@ def test_no_address_is_blocked_that_an_unblocked_name_used_lately(steps: list[St
             book.leads(reason(), [address], ttl, now)
         else:
             book.answered(FREE, [address], ttl, now)
-            used[address] = max(used.get(address, 0.0), now + max(ttl, SHORTEST) + RECENT)
+            used[address] = max(used.get(address, 0.0), now + max(ttl, MIN_TTL_SECONDS) + IN_USE_SECONDS)
         assert not [a for a in blocked(book, now) if now < used.get(a, 0.0)]
         assert book.learnt == len(blocked(book, now))
         assert all(seconds > 0 for _, _, seconds in book.blocked(now))

@@ -74,7 +74,7 @@ class LearntAddresses:
                     channel.send({"op": "ready", "number": told["number"]})
             case "pass":
                 try:
-                    longest = learning.LONGEST
+                    longest = learning.MAX_TTL_SECONDS
                     self._pass([(str(a), int(max(0, min(s, longest)))) for a, s in told["addresses"]])
                 finally:
                     channel.send({"op": "ready", "number": told["number"]})

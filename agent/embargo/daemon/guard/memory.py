@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
 from embargo.daemon.host import whole
-from embargo.firewall.learning import PROVING, RECENT, Book
+from embargo.firewall.learning import GATHERING_SECONDS, IN_USE_SECONDS, Book
 
 VERSION = 1
 EVERY = 300.0  # seconds between two snapshots; what is learnt in between is noted at once
@@ -44,13 +44,13 @@ class Memory:
                 log.warning("%s: what was learnt cannot be read: %s; it is learnt anew", self.path, error)
             found = False
         if not found:
-            self._book.proving = now + PROVING
+            self._book.proving = now + GATHERING_SECONDS
         return found
 
     def _read(self, lines: list[str], now: float) -> bool:
         head = json.loads(lines[0])
         age = max(time.time() - head["saved"], 0.0)  # a clock that was set back makes it no younger than it is
-        if head["version"] != VERSION or age > RECENT:
+        if head["version"] != VERSION or age > IN_USE_SECONDS:
             return False
         rows: dict[str, dict[str, Any]] = {}
         for line in lines[1:-1]:  # the last one is empty, or was cut short
@@ -66,7 +66,7 @@ class Memory:
                 break
         self._book.restore(rows.values(), now)
         # what was left of the time without blocking is left still: while nobody ran, nobody saw who lives where
-        left = min(max(float(head.get("proving", 0.0)), 0.0), PROVING)
+        left = min(max(float(head.get("proving", 0.0)), 0.0), GATHERING_SECONDS)
         self._book.proving = now + left if left else 0.0
         return True
 

@@ -102,7 +102,7 @@ def unpack(records: bytes) -> Iterator[tuple[Name, list[bytes], int]]:
             raise ValueError("a record is cut short, or has no name")
         addresses = [records[i : i + 4] for i in range(start, start + 4 * four, 4)]
         addresses += [records[i : i + 16] for i in range(start + 4 * four, at, 16)]
-        yield Name(name), addresses, min(seconds, learning.LONGEST)
+        yield Name(name), addresses, min(seconds, learning.MAX_TTL_SECONDS)
 
 
 def gather(packets: deque[bytes], record: bytes) -> bool:
