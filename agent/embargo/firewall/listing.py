@@ -1,4 +1,4 @@
-"""A ruleset in the syntax of nft(8), for people and golden files."""
+"""A ruleset in the syntax of nft(8): for `embargo export nft`, and to be compared with golden files."""
 
 import ipaddress
 
@@ -32,11 +32,12 @@ def render(ruleset: table.Ruleset, *, elements: bool = True) -> str:
 
 
 def four(number: int) -> str:
+    """An IPv4 address as text."""
     return str(ipaddress.IPv4Address(number))
 
 
 def six(number: int) -> str:
-    """In hexadecimal throughout: how Python writes a mapped address depends on its version."""
+    """An IPv6 address as text, in hexadecimal throughout: how Python writes a mapped address depends on its version."""
     return (
         str(ipaddress.IPv6Address(number))
         if number >> 32 != 0xFFFF

@@ -21,6 +21,7 @@ INTERVAL_END = 1  # NFT_SET_ELEM_INTERVAL_END
 COUNTER = 1  # NFT_OBJECT_COUNTER
 DORMANT, OWNER, PERSIST = 1, 2, 4  # NFT_TABLE_F_*
 
+#: (type number of nft(8), octets) of a set's keys
 _KEY_TYPES = {"ipv4_addr": (7, 4), "ipv6_addr": (8, 16), "mark": (19, 4), "ifname": (41, 16)}
 _SET_INTERVAL, _SET_MAP, _SET_TIMEOUT = 4, 8, 16
 _DATA_VERDICT = 0xFFFFFF00
@@ -31,11 +32,11 @@ _INNER = 3  # NFT_PAYLOAD_INNER_HEADER: what a TCP segment carries
 _HOOKS = {"prerouting": 0, "input": 1, "forward": 2, "output": 3, "postrouting": 4}
 _META_KEYS = {"iifname": 6, "oifname": 7, "nfproto": 15, "l4proto": 16}
 _META_VALUES = {"ipv4": b"\x02", "ipv6": b"\x0a", "tcp": b"\x06", "udp": b"\x11", "icmp": b"\1", "icmpv6": b"\x3a"}
-_REJECTS = {"reset": (1, 0), "admin": (2, 3), "port": (2, 1)}
+_REJECTS = {"reset": (1, 0), "admin": (2, 3), "port": (2, 1)}  # (NFT_REJECT_*, code)
 
 
 class Message(NamedTuple):
-    """One message of a batch and what it is about, for errors."""
+    """One message of a transaction, and in words what it does, for errors."""
 
     kind: int
     flags: int
@@ -140,24 +141,28 @@ def encode_expression(expression: table.Expression) -> bytes:
 
 
 def new_table(table_name: str, flags: int = 0) -> Message:
-    """Without DORMANT: one that somebody put to sleep wakes up."""
+    """Make a table, or set the flags of one that exists: without DORMANT, a sleeping table wakes up."""
     return Message(NEWTABLE, CREATE, text(1, table_name) + u32(2, flags), f"add table inet {table_name}")
 
 
 def delete_table(table_name: str) -> Message:
+    """Delete a table with everything in it."""
     return Message(DELTABLE, 0, text(1, table_name), f"delete table inet {table_name}")
 
 
 def new_counter(table_name: str, name: str) -> Message:
+    """Make a counter; one that exists keeps its count."""
     payload = text(1, table_name) + text(2, name) + u32(3, COUNTER) + nest(4)
     return Message(NEWOBJ, CREATE, payload, f"add counter {name}")
 
 
 def delete_counter(table_name: str, name: str) -> Message:
+    """Delete a counter that no rule refers to."""
     return Message(DELOBJ, 0, text(1, table_name) + text(2, name) + u32(3, COUNTER), f"delete counter {name}")
 
 
 def new_chain(table_name: str, chain: table.Chain) -> Message:
+    """Make an empty chain; one that exists keeps its rules."""
     payload = text(1, table_name) + text(3, chain.name)
     if chain.hook:
         payload += nest(4, u32(1, _HOOKS[chain.hook.name]), u32(2, chain.hook.priority))
@@ -166,14 +171,17 @@ def new_chain(table_name: str, chain: table.Chain) -> Message:
 
 
 def delete_chain(table_name: str, name: str) -> Message:
+    """Delete a chain that is empty and that nothing leads to."""
     return Message(DELCHAIN, 0, text(1, table_name) + text(3, name), f"delete chain {name}")
 
 
 def flush_chain(table_name: str, name: str) -> Message:
+    """Delete the rules of a chain."""
     return Message(DELRULE, 0, text(1, table_name) + text(2, name), f"flush chain {name}")
 
 
 def new_rule(table_name: str, chain: str, rule: table.Rule) -> Message:
+    """Add a rule at the end of a chain."""
     payload = text(1, table_name) + text(2, chain) + nest(4, *map(encode_expression, rule.expressions))
     if rule.comment:
         comment = rule.comment.encode()[:120] + b"\0"
@@ -182,6 +190,7 @@ def new_rule(table_name: str, chain: str, rule: table.Rule) -> Message:
 
 
 def new_set(table_name: str, each: table.Set, number: int) -> Message:
+    """Make an empty set. `number`: its own within the transaction."""
     type_, length = _KEY_TYPES[each.type]
     flags = _SET_INTERVAL * each.interval | _SET_MAP * each.vmap | _SET_TIMEOUT * each.timeout
     payload = text(1, table_name) + text(2, each.name) + u32(3, flags) + u32(4, type_) + u32(5, length) + u32(10, number)
@@ -196,18 +205,20 @@ def new_set(table_name: str, each: table.Set, number: int) -> Message:
 
 
 def delete_set(table_name: str, name: str) -> Message:
+    """Delete a set that no rule refers to."""
     return Message(DELSET, 0, text(1, table_name) + text(2, name), f"delete set {name}")
 
 
 def flush_set(table_name: str, name: str) -> Message:
+    """Delete the elements of a set."""
     return Message(DELSETELEM, 0, text(1, table_name) + text(2, name), f"flush set {name}")
 
 
-_MAX_NEST = 60_000  # octets; the length of a nested attribute is 16 bits
+_MAX_NEST = 60_000  # octets of elements in one message: the length of the attribute that holds them has 16 bits
 
 
 def _element_messages(table_name: str, name: str, kind: int, elements: Iterable[bytes]) -> Iterator[Message]:
-    """Messages of as many list elements as fit in one."""
+    """Messages with these list elements, each with as many as fit in it."""
     parts: list[bytes] = []
     size = 0
     for element in elements:
@@ -225,12 +236,12 @@ def _elements(table_name: str, name: str, kind: int, listed: bytes) -> Message:
 
 
 class Shape(NamedTuple):
-    """What is to be found of a ruleset in the kernel, without its elements, of which there may be a million."""
+    """What to look for in the kernel to see that a ruleset is complete: counts, since it may have a million elements."""
 
     table: str
     rules: dict[str, int]  # by chain
-    items: dict[str, int]  # by set, those that nobody adds to
-    learnt: tuple[str, ...]  # sets
+    items: dict[str, int]  # by set, without sets that change while the ruleset is in force
+    learnt: tuple[str, ...]  # sets of learnt addresses
 
     @property
     def elements(self) -> int:
@@ -238,6 +249,7 @@ class Shape(NamedTuple):
 
 
 def shape(ruleset: table.Ruleset) -> Shape:
+    """The Shape of a ruleset."""
     return Shape(
         ruleset.table,
         {chain.name: len(chain.rules) for chain in ruleset.chains},
@@ -254,21 +266,23 @@ def _items_of(each: table.Set) -> int:
 
 
 def words(table_name: str, each: table.Set) -> list[Message]:
+    """Messages that fill a set of interface names."""
     keys = (nest(1, nest(1, _value(word.encode().ljust(16, b"\0")))) for word in each.words)
     return [*_element_messages(table_name, each.name, NEWSETELEM, keys)]
 
 
 def filling(table_name: str, each: table.Set, chain: str, found: Spans) -> Iterator[Message]:
-    """Elements that lead to one chain: a range is two, its first key, and the key behind its last with a flag; at the top, one.
+    """Messages that put ranges into a set; in a verdict map, they lead to `chain`.
 
-    All octets but those of the keys are the same from element to element, so the keys are put into copies of one, octet by
-    octet of all of them at once, without a step each.
+    A range of an interval set is two elements: its first key, and the key behind its last one with a flag; a range up to the
+    last address has no second element. Elements differ in the octets of their keys alone. So copies of one element are
+    joined, and the keys are written into them one octet position at a time, for all elements at once, by slices.
     """
     width = _KEY_TYPES[each.type][1]
     top = (1 << 8 * width) - 1
     element, end = _element(width, chain), _element(width, "", INTERVAL_END) if each.interval else b""
     step = _MAX_NEST // len(element + end)
-    # without end: what reaches the top of the space
+    # the last range has no second element when it ends with the last address
     count = len(found.firsts) - bool(each.interval and found.lasts and found.lasts[-1] == top)
     for start in range(0, count, step):
         part = slice(start, min(start + step, count))
@@ -285,7 +299,7 @@ def filling(table_name: str, each: table.Set, chain: str, found: Spans) -> Itera
 
 
 def _octets(width: int, numbers: Sequence[int], *, host: bool = False) -> bytes:
-    """Keys one behind the other, big-endian, or in the host's order."""
+    """Keys joined, big-endian, or (`host`) in this machine's byte order."""
     if width == 4:
         return struct.pack(f"{'=' if host else '!'}{len(numbers)}I", *numbers)
     return b"".join([number.to_bytes(width) for number in numbers])
@@ -295,19 +309,19 @@ _KEY = 12  # octets of a list element before its key
 
 
 def _element(width: int, chain: str, flags: int = 0) -> bytes:
-    """A list element with zeros for its key."""
+    """A list element whose key is all zeros. `chain`: of a verdict map."""
     verdict = nest(2, _verdict(_JUMP, chain) if chain != table.ACCEPT else _verdict(_ACCEPT)) if chain else b""
     return nest(1, nest(1, _value(bytes(width))), verdict, u32(3, flags) if flags else b"")
 
 
 def timed_elements(table_name: str, name: str, keys: Iterable[tuple[bytes, int]]) -> list[Message]:
-    """Elements of a timeout set: (key, seconds). Both times are given, since equal timeouts alone renew nothing."""
+    """Add (key, seconds) to a set with timeouts. The expiration is sent too: an equal timeout alone does not renew it."""
     encoded = (nest(1, nest(1, _value(key)), u64(4, seconds * 1000), u64(5, seconds * 1000)) for key, seconds in keys)
     return list(_element_messages(table_name, name, NEWSETELEM, encoded))
 
 
 def learnt_elements(generation: int, table_name: str, learnt: Iterable[tuple[bytes, Action, int]]) -> list[Message]:
-    """Learnt addresses in the sets of a generation: (address, what is done about it, seconds)."""
+    """Add learnt addresses to the sets of a generation: (address, what is done about it, seconds)."""
     found: dict[str, list[tuple[bytes, int]]] = {}
     for address, action, seconds in learnt:
         name = f"{LEARNT[action].set_}{4 if len(address) == 4 else 6}_{generation}"
@@ -316,10 +330,10 @@ def learnt_elements(generation: int, table_name: str, learnt: Iterable[tuple[byt
 
 
 def delete_elements(table_name: str, name: str, keys: Iterable[bytes]) -> list[Message]:
-    """One that is not there (any more) fails the transaction."""
+    """Delete these keys from a set. One that is not in it makes the transaction fail."""
     return list(_element_messages(table_name, name, DELSETELEM, (nest(1, nest(1, _value(key))) for key in keys)))
 
 
 def alive(table_name: str, lan: Iterable[str], seconds: int = ALIVE_SECONDS) -> list[Message]:
-    """The interfaces whose clients are answered, for so long."""
+    """Redirect port 53 of clients at these interfaces for so many seconds: resolvers answer them."""
     return timed_elements(table_name, "alive", [(name.encode().ljust(16, b"\0"), seconds) for name in lan])

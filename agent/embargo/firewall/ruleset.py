@@ -1,23 +1,24 @@
 """The nftables side of a policy, as values.
 
-`spec` works out what is to be enforced (addresses by class, interfaces, ports); `build` lays it down as one table of sets,
-chains and rules; `listing` shows it as `nft` would, `nft` and `daemon.netlink` say it to the kernel.
+`spec` works out what is to be enforced (addresses by class, interfaces, ports); `build` makes one table of it, of sets, chains
+and rules; `listing` shows the table as `nft` would, `nft` encodes it, `guard.netlink` sends it to the kernel.
 
-The layout. A packet is looked up, not walked: verdict maps lead from an address to the chain of its class, so the number of
-look-ups does not grow with apps or entries. Single addresses stand in hash maps, ranges in interval maps, never mixed: a
-hash changes in microseconds, an interval map in time that grows with it, also while it is filled. So of very many networks
-the most frequent lengths stand in hash maps of their own, which are asked for the address without its last bits. Learnt
-addresses stand in hash maps too, each with its time. Maps carry the generation in their name, since content is replaced by
-filling new maps aside and switching the rules in one transaction; chains and counters keep theirs.
+The layout. The rules look an address up instead of comparing it with one entry after the other: verdict maps lead from an
+address to the chain of its class, so the number of look-ups does not grow with apps or entries. Single addresses stand in hash
+maps, ranges in interval maps, never mixed: a hash changes in microseconds, an interval map in time that grows with its size,
+also while it is filled. So of very many networks the most frequent prefix lengths stand in hash maps of their own, in which the
+address is looked up without its last bits. Learnt addresses stand in hash sets, each with a timeout. The names of sets carry a
+generation, since content is replaced by filling new sets aside and switching the rules in one transaction (`change`); chains
+and counters keep their names.
 
     forward (filter -5, before any established-accept): judged already? → police → ports; to4, from4, to6, from6; mark
     output (filter -5) → to4, to6                                                          → class chain: count, log, reject
     prerouting (nat -110): port 53 of policed clients comes to us
 
-Where connections are tracked anyway, a flow that was let through is marked with the number of the judgement that did it
-(some bits of its conntrack mark), and its next packets cost one comparison. Whatever a flow's judgement depends on must
-therefore be seen in both directions, and whenever something becomes blocked the number changes: every open flow is judged
-again. An IPv6 form that carries an IPv4 address (RFC 4291, 6052, 8215, 3056) is looked up by the address inside.
+Where connections are tracked anyway, a flow that was let through is marked with the number of that judgement (some bits of its
+conntrack mark), and its next packets cost one comparison. So everything that a flow's judgement depends on must be seen in both
+directions, and whenever something becomes blocked the number changes: every open flow is judged again. An IPv6 form that
+carries an IPv4 address (RFC 4291, 6052, 8215, 3056) is looked up by the address inside.
 """
 
 import ipaddress
@@ -32,14 +33,14 @@ from embargo.firewall.spans import Column, Labelled, Spans
 from embargo.lists.image import Image
 from embargo.lists.policy import BYPASS, Action, Class, Switchboard
 
-FILTER_PRIORITY = -5  # before the filter chains of others, whose established-accept would keep open flows alive
-NAT_PRIORITY = -110  # before docker's and everybody's -100
+FILTER_PRIORITY = -5  # before the filter chains of other tables, whose established-accept would keep open flows alive
+NAT_PRIORITY = -110  # before dstnat (-100), where Docker and most others redirect
 DOT_PORTS = (("tcp", 853),)  # RFC 7858
 DOQ_PORTS = (("udp", 853), ("udp", 784), ("udp", 8853))  # RFC 9250 and its drafts
-LOG_RATE = 1000  # records a second and class; counters count every packet, and the log tells how many had no record
+LOG_RATE = 1000  # records a second and class; counters count every packet, so the log can say how many have no record
 SNAPLEN = 64  # octets of a packet: its IP and transport headers
-RESERVED = "embargo-verify"  # always policed, and led nowhere: where `embargo verify` sends its packets
-SINK = "embargo-sink"  # where they end
+RESERVED = "embargo-verify"  # interface where probes of `embargo verify` come in: always policed, and routed to the sink alone
+SINK = "embargo-sink"  # interface where the probes end
 #: IPv6 prefixes that carry an IPv4 address, and the octet where it begins (RFC 4291, 6052, 8215, 3056)
 EMBEDDED = (("::ffff:0:0/96", 12), ("64:ff9b::/96", 12), ("64:ff9b:1::/48", 12), ("2002::/16", 2))
 #: how the cleartext questions of HTTPDNS libraries begin, "0" standing for any digit: Tencent's look-up and server list,
@@ -48,25 +49,30 @@ HTTPDNS = (
     b"GET /d?dn=", b"GET /conf?id=", b"GET /v2/d?id=",
     b"GET /000000/d?host=", b"GET /000000/sign_d?host=", b"GET /000000/resolve?host=", b"GET /000000/sign_resolve?host=",
 )  # fmt: skip
-MANY = 20_000  # ranges of a family in one interval map; each transaction on one costs a tenth of a microsecond an element
-ALIVE_SECONDS = 3  # fail = "open": how long the kernel redirects port 53 after the guardian last said that somebody answers
+MAX_INTERVALS = 20_000  # ranges of a family in one interval map: each transaction on a map takes 0.1 µs an element of it
+ALIVE_SECONDS = 3  # fail = "open": how long the kernel redirects port 53 after the guardian last saw resolvers answer
 
 
-class Learnt(NamedTuple):
-    """Where learnt addresses stand, and the chain that they lead to: sets, since each element of a map of verdicts that is in
-    use makes the kernel look through all of them (70 ms at a million, a set takes 12 µs)."""
+class LearntSet(NamedTuple):
+    """A set of learnt addresses, by the start of its name, and the class whose chain they lead to.
+
+    A set, not a verdict map: an element that is added to a verdict map in use makes the kernel look through all such maps
+    (70 ms beside a million elements; a set takes 12 µs).
+    """
 
     set_: str
     class_: Class
 
 
-#: where the addresses of very many lists lead to: the guardian finds in the image which app each belongs to
+#: classes that the addresses of very large lists lead to: the guardian looks up in the image which app each belongs to
 LISTED = {action: Class("listed", word) for action, word in ((Action.BLOCK, "block"), (Action.AUDIT, "audit"))}
-LEARNT = {Action.BLOCK: Learnt("learnt", Class("learnt", "block")), Action.AUDIT: Learnt("audited", Class("learnt", "audit"))}
+LEARNT = {
+    Action.BLOCK: LearntSet("learnt", Class("learnt", "block")), Action.AUDIT: LearntSet("audited", Class("learnt", "audit")),
+}  # fmt: skip
 
 
 class Own(NamedTuple):
-    """What our own resolvers send to those whom they ask. By user and not by address: nobody else may use the way."""
+    """Questions of our own resolvers. They pass by user id, not by address: clients must not reach a listed upstream."""
 
     uid: int
     proto: str
@@ -75,10 +81,10 @@ class Own(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What is to be enforced, whatever the policy behind it."""
+    """What is to be enforced: the policy's addresses, and the settings of [firewall]."""
 
     generation: int
-    classes: tuple[tuple[Class, Action], ...]  # those that act, each with a chain
+    classes: tuple[tuple[Class, Action], ...]  # those that block or audit, each with a chain
     ranges: Mapping[int, Labelled[Class]]  # by family, disjoint
     lan: tuple[str, ...] = ()
     except_: tuple[str, ...] = ()
@@ -86,11 +92,11 @@ class Spec:
     fail: str = "closed"
     log_group: int = 0
     ct_mark: int = 0  # bits of the conntrack mark; 0: every packet is judged
-    judgement: int = 1  # what stands in them, see `value_of`
+    judgement: int = 1  # the number that stands in these bits, see `value_of`
     patterns: bool = True  # look into cleartext HTTP for HTTPDNS
     own: tuple[Own, ...] = ()
-    system: tuple[str, ...] = ()  # the resolvers that other processes of this machine ask
-    exempt: tuple[tuple[str, tuple[Class, ...]], ...] = ()  # clients, and the classes that do not act for them
+    system: tuple[str, ...] = ()  # addresses of the resolvers that other processes of this machine ask
+    exempt: tuple[tuple[str, tuple[Class, ...]], ...] = ()  # networks of clients, and the classes that do not act for them
 
 
 def spec(
@@ -98,7 +104,7 @@ def spec(
     intercept_port: int = 0, fail: str = "closed", log_group: int = 0, ct_mark: int = 0, patterns: bool = True,
     own: Iterable[Own] = (), system: Iterable[str] = (), exempt: Iterable[tuple[str, tuple[Class, ...]]] = (),
 ) -> Spec:  # fmt: skip
-    """What the switchboard makes of the image's addresses."""
+    """The Spec of a policy: the image's addresses, each for the first class that claims it and that the switchboard acts on."""
     ranges: dict[int, dict[Class, Spans]] = {}
     acting = [action is not Action.PASS for action in board.actions]
     for family in (4, 6):
@@ -123,7 +129,7 @@ def spec(
 
 
 def value_of(judgement: int, mask: int) -> int:
-    """The judgement's number in the bits of a mask. Never 0, which is what a new flow has there."""
+    """The judgement's number in the bits of a mask (of consecutive bits, two at least). Never 0: a new flow has that."""
     shift = (mask & -mask).bit_length() - 1
     return (1 + judgement % (mask >> shift)) << shift
 
@@ -149,29 +155,29 @@ def _actions(what: Spec) -> list[Action]:
 
 
 def _acting(what: Spec, listed: "Mapping[int, _Listed]") -> list[tuple[Class, Action]]:
-    """The classes that have a chain, with those of learnt addresses and of very many listed ones."""
+    """The classes that have a chain, with those of learnt addresses and of very large lists."""
     found = [*what.classes, *((LEARNT[action].class_, action) for action in _actions(what))]
     return found + [(LISTED[action], action) for action in _actions(what) if any(each.chain for each in listed.values())]
 
 
 @dataclass(frozen=True, slots=True)
 class _Listed:
-    """A family's listed addresses, by the kind of map they stand in."""
+    """A family's listed addresses, by the kind of set they stand in."""
 
     addresses: Labelled[str]
     networks: Labelled[str]
-    prefixes: Mapping[int, Labelled[str]]  # by length: first addresses of the networks of very many
-    chain: str = ""  # where all of them lead to, when they stand in sets and not in maps of verdicts
+    prefixes: Mapping[int, Labelled[str]]  # by prefix length: first addresses of networks, where there are very many
+    chain: str = ""  # that all of them lead to, when they stand in sets; empty: they stand in verdict maps
 
 
 def _sort(family: int, ranges: Labelled[Class], actions: Sequence[Action]) -> _Listed:
-    """Single addresses, ranges; and when these are very many, those of the most frequent lengths apart, till few are left.
+    """Sort into single addresses and ranges; of very many ranges, the most frequent lengths apart, until few are left.
 
-    Very many stand in sets: the kernel looks through every map of verdicts again and again (a second at a million).
+    Very many stand in sets: the kernel looks through all verdict maps at every switch (a second with a million elements).
     """
     bits = 32 if family == 4 else 128
     total = spans.count(ranges)
-    common = chain_name(LISTED[actions[0]]) if total > MANY and len(actions) == 1 else ""
+    common = chain_name(LISTED[actions[0]]) if total > MAX_INTERVALS and len(actions) == 1 else ""
     single: dict[str, Column] = defaultdict(partial(spans.column, family))
     wide: dict[str, Spans] = defaultdict(partial(spans.empty, family))
     for class_, found in ranges.items():
@@ -183,7 +189,7 @@ def _sort(family: int, ranges: Labelled[Class], actions: Sequence[Action]) -> _L
             else:
                 firsts.append(first)
                 lasts.append(last)
-    if spans.count(wide) <= MANY:
+    if spans.count(wide) <= MAX_INTERVALS:
         return _Listed(_alone(single), wide, {}, common)
     by_length: dict[int, dict[str, Column]] = {
         length: defaultdict(partial(spans.column, family)) for length in range(bits, 0, -1)
@@ -202,7 +208,7 @@ def _sort(family: int, ranges: Labelled[Class], actions: Sequence[Action]) -> _L
     sizes = {length: sum(map(len, found.values())) for length, found in by_length.items()}
     left, prefixes = sum(sizes.values()), {}
     for length in sorted(sizes, key=lambda length: -sizes[length]):
-        if left <= MANY:
+        if left <= MAX_INTERVALS:
             break
         left -= sizes[length]
         prefixes[length] = _alone(by_length.pop(length))
@@ -272,10 +278,10 @@ def _chains(what: Spec, listed: Mapping[int, _Listed]) -> Iterator[table.Chain]:
         yield mark_chain(what)
     yield table.Chain("police", tuple(_policed_packet(what, lan, excepted)))
     yield table.Chain("forward", tuple(_forward(what, lan)), table.Hook("filter", "forward", FILTER_PRIORITY))
-    # what we refuse a forwarded packet with leaves here: with the listed address as its source, so by destination alone; or
-    # to the listed address, and would be counted and logged as if the client had tried to reach it
+    # the resets that refuse forwarded packets leave here. One to the client has the listed address as its source: so only
+    # destinations are looked at. One to the listed address would count as an attempt of the client
     refusals = [table.Rule((table.Refusal(proto), table.Return()), "sent by a reject") for proto in ("tcp", "icmp", "icmpv6")]
-    # a public resolver that the lists name may be the very one that we ask
+    # our upstream may be a public resolver that the lists contain
     mine = [
         table.Rule((table.Owner(uid), table.Port(proto, port), table.Accept()), "our own questions")
         for uid, proto, port in what.own
@@ -287,7 +293,7 @@ def _chains(what: Spec, listed: Mapping[int, _Listed]) -> Iterator[table.Chain]:
 
 
 def _to_system(what: Spec) -> Iterator[tuple[table.Expression, ...]]:
-    """Questions to the resolvers of resolv.conf, in the clear or over TLS: without them the machine itself is blind."""
+    """Questions to the resolvers of resolv.conf, in clear text or over TLS: the machine's own processes need them."""
     for family in (4, 6):
         if any(_family(text) == family for text in what.system):
             for proto, port in (("udp", 53), ("tcp", 53), *DOT_PORTS):
@@ -300,7 +306,7 @@ def _family(address: str) -> int:
 
 def _forward(what: Spec, lan: str) -> Iterator[table.Rule]:
     if what.fail == "open" and what.lan and what.intercept_port:
-        yield from _dns(what, lan)  # who is passed on while nobody answers is not let through for ever
+        yield from _dns(what, lan)  # before the mark: flows that passed while no resolver answered are not let through for good
     if what.ct_mark:
         yield table.Rule((table.Judged(what.ct_mark, f"judged_{what.generation}"),), "let through by the judgement in force")
     if what.lan:
@@ -311,7 +317,7 @@ def _forward(what: Spec, lan: str) -> Iterator[table.Rule]:
 
 
 def _policed_packet(what: Spec, lan: str, excepted: set[int]) -> Iterator[table.Rule]:
-    """One packet from or to a client, up to the last word about it."""
+    """One packet from or to a client, up to its verdict."""
     if what.lan:
         yield from _ports(what, lan, excepted)
     yield from _into(("daddr", "saddr"))
@@ -337,7 +343,7 @@ def judged(value: int) -> Labelled[str]:
 
 
 def mark_chain(what: Spec) -> table.Chain:
-    """By itself, since the judgement changes more often than anything else: a rule that jumps would be looked behind."""
+    """The rule that marks a flow, in a chain of its own: it changes often, and a rule that jumps is slow to replace."""
     return table.Chain(
         "let_through",
         (table.Rule((table.Mark(what.ct_mark, value_of(what.judgement, what.ct_mark)),), f"judgement {what.judgement}"),),
@@ -348,7 +354,7 @@ _SIDES = {"daddr": "to", "saddr": "from"}
 
 
 def _into(sides: Iterable[str], match: tuple[table.Expression, ...] = ()) -> list[table.Rule]:
-    """Packets to and from listed addresses, each family to its own chains."""
+    """Rules that send packets of each family to the chains that look their addresses up."""
     return [
         table.Rule((*match, table.Meta("nfproto", f"ipv{f}"), table.Jump(f"{_SIDES[side]}{f}")))
         for f in (4, 6)
@@ -357,7 +363,7 @@ def _into(sides: Iterable[str], match: tuple[table.Expression, ...] = ()) -> lis
 
 
 def _exempt(class_: Class, what: Spec) -> Iterator[table.Rule]:
-    """Clients for whom the class is paused. Where classes share a chain, those for whom any class is."""
+    """Rules for the clients for whom the class is paused. In a chain that classes share, for whom any class is paused."""
     for number, (text, classes) in enumerate(what.exempt):
         if class_ in classes or class_.app in (LISTED[Action.BLOCK].app, LEARNT[Action.BLOCK].class_.app):
             for side in ("saddr", "daddr"):
@@ -374,7 +380,7 @@ def _class_rules(class_: Class, action: Action, group: int) -> Iterator[table.Ru
 
 
 def _police(family: int, side: str, other: str, what: Spec, listed: _Listed, excepted: bool) -> Iterator[table.Rule]:
-    """The listed address on one side, the client on the other."""
+    """The rules of a chain that looks up the address on `side`; the client is on the `other` side."""
     if excepted:
         yield table.Rule(
             (table.Address(family, other, f"except{family}_{what.generation}"), table.Return()), "clients never policed"
@@ -402,7 +408,7 @@ def _look_up(family: int, side: str, what: Spec, listed: _Listed, inside: int = 
 
 
 def _ports(what: Spec, lan: str, excepted: set[int]) -> Iterator[table.Rule]:
-    """Encrypted DNS by port, and what slips past the interception."""
+    """Rules about ports: encrypted DNS, and plain DNS that was not redirected to us."""
     for family in sorted(excepted):
         for interface, side in (("iifname", "saddr"), ("oifname", "daddr")):
             match = table.Meta(interface, lan), table.Address(family, side, f"except{family}_{what.generation}")
@@ -433,9 +439,9 @@ def _intercept(what: Spec, lan: str, excepted: set[int]) -> Iterator[table.Rule]
         )
     for proto in ("udp", "tcp"):
         interface = table.Meta("iifname", _policed(what, lan))
-        yield table.Rule((interface, table.Port(proto, 53), table.Redirect(what.intercept_port)), "any other resolver is us")
+        yield table.Rule((interface, table.Port(proto, 53), table.Redirect(what.intercept_port)), "answered here")
 
 
 def _policed(what: Spec, lan: str) -> str:
-    """Where port 53 is ours: on the lan interfaces, or on those of them that the guardian says are answered just now."""
+    """The set of interfaces where port 53 is ours: all of lan, or with fail = "open" those where resolvers answer just now."""
     return "@alive" if what.fail == "open" else lan

@@ -1,6 +1,6 @@
 """An nftables table as values: sets, chains, rules, and the expressions that rules are made of.
 
-Nothing here knows what is enforced. `ruleset` builds one of these, `listing` shows it, `nft` says it to the kernel.
+Nothing here knows what is enforced. `ruleset` builds a table, `listing` shows it in the syntax of nft(8), `nft` encodes it.
 """
 
 from collections.abc import Iterator
@@ -14,14 +14,17 @@ TABLE = "embargo"
 
 
 class Meta(NamedTuple):
+    """A property of the packet has this value."""
+
     key: str  # nfproto | l4proto | iifname | oifname
     value: str  # ipv4, ipv6, tcp, udp; "@name" for a set
 
 
 class Address(NamedTuple):
-    """`inside`: the IPv4 address that begins at this octet of an IPv6 one; 0 for the address itself.
+    """The source or destination address is in a set; with `vmap` the set is a verdict map, which says what happens.
 
-    `prefix`: so many of its first bits, the others as zero; 0 for all of them.
+    `inside`: the IPv4 address that begins at this octet of an IPv6 address is meant; 0 for the address itself.
+    `prefix`: only so many first bits are looked up, the others as zero; 0 for all.
     """
 
     family: int
@@ -33,19 +36,21 @@ class Address(NamedTuple):
 
 
 class Port(NamedTuple):
+    """The source or destination port of this protocol (tcp or udp)."""
+
     proto: str
     port: int
     side: str = "dport"  # sport | dport
 
 
 class Owner(NamedTuple):
-    """A packet of this machine's own, sent by a process of this user."""
+    """The packet was sent by a process of this user on this machine."""
 
     uid: int
 
 
 class Begins(NamedTuple):
-    """What a TCP segment carries begins like this, any digit standing for "0"; 64 octets at most."""
+    """The content of a TCP segment begins with these octets, 64 at most; a "0" among them matches any digit."""
 
     octets: bytes
 
@@ -58,45 +63,55 @@ class Judged(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """Write that into the flow's conntrack mark."""
+    """Write this value into these bits of the flow's conntrack mark."""
 
     mask: int
     value: int
 
 
 class Counter(NamedTuple):
+    """Count the packet in a counter of the table."""
+
     name: str
 
 
 class Log(NamedTuple):
+    """Log the packet to this group (NFLOG), at a limited rate."""
+
     prefix: str
     group: int
 
 
 class Reject(NamedTuple):
+    """Drop the packet and tell its sender: by a TCP reset, or ICMP administratively prohibited or port unreachable."""
+
     kind: str  # reset | admin | port
 
 
 class Refusal(NamedTuple):
-    """The packet is itself a refusal: a reset (tcp), or says that a destination is unreachable (icmp, icmpv6)."""
+    """The packet is itself a refusal: a TCP reset (tcp), or ICMP destination unreachable (icmp, icmpv6)."""
 
     proto: str
 
 
 class Redirect(NamedTuple):
+    """Send the packet to this port of this machine instead."""
+
     port: int
 
 
 class Jump(NamedTuple):
+    """Go on in another chain; if it comes to no verdict, behind this rule."""
+
     chain: str
 
 
 class Return(NamedTuple):
-    pass
+    """Leave this chain without a verdict."""
 
 
 class Accept(NamedTuple):
-    """This chain's hook has seen enough of the packet. It does not overrule a drop in somebody else's table."""
+    """No further rule of this table's hook is asked. A drop in another table still drops the packet."""
 
 
 Expression = (
@@ -119,27 +134,33 @@ Expression = (
 
 
 class Rule(NamedTuple):
+    """Expressions from left to right; one that does not match ends the rule."""
+
     expressions: tuple[Expression, ...]
     comment: str = ""
 
 
 class Hook(NamedTuple):
+    """Where packets enter a base chain (nft(8), "ADDRESS FAMILIES")."""
+
     kind: str  # filter | nat
     name: str
     priority: int
 
 
 class Chain(NamedTuple):
+    """Rules by name; with a hook it is a base chain, else a chain that others jump to."""
+
     name: str
     rules: tuple[Rule, ...]
     hook: Hook | None = None
 
 
-ACCEPT = "accept"  # in place of a chain
+ACCEPT = "accept"  # in an element of a verdict map, in place of a chain's name
 
 
 class Element(NamedTuple):
-    """Keys first to last (equal in hash sets); the chain it leads to in a verdict map, or ACCEPT."""
+    """Keys from first to last (equal in hash sets); in a verdict map the chain that they lead to, or ACCEPT."""
 
     first: int
     last: int
@@ -148,9 +169,9 @@ class Element(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Set:
-    """A set, or a verdict map. `type`: ipv4_addr, ipv6_addr, mark or ifname; ifname elements are in `words`.
+    """A set, or a verdict map. `type`: ipv4_addr, ipv6_addr, mark or ifname; the elements of an ifname set are in `words`.
 
-    `spans`: the keys by the chain that they lead to, "" in a set. `elements` are for people and tests: one object each.
+    `spans`: the keys, by the chain that they lead to; "" in a set. `elements` has an object for each, for listings and tests.
     """
 
     name: str
@@ -160,8 +181,8 @@ class Set:
     interval: bool = False
     timeout: bool = False
     vmap: bool = False
-    keep: bool = False  # its content is the kernel's: not replaced with a generation
-    fixed: bool = False  # the same in every ruleset
+    keep: bool = False  # the kernel keeps its content when the ruleset is replaced
+    fixed: bool = False  # holds no entries of lists
     learnt: bool = False  # filled while the ruleset is in force
 
     @property
@@ -170,12 +191,14 @@ class Set:
 
     @property
     def elements(self) -> tuple[Element, ...]:
-        """Sorted."""
+        """All of them, sorted by key."""
         return tuple(sorted(Element(*ends, chain) for chain, found in self.spans.items() for ends in found.rows()))
 
 
 @dataclass(frozen=True, slots=True)
 class Ruleset:
+    """One table of the family inet. `counters`: their names."""
+
     generation: int
     counters: tuple[str, ...]
     sets: tuple[Set, ...]
@@ -184,27 +207,30 @@ class Ruleset:
 
     @property
     def elements(self) -> int:
-        """Addresses and networks."""
+        """How many addresses and networks of lists are in it."""
         return sum(spans.count(each.spans) for each in self.sets if not each.fixed)
 
 
 def bare(ruleset: Ruleset, table: str) -> Ruleset:
-    """The same rules under another name, and nothing in their sets: for a dry run."""
+    """The same rules in a table of another name, with empty sets: for a dry run."""
     return replace(ruleset, table=table, sets=tuple(replace(each, spans={}) for each in ruleset.sets))
 
 
-#: where the address begins in an IP header, by family and side
+#: the octet of an IP header where the address begins, by family and side (RFC 791, 8200)
 OFFSETS = {(4, "saddr"): 12, (4, "daddr"): 16, (6, "saddr"): 8, (6, "daddr"): 24}
 
 
 def mask_of(family: int, prefix: int) -> bytes:
-    """The octets of a network mask."""
+    """The network mask of this prefix length."""
     bits = 32 if family == 4 else 128
     return ((1 << bits) - (1 << bits - prefix)).to_bytes(bits // 8)
 
 
 def pattern(octets: bytes) -> Iterator[tuple[int, bytes, bytes]]:
-    """(place, octets, mask if there is one) of what is compared, 16 octets at once: 0x30 to 0x3F stand for "0"."""
+    """(offset, octets, mask) of the comparisons that a Begins makes, 16 octets each; an empty mask for none.
+
+    A "0" is compared by its upper half alone, which digits (0x30 to 0x39) have in common with six other characters.
+    """
     for at in range(0, len(octets), 16):
         part = octets[at : at + 16]
         mask = bytes(0xF0 if octet == 0x30 else 0xFF for octet in part)

@@ -69,29 +69,35 @@ def error(payload: bytes) -> int:
 
 
 def message(kind: int, flags: int, sequence: int, payload: bytes) -> bytes:
+    """A message, padded so that another one can follow."""
     return _MESSAGE.pack(16 + len(payload), kind, flags, sequence, 0) + payload + bytes(-len(payload) % 4)
 
 
 def netfilter(family: int = 0, resource: int = 0) -> bytes:
-    """What every payload of nfnetlink begins with: address family, and what the request is for, such as a log group."""
+    """What every payload of nfnetlink begins with. `resource`: what the message is about, such as the number of a log group."""
     return _NETFILTER.pack(family, 0, resource)
 
 
 def attribute(kind: int, value: bytes) -> bytes:
+    """An attribute, padded so that another one can follow."""
     return _ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
 
 
 def nest(kind: int, *parts: bytes) -> bytes:
+    """An attribute that holds attributes."""
     return attribute(kind | _NESTED, b"".join(parts))
 
 
 def u32(kind: int, value: int) -> bytes:
+    """An attribute with a number of 32 bits, big-endian."""
     return attribute(kind, struct.pack("!I", value & 0xFFFFFFFF))
 
 
 def u64(kind: int, value: int) -> bytes:
+    """An attribute with a number of 64 bits, big-endian."""
     return attribute(kind, struct.pack("!Q", value))
 
 
 def text(kind: int, value: str) -> bytes:
+    """An attribute with a text, which a zero octet ends."""
     return attribute(kind, value.encode() + b"\0")
