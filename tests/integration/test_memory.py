@@ -126,7 +126,7 @@ def test_what_no_list_and_no_answer_can_have_said_is_learnt_anew(tmp_path: Path,
 
 
 def test_a_snapshot_beside_other_work_loses_nothing_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory_, "AT_ONCE", 1)
+    monkeypatch.setattr(memory_, "ROWS_AT_ONCE", 1)
     asyncio.run(learn_meanwhile(tmp_path / "learnt.jsonl"))
 
 

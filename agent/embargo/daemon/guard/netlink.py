@@ -1,8 +1,8 @@
-"""What the guardian says to the kernel, on a plain NETLINK_NETFILTER socket.
+"""The kernel's nf_tables on a plain NETLINK_NETFILTER socket: transactions, lists, and the replacement of a table's content.
 
 A transaction is one batch in one send: BEGIN, messages, END; the kernel takes all of it or nothing. Only the last message
-asks for an acknowledgement (asking on each overruns the receive buffer although the batch was applied); errors come for
-every message that failed, with its sequence number, which leads back to the object it was about.
+asks for an acknowledgement (with one for each the receive buffer overruns, although the batch is applied); an error comes for
+every message that failed, with its sequence number, which leads to the object that the message was about.
 """
 
 import contextlib
@@ -21,11 +21,11 @@ from embargo.firewall.change import Holding
 from embargo.firewall.nft import Message, Shape
 from embargo.firewall.table import Chain, Expression, Hook, Rule, Ruleset, bare
 
-GRACE = 0.02  # seconds after which no packet is on the old rules any more; one spends microseconds there
-_ACK_TIMEOUT = 30.0  # seconds; a million elements take six
-_TRIAL = "embargo_trial"  # the name of a table that never comes to be
+OLD_RULES_SECONDS = 0.02  # after a switch, until no packet is on the old rules any more; a packet spends microseconds there
+_ANSWER_SECONDS = 30.0  # that the kernel may take for an answer; a million elements take six
+_TRIAL = "embargo_trial"  # the table of dry runs, which is deleted in the transaction that makes it
 _DATAGRAM = 1 << 16  # octets; the kernel's are of 32 KiB at most
-_DUMP_TRIES = 20  # others may commit while we list; a list of names takes 80 microseconds
+_MAX_READINGS = 20  # of a list during which other processes change the ruleset; a list of names takes 80 microseconds
 
 _NETLINK_NETFILTER = 12
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
@@ -34,7 +34,10 @@ _NFNL_BEGIN, _NFNL_END, _NFTABLES = 0x10, 0x11, 10
 
 
 def opened() -> socket.socket:
-    """The socket by which the kernel knows the owner of a table: whoever has it may change that one. FirewallError."""
+    """A socket to nf_tables. The kernel knows the owner of a table by it: the table is changed by this socket alone.
+
+    FirewallError without CAP_NET_ADMIN, or where the kernel has no nf_tables.
+    """
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
     try:
         sock.bind((0, 0))
@@ -54,18 +57,20 @@ class Nftables:
     """One socket to the kernel's nf_tables. Every method raises FirewallError."""
 
     def __init__(self, sock: socket.socket | None = None) -> None:
-        """`sock`: from `opened`, perhaps used by somebody before us."""
+        """`sock`: from `opened`; another process may have used it before."""
         self._sock = sock or opened()
-        self._sock.settimeout(_ACK_TIMEOUT)
-        self._sequence = int.from_bytes(os.urandom(4)) >> 1  # what was meant for another is not taken for ours
-        self._buffer = 0
-        self._flags = 0  # of the table
+        self._sock.settimeout(_ANSWER_SECONDS)
+        self._sequence = (
+            int.from_bytes(os.urandom(4)) >> 1
+        )  # random: an answer to an earlier user of the socket is not taken for ours
+        self._buffer = 0  # octets of the send buffer
+        self._flags = 0  # NFT_TABLE_F_* of the table
 
     def close(self) -> None:
         self._sock.close()
 
     def transact(self, messages: Sequence[Message]) -> None:
-        """All of the messages or, with FirewallError, none."""
+        """Send these messages as one transaction: all of them are carried out or, with FirewallError, none."""
         begin, last = self._sequence + 1, self._sequence + 1 + len(messages)
         self._sequence = last + 1
         self._send(_batch(messages, begin), messages[0].about)
@@ -101,7 +106,7 @@ class Nftables:
         try:
             data = self._sock.recv(_DATAGRAM)
         except TimeoutError:
-            raise FirewallError(about, f"the kernel did not answer in {_ACK_TIMEOUT:.0f} s") from None
+            raise FirewallError(about, f"the kernel did not answer in {_ANSWER_SECONDS:.0f} s") from None
         except OSError as error:
             if error.errno == errno.ENOBUFS:
                 self._drain()
@@ -114,18 +119,18 @@ class Nftables:
         with contextlib.suppress(BlockingIOError):
             while True:
                 self._sock.recv(_DATAGRAM)
-        self._sock.settimeout(_ACK_TIMEOUT)
+        self._sock.settimeout(_ANSWER_SECONDS)
 
     def _dump(self, kind: int, payload: bytes, about: str, family: int = nft.INET) -> list[bytes]:
-        """The answers to a request for a list, all of one moment. Nothing when there is no such table."""
-        for _ in range(_DUMP_TRIES):
+        """The answers to a request for a list, all of one moment, without their nfgenmsg. Empty without such a table."""
+        for _ in range(_MAX_READINGS):
             found, torn = self._ask(kind, payload, about, wire.DUMP, family)
             if not torn:
                 return found
-        raise FirewallError(about, "others change the ruleset all the time")
+        raise FirewallError(about, "other processes change the ruleset all the time")
 
     def _ask(self, kind: int, payload: bytes, about: str, flags: int = 0, family: int = nft.INET) -> tuple[list[bytes], bool]:
-        """(the answers to a request without their nfgenmsg, whether somebody changed the ruleset between two of them)."""
+        """(the answers to a request without their nfgenmsg, whether the ruleset changed between two of them)."""
         self._sequence += 1
         body = wire.netfilter(family) + payload
         self._send(wire.message(_NFTABLES << 8 | kind, wire.REQUEST | flags, self._sequence, body), about)
@@ -150,10 +155,11 @@ class Nftables:
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def generation_id(self) -> int:
-        """The number of the last committed transaction in this namespace; six microseconds to ask."""
+        """The number of the last transaction in this network namespace. Asking takes six microseconds."""
         return int(struct.unpack("!I", wire.attributes(self._ask(nft.GETGEN, b"", "read generation")[0][0])[1])[0])
 
     def has_table(self, table: str) -> bool:
+        """Whether the table exists."""
         return bool(self._ask(nft.GETTABLE, wire.text(1, table), "read table")[0])
 
     def _rows(self, kind: int, table: str, table_attr: int, about: str) -> list[dict[int, bytes]]:
@@ -161,14 +167,15 @@ class Nftables:
         return [row for row in rows if wire.string(row[table_attr]) == table]
 
     def sets(self, table: str) -> list[str]:
+        """The names of its sets and maps."""
         return [wire.string(row[2]) for row in self._rows(nft.GETSET, table, 1, "list sets")]
 
     def chains(self, table: str) -> dict[str, bool]:
-        """Name → whether a hook leads there."""
+        """The names of its chains → whether a hook leads there."""
         return {wire.string(row[3]): 4 in row for row in self._rows(nft.GETCHAIN, table, 1, "list chains")}
 
     def intact(self, shape: Shape) -> bool:
-        """Are its rules there, and the table awake? Somebody may have flushed it. About 3 µs a rule."""
+        """Whether all its rules exist, and the table is not dormant: another process may have flushed it. 3 µs a rule."""
         flags = self.flags(shape.table)
         if flags is None or flags & nft.DORMANT:
             return False
@@ -176,13 +183,13 @@ class Nftables:
         return all(rules[chain] == count for chain, count in shape.rules.items())
 
     def whole(self, shape: Shape, learnt: int = 0) -> bool:
-        """Are the elements of its maps and sets there, and so many learnt ones? About 0.3 µs each."""
+        """Whether its sets have all their elements, and those of learnt addresses `learnt` or more. 0.3 µs an element."""
         if any(self._items(shape.table, name) < count for name, count in shape.items.items()):
             return False
         return not learnt or sum(self._items(shape.table, name) for name in shape.learnt) >= learnt
 
     def flowtables(self) -> list[str]:
-        """Whatever forwards packets of open flows past all rules, as `table/name`."""
+        """The flowtables of all tables, as `table/name`: they forward packets of open flows past all rules."""
         try:
             rows = map(wire.attributes, self._dump(nft.GETFLOWTABLE, b"", "list flowtables", family=0))
             return [f"{wire.string(row[1])}/{wire.string(row[2])}" for row in rows]
@@ -195,20 +202,21 @@ class Nftables:
         return sum(sum(1 for _ in wire.items(wire.attributes(message).get(3, b""))) for message in found)
 
     def flags(self, table: str) -> int | None:
-        """Its flags, None without a table."""
+        """The table's flags; None without such a table."""
         rows = self._ask(nft.GETTABLE, wire.text(1, table), "read table")[0]
         return int.from_bytes(wire.attributes(rows[0])[2]) if rows else None
 
     @property
     def owned(self) -> bool:
-        """Is the table ours alone? Then no other process can change it, nor flush it."""
+        """Whether the table belongs to our socket: then no other process can change or flush it."""
         return bool(self._flags & nft.OWNER)
 
     def claim(self, table: str, *, alone: bool) -> None:
-        """Decide whose the table will be, or take over the one that is there.
+        """Decide who may change the table, or take over the one that exists.
 
-        `alone`: ours, as far as the kernel can (PERSIST: from 6.9 on), so that a foreign `flush ruleset` passes it over and it
-        outlives this process. A table keeps the flags that it was made with; one whose owner has died is adopted.
+        `alone`: only our socket, where the kernel can do it (PERSIST, Linux 6.9), so that `flush ruleset` of other processes
+        leaves it and it outlives this process. A table keeps the flags that it was made with; a table whose owner is gone is
+        adopted.
         """
         flags = self.flags(table)
         both = nft.OWNER | nft.PERSIST
@@ -230,7 +238,7 @@ class Nftables:
         return True
 
     def can(self, *expressions: Expression) -> bool:
-        """Does this kernel know a rule of these expressions?"""
+        """Whether this kernel accepts a rule of these expressions."""
         chain = Chain("trial", (Rule(expressions),), Hook("filter", "forward", 0))
         rules = (nft.new_chain(_TRIAL, chain), nft.new_rule(_TRIAL, chain.name, chain.rules[0]))
         try:
@@ -246,7 +254,7 @@ class Nftables:
         return max((int(each[1]) for each in found if each), default=0)
 
     def counters(self, table: str) -> dict[str, tuple[int, int]]:
-        """Counter → (packets, bytes)."""
+        """Name of a counter → (packets, octets)."""
         found = {}
         for row in map(
             wire.attributes, self._dump(nft.GETOBJ, wire.text(1, table) + wire.u32(3, nft.COUNTER), "read counters")
@@ -257,7 +265,7 @@ class Nftables:
         return found
 
     def keys(self, table: str, name: str) -> list[bytes]:
-        """The keys of a set as the kernel holds them, ends of ranges left out."""
+        """The keys of a set as the kernel holds them, without the ends of ranges."""
         found = []
         for message in self._dump(nft.GETSETELEM, wire.text(1, table) + wire.text(2, name), f"list {name}"):
             for element in wire.items(wire.attributes(message).get(3, b"")):
@@ -269,7 +277,7 @@ class Nftables:
     # ── changing ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def replace(self, ruleset: Ruleset) -> None:
-        """Put this ruleset in force instead of whatever the table holds, without a packet let through or lost."""
+        """Put this ruleset in force in place of what the table holds, without a packet let through or lost on the way."""
         for pause in self.replacing(ruleset):
             time.sleep(pause)
 
@@ -279,41 +287,41 @@ class Nftables:
         last: Callable[[], Iterable[Message]] = tuple,
         switched: Callable[[], None] = lambda: None,
     ) -> Generator[float]:
-        """The same, step by step: each time it wants so many seconds to pass, in which other transactions may be sent.
+        """The same in steps. Between two of them so many seconds must pass, in which other transactions may be sent.
 
-        `last` gives what is to be in the new maps from the first moment on and was not known before; `switched` is called
-        when the ruleset is in force.
+        `last` gives what must be in the new sets when they take effect and was not known before; `switched` is called when the
+        ruleset is in force. Closing the generator before that leaves the old ruleset in force.
         """
         old = self._holding(ruleset.table)
         mine = {each.name for each in ruleset.sets if not each.keep}
         if stale := mine & set(old.sets):  # left over from an attempt of the same generation that failed, or in use by it
-            raise FirewallError("replace", f"set {min(stale)} of this generation exists already")
+            raise FirewallError("replace", f"set {min(stale)} exists already")
         self.check(bare(ruleset, _TRIAL))  # a rule that this kernel refuses, before a million elements
         try:
             self.transact([*change.prepare(ruleset, old, self._flags)])
             for chunk in change.fill(ruleset):
                 self.transact(chunk)
-                yield 0.0  # others wait for the same lock
+                yield 0.0  # other transactions wait for the same lock
             self.transact([*last(), *change.switch(ruleset, old)])
             switched()
         except (FirewallError, GeneratorExit):
             self._undo(ruleset.table, old)
             raise
         if remains := [*change.remains(ruleset, old)]:
-            yield GRACE
-            with contextlib.suppress(FirewallError):  # nothing refers to them; the next replacement takes them along
+            yield OLD_RULES_SECONDS
+            with contextlib.suppress(FirewallError):  # no rule refers to them; the next replacement deletes them
                 self.transact(remains)
 
     def _holding(self, table: str) -> Holding:
         return Holding(self.has_table(table), self.sets(table), self.chains(table), list(self.counters(table)))
 
     def _undo(self, table: str, old: Holding) -> None:
-        with contextlib.suppress(FirewallError):  # what stays is used by nothing, and the first failure is the one to tell
+        with contextlib.suppress(FirewallError):  # what stays is not used, and the first error is the one to report
             if additions := [*change.additions(table, old, self._holding(table))]:
                 self.transact(additions)
 
     def drop_keys(self, table: str, name: str, keys: Sequence[bytes]) -> None:
-        """Delete elements, also when some of them are gone already: their time may be over."""
+        """Delete elements, also when some are gone already, since their time was over."""
         if not keys:
             return
         try:
@@ -324,21 +332,22 @@ class Nftables:
                     self.transact(nft.delete_elements(table, name, [key]))
 
     def check(self, ruleset: Ruleset) -> None:
-        """A dry run: the kernel builds the ruleset and forgets it, in one transaction. Raises FirewallError."""
+        """A dry run: the kernel builds the ruleset and deletes it, in one transaction. FirewallError if it refuses a part."""
         filling = [message for chunk in change.fill(ruleset) for message in chunk]
         building = [*change.prepare(ruleset, change.NOTHING), *filling, *change.switch(ruleset, change.NOTHING)]
         self.transact([*building, nft.delete_table(ruleset.table)])
 
     def remove(self, table: str) -> None:
+        """Delete the table, if it exists."""
         if self.has_table(table):
             self.transact([nft.delete_table(table)])
 
 
-NEEDS = "the kernel wants CAP_NET_ADMIN; run as root, or set [firewall] enabled = false"
+NEEDS = "the kernel requires CAP_NET_ADMIN; run as root, or set [firewall] enabled = false"
 _REASONS = {
     errno.EPERM: NEEDS,
-    # one message of a batch is acknowledged and lists wait for us to read: only a flood of errors fills the buffer
-    errno.ENOBUFS: "more refusals than could be read",
+    # one message of a batch is acknowledged, and lists wait for their reader: only a flood of errors fills the buffer
+    errno.ENOBUFS: "more errors than could be read",
     errno.EEXIST: "exists already, or overlaps",
     errno.ENOENT: "no such thing in the table, or the kernel lacks a module: nft_log, nft_limit, nft_reject_inet, nft_redir",
 }

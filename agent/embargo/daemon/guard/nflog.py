@@ -23,8 +23,8 @@ _IN, _OUT, _HWADDR, _PAYLOAD, _PREFIX, _SEQUENCE = 4, 5, 8, 9, 10, 12
 _CFG_CMD, _CFG_MODE, _CFG_BUFFER, _CFG_TIMEOUT, _CFG_THRESHOLD, _CFG_FLAGS = 1, 2, 3, 4, 5, 6
 _BIND, _COPY_PACKET, _FLAG_SEQUENCE = 1, 2, 1
 
-RECEIVE_BUFFER = 8 << 20  # octets; about 30 000 records
-KERNEL_BUFFER = 64 << 10  # octets the kernel gathers before it sends
+RECEIVE_BUFFER = 8 << 20  # octets; about 30,000 records
+KERNEL_BUFFER = 64 << 10  # octets that the kernel gathers before it sends
 KERNEL_RECORDS = 32  # records after which it sends
 KERNEL_TIMEOUT = 10  # hundredths of a second after which it sends what it has
 DATAGRAMS_AT_ONCE = 64  # read before others have their turn
@@ -32,15 +32,17 @@ _DATAGRAM = 1 << 17  # octets; more than KERNEL_BUFFER
 
 
 class Record(NamedTuple):
-    app_class: str  # what stands behind "embargo " in the rule's prefix: app/function
+    """One logged packet."""
+
+    app_class: str  # app/function, which follows PREFIX in the prefix of the rule
     family: int  # 4 or 6
     src: bytes
     dst: bytes
     proto: int
     sport: int  # 0 where the protocol has no ports, or the packet is a later fragment
     dport: int
-    mac: str  # of the sender on the link; empty for our own packets
-    indev: int  # interface indices, 0 for none
+    mac: str  # hardware address of the sender on the link; empty for packets of this machine
+    indev: int  # index of the interface, 0 for none
     outdev: int
 
 
@@ -86,7 +88,7 @@ def _mac(value: bytes) -> str:
 
 
 def _flow(packet: bytes) -> tuple[int, bytes, bytes, int, int, int] | None:
-    """(family, source, destination, protocol, source port, destination port) of an IP packet's first octets."""
+    """(family, source, destination, protocol, source port, destination port) of an IP packet's first octets; else None."""
     version = packet[0] >> 4 if packet else 0
     if version == 4 and len(packet) >= 20:
         header = 4 * (packet[0] & 15)
@@ -104,11 +106,11 @@ def _flow(packet: bytes) -> tuple[int, bytes, bytes, int, int, int] | None:
 
 
 def _behind_options(packet: bytes) -> tuple[int, int, int]:
-    """(offset, protocol, fragment offset) of what an IPv6 packet carries behind its extension headers."""
+    """(offset, protocol, fragment offset) of what follows the extension headers of an IPv6 packet (RFC 8200)."""
     header, proto, fragment = 40, packet[6], 0
     for _ in range(_MAX_OPTIONS):
         if fragment or len(packet) < header + 8:
-            break  # a later fragment starts in the middle of something
+            break  # a later fragment begins in the middle of its packet
         if proto in _OPTIONS:
             proto, header = packet[header], header + 8 * (packet[header + 1] + 1)
         elif proto == _FRAGMENT:
@@ -120,10 +122,10 @@ def _behind_options(packet: bytes) -> tuple[int, int, int]:
 
 
 class NfLog:
-    """One group, bound: only one process may read a group."""
+    """A log group, bound to this process: only one process may read a group. FirewallError for one that cannot be bound."""
 
     def __init__(self, group: int) -> None:
-        self.lost = 0
+        self.lost = 0  # records
         self._expected = -1
         self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
         try:
@@ -160,7 +162,7 @@ class NfLog:
         self._sock.close()
 
     def read(self) -> list[Record]:
-        """The records that are there, a bounded batch of them. What the kernel had to throw away is counted in `lost`."""
+        """The records that have come, DATAGRAMS_AT_ONCE at most. What the kernel could not deliver is counted in `lost`."""
         found: list[Record] = []
         for _ in range(DATAGRAMS_AT_ONCE):
             try:

@@ -1,4 +1,4 @@
-"""What this machine is: its addresses, the networks beside it, its resolvers, who holds a port. Read, never changed."""
+"""This machine: its addresses and networks, next hops, resolvers, and the process that uses a port. Read, never changed."""
 
 import asyncio
 import contextlib
@@ -13,18 +13,18 @@ from embargo.daemon.host import rtnetlink
 from embargo.dns.upstream import Server
 from embargo.firewall.ruleset import RESERVED, SINK
 
-#: "local" of [dns] allow_from, but for the networks of the lan interfaces
+#: "local" of [dns] allow_from, without the networks of the lan interfaces
 LOCAL_NETWORKS = (
     "127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "::1/128", "fc00::/7", "fe80::/10",
 )  # fmt: skip
 RESOLV_CONF = "/etc/resolv.conf"
 RESOLVED_CONF = "/run/systemd/resolve/resolv.conf"  # the upstreams behind systemd-resolved's stub
-RESOLVED = "systemd-resolve"  # its user; the name of its process, too, which the kernel cuts after 15 octets
+RESOLVED = "systemd-resolve"  # its user; also the name of its process, which the kernel cuts after 15 octets
 RESOLVED_STUBS = ("127.0.0.53", "127.0.0.54")
 
 
 class Interface(NamedTuple):
-    """One address of an interface. Link-local ones carry the interface's name as scope (RFC 4007)."""
+    """One address of an interface."""
 
     name: str
     address: str
@@ -32,10 +32,12 @@ class Interface(NamedTuple):
 
     @property
     def network(self) -> str:
+        """The network of this address, as text."""
         return str(ipaddress.ip_interface(f"{self.address}/{self.prefix}").network)
 
     @property
     def bindable(self) -> str:
+        """The address as a socket is bound to it: a link-local one with the interface as its zone (RFC 4007)."""
         return f"{self.address}%{self.name}" if ipaddress.ip_address(self.address).is_link_local else self.address
 
 
@@ -47,26 +49,27 @@ def interfaces() -> tuple[Interface, ...]:
 
 
 class Hints:
-    """The kernel's word that an address, a link or a route changed (rtnetlink(7)). What changed is looked up anew."""
+    """Notices of the kernel that a link, an address or a route changed (rtnetlink(7)). What changed is looked up anew."""
 
     _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # links, IPv4 and IPv6 addresses and routes
 
     def __init__(self) -> None:
         self._sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0)
         self._sock.bind((0, self._GROUPS))
-        self.news = asyncio.Event()
+        self.news = asyncio.Event()  # set when something changed
 
     def fileno(self) -> int:
         return self._sock.fileno()
 
     def drain(self) -> None:
+        """Read and drop the notices, and set `news`."""
         self.news.set()
         while True:
             try:
                 self._sock.recv(1 << 16)
             except BlockingIOError:
                 return
-            except OSError:  # overrun: a hint all the same
+            except OSError:  # notices were lost: something changed all the same
                 continue
 
 
@@ -84,9 +87,9 @@ def ways_out() -> frozenset[str]:
 
 
 def system_resolvers(own: Iterable[tuple[str, int]]) -> tuple[Server, ...]:
-    """The servers of resolv.conf. Never ourselves (`own` endpoints), nor systemd-resolved's stub, which may ask us.
+    """The servers of resolv.conf, without our own endpoints (`own`) and without systemd-resolved's stub, which may ask us.
 
-    Behind the stub, and where nobody but us is named, they are the ones that systemd-resolved asks.
+    In place of the stub, and where resolv.conf names this agent alone, the servers that systemd-resolved asks.
     """
     never = {*own, *((stub, 53) for stub in RESOLVED_STUBS)}
     named = _nameservers(RESOLV_CONF)
@@ -115,10 +118,10 @@ def _is_address(text: str) -> bool:
 
 
 def holder(address: str, port: int, *, udp: bool) -> str:
-    """The process that holds a port, as `name (pid 123)`; whose it is, where only that can be seen; empty without one."""
+    """The process that uses a port, as `name (pid 123)`; its user, where only that can be seen; empty where none does."""
     users = dict(_sockets(address, port, udp=udp))
     for pid in filter(str.isdecimal, os.listdir("/proc") if users else ()):
-        with contextlib.suppress(OSError):  # it ended, or is not ours to look into
+        with contextlib.suppress(OSError):  # it ended, or belongs to another user
             if not users.keys().isdisjoint(_links(f"/proc/{pid}/fd")):
                 with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
                     return f"{file.read().strip()} (pid {pid})"
@@ -139,9 +142,9 @@ def _links(directory: str) -> Iterator[str]:
 
 
 def _sockets(address: str, port: int, *, udp: bool) -> Iterator[tuple[str, int]]:
-    """proc(5), net/udp and net/tcp: the sockets that keep this address and port from others, and whose they are.
+    """(link in /proc/PID/fd, user id) of the sockets that occupy this address and port (proc(5), net/udp and net/tcp).
 
-    Those bound to it or to the wildcard; those bound to any address where it is the wildcard itself.
+    These are bound to the address or to the wildcard; where the address is the wildcard itself, to any address.
     """
     packed = socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address.partition("%")[0])
     words = [packed[i : i + 4][::-1].hex().upper() for i in range(0, len(packed), 4)]  # each word in host order

@@ -24,9 +24,10 @@ PACKET_OCTETS = 16_384  # of records that are sent together, unless one alone ha
 
 
 class Marks:
-    """A page of bits that says which addresses may be blocked because of a name. Its end at the guardian counts them.
+    """A page of bits in shared memory, one for an address that may be blocked because of a name. The guardian writes it.
 
-    A bit may stand for several addresses; then somebody waits in vain for a moment.
+    Several addresses share a bit: then a reply waits for the guardian although it need not. The guardian counts the addresses
+    of a bit, so that the bit is cleared with the last of them.
     """
 
     BITS = 1 << 19
@@ -37,16 +38,16 @@ class Marks:
 
     @classmethod
     def make(cls) -> int:
-        """The descriptor of a new page, for the guardian. Nobody can cut it short: that would end all who map it."""
+        """The descriptor of a new page, for the guardian. Sealed: cutting it short would end every process that maps it."""
         fd = os.memfd_create("embargo-marks", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, cls.BITS // 8)
-        os.fchmod(fd, 0o600)  # of all users otherwise, who could open it for writing by /proc
+        os.fchmod(fd, 0o600)  # else another user could open it for writing by way of /proc
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         return fd
 
     @staticmethod
     def for_reading(fd: int) -> int:
-        """Another descriptor of the page, for a worker."""
+        """Another descriptor of the page, which a resolver can only read."""
         return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
 
     def __contains__(self, address: bytes) -> bool:
@@ -54,11 +55,12 @@ class Marks:
         return bool(self._page[bit >> 3] >> (bit & 7) & 1)
 
     def clear(self) -> None:
+        """Clear all marks, those of an earlier guardian too."""
         self._page[:] = bytes(self.BITS // 8)
         self._counts.clear()
 
     def set(self, addresses: Iterable[bytes]) -> None:
-        """Exactly these."""
+        """Mark exactly these addresses."""
         before, self._counts = self._counts, Counter(crc32(address) % self.BITS for address in addresses)
         for bit in self._counts.keys() - before.keys():
             self._page[bit >> 3] |= 1 << (bit & 7)
@@ -66,11 +68,13 @@ class Marks:
             self._page[bit >> 3] &= ~(1 << (bit & 7)) & 0xFF
 
     def add(self, address: bytes) -> None:
+        """Mark an address, once more if it is marked."""
         bit = crc32(address) % self.BITS
         self._counts[bit] += 1
         self._page[bit >> 3] |= 1 << (bit & 7)
 
     def remove(self, address: bytes) -> None:
+        """Take back one mark of an address."""
         bit = crc32(address) % self.BITS
         self._counts[bit] -= 1
         if self._counts[bit] <= 0:
@@ -89,7 +93,7 @@ def pack(name: Name, addresses: Sequence[bytes], seconds: int) -> bytes:
 
 
 def unpack(records: bytes) -> Iterator[tuple[Name, list[bytes], int]]:
-    """(name, addresses, seconds) of each record. ValueError for what `pack` did not write; a day is the longest believed."""
+    """(name, addresses, seconds) of each record; more than a day counts as a day. ValueError for what `pack` did not write."""
     at = 0
     while at < len(records):
         if at + _HEAD.size > len(records):
