@@ -299,7 +299,7 @@ def test_ipv6_that_is_not_forwarded_is_said_so(rig: Rig, agent: Agent) -> None:
     finally:
         rig.run("gateway", "sysctl", "-qw", "net.ipv6.conf.all.forwarding=1")
         rig.run("gateway", "ip", "-6", "route", "replace", "default", "via", "2001:db8:2::2")
-    assert told["notes"] == ["IPv6 is not forwarded here: no packets were sent in it"]
+    assert told["notes"] == ["IPv6 is not forwarded here: no IPv6 packets were sent"]
     assert {row["detail"] for row in rows(told, kind="IPv6 addresses")} == {"IPv6 is not forwarded here"}
     assert rows(told, app="alipay", function="payment", kind="names")[0]["held"] == 2 * 8 * 5
 
@@ -334,7 +334,7 @@ def test_it_needs_root(agent: Agent) -> None:
     command = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable, "-m", "embargo", "verify", "-c",
                str(agent.config)]  # fmt: skip
     done = subprocess.run([*agent.prefix, *command], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, "needs root" in done.stderr) == (2, True)
+    assert (done.returncode, "requires root" in done.stderr) == (2, True)
 
 
 # ── what it leaves behind ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -11,7 +11,7 @@ from embargo import config
 from embargo.cli.verbs import cli
 from embargo.daemon.supervise import supervisor
 from embargo.export.formats import FORMATS
-from embargo.verify import probes
+from embargo.verify import crafted
 from tools import docs, drawing
 
 TOP = Path(__file__).parent.parent.parent
@@ -75,7 +75,7 @@ def test_scapy_is_asked_for_in_the_same_version_everywhere_and_by_its_package() 
     assert f'`pip install "{bound}"`' in page
     least = bound.removeprefix("scapy>=").partition(",")[0]
     assert f"Suggests: python3-scapy (>= {least})\n" in (TOP / "tools/debian/control").read_text()
-    command = probes.NEEDS_SCAPY.removeprefix("needs scapy: ")
+    command = crafted.NEEDS_SCAPY.removeprefix("needs scapy: ")
     assert f"`{command}`" in page
 
 

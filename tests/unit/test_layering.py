@@ -41,7 +41,7 @@ FOLDERS = {
     "daemon.compile": {"daemon.process", "daemon.host", "daemon.log"},
     "daemon.supervise": {"daemon.process", "daemon.host", "daemon.log"},
     "daemon.ask": {"daemon.process", "daemon.host", "daemon.log", "daemon.supervise"},
-    "verify": {"daemon.process", "daemon.host", "daemon.ask"},
+    "verify": {"daemon.process", "daemon.host", "daemon.supervise", "daemon.ask"},
     "cli": {"daemon.process", "daemon.host", "daemon.log", "daemon.supervise", "daemon.ask", "verify"},
 }
 #: what may be imported of a process from outside it, and by whom: what it is asked
@@ -67,9 +67,7 @@ EXCEPTIONS = {
     ("cli.check", "daemon.guard.netlink"): "",
     ("cli.offline", "daemon.compile.compiler"): "",
     ("cli.offline", "daemon.compile.sources"): "",
-    ("verify.probes", "daemon.guard.netlink"): "",
-    ("verify.probes", "daemon.supervise.generations"): "",
-    ("verify.run", "daemon.supervise.generations"): "",
+    ("verify.addresses", "daemon.guard.netlink"): "",
 }
 
 #: what the core may use of others: nothing here opens, waits, asks the machine or remembers
@@ -196,7 +194,7 @@ def test_only_the_command_line_prints(name: str) -> None:
 def test_the_command_line_explains_without_dnslib() -> None:
     """It takes a tenth of a verb's time to load; only a resolver composes answers, and `verify` reads them."""
     loaded = {name for name, path in MODULES.items() if "dnslib" in {found for _, found in imports(tree(path))}}
-    assert loaded == {"dns.compose", "verify.ask"}
+    assert loaded == {"dns.compose", "verify.query"}
     needed, left = set[str](), ["explain", "export.render", "config", "verdicts", "dns.acl"]
     while left:
         name = left.pop()
@@ -212,7 +210,7 @@ def test_scapy_is_loaded_for_hand_made_packets_alone() -> None:
         module = tree(path)
         loaded = [line for line, imported in imports(module) if imported.partition(".")[0] == "scapy"]
         top = [node.lineno for node in module.body if isinstance(node, (ast.Import, ast.ImportFrom))]
-        assert not loaded or name == "verify.packets", name
+        assert not loaded or name == "verify.crafted", name
         assert not set(loaded) & set(top)
 
 

@@ -13,11 +13,12 @@ from embargo.lists import image, policy
 from embargo.lists.image import Image
 from embargo.lists.policy import Class, Level, Selection, Switchboard
 from embargo.names import Name
-from embargo.verify import ask, packets, targets
-from embargo.verify.ask import Asker, Way
-from embargo.verify.network import Addresses
-from embargo.verify.packets import Outcome, Probe
-from embargo.verify.probes import Row, wrapped
+from embargo.verify import crafted, packets, query, targets
+from embargo.verify.addresses import embedded
+from embargo.verify.packets import Probe, ProbeResult
+from embargo.verify.query import Querier, Resolver
+from embargo.verify.results import ResultRow, Results
+from embargo.verify.sandbox import Addresses
 from support import catalogue
 
 CLIENT4 = Addresses("192.0.2.1", "169.254.213.2", "169.254.213.3")
@@ -94,11 +95,11 @@ def test_a_name_without_room_for_one_below_is_asked_for_itself() -> None:
 
 
 def test_an_address_is_where_the_firewall_looks_for_it() -> None:
-    assert [wrapped("203.0.113.7", prefix, at) for prefix, at in ruleset.EMBEDDED] == [
+    assert [embedded("203.0.113.7", prefix, at) for prefix, at in ruleset.EMBEDDED] == [
         "::ffff:cb00:7107", "64:ff9b::cb00:7107", "64:ff9b:1::cb00:7107", "2002:cb00:7107::",
     ]  # fmt: skip
     for prefix, at in ruleset.EMBEDDED:
-        assert image.embedded(ipaddress.ip_address(wrapped("203.0.113.7", prefix, at)).packed) == b"\xcb\0\x71\7"
+        assert image.embedded(ipaddress.ip_address(embedded("203.0.113.7", prefix, at)).packed) == b"\xcb\0\x71\7"
 
 
 # ── names ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -106,34 +107,34 @@ def test_an_address_is_where_the_firewall_looks_for_it() -> None:
 
 def test_mixed_case_changes_letters_and_nothing_else() -> None:
     name = names.from_text("a-b9.alipay\\.x.test")
-    mixed = ask.mixed_case(name, 0b10101011)
+    mixed = query.mixed_case(name, 0b10101011)
     assert mixed != name
     assert Name(mixed.lower()) == name
 
 
 def test_only_the_answer_to_the_question_is_read() -> None:
     question = b"\4free\4test\0\0\1\0\1"
-    query = ask._query(7, question)
+    sent = query._query(7, question)
     head = b"\0\7\x81\x80\0\1\0\1\0\0\0\0"
     answer = head + question + b"\xc0\x0c\0\1\0\1\0\0\0\x0a\0\4\xc0\0\2\x07"
-    said = ask._read(answer, query, question)
-    assert said is not None
-    assert (said.rcode, said.answers, said.ede) == (0, ("A 192.0.2.7",), -1)
-    assert ask._read(b"\0\x08" + answer[2:], query, question) is None  # another id
-    assert ask._read(answer.replace(b"free", b"fRee"), query, question) is None
-    assert ask._read(query, query, question) is None  # a question
-    assert ask._read(answer[:-1], query, question) is None
-    assert ask._read(b"", query, question) is None
+    response = query._read(answer, sent, question)
+    assert response is not None
+    assert (response.rcode, response.answers, response.ede) == (0, ("A 192.0.2.7",), -1)
+    assert query._read(b"\0\x08" + answer[2:], sent, question) is None  # another id
+    assert query._read(answer.replace(b"free", b"fRee"), sent, question) is None
+    assert query._read(sent, sent, question) is None  # a question
+    assert query._read(answer[:-1], sent, question) is None
+    assert query._read(b"", sent, question) is None
 
 
-def test_an_asker_that_nobody_answers_says_so() -> None:
+def test_a_query_without_a_response_gives_none() -> None:
     def make(_: object) -> NoReturn:
         raise OSError
 
-    way = Way("192.0.2.1", 53, "udp", False)
-    assert Asker(way, make).ask(names.from_text("free.test"), 1) is None
-    assert str(way) == "udp 192.0.2.1:53"
-    assert str(way._replace(address="2001:db8::1")) == "udp [2001:db8::1]:53"
+    resolver = Resolver("192.0.2.1", 53, "udp", False)
+    assert Querier(resolver, make).query(names.from_text("free.test"), 1) is None
+    assert str(resolver) == "udp 192.0.2.1:53"
+    assert str(resolver._replace(address="2001:db8::1")) == "udp [2001:db8::1]:53"
 
 
 # ── packets ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -146,7 +147,7 @@ def key(probe: Probe) -> object:
 @pytest.mark.parametrize("each", [CLIENT4, CLIENT6], ids=["ipv4", "ipv6"])
 def test_every_hand_made_packet_is_known_by_its_first_fragment(each: Addresses) -> None:
     target = "203.0.113.7" if each.version == 4 else "2001:db8::7"
-    for probes in packets.crafted(each, target, 8443).values():
+    for probes in crafted.crafted(each, target, 8443).values():
         for probe, sent in probes:
             seen = [packets._arrival(packet) for packet in sent]
             assert seen[0] == key(probe)
@@ -171,18 +172,18 @@ def test_an_echo_request_has_its_checksum() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "arrived", "passed"),
-    [("refused", False, False), ("refused", True, True), ("silent", True, True), ("open", False, True)],
+    ("reaction", "arrived", "passed"),
+    [("rejected", False, False), ("rejected", True, True), ("silent", True, True), ("open", False, True)],
 )
-def test_what_arrives_or_is_answered_has_passed(said: str, arrived: bool, passed: bool) -> None:
-    assert Outcome(Probe("tcp", "203.0.113.7", 443), said, arrived).passed is passed
+def test_what_arrives_or_is_answered_has_passed(reaction: str, arrived: bool, passed: bool) -> None:
+    assert ProbeResult(Probe("tcp", "203.0.113.7", 443), reaction, arrived).passed is passed
 
 
 # ── rows ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_worst_is_the_verdict_and_leaks_are_told_first() -> None:
-    row = Row("alipay", "payment", "names", skipped="nothing tried yet")
+    row = ResultRow("alipay", "payment", "names", skipped="nothing tried yet")
     assert (row.verdict, row.detail) == ("skipped", "nothing tried yet")
     row.count("held")
     assert (row.verdict, row.detail) == ("held", "")
@@ -192,3 +193,12 @@ def test_the_worst_is_the_verdict_and_leaks_are_told_first() -> None:
     row.count("LEAK", "out again")
     assert (row.verdict, row.detail) == ("LEAK", "out; out again; in doubt")
     assert (row.probes, row.held, row.leaks, row.unproven) == (4, 1, 2, 1)
+
+
+def test_controls_come_first_and_then_apps_and_functions() -> None:
+    results = Results()
+    for app, function in (("qq", "core"), ("bypass", "dot"), ("control", "-"), ("bypass", "ddr")):
+        results.row(app, function, "names")
+    assert [(row.app, row.function) for row in results.rows] == [
+        ("control", "-"), ("bypass", "ddr"), ("bypass", "dot"), ("qq", "core"),
+    ]  # fmt: skip

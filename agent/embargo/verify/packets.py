@@ -1,7 +1,7 @@
-"""Probes as packets: sent by the client's kernel, and looked for where they would arrive.
+"""Probes as packets: sent in the client's namespace, and looked for in the sink's.
 
-What counts is what the sink sees: it listens to everything that its interface receives. A refusal is what the client's kernel
-says of the socket.
+A probe has passed if the sink receives it: the sink captures everything on its interface. A probe was rejected if the client's
+kernel reports an error for its socket.
 """
 
 import errno
@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from embargo.verify.network import CLIENT_MAC, GATEWAY_MAC, Addresses, Network
+from embargo.verify.sandbox import CLIENT_MAC, GATEWAY_MAC, Sandbox
 
 BATCH = 256  # probes at once, each with a socket of its own
-PATIENCE = 1.0  # seconds for a TCP connection to be refused; it takes a tenth of a millisecond
-PAUSE = 0.1  # seconds for anything else to arrive or be refused, after the last packet was sent
-CONTROL = 3  # tries of a control: a lost packet must not turn a proof into a doubt
+REJECTION = 1.0  # seconds for a TCP connection to be rejected, which takes a tenth of a millisecond
+PAUSE = 0.1  # seconds after the last packet for anything else to arrive or be rejected
+CONTROL = 3  # tries of a control: without it probes prove nothing, so a lost packet must not fail it
 
 _SO_RCVBUFFORCE = 33
 _ETH_P_ALL, _OUTGOING = 3, 4
@@ -27,11 +27,11 @@ _TCP, _UDP, _ICMP, _ICMPV6 = 6, 17, 1, 58
 _FRAGMENT = 44
 _EXTENSIONS = {0, 43, _FRAGMENT, 60}  # hop-by-hop options, routing header, fragment, destination options (RFC 8200)
 _NUMBERS = {(4, "tcp"): _TCP, (6, "tcp"): _TCP, (4, "udp"): _UDP, (6, "udp"): _UDP, (4, "icmp"): _ICMP, (6, "icmp"): _ICMPV6}
-_REFUSED = {errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EPERM}
+_REJECTIONS = {errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES, errno.EPERM}
 
 
 class Probe(NamedTuple):
-    """One packet, or what is sent in its place by hand: then `form` says how."""
+    """One packet. `form`: how it is crafted by hand, else empty."""
 
     proto: str  # tcp | udp | icmp
     address: str
@@ -44,34 +44,36 @@ class Probe(NamedTuple):
 
 
 @dataclass(slots=True)
-class Outcome:
-    """What became of a probe. `said`: open, refused, silent, or unsendable."""
+class ProbeResult:
+    """What became of a probe. `reaction` of the client's kernel: open, rejected, silent or unsendable."""
 
     probe: Probe
-    said: str = "silent"
-    arrived: bool = False
+    reaction: str = "silent"
+    arrived: bool = False  # at the sink
 
     @property
     def passed(self) -> bool:
-        return self.arrived or self.said == "open"
+        return self.arrived or self.reaction == "open"
 
 
 class _Arrival(NamedTuple):
+    """What identifies a packet at the sink."""
+
     address: bytes
     proto: int
     port: int
 
 
-class Range:
-    """Where probes are sent from and looked for."""
+class Prober:
+    """Sends probes in the client's namespace and looks for them in the sink's."""
 
-    def __init__(self, network: Network) -> None:
-        self._network = network
-        self._capture = network.inside("sink", _capture)
-        self._sent: defaultdict[_Arrival, list[Outcome]] = defaultdict(list)
-        self._frames = network.inside("client", lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW))
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
+        self._capture = sandbox.inside("sink", _capture)
+        self._sent: defaultdict[_Arrival, list[ProbeResult]] = defaultdict(list)
+        self._frames = sandbox.inside("client", lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW))
         self._frames.bind(("eth0", 0))
-        self._number = random.randrange(1 << 16)  # of echo requests: an identifier each is a flow each
+        self._number = random.randrange(1 << 16)  # identifier of echo requests: each is a flow of its own
 
     def close(self) -> None:
         self._capture.close()
@@ -79,86 +81,86 @@ class Range:
 
     # ── probes ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def send(self, probes: Sequence[Probe]) -> list[Outcome]:
-        """Each probe with its outcome. `arrived` may still turn true at a later look."""
-        outcomes = [Outcome(probe) for probe in probes]
-        for at in range(0, len(outcomes), BATCH):
-            self._batch(outcomes[at : at + BATCH])
-        return outcomes
+    def send(self, probes: Sequence[Probe]) -> list[ProbeResult]:
+        """Send each probe and wait for its result. `arrived` may still become true at a later `look`."""
+        results = [ProbeResult(probe) for probe in probes]
+        for at in range(0, len(results), BATCH):
+            self._batch(results[at : at + BATCH])
+        return results
 
-    def _batch(self, outcomes: Sequence[Outcome]) -> None:
-        waiting: dict[int, tuple[socket.socket, Outcome]] = {}
+    def _batch(self, results: Sequence[ProbeResult]) -> None:
+        waiting: dict[int, tuple[socket.socket, ProbeResult]] = {}
         poll = select.poll()
         try:
-            for outcome, sock in zip(outcomes, self._network.inside("client", lambda: _sockets(outcomes)), strict=True):
-                waiting[sock.fileno()] = sock, outcome
-                self.expect(outcome)
+            for result, sock in zip(results, self._sandbox.inside("client", lambda: _sockets(results)), strict=True):
+                waiting[sock.fileno()] = sock, result
+                self.expect(result)
                 self._number += 1
-                if _start(sock, outcome, self._number):
-                    poll.register(sock, select.POLLOUT if outcome.probe.proto == "tcp" else select.POLLIN)
+                if _start(sock, result, self._number):
+                    poll.register(sock, select.POLLOUT if result.probe.proto == "tcp" else select.POLLIN)
             self._wait(poll, waiting)
         finally:
             for sock, _ in waiting.values():
                 sock.close()
         self.look()
 
-    def _wait(self, poll: "select.poll", waiting: dict[int, tuple[socket.socket, Outcome]]) -> None:
-        """Until every TCP probe is decided and the others had their pause."""
+    def _wait(self, poll: "select.poll", waiting: dict[int, tuple[socket.socket, ProbeResult]]) -> None:
+        """Wait until every TCP probe is decided, and PAUSE for the others."""
         began = time.monotonic()
-        undecided = {fd for fd, (_, outcome) in waiting.items() if outcome.said == "silent"}
+        undecided = {fd for fd, (_, result) in waiting.items() if result.reaction == "silent"}
         while undecided:
             tcp = any(waiting[fd][1].probe.proto == "tcp" for fd in undecided)
-            left = began + (PATIENCE if tcp else PAUSE) - time.monotonic()
+            left = began + (REJECTION if tcp else PAUSE) - time.monotonic()
             if left <= 0:
                 return
             for fd, _ in poll.poll(1000 * left):
-                sock, outcome = waiting[fd]
-                outcome.said = _said(sock, outcome.probe)
-                if outcome.said != "silent":
+                sock, result = waiting[fd]
+                result.reaction = _reaction(sock, result.probe)
+                if result.reaction != "silent":
                     poll.unregister(fd)
                     undecided.discard(fd)
 
-    def expect(self, outcome: Outcome) -> None:
+    def expect(self, result: ProbeResult) -> None:
         """Look for this probe at the sink from now on."""
-        self._sent[_key(outcome.probe)].append(outcome)
+        self._sent[_key(result.probe)].append(result)
 
     def look(self) -> None:
-        """What has arrived since the last look."""
+        """Record what has arrived at the sink since the last look."""
         while True:
             try:
                 packet, (_, _, kind, *_) = self._capture.recvfrom(2048)
             except BlockingIOError:
                 return
-            except OSError:  # too many at once; those that were taken count
+            except OSError:  # the receive buffer overflowed; what was received counts
                 continue
             arrival = None if kind == _OUTGOING else _arrival(packet)
-            for outcome in self._sent.get(arrival, ()) if arrival is not None else ():
-                outcome.arrived = True
+            for result in self._sent.get(arrival, ()) if arrival is not None else ():
+                result.arrived = True
 
     # ── packets made by hand ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def send_crafted(self, crafted: Sequence[tuple[Probe, Sequence[bytes]]]) -> list[Outcome]:
-        """Whole IP packets, a few for each probe, as a program with raw sockets sends them."""
-        outcomes = []
+    def send_crafted(self, crafted: Sequence[tuple[Probe, Sequence[bytes]]]) -> list[ProbeResult]:
+        """Send whole IP packets, one or more per probe, as a program with raw sockets does."""
+        results = []
         for probe, packets in crafted:
-            outcome = Outcome(probe)
-            self.expect(outcome)
-            outcomes.append(outcome)
+            result = ProbeResult(probe)
+            self.expect(result)
+            results.append(result)
             kind = b"\x86\xdd" if ":" in probe.address else b"\x08\x00"
             for packet in packets:
                 self._frames.send(_mac(GATEWAY_MAC) + _mac(CLIENT_MAC) + kind + packet)
         time.sleep(PAUSE)
         self.look()
-        for outcome in outcomes:  # the next form of the same packet is another matter
-            self._sent.pop(_key(outcome.probe), None)
-        return outcomes
+        for result in results:  # the next form has the same key
+            self._sent.pop(_key(result.probe), None)
+        return results
 
     # ── the control ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def control(self, proto: str, address: str, port: int) -> bool:
-        """Does an allowed packet reach the sink, and its answer the client?"""
+        """Whether an allowed packet reaches the sink, and the answer reaches the client."""
         if proto == "icmp":
-            return self._again(lambda: self.send([Probe("icmp", address)])[0], lambda outcome: outcome.said == "open")
+            return self._again(lambda: self.send([Probe("icmp", address)])[0], lambda result: result.reaction == "open")
         work = self._control_tcp if proto == "tcp" else self._control_udp
         return self._again(lambda: work(address, port), bool)
 
@@ -168,20 +170,20 @@ class Range:
 
     def _control_tcp(self, address: str, port: int) -> bool:
         with self._server(socket.SOCK_STREAM, address, port) as server:
-            server.listen(16)  # the kernel completes the handshake; nobody needs to accept
-            return self.send([Probe("tcp", address, port)])[0].said == "open"
+            server.listen(16)  # the kernel completes the handshake without an accept
+            return self.send([Probe("tcp", address, port)])[0].reaction == "open"
 
     def _control_udp(self, address: str, port: int) -> bool:
         family = _family(address)
         with (
             self._server(socket.SOCK_DGRAM, address, port) as server,
-            self._network.inside("client", lambda: socket.socket(family, socket.SOCK_DGRAM)) as client,
+            self._sandbox.inside("client", lambda: socket.socket(family, socket.SOCK_DGRAM)) as client,
         ):
             try:
                 client.connect((address, port))
                 client.send(b"embargo verify")
-                client.settimeout(PATIENCE / 2)
-                server.settimeout(PATIENCE / 2)
+                client.settimeout(REJECTION / 2)
+                server.settimeout(REJECTION / 2)
                 data, peer = server.recvfrom(64)
                 server.sendto(data, peer)
                 return client.recv(64) == data
@@ -192,13 +194,13 @@ class Range:
         def make() -> socket.socket:
             sock = socket.socket(_family(address), kind)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            # every address is local in the sink, but IPv6 wants to hear that it need not stand on an interface
+            # all addresses are local in the sink, but on no interface: IP_FREEBIND, IPV6_FREEBIND
             level, option = (socket.IPPROTO_IPV6, 78) if ":" in address else (socket.IPPROTO_IP, 15)
             sock.setsockopt(level, option, 1)
             sock.bind((address, port))
             return sock
 
-        return self._network.inside("sink", make)
+        return self._sandbox.inside("sink", make)
 
 
 def _family(address: str) -> socket.AddressFamily:
@@ -214,52 +216,52 @@ def _key(probe: Probe) -> _Arrival:
     return _Arrival(socket.inet_pton(_family(probe.address), probe.address), number, probe.port)
 
 
-def _sockets(outcomes: Iterable[Outcome]) -> list[socket.socket]:
-    """One for each probe, made where the thread lives."""
+def _sockets(results: Iterable[ProbeResult]) -> list[socket.socket]:
+    """One socket per probe, in the namespace of the calling thread."""
     made = []
-    for outcome in outcomes:
-        version = 6 if ":" in outcome.probe.address else 4
+    for result in results:
+        version = 6 if ":" in result.probe.address else 4
         kind, number = {
             "tcp": (socket.SOCK_STREAM, 0), "udp": (socket.SOCK_DGRAM, 0),
             "icmp": (socket.SOCK_RAW, _NUMBERS[version, "icmp"]),
-        }[outcome.probe.proto]  # fmt: skip
-        sock = socket.socket(_family(outcome.probe.address), kind, number)
+        }[result.probe.proto]  # fmt: skip
+        sock = socket.socket(_family(result.probe.address), kind, number)
         sock.setblocking(False)
         made.append(sock)
     return made
 
 
-def _start(sock: socket.socket, outcome: Outcome, number: int) -> bool:
-    """Send the probe; False when there is nothing to wait for."""
-    probe = outcome.probe
+def _start(sock: socket.socket, result: ProbeResult, number: int) -> bool:
+    """Send the probe. False if there is nothing to wait for."""
+    probe = result.probe
     try:
-        result = sock.connect_ex((probe.address, probe.port))
+        code = sock.connect_ex((probe.address, probe.port))
         if probe.proto == "tcp":
-            if result == errno.EINPROGRESS:
+            if code == errno.EINPROGRESS:
                 return True
-            outcome.said = "refused" if result in _REFUSED else "open" if result == 0 else "unsendable"
+            result.reaction = "rejected" if code in _REJECTIONS else "open" if code == 0 else "unsendable"
             return False
-        if result:
-            raise OSError(result, "connect")
+        if code:
+            raise OSError(code, "connect")
         sock.send(b"embargo verify" if probe.proto == "udp" else _echo(":" in probe.address, number))
     except OSError as error:
-        outcome.said = "refused" if error.errno in (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.EACCES) else "unsendable"
+        result.reaction = "rejected" if error.errno in (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.EACCES) else "unsendable"
         return False
     return True
 
 
-def _said(sock: socket.socket, probe: Probe) -> str:
+def _reaction(sock: socket.socket, probe: Probe) -> str:
     if number := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-        return "refused" if number in _REFUSED else "unsendable"
+        return "rejected" if number in _REJECTIONS else "unsendable"
     if probe.proto != "icmp":
         return "open"
-    data = sock.recv(2048)  # before it was connected, the socket was given what came for others
+    data = sock.recv(2048)  # before it was connected, the socket received packets for others
     reply = data[:1] == b"\x81" if ":" in probe.address else data[4 * (data[0] & 15) :][:1] == b"\0"
     return "open" if reply else "silent"
 
 
 def _echo(v6: bool, number: int) -> bytes:
-    """An echo request (RFC 792, RFC 4443); the kernel fills in the checksum of ICMPv6."""
+    """An echo request (RFC 792, RFC 4443). The kernel computes the checksum of ICMPv6 only."""
     body = number.to_bytes(4)[-2:] + b"\0\1" + b"embargo verify"
     if v6:
         return b"\x80\0\0\0" + body
@@ -278,7 +280,7 @@ def _capture() -> socket.socket:
 
 
 def _arrival(packet: bytes) -> _Arrival | None:
-    """What a packet is; None for a later fragment: without the first one it comes to nothing."""
+    """The identity of a packet. None for later fragments, which are useless without the first."""
     try:
         if packet[0] >> 4 == 4:
             head, proto, address = 4 * (packet[0] & 15), packet[9], packet[16:20]
@@ -293,56 +295,3 @@ def _arrival(packet: bytes) -> _Arrival | None:
     return (
         None if later else _Arrival(address, proto, int.from_bytes(packet[head + 2 : head + 4]) if proto in (_TCP, _UDP) else 0)
     )
-
-
-# ── fragments and extension headers ──────────────────────────────────────────────────────────────────────────────────────
-
-
-def crafted(each: Addresses, target: str, port: int) -> dict[str, list[tuple[Probe, list[bytes]]]]:
-    """What no well-behaved program sends, by kind. ImportError without scapy."""
-    from scapy.layers import inet, inet6  # optional, and slow to load
-
-    split: Any = inet.fragment
-    split6: Any = inet6.fragment6
-    udp = inet.UDP(sport=_fresh(), dport=port) / (b"embargo verify" * 40)
-    syn = inet.TCP(sport=_fresh(), dport=port, flags="S")
-
-    def made(proto: str, form: str, *made: Any) -> tuple[Probe, list[bytes]]:
-        return Probe(proto, target, port, form), list(map(bytes, made))
-
-    if each.version == 4:
-        head = inet.IP(src=each.client, dst=target, id=_fresh())
-        recorded = inet.IP(src=each.client, dst=target, options=[inet.IPOption_RR()])
-        return {
-            "fragments": [
-                made("udp", "in fragments", *split(head / udp, fragsize=200)),
-                made("tcp", "in fragments of 8 octets", *split(head / syn, fragsize=8)),
-            ],
-            "options": [made("tcp", "with a record-route option", recorded / syn), made("udp", "with options", recorded / udp)],
-        }
-    bare = inet6.IPv6(src=each.client, dst=target)
-    hops, options = inet6.IPv6ExtHdrHopByHop(), inet6.IPv6ExtHdrDestOpt()
-    return {
-        "fragments": [
-            made("udp", "in fragments", *split6(bare / inet6.IPv6ExtHdrFragment(id=_fresh()) / udp, 300)),
-            made("tcp", "in an atomic fragment", bare / inet6.IPv6ExtHdrFragment(id=_fresh()) / syn),
-        ],
-        "extension headers": [
-            made("tcp", "behind hop-by-hop options", bare / hops / syn),
-            made("udp", "behind both kinds of options", bare / hops / options / udp),
-        ],
-        "destination options": [made("tcp", "behind destination options", bare / options / syn)],
-    }
-
-
-def _fresh() -> int:
-    """A port or number that makes a packet a flow of its own: those of an earlier run may have been let through for good."""
-    return random.randrange(0x4000, 0xF000)
-
-
-def plain(each: Addresses, target: str, port: int) -> tuple[Probe, list[bytes]]:
-    """A first packet of TCP, for an address that this kernel would not send to. ImportError without scapy."""
-    from scapy.layers import inet, inet6
-
-    packet = inet6.IPv6(src=each.client, dst=target) / inet.TCP(sport=_fresh(), dport=port, flags="S")
-    return Probe("tcp", target, port, "by hand"), [bytes(packet)]

@@ -1,7 +1,6 @@
-"""One run of `embargo verify`: asks the agent what is in force, sets up client and sink, probes, tells."""
+"""One run of `embargo verify`: get the policy in force from the agent, set up client and sink, probe, report."""
 
 import contextlib
-import dataclasses
 import ipaddress
 import os
 import random
@@ -18,52 +17,80 @@ from embargo.daemon.host import endpoints, machine
 from embargo.daemon.supervise.generations import Store
 from embargo.dns.acl import Acl
 from embargo.lists import pauses
+from embargo.lists.image import Image
 from embargo.lists.pauses import Pause
-from embargo.verify import network, targets
-from embargo.verify.ask import Way
-from embargo.verify.network import Addresses, Network, NetworkError
-from embargo.verify.probes import LEAK, UNPROVEN, Verification
+from embargo.lists.policy import Switchboard
+from embargo.verify import sandbox, targets
+from embargo.verify.addresses import AddressProbes
+from embargo.verify.names import NameProbes
+from embargo.verify.packets import Prober
+from embargo.verify.query import Resolver
+from embargo.verify.results import LEAK, UNPROVEN, ResultRow
+from embargo.verify.sandbox import Addresses, Sandbox, SandboxError
+from embargo.verify.session import Session
 
 Told = dict[str, Any]
 
 
 def run(settings: Config, *, samples: int, seed: int) -> Told:
-    """Everything found out. NotRunning, ControlError, NetworkError or ImageError when nothing could be."""
+    """All results as JSON values. `samples`: names and networks per class to try, 0 for all of them.
+
+    Raises NotRunning, ControlError, SandboxError or ImageError if nothing can be tried.
+    """
     began = time.monotonic()
     status = _status(settings)
-    _beside(status["pid"])
+    _require_same_network(status["pid"])
     generation = Store(settings.state.dir).load(status["generation"], settings)
     in_force = [Pause(each["app"], each["client"], 0.0, 0.0, 0) for each in status["pauses"]]
     board, _ = pauses.apply(in_force, generation.image.classes, generation.board)
-    generation = dataclasses.replace(generation, board=board)
     try:
-        chance = random.Random(seed)
-        found = targets.find(generation.image, generation.board, samples, chance)
-        own = network.own_addresses()
-        families = _families(settings, status)
-        with _stopped_in_order(), ExitStack() as stack:
-            where = stack.enter_context(Network(families))
-            work = Verification(settings, generation, status["firewall"], where, own, found, chance)
-            stack.callback(work.close)
-            forwarded = [each for each in families if each.version == 4 or network.forwards_ipv6()]
-            work.run(_ways(status, settings, families, work), forwarded)
+        rows, ipv6 = _probe(settings, status, generation.image, board, samples, random.Random(seed))
     finally:
         generation.close()
     notes = [f"paused, so not tried: {each}" for each in in_force if not each.client]
-    if not any(each.version == 6 for each in forwarded):
-        notes.append("IPv6 is not forwarded here: no packets were sent in it")
+    if not ipv6:
+        notes.append("IPv6 is not forwarded here: no IPv6 packets were sent")
     after = _status(settings)["generation"]
     if after != generation.number:
-        notes.append(f"the policy changed while it ran (generation {generation.number}, now {after}): run it again")
-    rows = [row.told() for row in work.rows]
+        notes.append(f"the policy changed during the run (generation {generation.number}, now {after}): run it again")
     return {
-        "ok": not any(row["verdict"] == LEAK for row in rows),
+        "ok": not any(row.verdict == LEAK for row in rows),
         "generation": generation.number, "seed": seed, "samples": samples, "seconds": round(time.monotonic() - began, 2),
-        "probes": sum(row["probes"] for row in rows), "held": sum(row["held"] for row in rows),
-        "leaks": sum(row["leaks"] for row in rows), "unproven": sum(row["unproven"] for row in rows),
-        "doubtful": sum(row["verdict"] == UNPROVEN for row in rows),
-        "rows": rows, "notes": notes,
+        "probes": sum(row.probes for row in rows), "held": sum(row.held for row in rows),
+        "leaks": sum(row.leaks for row in rows), "unproven": sum(row.unproven for row in rows),
+        "doubtful": sum(row.verdict == UNPROVEN for row in rows),
+        "rows": [row.as_data() for row in rows], "notes": notes,
     }  # fmt: skip
+
+
+def _probe(
+    settings: Config, status: Told, image: Image, board: Switchboard, samples: int, chance: random.Random
+) -> tuple[list[ResultRow], bool]:
+    """(results, whether IPv6 was among the families that packets were sent in)."""
+    found = targets.find(image, board, samples, chance)
+    own = sandbox.own_addresses()
+    families = _families(settings, status)
+    firewall = status["firewall"]
+    with _signals_as_interrupt(), ExitStack() as stack:
+        where = stack.enter_context(Sandbox(families))
+        prober = Prober(where)
+        stack.callback(prober.close)
+        session = Session(
+            settings, image, board, tuple(firewall["lan"]), firewall["intercept_dns"], where, prober, own, found, chance
+        )
+        session.skip_audited()
+        forwarded = [each for each in families if each.version == 4 or sandbox.forwards_ipv6()]
+        addresses = AddressProbes(session, forwarded) if firewall["enabled"] else None
+        if addresses is not None:
+            stack.callback(addresses.close)
+            addresses.controls()
+        where.mute()
+        NameProbes(session).run(_resolvers(status, settings, families, session))
+        if addresses is not None:
+            addresses.run()
+        else:
+            session.results.row("-", "-", "addresses", skipped="firewall.enabled = false")
+    return session.results.rows, any(each.version == 6 for each in forwarded)
 
 
 def _status(settings: Config) -> Told:
@@ -73,16 +100,16 @@ def _status(settings: Config) -> Told:
     return {**status, "firewall": {"lan": [], "intercept_dns": False, **status["firewall"]}}
 
 
-def _beside(pid: int) -> None:
-    """NetworkError where the agent polices another network than ours."""
+def _require_same_network(pid: int) -> None:
+    """Raises SandboxError if the agent runs in another network namespace."""
     with contextlib.suppress(OSError):  # in another pid namespace, or gone
         if os.stat(f"/proc/{pid}/ns/net").st_ino != os.stat("/proc/self/ns/net").st_ino:
-            raise NetworkError("the agent runs in another network namespace: run this in it (ip netns exec NAME …)")
+            raise SandboxError("the agent runs in another network namespace: run this in it (ip netns exec NAME …)")
 
 
 @contextlib.contextmanager
-def _stopped_in_order() -> Iterator[None]:
-    """SIGTERM and SIGHUP end it like SIGINT: with everything removed."""
+def _signals_as_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the run like SIGINT does: everything that was set up is removed."""
 
     def stop(number: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -95,11 +122,11 @@ def _stopped_in_order() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-# ── where the resolver is ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── where the agent listens ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _families(settings: Config, status: Told) -> list[Addresses]:
-    """Addresses for client and sink: policed, answered if that can be, and used by nobody."""
+    """Addresses for client and sink: unused, policed, and if possible allowed to query the resolver."""
     acl = Acl(endpoints.local_networks(settings, machine.interfaces()))
     excepted = [ipaddress.ip_network(text) for text in settings.firewall.except_]
 
@@ -107,17 +134,18 @@ def _families(settings: Config, status: Told) -> list[Addresses]:
         return not any(ipaddress.ip_address(address) in each for each in excepted)
 
     found = []
-    for version in (4, 6) if network.has_ipv6() else (4,):
+    for version in (4, 6) if sandbox.has_ipv6() else (4,):
         gateway = _reachable(status, settings, version)
-        chosen = network.choose(version, gateway, lambda each: policed(each) and acl.allows(each))
-        chosen = chosen or network.choose(version, gateway, policed)
+        chosen = sandbox.choose(version, gateway, lambda each: policed(each) and acl.allows(each))
+        chosen = chosen or sandbox.choose(version, gateway, policed)
         if chosen is None:
-            raise NetworkError(f"no IPv{version} address is left for a client: all candidates are routed or in firewall.except")
+            raise SandboxError(f"no IPv{version} address is left for a client: all candidates are routed or in firewall.except")
         found.append(chosen)
     return found
 
 
 def _listening(status: Told, version: int) -> Iterator[tuple[str, int]]:
+    """(address, port) of each socket of the agent."""
     for text in status["listen"]:
         address, _, port = text.rpartition(":")
         address = address.strip("[]")
@@ -126,7 +154,7 @@ def _listening(status: Told, version: int) -> Iterator[tuple[str, int]]:
 
 
 def _reachable(status: Told, settings: Config, version: int) -> str:
-    """The address that stands on our interface too: one that is listened on, where redirected queries arrive. May be empty."""
+    """An address on which the agent listens and redirected queries arrive, to be added to our interface. May be empty."""
     lan = [
         i.address for i in machine.interfaces() if i.name in status["firewall"]["lan"] and (":" in i.address) == (version == 6)
     ]
@@ -141,14 +169,15 @@ _WILDCARDS = ("0.0.0.0", "::")
 
 
 def _for_clients(address: str) -> bool:
+    """Whether clients on a LAN can reach this address."""
     if "%" in address:
         return False
     parsed = ipaddress.ip_address(address)
     return not (parsed.is_loopback or parsed.is_link_local)
 
 
-def _ways(status: Told, settings: Config, families: list[Addresses], work: Verification) -> list[Way]:
-    """Every way to ask: this gateway's resolver, and a stranger's where port 53 is intercepted."""
+def _resolvers(status: Told, settings: Config, families: list[Addresses], session: Session) -> list[Resolver]:
+    """This gateway's resolver, and a foreign one where port 53 is intercepted, over UDP and TCP."""
     found = []
     for each in families:
         listening = list(_listening(status, each.version))
@@ -157,8 +186,8 @@ def _ways(status: Told, settings: Config, families: list[Addresses], work: Verif
             (address, port) for address, port in listening if "%" not in address and ipaddress.ip_address(address).is_loopback
         ]
         for address, port in (served or loopback)[:1]:
-            found += [Way(address, port, transport, False) for transport in ("udp", "tcp")]
+            found += [Resolver(address, port, transport, False) for transport in ("udp", "tcp")]
         intercepted = status["firewall"]["intercept_dns"] and settings.dns.listen[0].port in [port for _, port in served]
         if intercepted:
-            found += [Way(work.free(each.version), 53, transport, True) for transport in ("udp", "tcp")]
+            found += [Resolver(session.free(each.version), 53, transport, True) for transport in ("udp", "tcp")]
     return found

@@ -1,6 +1,6 @@
-"""What the generation in force blocks: every name and range that its classes decide about, or a sample of each.
+"""What to try: every name and range that is blocked, or a sample for each class.
 
-A name is asked for itself and by one below it, each with the decision that the image's own look-up gives.
+A listed name is queried itself and with a label below it, each with the decision that the look-up in the image gives.
 """
 
 import random
@@ -17,7 +17,7 @@ BELOW = b"\x0eembargo-verify"  # a label below listed names
 
 
 class Target(NamedTuple):
-    """A listed name or range and what decides about it."""
+    """A listed name, or a range of addresses, with the entry that decides."""
 
     decision: Decision
     name: Name = names.ROOT
@@ -27,14 +27,14 @@ class Target(NamedTuple):
 
 @dataclass(slots=True)
 class Targets:
-    """What the classes that are on claim, by class: names, and ranges by family."""
+    """What is blocked, by class: names, and ranges by class and family."""
 
     names: dict[Class, list[Target]]
     ranges: dict[tuple[Class, int], list[Target]]
 
 
 def find(image: Image, board: Switchboard, samples: int, chance: random.Random) -> Targets:
-    """Everything that is blocked, or with `samples` so many names and ranges of each class."""
+    """Everything that is blocked, or at most `samples` names and ranges of each class if it is not 0."""
     found = Targets({}, {})
     taken: _Sample[Class] = _Sample(samples, chance)
     for name, itself, below in image.listed():
@@ -57,7 +57,7 @@ K = TypeVar("K")
 
 
 class _Sample(Generic[K]):
-    """At most so many of each kind, each with the same chance; 0: all."""
+    """At most `size` targets per key, each with the same probability (reservoir sampling); 0: all."""
 
     def __init__(self, size: int, chance: random.Random) -> None:
         self._size = size

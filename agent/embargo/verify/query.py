@@ -1,4 +1,4 @@
-"""The asking side of DNS: one question, one answer taken apart, over UDP and TCP, as a client's resolver does it."""
+"""DNS queries as a client's resolver sends them: one question, one parsed response, over UDP or TCP."""
 
 import contextlib
 import socket
@@ -10,21 +10,21 @@ import dnslib  # type: ignore[import-untyped] # ships no types
 from embargo.dns import message
 from embargo.names import Name
 
-SECONDS, TRIES = 1.0, 2  # for one answer; the agent answers in microseconds what it blocks
-EDE = 15  # the EDNS option of RFC 8914
+TIMEOUT, TRIES = 1.0, 2  # seconds for one response; the agent answers blocked names in microseconds
+EDE = 15  # the EDNS option Extended DNS Error (RFC 8914)
 
 
-class Said(NamedTuple):
-    """An answer. `ede` is -1 without one."""
+class Response(NamedTuple):
+    """What a resolver answers. `ede`: the info code of its Extended DNS Error, -1 without one; `text`: its extra text."""
 
     rcode: int
-    answers: tuple[str, ...]
+    answers: tuple[str, ...]  # as in "A 192.0.2.1"
     ede: int
     text: str
 
 
-class Way(NamedTuple):
-    """How a question travels. `foreign`: to a resolver that is not this gateway's, which must be answered here all the same."""
+class Resolver(NamedTuple):
+    """Where queries are sent. `foreign`: not a resolver of this gateway, so the gateway must intercept them and answer."""
 
     address: str
     port: int
@@ -36,11 +36,11 @@ class Way(NamedTuple):
         return f"{self.transport} {place}"
 
 
-class Asker:
-    """One way of asking. `make` makes a socket where the client lives."""
+class Querier:
+    """Sends queries to one resolver. `make` calls a function that makes a socket in the client's network namespace."""
 
-    def __init__(self, way: Way, make: Callable[[Callable[[], socket.socket]], socket.socket]) -> None:
-        self.way = way
+    def __init__(self, resolver: Resolver, make: Callable[[Callable[[], socket.socket]], socket.socket]) -> None:
+        self.resolver = resolver
         self._make = make
         self._sock: socket.socket | None = None
         self._number = 0
@@ -50,8 +50,8 @@ class Asker:
             self._sock.close()
             self._sock = None
 
-    def ask(self, name: bytes, qtype: int) -> Said | None:
-        """The answer; None when none comes."""
+    def query(self, name: bytes, qtype: int) -> Response | None:
+        """The response to a question, or None if none arrives. `name`: in wire form, in the case that is sent."""
         for _ in range(TRIES):
             self._number = (self._number + 1) & 0xFFFF
             question = name + qtype.to_bytes(2) + message.IN.to_bytes(2)
@@ -61,27 +61,27 @@ class Asker:
             self.close()
         return None
 
-    def _exchange(self, query: bytes, question: bytes) -> Said:
+    def _exchange(self, query: bytes, question: bytes) -> Response:
         sock = self._sock = self._sock or self._connected()
-        if self.way.transport == "udp":
+        if self.resolver.transport == "udp":
             sock.send(query)
             while True:
-                said = _read(sock.recv(4096), query, question)
-                if said is not None:
-                    return said
+                response = _read(sock.recv(4096), query, question)
+                if response is not None:
+                    return response
         sock.sendall(len(query).to_bytes(2) + query)
         while True:
-            said = _read(_exactly(sock, int.from_bytes(_exactly(sock, 2))), query, question)
-            if said is not None:
-                return said
+            response = _read(_exactly(sock, int.from_bytes(_exactly(sock, 2))), query, question)
+            if response is not None:
+                return response
 
     def _connected(self) -> socket.socket:
-        family = socket.AF_INET6 if ":" in self.way.address else socket.AF_INET
-        kind = socket.SOCK_DGRAM if self.way.transport == "udp" else socket.SOCK_STREAM
+        family = socket.AF_INET6 if ":" in self.resolver.address else socket.AF_INET
+        kind = socket.SOCK_DGRAM if self.resolver.transport == "udp" else socket.SOCK_STREAM
         sock = self._make(lambda: socket.socket(family, kind))
         try:
-            sock.settimeout(SECONDS)
-            sock.connect((self.way.address, self.way.port))
+            sock.settimeout(TIMEOUT)
+            sock.connect((self.resolver.address, self.resolver.port))
         except BaseException:
             sock.close()
             raise
@@ -89,7 +89,7 @@ class Asker:
 
 
 def _query(number: int, question: bytes) -> bytes:
-    """With EDNS (RFC 6891), so that the answer says why."""
+    """A query with EDNS (RFC 6891): only then may the response contain an Extended DNS Error."""
     opt = b"\0" + message.RECORD.pack(message.OPT, message.MAX_UDP, 0, 0)
     return message.HEADER.pack(number, message.RD, 1, 0, 0, 1) + question + opt
 
@@ -104,8 +104,8 @@ def _exactly(sock: socket.socket, count: int) -> bytes:
     return data
 
 
-def _read(packet: bytes, query: bytes, question: bytes) -> Said | None:
-    """None for what is no answer to this question, octet by octet: the case of the name too."""
+def _read(packet: bytes, query: bytes, question: bytes) -> Response | None:
+    """Parse a response. None if it does not answer this question, compared octet by octet, with the case of the name."""
     head = message.HEADER.size
     if packet[:2] != query[:2] or len(packet) < head or not packet[2] & 0x80 or packet[head:][: len(question)] != question:
         return None
@@ -120,11 +120,11 @@ def _read(packet: bytes, query: bytes, question: bytes) -> Said | None:
                 if option.code == EDE and len(option.data) >= 2:
                     code, text = int.from_bytes(option.data[:2]), option.data[2:].decode(errors="replace")
     answers = tuple(f"{dnslib.QTYPE.get(record.rtype)} {record.rdata}" for record in parsed.rr)
-    return Said(int(parsed.header.rcode), answers, code, text)
+    return Response(int(parsed.header.rcode), answers, code, text)
 
 
 def mixed_case(name: Name, number: int) -> bytes:
-    """The name with some of its letters in upper case, as resolvers with 0x20 send them."""
+    """The name with the letters selected by the bits of `number` in upper case, as resolvers with 0x20 encoding send it."""
     wire = bytearray(name)
     at = 0
     while length := name[at]:

@@ -1,10 +1,10 @@
-"""A client and a sink on this gateway: packets that are policed like a LAN's and never leave the machine.
+"""A client and a sink in network namespaces: their packets are policed like those of a LAN and never leave the machine.
 
     client (a namespace) ── embargo-verify ── this namespace ── embargo-sink ── sink (a namespace)
 
-Rules of the policy routing lead whatever comes in from the client to the sink alone, with a blackhole behind it, so a packet
-that passes the firewall ends there: every address is the sink's own. The namespaces have no name and live as long as this
-process does, and with them the interfaces; rules and routes that a killed run left are swept by the next one.
+Policy routing sends everything that arrives from the client to the sink, with a blackhole route as fallback. All addresses are
+local in the sink, so every packet that passes the firewall ends there. The namespaces have no name: they and their interfaces
+disappear with this process. Rules and routes that a killed run has left are removed by the next run.
 """
 
 import contextlib
@@ -24,9 +24,9 @@ from embargo.errors import EmbargoError
 from embargo.firewall.ruleset import RESERVED, SINK
 
 TABLE = 0x656D6276  # "embv"
-PRIORITY = 81  # of our rules: before all policy routing of the gateway's own; only the local table (0) comes first
+PRIORITY = 81  # of the routing rules: before all policy routing of the gateway; only the local table (0) precedes them
 CLIENT_MAC, GATEWAY_MAC, SINK_MAC, BEYOND_MAC = (f"02:65:6d:62:00:{number:02}" for number in range(4))
-PREFIXES4 = ("169.254.213.0", "10.213.98.0", "172.29.213.0", "192.168.213.0")  # the first one that nobody uses is taken
+PREFIXES4 = ("169.254.213.0", "10.213.98.0", "172.29.213.0", "192.168.213.0")  # the first one that is not in use is taken
 PREFIXES6 = ("fd65:6d62:6172:676f::", "fd65:6d62:6172:6770::")
 
 _CLONE_NEWNET = 0x40000000
@@ -39,16 +39,16 @@ _libc = ctypes.CDLL(None, use_errno=True)
 T = TypeVar("T")
 
 
-class NetworkError(EmbargoError):
+class SandboxError(EmbargoError):
     """The client and the sink cannot be set up here."""
 
 
 class Addresses(NamedTuple):
-    """Who is who in one family. `gateway` stands on embargo-verify: redirected queries go to it."""
+    """The addresses of one family. `gateway` is on embargo-verify: redirected queries go to it."""
 
     gateway: str
     client: str
-    masquerade: str  # on embargo-sink, for a gateway that translates whatever it forwards
+    masquerade: str  # on embargo-sink, for a gateway that masquerades what it forwards
 
     @property
     def version(self) -> int:
@@ -67,7 +67,7 @@ class Addresses(NamedTuple):
         return "::/0" if self.version == 6 else "0.0.0.0/0"
 
     def hop(self, number: int) -> str:
-        """A next hop: a word for a hardware address, never in a packet."""
+        """A next hop: an address that stands for a hardware address and is never in a packet."""
         return f"fe80::{number}" if self.version == 6 else str(ipaddress.ip_address(self.client) + 6 + number)
 
 
@@ -76,7 +76,7 @@ def has_ipv6() -> bool:
 
 
 def forwards_ipv6() -> bool:
-    """For IPv6 forwarding is a matter of the whole machine."""
+    """Whether this machine forwards IPv6; it has no setting per interface."""
     try:
         with open("/proc/sys/net/ipv6/conf/all/forwarding", encoding="ascii") as file:
             return file.read().strip() != "0"
@@ -85,12 +85,12 @@ def forwards_ipv6() -> bool:
 
 
 def translates() -> bool:
-    """Does Jool run here? It takes packets to NAT64 addresses before our rules see them, and sends them on its own way."""
+    """Whether Jool is loaded: it takes packets to NAT64 addresses before the rules see them, and routes them by itself."""
     return os.path.exists("/sys/module/jool")
 
 
 def choose(version: int, gateway: str, accept: Callable[[str], bool]) -> Addresses | None:
-    """Addresses that no route but the default one leads to; None when there are none. `accept`: would it be policed?"""
+    """Unused addresses: only the default route leads to them. None if all are in use. `accept`: whether a client may use it."""
     with IPRoute() as route:
         for prefix in PREFIXES4 if version == 4 else PREFIXES6:
             base = ipaddress.ip_address(prefix)
@@ -109,7 +109,7 @@ def _unused(route: IPRoute, address: str) -> bool:
 
 
 def own_addresses() -> frozenset[str]:
-    """Every address that packets end at here, broadcast ones too: none of them can be probed by forwarding."""
+    """All local addresses, including broadcast ones: they cannot be probed by forwarding."""
     found: set[str] = set()
     with IPRoute() as route:
         for each in route.get_routes(table=_LOCAL_TABLE):
@@ -118,8 +118,8 @@ def own_addresses() -> frozenset[str]:
     return frozenset(found)
 
 
-class Network:
-    """The two namespaces and what leads to them, for as long as the context lasts."""
+class Sandbox:
+    """The two namespaces and the routes to them, as a context manager."""
 
     def __init__(self, families: Sequence[Addresses]) -> None:
         self.families = tuple(families)
@@ -128,17 +128,17 @@ class Network:
 
     def __enter__(self) -> Self:
         try:
-            # an abstract name belongs to the network namespace and goes with the process
+            # an abstract socket name belongs to the network namespace and disappears with the process
             self._alone.bind("\0embargo-verify")
         except OSError:
             self._alone.close()
-            raise NetworkError("another `embargo verify` is running here") from None
+            raise SandboxError("another `embargo verify` is running here") from None
         try:
             self._build()
         except BaseException as error:
             self.close()
             if isinstance(error, (OSError, NetlinkError)):
-                raise NetworkError(f"the client and the sink cannot be set up: {_reason(error)}") from None
+                raise SandboxError(f"the client and the sink cannot be set up: {_reason(error)}") from None
             raise
         return self
 
@@ -154,7 +154,7 @@ class Network:
         self._alone.close()
 
     def inside(self, name: str, work: Callable[[], T]) -> T:
-        """Call something in a thread that lives in the namespace: sockets it makes belong there wherever they are used."""
+        """Call `work` in a thread inside a namespace: sockets made there belong to it, wherever they are used."""
         space = self._spaces[name]
 
         def enter() -> T:
@@ -165,8 +165,8 @@ class Network:
         return _in_thread(enter)
 
     def mute(self) -> None:
-        """No answers to echo requests any more: one to a client that must not have them would be refused, towards a listed
-        address and so out of the machine. (Nobody refuses a reset or an ICMP error.)"""
+        """Stop answering echo requests: the firewall would reject such an answer to the listed address that it seems to come
+        from, and the rejection would leave the machine. (Resets and ICMP errors are never rejected.)"""
 
         def quiet() -> None:
             for path in ("ipv4/icmp_echo_ignore_all", "ipv6/icmp/echo_ignore_all"):
@@ -180,7 +180,7 @@ class Network:
     def _build(self) -> None:
         with IPRoute() as route:
             _sweep(route)
-            for each in self.families:  # before there is anybody to send: what comes in has nowhere else to go
+            for each in self.families:  # before the client exists: its packets must have no other route
                 _rules(route, each)
                 route.route("add", family=each.family, dst=each.everything, type="blackhole", table=TABLE, priority=9999)
             for name, interface, ours, theirs in (
@@ -226,7 +226,7 @@ class Network:
             loopback = route.link_lookup(ifname="lo")[0]
             for each in self.families:
                 _neighbour(route, index, each.hop(2), BEYOND_MAC)
-                for address in (each.client, each.masquerade):  # the way back stands in the same table, and is more specific
+                for address in (each.client, each.masquerade):  # the way back is in the same table and more specific
                     route.route(
                         "add", family=each.family, dst=f"{address}/{each.bits}", gateway=each.hop(2), oif=index,
                         table=_LOCAL_TABLE, flags=_ONLINK,
@@ -244,9 +244,9 @@ def _rules(route: IPRoute, each: Addresses) -> None:
 
 
 def _configure(interface: str, families: Sequence[Addresses]) -> None:
-    """Forward here whatever the machine does elsewhere, and take packets from addresses that the main table puts elsewhere."""
+    """Enable forwarding on an interface, and accept packets whose source addresses are routed elsewhere."""
     with open("/proc/sys/net/ipv4/conf/all/rp_filter", encoding="ascii") as file:
-        loose = 2 if file.read().strip() != "0" else 0  # the stricter of both counts, but 2 goes before 1
+        loose = 2 if file.read().strip() != "0" else 0  # the higher of both values applies: 1 is strict, 2 is loose
     settings = {"ipv4": {"forwarding": 1, "rp_filter": loose, "accept_redirects": 0, "send_redirects": 0}}
     if any(each.version == 6 for each in families):
         settings["ipv6"] = {"disable_ipv6": 0, "addr_gen_mode": 1, "accept_ra": 0, "accept_dad": 0}
@@ -257,7 +257,7 @@ def _configure(interface: str, families: Sequence[Addresses]) -> None:
 
 
 def _up(route: IPRoute, families: Sequence[Addresses]) -> int:
-    """The interfaces of a new namespace; the index of its eth0."""
+    """Set up the interfaces of a new namespace. Returns the index of its eth0."""
     _configure("eth0", families)
     for key in ("all", "eth0"):
         with open(f"/proc/sys/net/ipv4/conf/{key}/rp_filter", "w", encoding="ascii") as file:
@@ -277,11 +277,11 @@ def _neighbour(route: IPRoute, index: int, address: str, mac: str) -> None:
     route.neigh("add", family=family, dst=address, lladdr=mac, ifindex=index, state=_PERMANENT)
 
 
-# ── clearing away ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── removing ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _sweep(route: IPRoute) -> None:
-    """Remove what a run set up, this one's or one's that was killed. The interfaces first: then nothing can come in."""
+    """Remove what a run has set up, this one or a killed one. Interfaces first: then no packet can arrive."""
     for name in (RESERVED, SINK):
         for index in route.link_lookup(ifname=name):
             with contextlib.suppress(NetlinkError):
@@ -311,7 +311,7 @@ def _reason(error: OSError | NetlinkError) -> str:
 
 
 def _new_space() -> int:
-    """A network namespace, held by nothing but this descriptor."""
+    """A new network namespace, which exists as long as this descriptor is open."""
     if _libc.unshare(_CLONE_NEWNET):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
