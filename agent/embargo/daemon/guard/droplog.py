@@ -1,4 +1,8 @@
-"""The drop log: what the kernel tells of packets that met a rule of ours, as events that say who, what and why."""
+"""The drop log: records of the kernel about packets that met a rule of ours, turned into events that say who, what and why.
+
+Equal attempts are folded by `events.Folder`. What the kernel counts but has no record of, since records are limited by rate, is
+taken from its counters, so that log and counters agree (`reconcile`).
+"""
 
 import asyncio
 import ipaddress
@@ -18,31 +22,33 @@ from embargo.lists.policy import Action, Class, Decision
 
 PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmpv6", 132: "sctp"}
 
-_LEARNT = "learnt/"  # what the classes of learnt addresses begin with, see `ruleset.LEARNT`
-_LISTED = "listed/"  # the same of very many listed ones, see `ruleset.LISTED`
+_LEARNT = "learnt/"  # begins the classes of learnt addresses, see `ruleset.LEARNT`
+_LISTED = "listed/"  # begins the classes of very large lists, see `ruleset.LISTED`
 
 
 class Attribution(NamedTuple):
-    """What a record is explained by: the policy that the kernel enforces."""
+    """What explains a record: the policy that the kernel enforces."""
 
     generation: int
     image: Image
     actions: Mapping[str, Action]
-    clients: Mapping[str, str]  # names of clients by address, from local records
+    clients: Mapping[str, str]  # address of a client → its name in [dns] hosts
 
 
-class _Account:
-    """Packets of a class that the kernel counted, against those that the log tells of."""
+class _Balance:
+    """Packets of a class: those that the kernel counted, against those that the log reports."""
 
-    __slots__ = ("offset", "packets", "told")
+    __slots__ = ("offset", "packets", "unlogged")
 
     def __init__(self, offset: int, packets: int) -> None:
-        self.offset = offset  # packets that are not ours to tell
-        self.packets = packets  # when we last looked
-        self.told = 0  # without a record
+        self.offset = offset  # packets that the counter had before they were ours to report
+        self.packets = packets  # in the counter at the last look
+        self.unlogged = 0  # packets that were reported without a record
 
 
 class DropLog:
+    """Reads one log group, explains its records by the policy and the learnt addresses, and hands events to the outbox."""
+
     def __init__(self, outbox: Outbox, book: Book) -> None:
         self._loop = asyncio.get_running_loop()
         self._outbox = outbox
@@ -52,23 +58,23 @@ class DropLog:
         self._by: Attribution | None = None
         self._folder = events.Folder()
         self._neighbours = Neighbours()
-        self._records: Counter[str] = Counter()  # by class of the rule
-        self.hits: Counter[str] = Counter()  # by class of the entry or name
-        self._accounts: dict[str, _Account] = {}
+        self._records: Counter[str] = Counter()  # by class of the rule (chain)
+        self.hits: Counter[str] = Counter()  # records by class of the entry or name
+        self._balances: dict[str, _Balance] = {}  # by class of the rule
         self._tick()
 
     @property
     def lost(self) -> int:
-        """Records that the kernel had to throw away."""
+        """Records that the kernel could not deliver."""
         return self._log.lost if self._log is not None else 0
 
     @property
     def noted(self) -> int:
-        """Packets that the kernel told of."""
+        """Packets that the kernel has reported."""
         return self._folder.noted
 
     def listen(self, group: int) -> None:
-        """Read this group from now on: before anything can be dropped."""
+        """Read this log group from now on. Called before a rule can drop anything. FirewallError if it is in use."""
         if group == self._group:
             return
         log = NfLog(group)
@@ -79,10 +85,11 @@ class DropLog:
         self._loop.add_reader(log.fileno(), self.read)
 
     def explain_by(self, attribution: Attribution) -> None:
+        """Explain records by this policy from now on."""
         self._by = attribution
 
     def read(self) -> None:
-        """Take what is there, a bounded batch of it."""
+        """Read the records that have come, a bounded number of them."""
         if self._log is None:
             return
         now, wall = self._loop.time(), time.time()
@@ -115,7 +122,7 @@ class DropLog:
         return events.fragment(event | decision)
 
     def _class(self, record: Record, now: float) -> str:
-        """The app and function that an attempt is put down to: a learnt address is its name's, one of many its list's."""
+        """The class that an attempt counts for: of a learnt address its name's, of a very large list the entry's."""
         if record.app_class.startswith(_LEARNT):
             reason = self._book.reason(record.dst, now) or self._book.reason(record.src, now)
             return str(reason.class_) if reason is not None else record.app_class
@@ -126,20 +133,20 @@ class DropLog:
 
     @staticmethod
     def _acting(by: Attribution, address: bytes) -> Decision | None:
-        """The entry that decides about an address."""
+        """The entry that decides about an address; None without one."""
         claims = by.image.lookup_address(address) if len(address) in (4, 16) else ()
         return next((claim for claim in claims if str(by.image.classes[claim.class_]) in by.actions), None)
 
     def _name(self, client: bytes, mac: str, now: float) -> str:
-        """What a client is called in the local records, by this address or another one of the same machine."""
-        known = self._by.clients if self._by is not None else {}
-        if not known:
+        """The name of a client in [dns] hosts, by this address or another one of the same machine; empty without one."""
+        names_ = self._by.clients if self._by is not None else {}
+        if not names_:
             return ""
-        text = _text(client)
-        return known.get(text) or next((known[a] for a in self._neighbours.addresses(mac, now) if a in known), "")
+        name = names_.get(_text(client))
+        return name or next((names_[each] for each in self._neighbours.addresses(mac, now) if each in names_), "")
 
     def _decision(self, record: Record, now: float) -> tuple[bool, events.Event]:
-        """(did the client send it, what decided): the listed or learnt address is the destination or the source."""
+        """(whether the client sent the packet, what decided): the deciding address is the destination or the source."""
         learnt = record.app_class.startswith(_LEARNT)
         class_ = Class(*self._class(record, now).split("/", 1))
         for outward, address in ((True, record.dst), (False, record.src)):
@@ -154,33 +161,33 @@ class DropLog:
         return True, {}  # a rule about ports or content
 
     def begin(self, counted: Mapping[str, int]) -> None:
-        """What these classes count from here on is ours to tell, if it was not before."""
+        """Report what the counters of these classes count from here on; of those that were reported before, all."""
         self.read()
         for class_, packets in counted.items():
-            if class_ not in self._accounts:
-                self._accounts[class_] = _Account(packets - self._records[class_], packets)
+            if class_ not in self._balances:
+                self._balances[class_] = _Balance(packets - self._records[class_], packets)
 
     def reconcile(self, counted: Mapping[str, int]) -> None:
-        """Tell of packets that the kernel counted and gave no record of: beyond the rate, or thrown away.
+        """Report packets that the kernel counted and has no record of: beyond the rate, or not delivered.
 
-        `counted`: packets by class, read a moment ago, so that their records have come; and not before what was compared
-        last. What was counted before this process first looked is not its to tell.
+        `counted`: packets by class, read a moment ago, so that their records have come, and not before those of the last call.
+        What was counted before this process first looked is left out: another process reported it.
         """
         for class_, packets in counted.items():
             read = self._records[class_]
-            account = self._accounts.get(class_)
-            if account is None:
+            balance = self._balances.get(class_)
+            if balance is None:
                 continue
-            if packets < account.packets:  # the table is another one, and counts anew
-                account.offset = -read - account.told
-            account.packets = packets
-            missing = packets - account.offset - read - account.told
+            if packets < balance.packets:  # another table, whose counters began at 0
+                balance.offset = -read - balance.unlogged
+            balance.packets = packets
+            missing = packets - balance.offset - read - balance.unlogged
             if missing > 0:
-                account.told += missing
+                balance.unlogged += missing
                 self._outbox.add(events.encode(self._about(class_) | {"count": missing, "unlogged": True}, time.time()), 0)
 
     def _about(self, class_: str) -> events.Event:
-        """What every drop of a class has in common."""
+        """The members that all events of a class have in common."""
         app, _, function = class_.partition("/")
         audited = class_ in (f"{_LEARNT}audit", f"{_LISTED}audit") or (
             self._by is not None and self._by.actions.get(class_) is Action.AUDIT
@@ -196,7 +203,7 @@ class DropLog:
         self._loop.call_later(1.0, self._tick)
 
     def flush(self) -> None:
-        """The last words."""
+        """Write what was folded and not written yet."""
         self.read()
         for line, count in self._folder.flush():
             self._outbox.add(line, count)
