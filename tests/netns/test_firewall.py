@@ -286,7 +286,7 @@ def test_the_table_reads_well(rig: Rig, lay: Lay) -> None:
         'log prefix "embargo alipay/payment" group 8310', "meta l4proto tcp reject with tcp reset",
         "type filter hook forward priority filter - 5; policy accept;",
         "type nat hook prerouting priority dstnat - 10; policy accept;",
-        'udp dport 53 redirect to :5353 comment "any other resolver is us"',
+        'udp dport 53 redirect to :5353 comment "answered here"',
     ):  # fmt: skip
         assert line in text, line
 
