@@ -141,7 +141,7 @@ def test_what_comes_from_another_port_is_never_read(worker: Worker) -> None:
     assert worker.stats()["counters"]["mismatched"] == before
 
 
-def test_records_that_nobody_asked_for_are_neither_passed_on_nor_remembered(worker: Worker) -> None:
+def test_records_that_do_not_belong_to_the_question_are_neither_passed_on_nor_cached(worker: Worker) -> None:
     def poisoned(asked: Asked) -> list[bytes]:
         made = dns.message.make_response(asked.message)
         name = str(asked.message.question[0].name)
@@ -262,7 +262,7 @@ def test_a_server_that_is_always_late_is_waited_for_in_the_end(worker: Worker) -
         assert len(slow.asked) == 3
 
 
-def test_when_nobody_answers_the_client_is_told_in_time(worker: Worker) -> None:
+def test_a_client_gets_servfail_in_time_when_no_server_answers(worker: Worker) -> None:
     with Upstream(lambda _: []) as silent:
         asking(worker, silent)
         with worker.udp() as sock:
@@ -348,7 +348,7 @@ def test_conditional_zones_go_where_they_belong(worker: Worker) -> None:
         assert (len(everyday.asked), len(inside.asked)) == (1, 2)
 
 
-def test_an_old_answer_is_given_out_when_the_upstream_is_gone(worker: Worker) -> None:
+def test_an_expired_answer_is_given_out_when_the_upstream_is_gone(worker: Worker) -> None:
     def short(asked: Asked) -> list[bytes]:
         return [right(asked, ttl=1)]
 
@@ -521,7 +521,7 @@ def test_without_descriptors_there_are_fewer_ports_and_an_answer_to_everything(
         asyncio.run(run(first, second))
 
 
-def test_who_is_asked_nothing_looks_after_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_idle_forwarder_has_no_socket_and_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forward, "MAX_AGE", 0.1)
 
     async def run(upstream: Upstream) -> None:

@@ -257,7 +257,7 @@ def test_all_names_are_logged_when_they_are_wanted() -> None:
         assert counts == {("free.test", "pass", 1), ("free.test", "pass", 1), (BLOCKED, "nxdomain", 1)}
 
 
-def test_events_of_two_policies_are_told_apart() -> None:
+def test_events_of_two_policies_are_distinguished() -> None:
     with Worker() as worker:
         worker.start(BLOCKED)
         worker.asked(query(BLOCKED))
@@ -266,7 +266,7 @@ def test_events_of_two_policies_are_told_apart() -> None:
         assert [(event["generation"], event["line"], event["count"]) for event in worker.stop()] == [(1, 1, 1), (2, 2, 1)]
 
 
-def test_what_was_done_is_told() -> None:
+def test_the_counters_are_reported() -> None:
     with Upstream(lambda asked: [right(asked)]) as upstream, Worker() as worker:
         worker.start(BLOCKED, dns={"upstream": [f"udp://127.0.0.1:{upstream.port}"]})
         for name in (BLOCKED, BLOCKED, "free.test", "free.test", "free.test"):
@@ -310,7 +310,7 @@ def heard(message: dict[str, Any]) -> list[tuple[str, list[str], int]]:
 
 @pytest.mark.parametrize("accelerated", ["native", "none"])
 @pytest.mark.parametrize("log_names", ["blocked", "none"])
-def test_what_is_behind_a_blocked_name_is_looked_up_and_told_the_guardian(accelerated: str, log_names: str) -> None:
+def test_the_addresses_behind_a_blocked_name_are_reported_to_the_guardian(accelerated: str, log_names: str) -> None:
     with Upstream(lambda asked: [right(asked)]) as upstream, Worker(accelerated=accelerated) as worker:
         dns_ = {"upstream": [f"udp://127.0.0.1:{upstream.port}"], "learn": True, "log_names": log_names}
         worker.start(BLOCKED, dns=dns_)
@@ -367,7 +367,7 @@ def test_nothing_is_looked_up_for_the_firewall_when_it_does_not_learn() -> None:
         assert upstream.asked == []
 
 
-def test_answers_of_unblocked_names_are_told_the_guardian_together() -> None:
+def test_answers_of_unblocked_names_are_reported_to_the_guardian_together() -> None:
     with Upstream(lambda asked: [right(asked)]) as upstream, Worker() as worker:
         worker.start(BLOCKED, dns={"upstream": [f"udp://127.0.0.1:{upstream.port}"]})
         worker.meet()
@@ -379,7 +379,7 @@ def test_answers_of_unblocked_names_are_told_the_guardian_together() -> None:
         assert found == [("one.test", ["192.0.2.80"], 300), ("two.test", ["192.0.2.80"], 300)]
 
 
-def test_a_guardian_that_asks_is_told_all_that_was_answered_at_once() -> None:
+def test_a_guardian_that_asks_gets_all_answers_at_once() -> None:
     with Upstream(lambda asked: [right(asked)]) as upstream, Worker() as worker:
         worker.start(BLOCKED, dns={"upstream": [f"udp://127.0.0.1:{upstream.port}"]})
         worker.meet()
@@ -416,7 +416,7 @@ def test_a_reply_waits_until_its_address_is_free_but_not_for_ever() -> None:
         assert heard(worker.told("answered"))[0][0] == "third.test"
 
 
-def test_a_new_guardian_is_told_what_is_in_the_cache() -> None:
+def test_a_new_guardian_gets_the_cached_answers() -> None:
     with Upstream(lambda asked: [right(asked)]) as upstream, Worker() as worker:
         worker.start(BLOCKED, dns={"upstream": [f"udp://127.0.0.1:{upstream.port}"]})
         for number in range(300):
@@ -439,7 +439,7 @@ def test_a_worker_goes_on_without_a_guardian_and_with_the_next_one() -> None:
 
 @pytest.mark.parametrize("accelerated", [True, False], ids=["compiled", "python"])
 @pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM], ids=["udp", "tcp"])
-def test_a_name_is_fetched_anew_although_nothing_else_wakes_the_worker(
+def test_a_name_is_renewed_although_nothing_else_wakes_the_worker(
     kind: socket.SocketKind, accelerated: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache, "REFRESH", 0.005)

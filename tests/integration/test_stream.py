@@ -53,7 +53,7 @@ def test_an_answer_that_is_ready_does_not_wait_for_one_that_is_not(worker: Worke
         assert [dns.message.from_wire(read(sock)).id for _ in range(2)] == [2, 1]
 
 
-def test_who_has_asked_and_sends_no_more_gets_the_answers_and_then_the_end(worker: Worker) -> None:
+def test_a_client_that_closes_its_side_gets_its_answers_before_the_end(worker: Worker) -> None:
     with worker.tcp() as sock:
         sock.sendall(framed(query("free.test")) + framed(query(BLOCKED)))
         sock.shutdown(socket.SHUT_WR)
@@ -67,7 +67,7 @@ def test_who_has_asked_and_sends_no_more_gets_the_answers_and_then_the_end(worke
         b"", b"\0", b"\0\x20half a query", b"\0\0", b"\0\5short", framed(query(BLOCKED)[:2] + b"\x81" + query(BLOCKED)[3:]),
     ],
 )  # fmt: skip
-def test_who_sends_what_is_no_query_is_closed(worker: Worker, sent: bytes) -> None:
+def test_a_client_that_sends_no_query_is_disconnected(worker: Worker, sent: bytes) -> None:
     with worker.tcp() as sock:
         sock.sendall(sent)
         if sent in (b"", b"\0", b"\0\x20half a query"):  # there might be more
@@ -129,7 +129,7 @@ def test_one_client_has_so_many_connections_and_others_have_theirs(worker: Worke
         until(again, "a place that became free is given to the next")
 
 
-def test_who_asks_more_than_can_be_on_its_way_waits_and_is_answered() -> None:
+def test_queries_beyond_the_limit_wait_and_are_answered() -> None:
     """The connection used to end with the answer to the hundredth."""
     many = 5 * stream.IN_FLIGHT // 2
     with Upstream(lambda asked: [Late(0.6, right(asked))]) as upstream, Worker() as worker:
@@ -147,7 +147,7 @@ def test_who_asks_more_than_can_be_on_its_way_waits_and_is_answered() -> None:
         assert {answer.rcode() for answer in answers} == {dns.rcode.NOERROR}
 
 
-def test_who_waits_too_long_for_room_gets_the_answers_and_then_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_waits_too_long_for_room_gets_its_answers_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "QUERY_SECONDS", 0.2)
     waiting: list[stream.Connection] = []
 
@@ -176,7 +176,7 @@ def test_who_waits_too_long_for_room_gets_the_answers_and_then_the_end(monkeypat
     assert len(waiting) == stream.IN_FLIGHT
 
 
-def test_who_reads_nothing_is_given_up_and_nobody_else_waits(worker: Worker) -> None:
+def test_a_client_that_does_not_read_is_disconnected_and_others_do_not_wait(worker: Worker) -> None:
     with worker.tcp() as greedy, worker.tcp("::1") as other:
         greedy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         greedy.settimeout(0.2)
@@ -209,7 +209,7 @@ def test_connections_that_are_open_do_not_hold_up_the_end(worker: Worker) -> Non
 
 
 @pytest.mark.parametrize("sent", [b"", b"\0", b"\0\x20half"])
-def test_who_says_nothing_more_is_closed_in_time(monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+def test_an_idle_client_is_disconnected_in_time(monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
     monkeypatch.setattr(stream, "QUERY_SECONDS", 0.2)
 
     async def visit() -> bytes:

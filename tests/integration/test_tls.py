@@ -141,7 +141,7 @@ CERTIFICATES: dict[str, tuple[Callable[[Authority, Path], Pair], str]] = {
 
 
 @pytest.mark.parametrize("case", CERTIFICATES)
-def test_who_does_not_prove_it_is_not_asked(
+def test_a_server_that_does_not_prove_its_name_is_not_asked(
     asking: Callable[..., Worker], authority: Authority, directory: Path, case: str
 ) -> None:
     make, words = CERTIFICATES[case]
@@ -254,7 +254,7 @@ def vouching(talk: Talk) -> None:
 
 
 @pytest.mark.parametrize("accelerated", ["native", "none"])
-def test_what_was_validated_is_told_to_who_asked_for_it(pair: Pair, authority: Authority, accelerated: str) -> None:
+def test_the_ad_bit_is_for_clients_that_ask_for_it_over_tls(pair: Pair, authority: Authority, accelerated: str) -> None:
     """Fresh, from the cache and from its shortcut; never what came in clear."""
     with Worker(accelerated=accelerated) as worker, Secure(context(pair), vouching) as server:
         dns_ = {"upstream": [f"tls://127.0.0.1:{server.port}#{NAME}"], "tls_ca": authority.own.text}
@@ -467,7 +467,7 @@ def test_other_authorities_take_effect_at_once(asking: Callable[..., Worker], pa
         assert answered(asking(server.port), "other.test") == ["192.0.2.80"]
 
 
-def test_what_is_on_its_way_to_a_server_no_longer_believed_goes_to_nobody(
+def test_questions_to_a_server_that_is_no_longer_trusted_are_not_answered_by_it(
     asking: Callable[..., Worker], pair: Pair, directory: Path
 ) -> None:
     """The authorities change while the handshake goes on."""
@@ -485,7 +485,7 @@ def test_what_is_on_its_way_to_a_server_no_longer_believed_goes_to_nobody(
         assert server.asked == []
 
 
-def test_an_answer_of_a_retired_connection_no_longer_believed_is_nobodys(
+def test_an_answer_of_a_retired_connection_that_is_no_longer_trusted_is_ignored(
     asking: Callable[..., Worker], pair: Pair, directory: Path
 ) -> None:
     """A connection that is left as dead goes on with what waits there, unless the authorities change."""

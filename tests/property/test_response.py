@@ -28,7 +28,7 @@ def passed_on(answer: Answer) -> bytes:
 
 
 @given(SECTIONS, st.sampled_from((0, 3, 2)), st.booleans())
-def test_what_is_passed_on_was_said_and_whole_when_read_again(
+def test_an_answer_that_is_passed_on_has_only_records_of_the_response_and_reads_the_same(
     sections: tuple[list[dns.rrset.RRset], ...], rcode: int, edns: bool
 ) -> None:
     wire = build(sections, rcode, edns)
@@ -50,9 +50,7 @@ def test_what_is_passed_on_was_said_and_whole_when_read_again(
 
 
 @given(SECTIONS, st.data())
-def test_whatever_becomes_of_a_response_it_is_read_or_refused(
-    sections: tuple[list[dns.rrset.RRset], ...], data: st.DataObject
-) -> None:
+def test_any_damaged_response_is_read_or_refused(sections: tuple[list[dns.rrset.RRset], ...], data: st.DataObject) -> None:
     packet = mutated(data.draw, build(sections, 0, edns=True))
     if response.matches(packet, int.from_bytes(packet[:2]), QUESTION):
         with contextlib.suppress(MessageError):

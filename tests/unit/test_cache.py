@@ -95,7 +95,7 @@ def test_five_thousand_hot_names_survive_a_million_that_are_asked_once() -> None
     assert len(cache) <= 20_000
 
 
-def test_who_comes_back_soon_after_he_had_to_leave_stays() -> None:
+def test_a_key_that_is_stored_again_soon_after_eviction_stays() -> None:
     cache = Cache(limit=100 * (OVERHEAD + PER_RECORD + 12))
     for key in (b"seldom", *(number.to_bytes(4) for number in range(150))):
         cache.put(key, answer(1000), 0.0, 1)
@@ -147,7 +147,7 @@ def test_a_name_asked_for_near_its_end_is_wanted_once() -> None:
     assert cache.wanted == [b"key", b"key"]
 
 
-def test_what_lives_for_seconds_is_not_fetched_before_it_is_over() -> None:
+def test_an_answer_of_a_few_seconds_is_not_renewed() -> None:
     cache = Cache()
     cache.put(b"key", answer(SHORTEST - 1), 0.0, 1)
     for _ in range(3):

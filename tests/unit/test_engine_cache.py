@@ -20,10 +20,10 @@ from support.playbook import SERVERS, Play, answer, play, rules
 BLOCKED = "alipay.example"
 
 
-# ── cache ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── cache ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_cached_answer_ages_and_is_asked_for_anew_when_it_is_old() -> None:
+def test_a_cached_answer_ages_and_is_asked_for_again_when_it_has_expired() -> None:
     found = play().query("free.test").upstream(answer("free.test", "A", "192.0.2.1", ttl=100))
     assert found.later(40).query("FREE.test").forwards_nothing().reply.answer[0].ttl == 60
     assert str(found.reply.question[0].name) == "FREE.test."
@@ -64,11 +64,11 @@ def test_ttl_zero_and_errors_are_not_cached() -> None:
     found.query("free.test").is_forwarded()
 
 
-# ── answers after their time (RFC 8767) ──────────────────────────────────────────────────────────────────────────────────
+# ── expired answers (RFC 8767) ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def expired(*entries: str) -> Play:
-    """An engine that knew free.test, whose answer is over by now."""
+    """An engine whose cached answer for free.test has expired."""
     found = play(*entries).query("free.test").upstream(answer("free.test", "A", "192.0.2.1", ttl=60))
     return found.later(61)
 
@@ -79,21 +79,21 @@ def exhausted(found: Play) -> Play:
     return found
 
 
-def test_an_old_answer_is_better_than_none() -> None:
+def test_an_expired_answer_is_given_out_when_no_server_answers() -> None:
     found = exhausted(expired().query("free.test").is_forwarded())
     assert found.replies("192.0.2.1").ede() == 3
     assert [rrset.ttl for rrset in found.reply.answer] == [STALE_TTL]
     assert found.engine.stale == 1
 
 
-def test_an_old_nxdomain_says_that_it_is_old() -> None:
+def test_an_expired_nxdomain_has_its_own_ede() -> None:
     made = answer("free.test", rcode=dns.rcode.NXDOMAIN)
     made.authority.append(dns.rrset.from_text("test.", 60, "IN", "SOA", "ns.test. mail.test. 1 2 3 4 30"))
     found = exhausted(play().query("free.test").upstream(made).later(61).query("free.test").is_forwarded())
     assert found.replies(rcode=3).ede() == 19
 
 
-def test_for_a_moment_nobody_is_asked_again() -> None:
+def test_no_server_is_asked_again_for_a_moment_after_a_failure() -> None:
     found = exhausted(expired().query("free.test"))
     assert found.query("free.test").forwards_nothing().replies("192.0.2.1").ede() == 3
     found.later(RETRY).query("free.test").is_forwarded()
@@ -101,7 +101,7 @@ def test_for_a_moment_nobody_is_asked_again() -> None:
     assert found.ede() == -1
 
 
-def test_who_waits_too_long_gets_the_old_answer_and_the_new_one_is_kept() -> None:
+def test_a_client_that_waits_too_long_gets_the_expired_answer_and_the_new_one_is_cached() -> None:
     found = expired().query("free.test").is_forwarded()
     assert found.engine.reply_stale(found.now + STALE_AFTER - 0.1) == []
     (reply,) = found.engine.reply_stale(found.now + STALE_AFTER)
@@ -111,13 +111,13 @@ def test_who_waits_too_long_gets_the_old_answer_and_the_new_one_is_kept() -> Non
     found.query("free.test").forwards_nothing().replies("192.0.2.2")
 
 
-def test_who_asks_for_what_was_never_known_waits() -> None:
+def test_a_client_waits_when_there_is_no_expired_answer() -> None:
     found = play().query("free.test")
     assert found.engine.reply_stale(found.now + 4.0) == []
 
 
 @pytest.mark.parametrize("entry", ["free.test", "192.0.2.0/24"])
-def test_what_is_blocked_by_now_is_not_given_out_late(entry: str) -> None:
+def test_an_expired_answer_is_judged_by_the_policy_of_now(entry: str) -> None:
     found = exhausted(expired(BLOCKED).adopt(rules("192.0.2.0/24", number=2)).query("free.test"))
     assert found.reply.rcode() == dns.rcode.NXDOMAIN
     found = expired(BLOCKED).query("free.test")
@@ -126,18 +126,18 @@ def test_what_is_blocked_by_now_is_not_given_out_late(entry: str) -> None:
     assert dns.message.from_wire(reply.wire).rcode() == dns.rcode.NXDOMAIN
 
 
-# ── answers before their end ─────────────────────────────────────────────────────────────────────────────────────────────
+# ── renewals ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def wanted(*entries: str) -> Play:
-    """An engine that is asked for free.test again and again, until its answer is nearly over."""
+    """An engine that is asked for free.test again and again, until its answer has nearly expired."""
     found = play(*entries).query("free.test", do=True).upstream(answer("free.test", "A", "192.0.2.1", ttl=100))
     for _ in range(3):
         found.later(31).query("free.test", do=True).replies("192.0.2.1")
     return found
 
 
-def test_a_name_that_is_asked_for_is_fetched_anew_before_it_is_over() -> None:
+def test_a_popular_name_is_renewed_before_it_expires() -> None:
     found = wanted()
     (forward,) = found.engine.refresh(found.now)
     assert (forward.query.qname, forward.query.qtype, forward.query.do) == (names.from_text("free.test"), 1, True)
@@ -147,13 +147,13 @@ def test_a_name_that_is_asked_for_is_fetched_anew_before_it_is_over() -> None:
     assert found.engine.refreshed == 1
 
 
-def test_who_comes_while_it_is_fetched_gets_the_old_answer() -> None:
+def test_a_client_gets_the_cached_answer_while_it_is_renewed() -> None:
     found = wanted()
     assert len(found.engine.refresh(found.now)) == 1
     found.query("free.test", do=True).replies("192.0.2.1")
 
 
-def test_who_comes_when_it_is_over_waits_for_what_is_fetched() -> None:
+def test_a_client_joins_the_renewal_once_the_answer_has_expired() -> None:
     found = wanted()
     (forward,) = found.engine.refresh(found.now)
     found.later(20).query("free.test", do=True)
@@ -163,7 +163,7 @@ def test_who_comes_when_it_is_over_waits_for_what_is_fetched() -> None:
     assert len(settled.replies) == 1
 
 
-def test_a_failure_of_what_nobody_waits_for_is_nobodys_reply() -> None:
+def test_a_renewal_that_fails_makes_no_reply() -> None:
     found = wanted()
     (forward,) = found.engine.refresh(found.now)
     outcome: object = forward
@@ -173,7 +173,7 @@ def test_a_failure_of_what_nobody_waits_for_is_nobodys_reply() -> None:
     assert found.engine.pending == 0
 
 
-def test_what_is_blocked_by_now_is_not_fetched() -> None:
+def test_a_name_that_is_blocked_now_is_not_renewed() -> None:
     found = wanted(BLOCKED).adopt(rules("free.test", number=2))
     assert found.engine.refresh(found.now) == []
 
@@ -201,7 +201,7 @@ def test_large_answers_are_truncated_over_udp_and_whole_over_tcp() -> None:
     assert len(found.answer[0]) == 20
 
 
-def test_without_an_upstream_nobody_is_asked_what_is_behind_a_blocked_name() -> None:
+def test_without_an_upstream_no_blocked_name_is_looked_up() -> None:
     found = Play(rules(BLOCKED), Zones(Upstreams(())))
     assert found.engine.look_behind(names.from_text(BLOCKED), message.A, found.now) is None
     found.forwards_nothing().adopt(rules(BLOCKED, number=2), Zones(Upstreams(SERVERS)))

@@ -149,7 +149,7 @@ def wanting(home: int, homes: int, number: int) -> list[str]:
 
 
 @pytest.mark.parametrize("home", [0, 7, 65])
-def test_names_that_want_one_slot_are_told_apart(home: int) -> None:
+def test_names_with_one_home_are_distinguished(home: int) -> None:
     """Those that want the last one have the slots behind it."""
     texts = wanting(home, 66, 60)
     built = Image(image.encode(one_class(*texts[:50])))
@@ -159,7 +159,7 @@ def test_names_that_want_one_slot_are_told_apart(home: int) -> None:
         assert lookup(built, text) == []
 
 
-def test_names_with_equal_hashes_are_told_apart() -> None:
+def test_names_with_equal_hashes_are_distinguished() -> None:
     seen: dict[int, str] = {}
     pairs = []
     for i in range(400_000):

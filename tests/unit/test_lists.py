@@ -160,7 +160,7 @@ def test_a_huge_line_costs_itself_alone() -> None:
     assert len(parse(b"#" + b"a" * 4095).problems) == 0
 
 
-def test_a_million_bad_lines_are_counted_and_a_thousand_told() -> None:
+def test_a_million_bad_lines_are_counted_and_a_thousand_reported() -> None:
     problems = told(b"a b\n" * 1_200)
     assert len(problems) == 1001
     assert problems[-1] == (
@@ -309,7 +309,7 @@ def test_no_message_holds_a_control_character_or_a_long_line() -> None:
     assert len(problem) < 300
 
 
-def test_every_bad_line_is_told_at_once() -> None:
+def test_every_bad_line_is_reported_at_once() -> None:
     assert [problem.line for problem in parse("com\n\n10.0.0.1\nalipay.com\n0.0.0.0/0\n").problems] == [1, 3, 5]
 
 
@@ -460,12 +460,12 @@ def test_an_app_needs_no_more_than_id_and_name() -> None:
         ),
     ],
 )  # fmt: skip
-def test_a_bad_app_is_told_key_line_and_what_would_be_right(old: str, new: str, said: str) -> None:
+def test_a_bad_app_is_reported_with_key_line_and_hint(old: str, new: str, said: str) -> None:
     assert old in APP
     assert app_problems(APP.replace(old, new)) == [said]
 
 
-def test_all_problems_of_an_app_are_told_at_once() -> None:
+def test_all_problems_of_an_app_are_reported_at_once() -> None:
     assert [p.partition(" ")[0] for p in app_problems('id = 5\nnames = "x"\ndefault = 3\n')] == [
         "app.toml:1:", "app.toml:2:", "app.toml:3:", "app.toml:",
     ]  # fmt: skip
@@ -502,6 +502,6 @@ def test_the_id_of_the_local_lists_is_taken() -> None:
     ],
     ids=["bare word", "brackets", "twice", "latin-1", "utf-16", "long number", "deep"],
 )
-def test_an_app_that_is_no_toml_is_told_where(data: bytes, said: str) -> None:
+def test_an_app_that_is_no_toml_is_reported_with_its_line(data: bytes, said: str) -> None:
     (problem,) = app_problems(data)
     assert problem.startswith(said)

@@ -58,7 +58,7 @@ def test_in_private_a_question_says_nothing_by_its_length(do: bool) -> None:
     assert lengths == {128}
 
 
-def test_who_asks_is_told_what_was_validated() -> None:
+def test_the_ad_bit_is_for_clients_that_ask_for_it() -> None:
     """By AD or by DO (RFC 6840 section 5.7), and AD in a query is not passed back by itself."""
     for flags, do, told in ((0, False, False), (dns.flags.AD, False, True), (0, True, True), (dns.flags.AD, True, True)):
         asked = message.parse_query(query("a.test", do=do, flags=dns.flags.RD | flags))

@@ -39,7 +39,7 @@ def test_silence_is_followed_by_the_next_and_the_silent_one_is_set_aside() -> No
     found.query("third.test").is_forwarded(SERVERS[0])
 
 
-def test_when_nobody_answers_the_client_is_told_within_five_seconds() -> None:
+def test_a_client_gets_servfail_within_five_seconds_when_no_server_answers() -> None:
     found = play().query("free.test")
     while found.forward is not None and found.engine.pending:
         found.silence()
@@ -179,7 +179,7 @@ def test_other_servers_in_place_of_an_answer_are_no_answer() -> None:
     play().query("free.test").upstream(made).is_forwarded(SERVERS[1])
 
 
-def test_a_name_that_no_server_can_resolve_is_nobodys_fault() -> None:
+def test_a_name_that_no_server_can_resolve_sets_no_server_aside() -> None:
     found = play()
     servfail = answer("broken.test", rcode=dns.rcode.SERVFAIL)
     for _ in range(3):
@@ -217,7 +217,7 @@ def test_a_flood_of_questions_is_bounded() -> None:
     assert found.query("n1.test").outcome == Joined()
 
 
-def test_clients_that_wait_are_bounded_and_the_rest_is_told() -> None:
+def test_waiting_clients_are_bounded_and_others_get_servfail() -> None:
     found = play().query("free.test")
     for ident in range(1, MAX_WAITING):
         found.query("free.test", ident=ident)
@@ -227,7 +227,7 @@ def test_clients_that_wait_are_bounded_and_the_rest_is_told() -> None:
     assert found.outcome == Joined()
 
 
-def test_without_an_upstream_the_client_is_told_so() -> None:
+def test_without_an_upstream_the_client_gets_servfail_with_the_reason() -> None:
     found = Play(rules(BLOCKED), Zones(Upstreams(()))).query("free.test").replies(rcode=dns.rcode.SERVFAIL)
     assert "no upstream" in str(found.reply.options[0])
     assert found.reply.question[0].rdtype == dns.rdatatype.A
@@ -265,7 +265,7 @@ def test_an_answer_of_private_addresses_alone_is_no_servers_fault() -> None:
 NEW = Server("192.0.2.60", 53)
 
 
-def test_an_answer_by_the_old_settings_is_for_those_who_waited_and_nobody_else() -> None:
+def test_an_answer_by_the_old_settings_goes_only_to_clients_that_waited() -> None:
     found = play().query("free.test").is_forwarded(SERVERS[0])
     asked = found.forward
     found.adopt(rules(number=2), Zones(Upstreams((NEW,), Strip(private=True))))

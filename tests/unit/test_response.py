@@ -162,7 +162,7 @@ FOREIGN = (
 
 @pytest.mark.parametrize("record", FOREIGN)
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_records_in_the_answer_that_nobody_asked_for_are_left_out(record: str, place: int) -> None:
+def test_records_in_the_answer_that_do_not_belong_to_the_question_are_left_out(record: str, place: int) -> None:
     records = ["a.test CNAME b.test.", "b.test A 192.0.2.1"]
     clean = passed_on(answer("a.test", "A", *records))
     records.insert(place, record)
@@ -181,7 +181,7 @@ def test_records_in_the_answer_that_nobody_asked_for_are_left_out(record: str, p
         ("CAA", '0 issue "ca.b.test"'), ("PX", "1 one.b.test. two.b.test."), ("TYPE65399", r"\# 3 c00c00"),
     ],
 )  # fmt: skip
-def test_what_is_written_anew_says_the_same(qtype: str, record: str) -> None:
+def test_a_rewritten_answer_has_the_same_records(qtype: str, record: str) -> None:
     """A foreign record before it moves everything, so names that were compressed are written out."""
     clean = answer("a.b.test", qtype, record)
     dirty = answer("a.b.test", qtype)
@@ -191,7 +191,7 @@ def test_what_is_written_anew_says_the_same(qtype: str, record: str) -> None:
     assert parse(dirty).lifetime == 300
 
 
-def test_ttls_of_what_is_written_anew_stand_where_they_are_said_to() -> None:
+def test_ttls_of_a_rewritten_answer_stand_at_their_offsets() -> None:
     found = parse(add(answer("a.test", "A"), "answer", "bank.test A 203.0.113.66", "a.test A 192.0.2.1", "a.test A 192.0.2.2"))
     assert found.counts == (2, 0, 0)
     for offset, ttl in found.ttls:
@@ -495,9 +495,7 @@ def test_keys_for_encrypted_client_hello_are_left_out_and_nothing_else(text: str
 
 
 @pytest.mark.parametrize("accelerated", [True, False])
-def test_what_the_server_has_validated_is_told_unless_we_took_something_away(
-    accelerated: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_ad_bit_is_kept_unless_something_is_stripped(accelerated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not accelerated:
         monkeypatch.setattr(accelerator, "fast", None)
     made = [services('1 . alpn="h2" ech="AAb+DQACq7s="', '2 . alpn="h2" ipv4hint="10.0.0.1"'), services('1 . alpn="h2"')]

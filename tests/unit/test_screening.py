@@ -72,7 +72,7 @@ def test_a_reverse_name_may_point_at_a_blocked_one() -> None:
     ).replies("ptr.alipay.example.")
 
 
-def test_an_allowed_name_passes_whatever_it_leads_to_and_its_addresses_are_told() -> None:
+def test_an_allowed_name_passes_with_its_addresses_for_the_firewall() -> None:
     entries = (BLOCKED, "203.0.113.0/24")
     made = answer("good.test", "A", "good.test CNAME cdn.alipay.example.", "cdn.alipay.example A 203.0.113.7", ttl=60)
     found = play(*entries, allow="good.test").query("good.test").upstream(made)
@@ -130,7 +130,7 @@ def test_rules_that_change_while_the_upstream_is_asked_are_in_force_for_its_answ
     found.upstream(answer("free.test", "A", "192.0.2.1")).is_blocked("free.test")
 
 
-def test_when_everything_is_logged_every_answer_is_told() -> None:
+def test_with_log_all_every_answer_is_an_attempt() -> None:
     found = play(BLOCKED)
     found.engine.rules.log_all = True
     found.query("free.test").upstream(answer("free.test", "A", "192.0.2.1"))
@@ -190,7 +190,7 @@ def test_what_lost_its_other_sections_is_not_vouched_for() -> None:
         found.query("free.test", "MX", do=True).forwards_nothing()
 
 
-def test_records_that_nobody_asked_for_do_not_reach_the_client_when_they_lead_somewhere_blocked() -> None:
+def test_additional_records_that_lead_to_a_blocked_name_are_left_out() -> None:
     made = answer("free.test", "A", "192.0.2.1")
     made.additional.append(dns.rrset.from_text("cdn.alipay.example.", 60, "IN", "A", "192.0.2.66"))
     found = play(BLOCKED).query("free.test").upstream(made).replies("192.0.2.1").reply
