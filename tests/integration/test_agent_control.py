@@ -41,7 +41,7 @@ def test_the_log_verb_filters_by_app_client_layer_and_time(agent: Agent) -> None
     for words in (("--app", "qq"), ("--client", "192.0.2.9"), ("--layer", "drop"), ("--since", "2999-01-01T00:00:00Z")):
         assert "log.test" not in agent.cli("log", *words).stdout
     raw = agent.cli("log", "--json", "--app", "alipay").stdout.splitlines()
-    assert all(json.loads(line)["app"] == "alipay" for line in raw)
+    assert {json.loads(line)["app"] for line in raw} == {"alipay"}
     assert "not a time" in agent.cli("log", "--since", "yesterday", status=2).stderr
 
 
@@ -115,7 +115,7 @@ def test_an_entry_that_would_cut_the_network_is_refused_and_leaves_no_trace(agen
     assert "host bits" in agent.cli("block", "198.51.100.1/24", status=2).stderr
     assert (agent.root / "state/local/block.list").read_text() == ""
     assert agent.rcode("example.com") != "NXDOMAIN"
-    assert agent.told("status")["generation"] >= before
+    assert agent.told("status")["generation"] == before
 
 
 def test_an_upstreams_address_cannot_be_blocked(agent: Agent) -> None:

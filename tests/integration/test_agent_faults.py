@@ -70,7 +70,9 @@ def test_what_a_worker_writes_into_its_page_harms_nobody(agent: Agent, page: byt
 
 
 def test_a_worker_can_fill_no_disk_and_change_no_account(agent: Agent) -> None:
-    for worker in agent.told("status")["workers"]:
+    workers = agent.told("status")["workers"]
+    assert len(workers) == 2
+    for worker in workers:
         of = Path(f"/proc/{worker}")
         (line,) = (line for line in (of / "limits").read_text().splitlines() if line.startswith("Max file size"))
         assert line.split()[3:5] == [str(MAX_FILE)] * 2
