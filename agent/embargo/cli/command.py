@@ -25,7 +25,7 @@ Told = dict[str, Any]
 
 
 class Verb(click.Command):
-    """A subcommand with -c, and --json if it `reads`; errors of ours become exit statuses."""
+    """A subcommand with -c, and --json if it `reads`. Turns each EmbargoError into a message and an exit status."""
 
     def __init__(self, *args: Any, reads: bool = False, **settings: Any) -> None:
         super().__init__(*args, **settings)

@@ -22,28 +22,28 @@ POLL = 0.2  # seconds between two looks for new lines
 CHUNK = 1 << 20  # octets read at once
 STAMP = "%Y-%m-%dT%H:%M:%S"  # the part of an event's time that is compared, as text
 
-Told = dict[str, Any]
+Event = dict[str, Any]
 
 
 def select(
     path: str, since: str, *, follow: bool, app: str, client: str, layer: str | None
-) -> Iterator[tuple[str, Told]]:  # fmt: skip
+) -> Iterator[tuple[str, Event]]:  # fmt: skip
     """(line, event) for each event that passes the filters, oldest first. `follow`: wait for new ones, without end."""
     start = earliest(since) if since else ""
     shown = {"dns", "drop"} if layer is None else {layer}
     unfiltered = layer is None and not app and not client  # then other events, such as reloads, are shown too
     for line in lines(path, follow=follow):
         try:
-            told = json.loads(line)
+            event = json.loads(line)
         except ValueError:
             continue
         if (
-            (told.get("event") in shown or unfiltered)
-            and app in ("", told.get("app"))
-            and client in ("", told.get("client"))
-            and str(told.get("ts", "")) >= start
+            (event.get("event") in shown or unfiltered)
+            and app in ("", event.get("app"))
+            and client in ("", event.get("client"))
+            and str(event.get("ts", "")) >= start
         ):
-            yield line, told
+            yield line, event
 
 
 def counts(path: str, since: str, *, repeat: bool) -> Iterator[dict[str, Counter[str]]]:
@@ -60,13 +60,13 @@ def count(path: str, start: str) -> dict[str, Counter[str]]:
     found: dict[str, Counter[str]] = {kind: Counter() for kind in ("apps", "clients", "names", "addresses")}
     for line in lines(path, follow=False):
         with contextlib.suppress(ValueError, TypeError):
-            told = json.loads(line)
-            if told.get("event") in ("dns", "drop") and "app" in told and str(told["ts"]) >= start:
-                times = int(told.get("count", 1))
-                found["apps"][f"{told['app']}/{told['function']}"] += times
+            event = json.loads(line)
+            if event.get("event") in ("dns", "drop") and "app" in event and str(event["ts"]) >= start:
+                times = int(event.get("count", 1))
+                found["apps"][f"{event['app']}/{event['function']}"] += times
                 for kind, key in (("clients", "client"), ("names", "qname"), ("addresses", "dst")):
-                    if key in told:
-                        found[kind][str(told[key])] += times
+                    if key in event:
+                        found[kind][str(event[key])] += times
     return found
 
 
