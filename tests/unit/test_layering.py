@@ -17,7 +17,7 @@ PACKAGE = Path(embargo.__file__).parent
 TIERS = (
     ("accelerator", "errors", "export.formats"),
     ("names", "records", "toml", "events", "firewall.spans", "firewall.wire"),
-    ("checks", "lists.columns", "firewall.table"),
+    ("checks", "lists.columns", "firewall.layout", "firewall.table"),
     ("lists.policy",),
     ("firewall.learning", "lists.lists", "dns.acl", "dns.message", "lists.pauses", "dns.upstream"),
     ("lists.image", "dns.compose", "dns.special"),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embargo.firewall import listing, ruleset, spans
+from embargo.firewall import layout, listing, ruleset, spans
 from embargo.firewall.ruleset import Spec
 from embargo.firewall.table import ACCEPT, Address, Chain, Counter, Element, Judged, Jump, Log, Meta, Reject, Ruleset, Set
 from embargo.lists import image, policy
@@ -308,7 +308,7 @@ def test_very_many_are_laid_out_otherwise_and_mean_the_same(rows: list[tuple[int
     listed = disjoint(rows)
     what = Spec(1, classes, spans.gather(listed), log_group=8137)
     few = ruleset.build(what)
-    with mock.patch.object(ruleset, "MAX_INTERVALS", many):
+    with mock.patch.object(layout, "MAX_INTERVALS", many):
         built = ruleset.build(what)
     for family, make in ((4, ipaddress.IPv4Address), (6, ipaddress.IPv6Address)):
         mine = [each for each in listed if each[0] == family]
@@ -340,7 +340,7 @@ def test_very_many_of_two_modes_stay_in_maps() -> None:
         ((Class("a", "x"), Action.BLOCK), (Class("a", "y"), Action.AUDIT)),
         spans.gather([(4, 1, 9, Class("a", "x")), (4, 20, 20, Class("a", "y"))]),
     )
-    with mock.patch.object(ruleset, "MAX_INTERVALS", 1):
+    with mock.patch.object(layout, "MAX_INTERVALS", 1):
         built = ruleset.build(what)
     assert all(e.chain for s in built.sets for e in s.elements)
     fate = Firewall(built).pass_through("forward", Packet("192.0.2.1", "0.0.0.20"))

@@ -3,13 +3,10 @@
 `spec` works out what is to be enforced (addresses by class, interfaces, ports); `build` makes one table of it, of sets, chains
 and rules; `listing` shows the table as `nft` would, `nft` encodes it, `guard.netlink` sends it to the kernel.
 
-The layout. The rules look an address up instead of comparing it with one entry after the other: verdict maps lead from an
-address to the chain of its class, so the number of look-ups does not grow with apps or entries. Single addresses stand in hash
-maps, ranges in interval maps, never mixed: a hash changes in microseconds, an interval map in time that grows with its size,
-also while it is filled. So of very many networks the most frequent prefix lengths stand in hash maps of their own, in which the
-address is looked up without its last bits. Learnt addresses stand in hash sets, each with a timeout. The names of sets carry a
-generation, since content is replaced by filling new sets aside and switching the rules in one transaction (`change`); chains
-and counters keep their names.
+The rules look an address up instead of comparing it with one entry after the other: verdict maps lead from an address to the
+chain of its class, so the number of look-ups does not grow with apps or entries (`layout` says which kind of set an address
+stands in). Learnt addresses stand in hash sets, each with a timeout. The names of sets carry a generation, since content is
+replaced by filling new sets aside and switching the rules in one transaction (`change`); chains and counters keep their names.
 
     forward (filter -5, before any established-accept): judged already? → police → ports; to4, from4, to6, from6; mark
     output (filter -5) → to4, to6                                                          → class chain: count, log, reject
@@ -22,14 +19,13 @@ carries an IPv4 address (RFC 4291, 6052, 8215, 3056) is looked up by the address
 """
 
 import ipaddress
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
-from embargo.firewall import spans, table
-from embargo.firewall.spans import Column, Labelled, Spans
+from embargo.firewall import layout, spans, table
+from embargo.firewall.layout import Listed
+from embargo.firewall.spans import Labelled, Spans
 from embargo.lists.image import Image
 from embargo.lists.policy import BYPASS, Action, Class, Switchboard
 
@@ -49,7 +45,6 @@ HTTPDNS = (
     b"GET /d?dn=", b"GET /conf?id=", b"GET /v2/d?id=",
     b"GET /000000/d?host=", b"GET /000000/sign_d?host=", b"GET /000000/resolve?host=", b"GET /000000/sign_resolve?host=",
 )  # fmt: skip
-MAX_INTERVALS = 20_000  # ranges of a family in one interval map: each transaction on a map takes 0.1 µs an element of it
 ALIVE_SECONDS = 3  # fail = "open": how long the kernel redirects port 53 after the guardian last saw resolvers answer
 
 
@@ -140,7 +135,12 @@ def chain_name(class_: Class) -> str:
 
 def build(what: Spec, table_name: str = table.TABLE) -> table.Ruleset:
     """The table that enforces a Spec."""
-    listed = {family: _sort(family, what.ranges.get(family, {}), _actions(what)) for family in (4, 6)}
+    actions = _actions(what)
+    common = chain_name(LISTED[actions[0]]) if len(actions) == 1 else ""
+    listed = {
+        family: layout.sort(family, [(chain_name(c), each) for c, each in what.ranges.get(family, {}).items()], common)
+        for family in (4, 6)
+    }
     return table.Ruleset(
         what.generation,
         (*(chain_name(class_) for class_, _ in _acting(what, listed)), *(("intercept_leak",) if what.intercept_port else ())),
@@ -154,102 +154,18 @@ def _actions(what: Spec) -> list[Action]:
     return sorted({action for _, action in what.classes}, reverse=True)
 
 
-def _acting(what: Spec, listed: "Mapping[int, _Listed]") -> list[tuple[Class, Action]]:
+def _acting(what: Spec, listed: Mapping[int, Listed]) -> list[tuple[Class, Action]]:
     """The classes that have a chain, with those of learnt addresses and of very large lists."""
     found = [*what.classes, *((LEARNT[action].class_, action) for action in _actions(what))]
     return found + [(LISTED[action], action) for action in _actions(what) if any(each.chain for each in listed.values())]
 
 
-@dataclass(frozen=True, slots=True)
-class _Listed:
-    """A family's listed addresses, by the kind of set they stand in."""
-
-    addresses: Labelled[str]
-    networks: Labelled[str]
-    prefixes: Mapping[int, Labelled[str]]  # by prefix length: first addresses of networks, where there are very many
-    chain: str = ""  # that all of them lead to, when they stand in sets; empty: they stand in verdict maps
-
-
-def _sort(family: int, ranges: Labelled[Class], actions: Sequence[Action]) -> _Listed:
-    """Sort into single addresses and ranges; of very many ranges, the most frequent lengths apart, until few are left.
-
-    Very many stand in sets: the kernel looks through all verdict maps at every switch (a second with a million elements).
-    """
-    bits = 32 if family == 4 else 128
-    total = spans.count(ranges)
-    common = chain_name(LISTED[actions[0]]) if total > MAX_INTERVALS and len(actions) == 1 else ""
-    single: dict[str, Column] = defaultdict(partial(spans.column, family))
-    wide: dict[str, Spans] = defaultdict(partial(spans.empty, family))
-    for class_, found in ranges.items():
-        chain = "" if common else chain_name(class_)
-        alone, (firsts, lasts) = single[chain].append, wide[chain]
-        for first, last in found.rows():
-            if first == last:
-                alone(first)
-            else:
-                firsts.append(first)
-                lasts.append(last)
-    if spans.count(wide) <= MAX_INTERVALS:
-        return _Listed(_alone(single), wide, {}, common)
-    by_length: dict[int, dict[str, Column]] = {
-        length: defaultdict(partial(spans.column, family)) for length in range(bits, 0, -1)
-    }
-    for chain, found in wide.items():
-        lengths = [by_length.get(length, single)[chain].append for length in range(bits + 1)]
-        for first, last in found.rows():
-            size = last - first + 1
-            if not size & (size - 1) and not first & (size - 1):  # nearly always a network
-                lengths[bits + 1 - size.bit_length()](first)
-                continue
-            for start, length in spans.networks(bits, first, last):
-                lengths[length](start)
-    for chain, more in by_length.pop(bits).items():
-        single[chain].extend(more)
-    sizes = {length: sum(map(len, found.values())) for length, found in by_length.items()}
-    left, prefixes = sum(sizes.values()), {}
-    for length in sorted(sizes, key=lambda length: -sizes[length]):
-        if left <= MAX_INTERVALS:
-            break
-        left -= sizes[length]
-        prefixes[length] = _alone(by_length.pop(length))
-    rest = sorted(
-        (family, first, first | (1 << bits - length) - 1, chain)
-        for length, found in by_length.items() for chain, firsts in found.items() for first in firsts
-    )  # fmt: skip
-    return _Listed(_alone(single), spans.gather(rest)[family], prefixes, common)
-
-
-def _alone(found: Mapping[str, Column]) -> Labelled[str]:
-    return {chain: Spans(firsts, firsts) for chain, firsts in found.items() if firsts}
-
-
-def _sets(what: Spec, listed: Mapping[int, _Listed]) -> Iterator[table.Set]:
+def _sets(what: Spec, listed: Mapping[int, Listed]) -> Iterator[table.Set]:
     generation = what.generation
     for family, type_ in ((4, "ipv4_addr"), (6, "ipv6_addr")):
-        mine = listed[family]
-        vmap = not mine.chain
-        yield table.Set(f"address{family}_{generation}", type_, mine.addresses, vmap=vmap)
-        yield table.Set(f"network{family}_{generation}", type_, mine.networks, interval=True, vmap=vmap)
-        for length, elements in mine.prefixes.items():
-            yield table.Set(f"prefix{family}_{length}_{generation}", type_, elements, vmap=vmap)
-        yield from (
-            table.Set(f"{LEARNT[a].set_}{family}_{generation}", type_, timeout=True, learnt=True) for a in _actions(what)
-        )
+        yield from _listed_sets(what, family, type_, listed[family])
         yield table.Set(f"allow{family}", type_, timeout=True, keep=True)
-        servers = {int(ipaddress.ip_address(text.partition("%")[0])) for text in what.system if _family(text) == family}
-        if servers:
-            alone = spans.gather((family, number, number, "") for number in sorted(servers))[family]
-            yield table.Set(f"system{family}_{generation}", type_, alone, fixed=True)
-        networks = [ipaddress.ip_network(text) for text in what.except_]
-        merged = ipaddress.collapse_addresses(n for n in networks if n.version == family)  # type: ignore[type-var] # of one family, which types cannot tell
-        excepted = spans.gather((family, int(n[0]), int(n[-1]), "") for n in sorted(merged))
-        if excepted[family]:
-            yield table.Set(f"except{family}_{generation}", type_, excepted[family], interval=True)
-        for number, (text, _) in enumerate(what.exempt):
-            network = ipaddress.ip_network(text)
-            if network.version == family:
-                clients = spans.gather([(family, int(network[0]), int(network[-1]), "")])[family]
-                yield table.Set(f"exempt_{number}_{generation}", type_, clients, interval=True)
+        yield from _client_sets(what, family, type_)
     for side in _SIDES.values():
         inside = [(ipaddress.IPv6Network(prefix), f"{side}6_in{at}") for prefix, at in EMBEDDED]
         ranges = spans.gather(sorted((6, int(net[0]), int(net[-1]), chain) for net, chain in inside))[6]
@@ -263,7 +179,36 @@ def _sets(what: Spec, listed: Mapping[int, _Listed]) -> Iterator[table.Set]:
         yield table.Set("alive", "ifname", timeout=True, keep=True)
 
 
-def _chains(what: Spec, listed: Mapping[int, _Listed]) -> Iterator[table.Chain]:
+def _listed_sets(what: Spec, family: int, type_: str, listed: Listed) -> Iterator[table.Set]:
+    generation, vmap = what.generation, not listed.chain
+    yield table.Set(f"address{family}_{generation}", type_, listed.addresses, vmap=vmap)
+    yield table.Set(f"network{family}_{generation}", type_, listed.networks, interval=True, vmap=vmap)
+    for length, elements in listed.prefixes.items():
+        yield table.Set(f"prefix{family}_{length}_{generation}", type_, elements, vmap=vmap)
+    for action in _actions(what):
+        yield table.Set(f"{LEARNT[action].set_}{family}_{generation}", type_, timeout=True, learnt=True)
+
+
+def _client_sets(what: Spec, family: int, type_: str) -> Iterator[table.Set]:
+    """Sets of the machine's resolvers, of clients that are never policed, and of those for whom a class is paused."""
+    generation = what.generation
+    servers = {int(ipaddress.ip_address(text.partition("%")[0])) for text in what.system if _family(text) == family}
+    if servers:
+        alone = spans.gather((family, number, number, "") for number in sorted(servers))[family]
+        yield table.Set(f"system{family}_{generation}", type_, alone, fixed=True)
+    networks = [ipaddress.ip_network(text) for text in what.except_]
+    merged = ipaddress.collapse_addresses(n for n in networks if n.version == family)  # type: ignore[type-var] # of one family, which types cannot tell
+    excepted = spans.gather((family, int(n[0]), int(n[-1]), "") for n in sorted(merged))
+    if excepted[family]:
+        yield table.Set(f"except{family}_{generation}", type_, excepted[family], interval=True)
+    for number, (text, _) in enumerate(what.exempt):
+        network = ipaddress.ip_network(text)
+        if network.version == family:
+            clients = spans.gather([(family, int(network[0]), int(network[-1]), "")])[family]
+            yield table.Set(f"exempt_{number}_{generation}", type_, clients, interval=True)
+
+
+def _chains(what: Spec, listed: Mapping[int, Listed]) -> Iterator[table.Chain]:
     excepted: set[int] = {ipaddress.ip_network(text).version for text in what.except_}
     lan = f"@lan_{what.generation}"
     for class_, action in _acting(what, listed):
@@ -379,7 +324,7 @@ def _class_rules(class_: Class, action: Action, group: int) -> Iterator[table.Ru
         yield table.Rule((table.Reject("admin"),))
 
 
-def _police(family: int, side: str, other: str, what: Spec, listed: _Listed, excepted: bool) -> Iterator[table.Rule]:
+def _police(family: int, side: str, other: str, what: Spec, listed: Listed, excepted: bool) -> Iterator[table.Rule]:
     """The rules of a chain that looks up the address on `side`; the client is on the `other` side."""
     if excepted:
         yield table.Rule(
@@ -391,7 +336,7 @@ def _police(family: int, side: str, other: str, what: Spec, listed: _Listed, exc
         yield table.Rule((table.Address(6, side, forms, vmap=True),), "IPv6 forms of IPv4 addresses")
 
 
-def _look_up(family: int, side: str, what: Spec, listed: _Listed, inside: int = 0) -> Iterator[table.Rule]:
+def _look_up(family: int, side: str, what: Spec, listed: Listed, inside: int = 0) -> Iterator[table.Rule]:
     """The look-ups of an address, or of the IPv4 address inside an IPv6 one."""
     carrier, generation = 6 if inside else family, what.generation
     allowed = table.Address(carrier, side, f"allow{family}", inside=inside)

@@ -182,7 +182,7 @@ class Set:
     timeout: bool = False
     vmap: bool = False
     keep: bool = False  # the kernel keeps its content when the ruleset is replaced
-    fixed: bool = False  # holds no entries of lists
+    fixed: bool = False  # not counted among the elements of the ruleset
     learnt: bool = False  # filled while the ruleset is in force
 
     @property
