@@ -60,7 +60,7 @@ def test_status_tells_what_runs_and_what_is_not_covered(agent: Agent) -> None:
         assert word in text
 
 
-def test_why_names_the_line_and_what_it_beat(agent: Agent) -> None:
+def test_why_names_the_deciding_line_and_the_overridden_lines(agent: Agent) -> None:
     told = agent.told("why", "x.pay.qq.example")
     assert (told["verdict"], told["list"], told["line"], told["rule"]) == ("blocked", "qq/payment.list", 1, "pay.qq.example")
     assert [line["rule"] for line in told["lines"]] == ["pay.qq.example", "qq.example"]
@@ -77,7 +77,7 @@ def test_why_names_the_line_and_what_it_beat(agent: Agent) -> None:
     assert "not a domain name" in agent.cli("why", "a..b", status=2).stderr
 
 
-def test_why_judges_no_type_that_it_does_not_know(agent: Agent) -> None:
+def test_why_rejects_unknown_query_types(agent: Agent) -> None:
     for name in ("https", "AAAA", "TYPE65", "type1234"):
         assert agent.told("why", "alipay.example", "--type", name)["verdict"] == "blocked"
     for name in ("FOO", "TYPE", "TYPE0", "TYPE65536", "TYPE0000001", "TYPE٣", "1"):
@@ -148,7 +148,7 @@ def test_a_second_agent_with_the_same_state_is_refused(agent: Agent) -> None:
     assert "another agent runs" in agent.cli("run", status=1).stderr
 
 
-def test_a_running_agent_is_asked_whatever_is_wrong_with_the_file(agent: Agent) -> None:
+def test_a_running_agent_can_be_asked_despite_mistakes_in_the_file(agent: Agent) -> None:
     before = agent.config.read_text()
     try:
         agent.config.write_text(before + "[policy]\nfunctoins = []\n")
@@ -171,7 +171,7 @@ def test_a_running_agent_is_asked_whatever_is_wrong_with_the_file(agent: Agent) 
 
 
 @pytest.mark.parametrize("text", ["[dns\n", "[dns]\nlisen = []\n", "[state]\nruntime = 5\n"])
-def test_with_a_file_of_its_own_no_other_agent_is_asked_by_mistake(tmp_path: Path, text: str) -> None:
+def test_a_mistake_in_a_given_file_does_not_lead_to_another_agent(tmp_path: Path, text: str) -> None:
     agent = Agent(tmp_path)
     agent.config.write_text(text)
     for words in (("status",), ("block", "local.test"), ("log",)):
@@ -180,7 +180,7 @@ def test_with_a_file_of_its_own_no_other_agent_is_asked_by_mistake(tmp_path: Pat
         assert "no agent is running" not in done.stderr
 
 
-def test_without_an_agent_a_wrong_configuration_is_said_once(tmp_path: Path) -> None:
+def test_without_an_agent_mistakes_in_the_file_are_reported_once(tmp_path: Path) -> None:
     agent = Agent(tmp_path)
     agent.write_config(dns={"lisen": []})
     said = agent.cli("why", "alipay.example", status=2).stderr
@@ -190,7 +190,7 @@ def test_without_an_agent_a_wrong_configuration_is_said_once(tmp_path: Path) -> 
     assert "no agent is running" in said
 
 
-def test_check_is_content_with_a_running_agent(agent: Agent) -> None:
+def test_check_finds_no_problems_beside_a_running_agent(agent: Agent) -> None:
     assert agent.cli("check").stdout == "no problems\n"
 
 
@@ -209,7 +209,7 @@ def test_a_killed_resolver_is_started_again(agent: Agent) -> None:
     assert agent.told("status")["worker_restarts"] == 1
 
 
-def test_without_an_agent_the_reading_verbs_say_what_they_can(tmp_path: Path) -> None:
+def test_without_an_agent_the_reading_verbs_use_the_lists(tmp_path: Path) -> None:
     agent = Agent(tmp_path)
     agent.write_config()
     assert agent.told("status", status=1) == {
@@ -225,7 +225,7 @@ def test_without_an_agent_the_reading_verbs_say_what_they_can(tmp_path: Path) ->
 
 
 @pytest.mark.root
-def test_a_log_that_may_not_be_read_says_who_may(tmp_path: Path) -> None:
+def test_a_log_without_permission_says_who_may_read_it(tmp_path: Path) -> None:
     agent = Agent(tmp_path, ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"])
     agent.write_config()
     assert "No such file or directory; no agent has run with this [log] events\n" in agent.cli("log", status=1).stderr
@@ -238,7 +238,7 @@ def test_a_log_that_may_not_be_read_says_who_may(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-def test_a_group_that_the_agent_is_not_in_is_a_warning_that_says_how_it_would_be(tmp_path: Path) -> None:
+def test_a_group_without_the_agent_is_a_warning_with_a_hint(tmp_path: Path) -> None:
     prefix = ["setpriv", "--clear-groups", "--bounding-set=-chown", "--inh-caps=-all"]
     agent = Agent(tmp_path, prefix)
     agent.write_config(state={"group": "daemon"})

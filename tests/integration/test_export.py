@@ -108,7 +108,7 @@ def differences(
 
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("software", RESOLVERS)
-def test_a_resolver_decides_as_we_do(software: str, seed: int, tmp_path: Path, upstream: int) -> None:
+def test_the_other_resolver_decides_as_the_engine_does(software: str, seed: int, tmp_path: Path, upstream: int) -> None:
     """A hundred small policies in which allow, block, exceptions and exact names lie above and below each other."""
     form, command, ready = RESOLVERS[software]
     files, local = exports.tangled(seed, 100)
@@ -138,7 +138,7 @@ def catalogue(directory: Path, text: str) -> tuple[Config, Image, policy.Switchb
 
 
 @pytest.mark.parametrize("software", RESOLVERS)
-def test_a_resolver_has_the_shipped_catalogue(software: str, tmp_path: Path, upstream: int) -> None:
+def test_the_other_resolver_blocks_the_shipped_catalogue(software: str, tmp_path: Path, upstream: int) -> None:
     form, command, ready = RESOLVERS[software]
     (tmp_path / "allow.list").write_text("mygw.alipay.com\n=www.qq.com\n")
     (tmp_path / "block.list").write_text("tracker.example\n=host.example\n")
@@ -158,7 +158,9 @@ def test_a_resolver_has_the_shipped_catalogue(software: str, tmp_path: Path, ups
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("software", RESOLVERS)
-def test_a_resolver_answers_in_our_block_mode(software: str, mode: str, tmp_path: Path, upstream: int) -> None:
+def test_the_other_resolver_answers_in_the_configured_block_mode(
+    software: str, mode: str, tmp_path: Path, upstream: int
+) -> None:
     form, command, ready = RESOLVERS[software]
     text = render.render(golden.made(f"[dns]\nblock_mode = {MODES[mode]}\n"), form, "1").text
     expected = {
@@ -180,7 +182,7 @@ def test_a_resolver_answers_in_our_block_mode(software: str, mode: str, tmp_path
 
 
 @pytest.mark.parametrize("software", ["dnsmasq", "bind", "unbound-rpz"])
-def test_what_leads_to_a_listed_address_is_refused(software: str, tmp_path: Path, upstream: int) -> None:
+def test_answers_with_a_listed_address_are_refused(software: str, tmp_path: Path, upstream: int) -> None:
     form, command, ready = RESOLVERS[software]
     text = render.render(golden.made(allow=("good.example",)), form, "1").text
     with exports.serving(command, tmp_path, text, upstream, ready) as resolver:
@@ -213,14 +215,14 @@ def agent(tmp_path: Path) -> Agent:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_the_command_needs_no_agent_and_prints_the_same_each_time(agent: Agent, form: str) -> None:
+def test_the_command_needs_no_agent_and_always_prints_the_same(agent: Agent, form: str) -> None:
     one, two = agent.cli("export", form), agent.cli("export", form)
     assert one.stdout == two.stdout
     assert f"embargo export {form}" in one.stdout.splitlines()[0]
     assert embargo.__version__ in one.stdout.splitlines()[0]
 
 
-def test_what_is_left_out_is_told_on_standard_error(agent: Agent) -> None:
+def test_entries_that_are_not_exported_are_reported_on_standard_error(agent: Agent) -> None:
     assert agent.cli("export", "rpz").stderr == ""
     told = agent.cli("export", "domains").stderr.splitlines()
     assert any("allow list: mail.alipay.example" in line for line in told)
@@ -231,7 +233,7 @@ def test_what_is_left_out_is_told_on_standard_error(agent: Agent) -> None:
     assert 'policy.mode = "audit"' in done.stderr
 
 
-def test_data_has_the_line_that_decided(agent: Agent) -> None:
+def test_json_has_the_line_that_decides(agent: Agent) -> None:
     rows = agent.told("export", "rpz")
     found = {row["entry"]: row for row in rows}
     assert found["alipay.example"] == {
@@ -244,7 +246,7 @@ def test_data_has_the_line_that_decided(agent: Agent) -> None:
     assert {row["entry"] for row in agent.told("export", "nft")} == {"203.0.113.0/28"}
 
 
-def test_local_lists_and_the_switchboard_are_in_it(agent: Agent) -> None:
+def test_local_lists_and_the_selection_are_exported(agent: Agent) -> None:
     (agent.root / "allow.list").write_text("pay.alipay.example\n")
     (agent.root / "block.list").write_text("tracker.example\n")
     agent.write_config(policy={"functions": ["telemetry"]})
@@ -260,7 +262,7 @@ def test_a_serial_may_be_given_and_a_format_must_be(agent: Agent) -> None:
     assert agent.cli("export", "rpz", status=2).stdout == ""
 
 
-def test_a_bad_line_is_told_and_costs_itself(agent: Agent) -> None:
+def test_an_invalid_line_is_reported_and_the_others_are_exported(agent: Agent) -> None:
     agent.write_app("alipay", {"payment": ["alipay.example", "not a name", "pay.example"]})
     done = agent.cli("export", "dnsmasq")
     assert "embargo check" in done.stderr

@@ -71,7 +71,7 @@ def test_ports_are_closed_for_clients_of_the_lan_and_open_for_those_excepted(rig
     assert reached(rig, "203.0.113.1")
 
 
-def test_a_table_takes_the_place_of_the_one_before_and_of_nothing_else(rig: Rig) -> None:
+def test_loading_a_table_replaces_the_previous_export_only(rig: Rig) -> None:
     load(rig, "table inet other {\n\tchain kept {\n\t}\n}\n")
     text = render.render(golden.of(golden.ALL, golden.FILES, LOCAL)[0], "nft", "1").text
     load(rig, text)
@@ -90,7 +90,7 @@ def kinds(listing: str) -> list[tuple[str, str, str]]:
     )
 
 
-def test_the_gateway_itself_may_ask_a_listed_resolver(rig: Rig) -> None:
+def test_the_gateway_itself_may_query_a_listed_resolver(rig: Rig) -> None:
     """It may be the one it is told to ask; over HTTPS it is blocked."""
     load(rig, render.render(golden.of(golden.ALL, golden.FILES, LOCAL)[0], "nft", "1").text)
     rig.serve_dns()
@@ -100,5 +100,5 @@ def test_the_gateway_itself_may_ask_a_listed_resolver(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("case", [case for case in golden.CASES if case.endswith(".nft")])
-def test_nft_takes_every_golden_file(rig: Rig, case: str) -> None:
+def test_nft_accepts_every_golden_file(rig: Rig, case: str) -> None:
     assert load(rig, golden.rendered(case)) == ""

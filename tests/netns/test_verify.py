@@ -165,14 +165,14 @@ def test_every_block_mode_is_a_block(agent: Agent, mode: object) -> None:
         assert agent.told("verify")["unproven"] == 0
 
 
-def test_where_port_53_hangs_on_somebody_answering_it_is_intercepted_too(agent: Agent) -> None:
+def test_port_53_is_intercepted_also_with_fail_open(agent: Agent) -> None:
     with configured(agent, firewall={"fail": "open"}):
         for _ in range(3):  # also when the first word that somebody answers has had its time
             assert {row["verdict"] for row in rows(agent.told("verify"), function="resolver")} == {"held"}
             time.sleep(1)
 
 
-def test_its_attempts_are_in_the_block_log(agent: Agent) -> None:
+def test_the_attempts_are_in_the_block_log(agent: Agent) -> None:
     agent.cli("verify")
     client = next(event["client"] for event in agent.events("dns") if event["client"].startswith("169.254."))
     until(lambda: any(e["client"] == client and e["dst"] == "203.0.113.7" for e in agent.events("drop")), "the drop is logged")
@@ -242,7 +242,7 @@ def test_a_resolver_that_does_not_block_leaks_names(rig: Rig, agent: Agent) -> N
     assert re.search(rf"alipay\.example \w+ by udp {re.escape(LAN4)}\.1:53: ", row["detail"])
 
 
-def test_where_somebody_else_drops_everything_nothing_is_proven(rig: Rig, agent: Agent) -> None:
+def test_nothing_is_proven_where_another_firewall_drops_everything(rig: Rig, agent: Agent) -> None:
     rig.run("gateway", "nft", OTHER_FIREWALL)
     try:
         told = agent.told("verify")
@@ -258,7 +258,7 @@ def test_where_somebody_else_drops_everything_nothing_is_proven(rig: Rig, agent:
 
 
 @pytest.mark.parametrize("keys", ["net.ipv4.conf.all.rp_filter=1", "net.ipv6.conf.default.disable_ipv6=1"])
-def test_a_gateways_own_ways_are_no_hindrance(rig: Rig, agent: Agent, keys: str) -> None:
+def test_masquerading_and_strict_reverse_paths_do_not_interfere(rig: Rig, agent: Agent, keys: str) -> None:
     """Masquerading of all that is forwarded, strict reverse paths, IPv6 off where nobody says otherwise."""
     rig.run("gateway", "nft", MASQUERADE)
     rig.run("gateway", "sysctl", "-qw", keys)
@@ -273,14 +273,14 @@ def test_a_gateways_own_ways_are_no_hindrance(rig: Rig, agent: Agent, keys: str)
 # ── what it leaves out, and says so ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_what_is_only_logged_is_not_tried(agent: Agent) -> None:
+def test_audited_entries_are_not_tried(agent: Agent) -> None:
     with configured(agent, policy={"mode": "audit"}):
         told = agent.told("verify")
     assert told["ok"]
     assert {(row["verdict"], row["detail"]) for row in rows(told, app="alipay")} == {("skipped", "audit")}
 
 
-def test_without_a_lan_what_needs_one_is_left_out(agent: Agent) -> None:
+def test_without_a_lan_interface_closed_ports_are_skipped(agent: Agent) -> None:
     with configured(agent, firewall={"lan": []}):
         told = agent.told("verify")
     assert (told["ok"], told["unproven"]) == (True, 0)
@@ -291,7 +291,7 @@ def test_without_a_lan_what_needs_one_is_left_out(agent: Agent) -> None:
     assert {row["verdict"] for row in rows(told, kind="IPv4 addresses")} == {"held"}
 
 
-def test_ipv6_that_is_not_forwarded_is_said_so(rig: Rig, agent: Agent) -> None:
+def test_a_note_says_that_ipv6_is_not_forwarded(rig: Rig, agent: Agent) -> None:
     rig.run("gateway", "sysctl", "-qw", "net.ipv6.conf.all.forwarding=0")
     try:
         told = agent.told("verify")
@@ -323,7 +323,7 @@ def test_an_agent_that_does_not_run_proves_nothing(rig: Rig, tmp_path: Path) -> 
     assert quiet.told("verify", status=1)["running"] is False
 
 
-def test_it_says_where_it_must_run(agent: Agent) -> None:
+def test_it_must_run_in_the_network_namespace_of_the_agent(agent: Agent) -> None:
     command = [sys.executable, "-m", "embargo", "verify", "-c", str(agent.config)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, "ip netns exec" in done.stderr) == (1, True)
@@ -339,7 +339,7 @@ def test_it_needs_root(agent: Agent) -> None:
 # ── what it leaves behind ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_nothing_is_left_and_nothing_has_left(rig: Rig, agent: Agent) -> None:
+def test_nothing_is_left_behind_and_no_packet_leaves_the_machine(rig: Rig, agent: Agent) -> None:
     rig.run("gateway", "nft", COUNTERS)
     try:
         before, reloads = state(rig), len(agent.events("reload"))
@@ -361,7 +361,7 @@ def test_nothing_is_left_and_nothing_has_left(rig: Rig, agent: Agent) -> None:
     assert rig.dig("client", f"@{LAN4}.1", "free.example").rcode == "NOERROR"
 
 
-def test_what_leaks_one_way_stays_on_the_machine_too(rig: Rig, agent: Agent) -> None:
+def test_leaking_packets_stay_on_the_machine_too(rig: Rig, agent: Agent) -> None:
     """An answer of the sink's would be refused on its way back, with a packet to the listed address: out of the machine."""
     rig.run("gateway", "nft", COUNTERS)
     try:
@@ -385,7 +385,7 @@ def test_a_run_that_is_stopped_leaves_nothing(rig: Rig, agent: Agent, number: si
     assert state(rig) == before
 
 
-def test_what_a_killed_run_left_is_swept_by_the_next_one(rig: Rig, agent: Agent) -> None:
+def test_the_next_run_removes_what_a_killed_run_has_left(rig: Rig, agent: Agent) -> None:
     before = state(rig)
     process = started(rig, agent)
     process.kill()
@@ -395,7 +395,7 @@ def test_what_a_killed_run_left_is_swept_by_the_next_one(rig: Rig, agent: Agent)
     assert state(rig) == before
 
 
-def test_two_runs_do_not_get_in_each_others_way(rig: Rig, agent: Agent) -> None:
+def test_a_second_run_at_the_same_time_is_refused(rig: Rig, agent: Agent) -> None:
     before = state(rig)
     process = started(rig, agent)
     assert "another `embargo verify` is running here" in agent.cli("verify", status=1).stderr

@@ -36,7 +36,7 @@ def cases(draw: st.DrawFn) -> tuple[EffectivePolicy, exports.Blocks, list[Name]]
 
 @settings(max_examples=200)
 @given(cases())
-def test_hosts_hold_the_listed_names_that_are_blocked(case: tuple[EffectivePolicy, exports.Blocks, list[Name]]) -> None:
+def test_a_hosts_file_has_the_listed_names_that_are_blocked(case: tuple[EffectivePolicy, exports.Blocks, list[Name]]) -> None:
     what, blocks, asked = case
     reads = exports.hosts(render.render(what, "hosts", "1").text)
     listed = {r.name for r in what.names if Verdict.CANARY not in (r.itself.verdict, r.below.verdict)}
@@ -46,7 +46,9 @@ def test_hosts_hold_the_listed_names_that_are_blocked(case: tuple[EffectivePolic
 
 @settings(max_examples=200)
 @given(cases())
-def test_domains_block_the_same_but_for_what_is_told(case: tuple[EffectivePolicy, exports.Blocks, list[Name]]) -> None:
+def test_a_list_of_domains_blocks_the_same_except_for_what_it_reports(
+    case: tuple[EffectivePolicy, exports.Blocks, list[Name]],
+) -> None:
     what, blocks, asked = case
     made = render.render(what, "domains", "1")
     reads, excepted = exports.domains(made.text), exports.excepted(made.text)
@@ -61,7 +63,7 @@ def test_domains_block_the_same_but_for_what_is_told(case: tuple[EffectivePolicy
 
 @settings(max_examples=300)
 @given(cases())
-def test_adblock_blocks_the_same_but_for_what_is_told(case: tuple[EffectivePolicy, exports.Blocks, list[Name]]) -> None:
+def test_adblock_blocks_the_same_except_for_what_it_reports(case: tuple[EffectivePolicy, exports.Blocks, list[Name]]) -> None:
     what, blocks, asked = case
     made = render.render(what, "adblock", "1")
     reads = exports.adblock(made.text)
@@ -71,7 +73,7 @@ def test_adblock_blocks_the_same_but_for_what_is_told(case: tuple[EffectivePolic
 
 
 @given(APPS, LOCAL, SELECTIONS, st.sampled_from(sorted(FORMATS)))
-def test_the_order_of_lists_and_apps_does_not_show(
+def test_the_text_does_not_depend_on_the_order_of_lists_and_apps(
     apps: tuple[App, ...], local: tuple[List, ...], selection: Selection, form: str
 ) -> None:
     one, two = policies(apps, local, selection)[0], policies(apps[::-1], local, selection)[0]

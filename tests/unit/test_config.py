@@ -36,7 +36,7 @@ NAME_HINT = "write it as in tls://192.0.2.54#resolver.example; without # the cer
 # ── defaults ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_an_empty_file_is_the_contracts_defaults() -> None:
+def test_an_empty_file_gives_the_defaults() -> None:
     found = parse("")
     assert found.dns == config.Dns(
         listen=(Listen("127.0.0.1", 53), Listen("::1", 53)), allow_from=("local",), upstream=(), upstream_system=True,
@@ -169,16 +169,16 @@ def test_texts_that_mean_the_same_are_the_same_configuration() -> None:
         ("state", "group", '"adm"', "adm"),
     ],
 )  # fmt: skip
-def test_a_good_value_is_taken(section: str, key: str, value: str, becomes: object) -> None:
+def test_a_valid_value_is_accepted(section: str, key: str, value: str, becomes: object) -> None:
     assert one(section, key, value) == becomes
 
 
-def test_the_table_of_good_values_knows_every_key() -> None:
-    (mark,) = test_a_good_value_is_taken.pytestmark  # type: ignore[attr-defined] # the decorator puts it there
+def test_the_table_of_valid_values_has_every_key() -> None:
+    (mark,) = test_a_valid_value_is_accepted.pytestmark  # type: ignore[attr-defined] # the decorator puts it there
     assert {row[:2] for row in mark.args[1]} == {(section, key) for section, keys in config.OPTIONS.items() for key in keys}
 
 
-def test_system_is_an_upstream_among_others() -> None:
+def test_system_may_stand_among_other_upstreams() -> None:
     assert parse('[dns]\nupstream = ["192.0.2.53", "system"]').dns.upstream_system
     assert not parse('[dns]\nupstream = ["192.0.2.53"]').dns.upstream_system
 
@@ -309,27 +309,25 @@ BOOL = "it must be true or false"
         ("state", "group", '""', "is empty", "write a name"),
     ],
 )  # fmt: skip
-def test_a_bad_value_is_told_with_key_line_and_what_would_be_right(
-    section: str, key: str, value: str, what: str, right: str
-) -> None:
+def test_an_invalid_value_is_reported_with_key_line_and_hint(section: str, key: str, value: str, what: str, right: str) -> None:
     name = key.removesuffix("[0]")
     assert told(f"# a comment\n[{section}]\n\n{name} = {value}\n") == [f"e.toml:4: {section}.{key}: {what}, {right}"]
 
 
-def test_the_table_of_bad_values_knows_every_key() -> None:
-    (mark,) = test_a_bad_value_is_told_with_key_line_and_what_would_be_right.pytestmark  # type: ignore[attr-defined] # the decorator puts it there
+def test_the_table_of_invalid_values_has_every_key() -> None:
+    (mark,) = test_an_invalid_value_is_reported_with_key_line_and_hint.pytestmark  # type: ignore[attr-defined] # the decorator puts it there
     rows = {(section, key.removesuffix("[0]")) for section, key, *_ in mark.args[1]}
     assert rows == {(section, key) for section, keys in config.OPTIONS.items() for key in keys}
 
 
-def test_each_member_of_a_list_is_told_with_its_own_line() -> None:
+def test_each_invalid_member_of_a_list_is_reported_with_its_line() -> None:
     assert told('[dns]\nupstream = [\n  "192.0.2.53",\n  "9.9.9", # quad\n  "192.0.2.54:x",\n]\n') == [
         f'e.toml:4: dns.upstream[1]: "9.9.9" is not an IP address, {ADDRESS}',
         f'e.toml:5: dns.upstream[2]: "x" is not a port, {PORT}',
     ]
 
 
-def test_each_zone_and_server_of_forward_is_told() -> None:
+def test_each_invalid_zone_and_server_of_forward_is_reported() -> None:
     text = """\
 [dns.forward]
 "a..b" = ["192.0.2.10"]
@@ -351,7 +349,7 @@ single = "192.0.2.10"
     ]
 
 
-def test_one_zone_in_two_spellings_is_told() -> None:
+def test_the_same_zone_in_two_spellings_is_reported() -> None:
     text = '[dns]\nforward = { "corp.example" = ["192.0.2.10"], "Corp.Example." = ["192.0.2.11"] }\n'
     assert told(text) == [
         'e.toml:2: dns.forward: "corp.example" and "Corp.Example." are the same zone, write it once, with all its servers'
@@ -378,11 +376,11 @@ def test_one_zone_in_two_spellings_is_told() -> None:
         ("dns = { block_ttl = -1 }\n", "e.toml:1: dns.block_ttl: -1 is out of range, it must be a number from 0 to 86400"),
     ],
 )  # fmt: skip
-def test_an_unknown_key_or_section_is_told_with_what_was_meant(text: str, said: str) -> None:
+def test_an_unknown_key_or_section_is_reported_with_a_suggestion(text: str, said: str) -> None:
     assert told(text) == [said]
 
 
-def test_all_problems_are_told_at_once_in_the_order_of_their_lines() -> None:
+def test_all_problems_are_reported_at_once_in_the_order_of_their_lines() -> None:
     dns = '[dns]\nblock_ttl = "x"\nlistten = 1\nlisten = ["a b", "127.0.0.1", 7]\n'
     text = f'[state]\ndir = 5\n{dns}[zzz]\n[firewall]\nlan = "lan0"\n'
     assert [problem.partition(": ")[0] + " " + problem.split(": ")[1] for problem in told(text)] == [
@@ -403,15 +401,15 @@ def test_all_problems_are_told_at_once_in_the_order_of_their_lines() -> None:
     ],
     ids=["open", "bare", "twice", "latin-1", "utf-16", "deep"],
 )
-def test_what_is_no_toml_is_told_with_its_line(data: bytes, said: str) -> None:
+def test_invalid_toml_is_reported_with_its_line(data: bytes, said: str) -> None:
     (problem,) = told(data)
     assert problem.startswith(said)
 
 
-def test_a_byte_order_mark_and_crlf_are_nothing() -> None:
+def test_a_byte_order_mark_and_crlf_are_ignored() -> None:
     assert config.parse(b"\xef\xbb\xbf[dns]\r\nblock_ttl = 5\r\n", "e.toml").dns.block_ttl == 5
 
 
-def test_a_configuration_knows_the_lines_of_its_keys() -> None:
+def test_a_configuration_has_the_lines_of_its_keys() -> None:
     found = parse('[policy]\napps = [\n"alipay",\n"nobody"]\n')
     assert (found.line("policy", "apps", 1), found.line("policy", "shared"), found.line("dns")) == (4, 1, 0)

@@ -24,7 +24,7 @@ def body(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("case", golden.CASES)
-def test_the_text_is_the_golden_files(case: str) -> None:
+def test_the_text_equals_the_golden_file(case: str) -> None:
     assert golden.rendered(case) == (golden.HERE / case).read_text(), "as it should be? python -m tests.golden.exports"
 
 
@@ -33,7 +33,7 @@ def test_every_golden_file_has_its_case() -> None:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_a_header_tells_version_digest_counts_and_what_is_missing(form: str) -> None:
+def test_the_header_has_version_digest_counts_and_what_is_not_exported(form: str) -> None:
     made = render.render(golden.made(golden.ALL), form, "4.5.6")
     head = made.text.splitlines()
     comment = FORMATS[form].comment
@@ -43,7 +43,7 @@ def test_a_header_tells_version_digest_counts_and_what_is_missing(form: str) -> 
         assert f"{comment} not exported: {text}" in head
 
 
-def test_the_digest_is_of_what_is_said() -> None:
+def test_the_digest_depends_on_the_entries_only() -> None:
     def digest(made: Export) -> str:
         return made.text.splitlines()[1].split(":")[0]
 
@@ -52,7 +52,7 @@ def test_the_digest_is_of_what_is_said() -> None:
     assert one != digest(rendered("dnsmasq", payment=["alipay.test"]))
 
 
-def test_a_zones_serial_changes_with_its_content_alone_unless_it_is_given() -> None:
+def test_the_serial_of_a_zone_depends_on_its_content_unless_it_is_given() -> None:
     def serial(*entries: str, given: int | None = None) -> str:
         return rendered("rpz", serial=given, payment=list(entries)).text.partition("hostmaster.localhost. ")[2].split()[0]
 
@@ -63,17 +63,17 @@ def test_a_zones_serial_changes_with_its_content_alone_unless_it_is_given() -> N
 
 
 @pytest.mark.parametrize("form", [form for form in FORMATS if form not in ("nft", "hosts")])
-def test_what_follows_from_a_line_above_has_no_line(form: str) -> None:
+def test_a_name_that_a_line_above_covers_has_no_line(form: str) -> None:
     several = ["alipay.example", "www.alipay.example", "=pay.alipay.example", "!mail.test"]
     assert body(rendered(form, serial=1, payment=several).text) == body(rendered(form, serial=1, payment=several[:1]).text)
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_a_name_that_comes_before_every_list_is_left_out(form: str) -> None:
+def test_special_names_are_not_exported(form: str) -> None:
     assert "onion" not in render.render(golden.made(golden.ALL), form, "1").text
 
 
-def test_names_that_a_zone_would_read_otherwise_are_told() -> None:
+def test_names_that_a_zone_would_misread_are_reported() -> None:
     long = ".".join(["a" * 63, "b" * 63, "c" * 63, "d" * 20, "example"])
     made = rendered("rpz", payment=["\\042.wild.example", long, "alipay.example"])
     assert "names with a label *, which a zone reads as a wildcard: \\042.wild.example" in made.omitted
@@ -83,7 +83,7 @@ def test_names_that_a_zone_would_read_otherwise_are_told() -> None:
 
 
 @pytest.mark.parametrize("form", ["hosts", "domains", "dnsmasq", "adblock"])
-def test_names_that_would_be_read_as_something_else_are_told(form: str) -> None:
+def test_names_that_other_software_would_misread_are_reported(form: str) -> None:
     made = rendered(form, payment=["a\\047b.example", "x\\032y.example", "under_score.example"])
     assert any("characters other" in text and "a\\047b.example" in text and "x\\032y.example" in text for text in made.omitted)
     assert "under_score.example" in made.text
@@ -96,7 +96,7 @@ def test_names_that_pass_below_a_blocked_one_are_excepted_from_a_list_of_domains
     assert "\n# a.alipay.example\n" in made.text
 
 
-def test_every_octet_of_a_name_survives_an_escape() -> None:
+def test_every_octet_of_a_name_is_the_same_after_escaping() -> None:
     name = names.from_text("".join(f"\\{octet:03d}" for octet in range(40, 100)) + ".example")
     assert names.from_text(draft.escaped(name)) == name
     assert not re.search(r"[\"'\s;()@$*/]", draft.escaped(name))
@@ -118,7 +118,7 @@ def test_an_address_in_a_zone_is_written_backwards(first: str, length: int, owne
     assert rpz._address_owner(network.family, network.first, length) == owner
 
 
-def test_blocked_inside_two_exceptions_is_more_than_adblock_can_say() -> None:
+def test_adblock_cannot_block_a_name_inside_two_nested_exceptions() -> None:
     lines = ["x.example", "!a.x.example", "b.a.x.example", "!c.b.a.x.example"]
     assert rendered("adblock", payment=lines).omitted == ()
     made = rendered("adblock", payment=[*lines, "d.c.b.a.x.example"])
@@ -137,18 +137,18 @@ def test_blocked_inside_two_exceptions_is_more_than_adblock_can_say() -> None:
         (Verdict.BLOCK, Verdict.BLOCK, False),
     ],
 )
-def test_what_is_worth_a_line(itself: Verdict, above: Verdict, differs: bool) -> None:
+def test_which_treatments_need_a_line_of_their_own(itself: Verdict, above: Verdict, differs: bool) -> None:
     assert Treatment(itself).differs(Treatment(above)) is differs
 
 
-def test_nothing_is_blocked_in_audit_mode_and_that_is_told() -> None:
+def test_nothing_is_exported_in_audit_mode_and_the_header_says_why() -> None:
     for form in FORMATS:
         made = rendered(form, '[policy]\nmode = "audit"\n', payment=["alipay.example", "203.0.113.0/24"])
         assert made.entries == ()
         assert 'policy.mode = "audit"' in made.omitted[0]
 
 
-def test_a_table_tells_that_it_does_not_look_for_httpdns() -> None:
+def test_an_nft_export_reports_that_it_does_not_block_httpdns_queries() -> None:
     files = {"bypass/httpdns.list": ["203.0.113.9"], "bypass/doh.list": ["203.0.113.10"]}
     told = "clear-text HTTPDNS queries to addresses that are not listed: httpdns"
     for text, said in (("", True), ('[policy]\nbypass = ["doh"]\n', False), ('[policy]\nmode = "audit"\n', False)):

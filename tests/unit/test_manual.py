@@ -47,7 +47,7 @@ def test_a_completion_asks_the_command(path: str) -> None:
     assert "_EMBARGO_COMPLETE=" in manual.completions()[path]
 
 
-def test_the_shipped_configuration_says_what_is_the_default() -> None:
+def test_the_shipped_configuration_has_the_default_values() -> None:
     shipped = (TOP / "tools/debian/embargo.toml").read_bytes()
     assert config.parse(shipped, "embargo.toml") == config.parse(b"", "embargo.toml")
     assert b"listen" in shipped

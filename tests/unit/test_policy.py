@@ -50,7 +50,7 @@ class Judge:
 # ── entries ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_suffix_holds_for_itself_and_every_name_below_and_for_nothing_else() -> None:
+def test_a_suffix_matches_itself_and_all_names_below_it_only() -> None:
     judge = Judge({"alipay/payment.list": ["alipay.com"]})
     for name in ("alipay.com", "ALIPAY.com", "www.alipay.com", "a.b.c.alipay.com"):
         assert judge.verdict(name) == "alipay/payment.list:1 alipay.com"
@@ -58,7 +58,7 @@ def test_a_suffix_holds_for_itself_and_every_name_below_and_for_nothing_else() -
         assert judge.claims(name) == []
 
 
-def test_an_exact_entry_holds_for_itself_only() -> None:
+def test_an_exact_entry_matches_its_name_only() -> None:
     judge = Judge({"alipay/payment.list": ["=pay.example.com"]})
     assert judge.verdict("pay.example.com") == "alipay/payment.list:1 =pay.example.com"
     for name in ("www.pay.example.com", "example.com", "xpay.example.com"):
@@ -89,23 +89,23 @@ EVERYTHING_SHARED = Selection(apps="all", functions="all", shared=True)
 # ── exceptions ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_an_exception_takes_a_name_and_every_name_below_it_out_of_its_app() -> None:
+def test_an_exception_excludes_a_name_and_all_names_below_it_from_its_app() -> None:
     judge = Judge({"qq/payment.list": ["qq.com", "!mail.qq.com"]})
     assert judge.verdict("qq.com") == judge.verdict("pay.qq.com") == "qq/payment.list:1 qq.com"
     assert judge.claims("mail.qq.com") == judge.claims("imap.mail.qq.com") == []
 
 
-def test_an_exception_holds_for_every_list_of_its_app() -> None:
+def test_an_exception_applies_to_all_lists_of_its_app() -> None:
     judge = Judge({"qq/payment.list": ["qq.com"], "qq/telemetry.list": ["qq.com"], "qq/core.list": ["!mail.qq.com"]})
     assert judge.claims("mail.qq.com") == []
 
 
-def test_an_exception_says_nothing_about_other_apps() -> None:
+def test_an_exception_does_not_apply_to_other_apps() -> None:
     judge = Judge({"qq/payment.list": ["qq.com", "!mail.qq.com"], "wechat/payment.list": ["qq.com"]})
     assert judge.claims("mail.qq.com") == ["wechat/payment.list:1 qq.com"]
 
 
-def test_a_line_below_an_exception_claims_again_and_what_is_above_it_stays_out() -> None:
+def test_a_longer_line_than_an_exception_claims_and_shorter_lines_do_not() -> None:
     judge = Judge({"qq/payment.list": ["qq.com", "!mail.qq.com"], "qq/telemetry.list": ["log.mail.qq.com"]})
     assert judge.claims("x.log.mail.qq.com") == ["qq/telemetry.list:1 log.mail.qq.com"]
     assert judge.claims("mail.qq.com") == []
@@ -176,7 +176,7 @@ def test_ties_go_in_order_of_app_then_function() -> None:
 SHARED = {"qq/payment.list": ["qq.com"], "qq/core.shared.list": ["mail.qq.com", "=v.qq.com", "203.0.113.0/28"]}
 
 
-def test_a_shared_line_that_is_off_sets_apart_what_a_shorter_line_would_block() -> None:
+def test_a_shared_line_that_is_off_counts_as_an_exception() -> None:
     judge = Judge(SHARED)
     assert judge.verdict("qq.com") == "qq/payment.list:1 qq.com"
     assert judge.claims("mail.qq.com") == judge.claims("x.mail.qq.com") == judge.claims("v.qq.com") == []
@@ -195,12 +195,12 @@ def test_shared_lists_are_on_for_the_apps_that_are_named() -> None:
     assert judge.verdict("mail.qq.com") is None
 
 
-def test_a_shared_line_that_is_off_sets_nothing_apart_for_other_apps() -> None:
+def test_a_shared_line_that_is_off_is_no_exception_for_other_apps() -> None:
     judge = Judge({**SHARED, "wechat/payment.list": ["qq.com"]})
     assert judge.verdict("mail.qq.com") == "wechat/payment.list:1 qq.com"
 
 
-def test_a_longer_line_takes_back_what_a_shared_list_set_apart() -> None:
+def test_a_longer_line_overrides_a_shared_line_that_is_off() -> None:
     judge = Judge({**SHARED, "qq/telemetry.list": ["log.mail.qq.com"]})
     assert judge.claims("log.mail.qq.com") == ["qq/telemetry.list:1 log.mail.qq.com"]
 
@@ -211,14 +211,14 @@ LEVELS = (local(Level.ALLOW, "ok.qq.com", "203.0.113.5"), local(Level.BLOCK, "qq
 QQ = {"qq/payment.list": ["pay.ok.qq.com", "qq.com", "203.0.113.5", "203.0.113.64/26"]}
 
 
-def test_allow_comes_first_however_short_its_line() -> None:
+def test_the_allow_list_takes_precedence_even_with_a_shorter_line() -> None:
     judge = Judge(QQ, own=LEVELS)
     for asked in ("ok.qq.com", "pay.ok.qq.com", "203.0.113.5"):
         assert judge.verdict(asked) is None
     assert judge.claims("pay.ok.qq.com") == ["allow.list:1 ok.qq.com"]
 
 
-def test_the_local_block_list_comes_before_the_apps() -> None:
+def test_the_local_block_list_takes_precedence_over_apps() -> None:
     judge = Judge(QQ, own=LEVELS)
     assert judge.verdict("qq.com") == "block.list:1 qq.com"
     assert judge.verdict("bad.example") == "block.list:2 bad.example"
@@ -251,7 +251,7 @@ def test_both_lists_of_a_level_count_as_one() -> None:
     assert Judge(QQ, own=own).claims("pay.qq.com") == ["qq/payment.list:2 qq.com"]
 
 
-def test_what_is_allowed_is_known_as_allowed() -> None:
+def test_claims_of_the_allow_list_are_recognised() -> None:
     judge = Judge(QQ, own=LEVELS)
     for asked, allowed in (("ok.qq.com", True), ("qq.com", False), ("nobody.example", False)):
         assert policy.allows(judge.image.classes, judge.image.lookup(names.from_text(asked))) is allowed
@@ -291,14 +291,14 @@ def test_neighbouring_ranges_of_the_same_line_are_one() -> None:
     assert spans(same) == [(0, 255)]
 
 
-def test_the_ends_of_the_address_space_are_addresses_like_others() -> None:
+def test_the_first_and_last_addresses_can_be_listed() -> None:
     own = (local(Level.ALLOW, "0.0.0.0/0", "::/0"),)
     judge = Judge({}, own=own)
     for asked in ("0.0.0.0", "255.255.255.255", "::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"):
         assert len(judge.claims(asked)) == 1
 
 
-def test_names_and_addresses_do_not_meet() -> None:
+def test_names_and_addresses_do_not_affect_each_other() -> None:
     judge = Judge({"qq/payment.list": ["203.0.113.7", "2001:db8::/32"]})
     assert judge.claims("203.0.113.7.in-addr.arpa") == []
     assert judge.claims("2001:db8::cb00:7107") == ["qq/payment.list:2 2001:db8::/32"]
@@ -335,7 +335,7 @@ ALL_OF_IT = {lines[0] for lines in CATALOGUE.values()}
         (Selection(apps="all", functions="all"), " ".join(ALL_OF_IT)),
     ],
 )
-def test_the_configuration_chooses_apps_and_functions(selection: Selection, blocked: str) -> None:
+def test_the_selection_determines_apps_and_functions(selection: Selection, blocked: str) -> None:
     judge = Judge(CATALOGUE, selection, default="alipay")
     assert {name for name in ALL_OF_IT if judge.verdict(name)} == set(blocked.split())
 

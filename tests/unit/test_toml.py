@@ -84,7 +84,7 @@ def test_every_value_has_its_line(path: toml.Path, line: int) -> None:
     assert Lines(TEXT.replace("\n", "\r\n")).at(*path) == line
 
 
-def test_what_has_no_line_of_its_own_has_that_of_what_holds_it() -> None:
+def test_a_value_without_its_own_line_has_the_line_of_its_container() -> None:
     lines = Lines(TEXT)
     assert lines.at("dns", "nobody", 3) == 4
     assert lines.at("dns", "top") == 4
@@ -93,7 +93,7 @@ def test_what_has_no_line_of_its_own_has_that_of_what_holds_it() -> None:
     assert Lines("").at("dns") == 0
 
 
-def test_what_looks_like_a_key_within_a_value_is_none() -> None:
+def test_text_inside_a_value_is_not_taken_for_a_key() -> None:
     lines = Lines(TEXT)
     assert lines.at("not") == lines.at("neither") == lines.at("listen") == 0
     assert lines.at("dns", "not_a_key") == 4
@@ -124,7 +124,7 @@ def test_values_and_text_are_given_without_the_byte_order_mark() -> None:
         "brackets", "braces",
     ],
 )  # fmt: skip
-def test_what_is_no_toml_is_told_with_its_line(data: bytes, said: str) -> None:
+def test_invalid_toml_is_reported_with_its_line(data: bytes, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         toml.parse(data, "f")
     (problem,) = caught.value.problems

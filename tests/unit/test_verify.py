@@ -48,7 +48,7 @@ def asked(of: targets.Targets, class_: Class) -> set[str]:
 # ── what is tried ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_suffix_is_asked_for_itself_and_below_and_an_exact_name_for_itself() -> None:
+def test_a_suffix_is_queried_itself_and_below_and_an_exact_name_itself_only() -> None:
     selection = Selection(apps=("alipay",), functions=("payment",))
     assert asked(found(selection), Class("alipay", "payment")) == {
         "alipay.test", "embargo-verify.alipay.test", "pay.test",
@@ -56,14 +56,14 @@ def test_a_suffix_is_asked_for_itself_and_below_and_an_exact_name_for_itself() -
     }  # fmt: skip
 
 
-def test_what_is_off_or_allowed_is_not_tried() -> None:
+def test_entries_that_are_off_or_allowed_are_not_tried() -> None:
     everything = found(Selection(apps="all", functions=("payment",)))
     assert set(everything.names) == {Class("alipay", "payment"), Class("qq", "payment")}
     assert asked(everything, Class("qq", "payment")) == {"qq.test", "embargo-verify.qq.test"}
     assert set(everything.ranges) == {(Class("alipay", "payment"), 4), (Class("alipay", "payment"), 6)}
 
 
-def test_what_is_only_logged_is_not_tried() -> None:
+def test_audited_entries_are_not_tried() -> None:
     audited = found(Selection(apps="all", functions="all", mode=policy.Action.AUDIT))
     assert (dict(audited.names), dict(audited.ranges)) == ({}, {})
 
@@ -76,7 +76,7 @@ def test_every_target_is_one_that_the_look_up_blocks() -> None:
             assert built.classes[target.decision.class_] == class_
 
 
-def test_a_sample_is_of_the_size_asked_for_and_the_same_for_a_seed() -> None:
+def test_a_sample_has_the_requested_size_and_is_the_same_for_the_same_seed() -> None:
     core = Class("alipay", "core")
     assert len(found().names[core]) == 82
     assert len(found(samples=5).names[core]) == 5
@@ -85,7 +85,7 @@ def test_a_sample_is_of_the_size_asked_for_and_the_same_for_a_seed() -> None:
     assert len(found(samples=5).names[Class("qq", "payment")]) == 2
 
 
-def test_a_name_without_room_for_one_below_is_asked_for_itself() -> None:
+def test_a_name_too_long_for_a_label_below_it_is_queried_by_itself_only() -> None:
     long = ".".join(["a" * 49] * 4 + ["b" * 40])
     apps = catalogue.apps({"alipay/core.list": [long]})
     combined = policy.combine(apps, (), Selection(apps="all", functions="all"))
@@ -94,7 +94,7 @@ def test_a_name_without_room_for_one_below_is_asked_for_itself() -> None:
     assert asked(of, Class("alipay", "core")) == {long}
 
 
-def test_an_address_is_where_the_firewall_looks_for_it() -> None:
+def test_an_ipv4_address_is_embedded_where_the_firewall_looks_for_it() -> None:
     assert [embedded("203.0.113.7", prefix, at) for prefix, at in ruleset.EMBEDDED] == [
         "::ffff:cb00:7107", "64:ff9b::cb00:7107", "64:ff9b:1::cb00:7107", "2002:cb00:7107::",
     ]  # fmt: skip
@@ -105,14 +105,14 @@ def test_an_address_is_where_the_firewall_looks_for_it() -> None:
 # ── names ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_mixed_case_changes_letters_and_nothing_else() -> None:
+def test_mixed_case_changes_letters_only() -> None:
     name = names.from_text("a-b9.alipay\\.x.test")
     mixed = query.mixed_case(name, 0b10101011)
     assert mixed != name
     assert Name(mixed.lower()) == name
 
 
-def test_only_the_answer_to_the_question_is_read() -> None:
+def test_responses_to_other_questions_are_ignored() -> None:
     question = b"\4free\4test\0\0\1\0\1"
     sent = query._query(7, question)
     head = b"\0\7\x81\x80\0\1\0\1\0\0\0\0"
@@ -145,7 +145,7 @@ def key(probe: Probe) -> object:
 
 
 @pytest.mark.parametrize("each", [CLIENT4, CLIENT6], ids=["ipv4", "ipv6"])
-def test_every_hand_made_packet_is_known_by_its_first_fragment(each: Addresses) -> None:
+def test_every_crafted_packet_is_identified_by_its_first_fragment(each: Addresses) -> None:
     target = "203.0.113.7" if each.version == 4 else "2001:db8::7"
     for probes in crafted.crafted(each, target, 8443).values():
         for probe, sent in probes:
@@ -155,7 +155,7 @@ def test_every_hand_made_packet_is_known_by_its_first_fragment(each: Addresses) 
             assert probe.form in str(probe)
 
 
-def test_plain_packets_are_known_too() -> None:
+def test_ordinary_packets_are_identified() -> None:
     udp4 = bytes(inet.IP(dst="203.0.113.7", src="192.0.2.1") / inet.UDP(dport=443))
     assert packets._arrival(udp4) == key(Probe("udp", "203.0.113.7", 443))
     echo6 = bytes(inet6.IPv6(dst="2001:db8::7", src="fd65::2") / inet6.ICMPv6EchoRequest())
@@ -175,14 +175,14 @@ def test_an_echo_request_has_its_checksum() -> None:
     ("reaction", "arrived", "passed"),
     [("rejected", False, False), ("rejected", True, True), ("silent", True, True), ("open", False, True)],
 )
-def test_what_arrives_or_is_answered_has_passed(reaction: str, arrived: bool, passed: bool) -> None:
+def test_a_probe_that_arrives_or_is_answered_has_passed(reaction: str, arrived: bool, passed: bool) -> None:
     assert ProbeResult(Probe("tcp", "203.0.113.7", 443), reaction, arrived).passed is passed
 
 
 # ── rows ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_worst_is_the_verdict_and_leaks_are_told_first() -> None:
+def test_the_worst_result_is_the_verdict_and_leaks_are_shown_first() -> None:
     row = ResultRow("alipay", "payment", "names", skipped="nothing tried yet")
     assert (row.verdict, row.detail) == ("skipped", "nothing tried yet")
     row.count("held")
