@@ -174,7 +174,7 @@ class Soak(Demo):
                 if reloads % 20 == 0:
                     whole.replace({f"{root}/block.list": f"b{reloads}.block.example\n".encode()}, 0o644)
                 try:
-                    answer = client.ask(path, "reload")
+                    answer = client.exchange(path, {"verb": "reload"})
                     refused += not answer["ok"]
                 except EmbargoError:
                     refused += 1
@@ -183,7 +183,7 @@ class Soak(Demo):
                 reached += self.rig.reach("client", addresses[reloads % len(addresses)]) == "open"
                 sizes.append((now - start, *size(stable)))
                 time.sleep(max(now + 1.0 - time.monotonic(), 0.0))
-            status = client.ask(path, "status")
+            status = client.exchange(path, {"verb": "status"})
         finally:
             load.over.set()
             thread.join(2 * LOST)

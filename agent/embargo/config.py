@@ -5,7 +5,7 @@ show. Values are checked first; a wrong one is reported and has its default in t
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, NamedTuple
 
@@ -402,3 +402,13 @@ def literal(value: Any) -> str:
     if isinstance(value, dict):
         return "{}"
     return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def unknown_apps(config: Config, apps: Collection[str]) -> Iterator[Problem]:
+    """A problem for each id in [policy] that none of these apps has."""
+    for key, chosen in (("apps", config.policy.apps), ("shared", config.policy.shared)):
+        for number, app in enumerate(chosen if isinstance(chosen, tuple) else ()):
+            if app not in apps:
+                near = checks.closest(app, apps)
+                hint = f'did you mean "{near}"?' if near else f"there are {', '.join(sorted(apps)) or 'none'}"
+                yield Problem(config.file, config.line("policy", key, number), f'policy.{key}: no app "{app}"', hint)

@@ -4,8 +4,9 @@ The verdict comes from the image and the switchboard, by the same look-ups that 
 else matches comes from the lists themselves, so that an administrator sees the lines that lost.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Literal
 
 from embargo import names
 from embargo.dns import message
@@ -16,8 +17,7 @@ from embargo.lists import lists, policy
 from embargo.lists.image import Image
 from embargo.lists.policy import Action, Claims, Decision, List, Network, Switchboard
 from embargo.names import Name
-
-Told = dict[str, Any]
+from embargo.report import AboutAddress, Claim, Line, Verdict
 
 
 def subject(text: str) -> Network | Name:
@@ -32,24 +32,21 @@ def subject(text: str) -> Network | Name:
     return entry.network
 
 
-def verdict(image: Image, board: Switchboard, text: str, qtype: str = "A", client: str = "", acl: Acl | None = None) -> Told:
-    """What happens to queries for a name, or packets to an address."""
+def verdict(image: Image, board: Switchboard, text: str, qtype: str = "A", client: str = "", acl: Acl | None = None) -> Verdict:
+    """What happens to queries for a name, or packets to an address. ValueError: the text is neither, or no such type."""
     asked = subject(text)
     _check_qtype(qtype)
-    told: Told = {"subject": text, "kind": "address" if isinstance(asked, Network) else "name"}
+    found = Verdict(text, "address" if isinstance(asked, Network) else "name", "passed")
     if client:
-        told["client"] = client
-        if acl is not None and not acl.allows(client):
-            told["client_refused"] = "dns.allow_from does not hold this client: its queries get no answer"
+        refused = "dns.allow_from does not hold this client: its queries get no answer"
+        found = replace(found, client=client, client_refused=None if acl is None or acl.allows(client) else refused)
     if isinstance(asked, Network):
-        claims = image.lookup_address(asked.first.to_bytes(4 if asked.family == 4 else 16))
-    else:
-        kind = special_kind(asked, ())
-        if kind is not None:
-            reason = f"a special-use name, answered here with rcode {kind.rcode} and never sent on ({SOURCES})"
-            return told | {"verdict": "special", "reason": reason}
-        claims = image.lookup(asked)
-    return told | _judge(image, board, claims)
+        return _judge(found, image, board, image.lookup_address(asked.first.to_bytes(4 if asked.family == 4 else 16)))
+    kind = special_kind(asked, ())
+    if kind is not None:
+        reason = f"a special-use name, answered here with rcode {kind.rcode} and never sent on ({SOURCES})"
+        return replace(found, verdict="special", reason=reason)
+    return _judge(found, image, board, image.lookup(asked))
 
 
 def _check_qtype(text: str) -> None:
@@ -67,46 +64,42 @@ def special(forward: Iterable[str]) -> Callable[[Name], bool]:
     return lambda name: special_kind(name, zones) is not None
 
 
-def _judge(image: Image, board: Switchboard, claims: Claims) -> Told:
+def _judge(found: Verdict, image: Image, board: Switchboard, claims: Claims) -> Verdict:
     action, decision = board.choose(claims)
     if decision is not None:
-        rest = [_decision(image, board, claim) for claim in claims if claim != decision]
-        word = "blocked" if action is Action.BLOCK else "audited"
-        return {"verdict": word, **_decision(image, board, decision), "also": rest}
+        others = tuple(_claim(image, board, claim) for claim in claims if claim != decision)
+        word: Literal["blocked", "audited"] = "blocked" if action is Action.BLOCK else "audited"
+        return _decided(found, word, _claim(image, board, decision), others)
     if policy.allows(image.classes, claims):
-        return {"verdict": "allowed", **_decision(image, board, claims[0]), "also": []}
-    if claims:
-        off = [_decision(image, board, claim) for claim in claims]
-        return {"verdict": "passed", "reason": "what claims it is not switched on", "also": off}
-    return {"verdict": "passed", "reason": "no list claims it", "also": []}
+        return _decided(found, "allowed", _claim(image, board, claims[0]))
+    reason = "what claims it is not switched on" if claims else "no list claims it"
+    return replace(found, reason=reason, also=tuple(_claim(image, board, claim) for claim in claims))
 
 
-def _decision(image: Image, board: Switchboard, decision: Decision) -> Told:
+def _decided(
+    found: Verdict, word: Literal["blocked", "audited", "allowed"], by: Claim, others: tuple[Claim, ...] = ()
+) -> Verdict:
+    return replace(
+        found, verdict=word, app=by.app, function=by.function, list=by.list, line=by.line, rule=by.rule, on=by.on, also=others
+    )
+
+
+def _claim(image: Image, board: Switchboard, decision: Decision) -> Claim:
     class_, source = image.classes[decision.class_], image.sources[decision.source]
-    return {
-        "app": class_.app, "function": class_.function, "list": source.path, "line": decision.line, "rule": decision.rule,
-        "on": board.actions[decision.class_] is not Action.PASS,
-    }  # fmt: skip
+    on = board.actions[decision.class_] is not Action.PASS
+    return Claim(class_.app, class_.function, source.path, decision.line, decision.rule, on)
 
 
-def matching(found: Iterable[List], asked: Network | Name) -> list[Told]:
-    """Every line of every list that speaks of a name or address, the more specific first."""
-    rows: list[tuple[int, Told]] = []
-    for list_ in found:
+def matching(lists_: Iterable[List], asked: Network | Name) -> list[Line]:
+    """Every line of every list that matches a name or address, the more specific first."""
+    rows: list[tuple[int, Line]] = []
+    for list_ in lists_:
         usual = () if isinstance(asked, Network) else map(list_.usual_entry, list_.usual.rows(names.suffixes(asked)))
         for entry in (*list_.odd, *usual):
-            weight = _weight(entry, asked)
-            if weight:
+            if weight := _weight(entry, asked):
                 source = list_.source
-                told = {
-                    "list": source.path,
-                    "line": entry.line,
-                    "rule": entry.text,
-                    "app": source.app,
-                    "function": source.function,
-                }
-                rows.append((weight, told))
-    return [told for _, told in sorted(rows, key=lambda row: -row[0])]
+                rows.append((weight, Line(source.path, entry.line, entry.text, source.app, source.function)))
+    return [line for _, line in sorted(rows, key=lambda row: -row[0])]
 
 
 def _weight(entry: policy.Entry, asked: Network | Name) -> int:
@@ -123,83 +116,11 @@ def _weight(entry: policy.Entry, asked: Network | Name) -> int:
     return 2 * len(entry.name) if any(suffix == entry.name for suffix in names.suffixes(asked)) else 0
 
 
-def add_learnt(told: Told, about: Told) -> None:
-    """What the guardian knows of an address beside the lists: whether a name led there, and who else lives there."""
-    told |= {key: about[key] for key in ("passing", "names", "spared") if key in about}
-    learnt = about.get("learnt")
-    if learnt is not None and told["verdict"] == "passed":
-        told |= {key: learnt[key] for key in ("app", "function", "list", "line", "rule")}
-        told |= {"verdict": "blocked", "learnt": learnt["name"]}
-
-
-STALE = 180 * 86_400  # seconds after which a list of servers that come and go is called old
-CHANGING = ("doh", "httpdns")
-
-
-def _lists_of_servers(chosen: policy.Selection, rows: list[Told]) -> Iterator[str]:
-    """The lists of servers behind a way round that are missing or old."""
-    for function in CHANGING:
-        mine = [row for row in rows if row["list"].startswith(f"{policy.BYPASS}/{function}.") and row["entries"]]
-        if function not in chosen.bypass:
-            continue
-        if not mine:
-            yield f"servers of {function}: there is no list {policy.BYPASS}/{function}.list"
-        yield from (
-            f"servers of {function} that came in the last {row['age'] // 86_400} days: {row['list']} is that old"
-            for row in mine
-            if row["age"] > STALE
-        )
-
-
-def uncovered(
-    settings: Any, report: Told, listening: bool, lists_: list[Told], wall: Told, unpoliced: Sequence[str] = ()
-) -> list[str]:
-    """What the configuration leaves open, in words. `unpoliced`: interfaces whose clients, if any, are none of ours."""
-    firewall, chosen = settings.firewall, settings.policy
-    on = [app for app in report["apps"] if app["on"] and app["id"] != policy.BYPASS]
-    found = []
-    if chosen.mode is Action.AUDIT:
-        found.append('nothing is blocked, only logged (policy.mode = "audit")')
-    if not on:
-        found.append("no app is switched on (policy.apps)")
-    if not firewall.enabled:
-        found.append("addresses, hard-coded resolvers and encrypted DNS: the firewall is off (firewall.enabled = false)")
-    elif not firewall.lan:
-        found.append("port 53 to other resolvers, DNS over TLS and over QUIC by port: no interface is named (firewall.lan)")
-    elif not firewall.intercept_dns:
-        found.append("port 53 to other resolvers (firewall.intercept_dns = false)")
-    if firewall.enabled and unpoliced:
-        found.append(f"clients behind {', '.join(unpoliced)}, if there are any: firewall.lan does not name them")
-    if firewall.enabled:
-        found += _not_learnt(firewall, wall.get("learning") or {})
-        found += [f"open flows that the flowtable {each} forwards past all rules" for each in wall.get("flowtables", ())]
-        nameless = [a["id"] for a in on if not any(f["on"] and f.get("networks") for f in a["functions"].values())]
-        if nameless:
-            found.append(f"hard-coded addresses of {', '.join(nameless)}: none are known for the functions that are on")
-    found += _lists_of_servers(chosen, lists_)
-    closed = [function for function in policy.BYPASS_FUNCTIONS if function not in chosen.bypass]
-    if closed:
-        found.append(f"ways round the filter that are left open: {', '.join(closed)} (policy.bypass)")
-    if chosen.functions != "all":
-        found.append(f"every function of the apps but {', '.join(chosen.functions)} (policy.functions)")
-    apart = sum(
-        f.get("shared_names", 0) + f.get("shared_networks", 0) for a in on if not a["shared"] for f in a["functions"].values()
-    )
-    if apart:
-        found.append(f"{apart} entries that others share (policy.shared)")
-    if not listening:
-        found.append("no address is listened on")
-    return found
-
-
-def _not_learnt(firewall: Any, learning: Told) -> Iterator[str]:
-    if not firewall.learn:
-        yield "addresses that only DNS answers show (firewall.learn = false)"
-        return
-    if learning.get("proving"):
-        yield f"addresses that only DNS answers show: for {learning['proving']} s yet they are noted and not blocked"
-    if learning.get("trouble"):
-        yield f"addresses learnt before a restart: they cannot be saved: {learning['trouble']}"
-    spared = learning.get("spared") or ()
-    if spared:
-        yield f"{len(spared)} addresses behind blocked names that others use too (embargo status --json, firewall.learning)"
+def with_learnt(found: Verdict, about: AboutAddress) -> Verdict:
+    """The same with what the guardian knows of the address beside the lists. What a list decides stays decided."""
+    found = replace(found, passing=about.passing, names=about.names, spared=about.spared)
+    learnt = about.learnt
+    if learnt is None or found.verdict != "passed":
+        return found
+    claim = Claim(learnt.app, learnt.function, learnt.list, learnt.line, learnt.rule, on=True)
+    return replace(_decided(found, "blocked", claim, found.also), learnt=learnt.name, reason=None)

@@ -5,24 +5,50 @@ given. A field is described by its type: str, int, float, bool, bytes (hexadecim
 record, a NamedTuple (as a list), tuple[X, ...], tuple[X, Y], dict[str, X], and unions of these. Bounds that a type does not
 say are `Annotated` with Limit: what an unprivileged process sends is not believed.
 
-A record that is sent or kept by itself has a `version`: its encoding says it, and another version is refused by name.
+A member that is None is left out, and one that is missing is read as None. A record that is kept on its own has a VERSION:
+its encoding carries it, and decoding refuses any other.
 """
 
 import dataclasses
 import enum
 import types
 import typing
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Generic, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from embargo.errors import EmbargoError
 
 R = TypeVar("R")
 
+MAX_NAMES = 200  # characters of unknown names that a message repeats
+
 #: a decoder of one type: the JSON value and where it stands, for the message
 _Decoder = Callable[[Any, str], Any]
+
+
+Answer = TypeVar("Answer")
+
+
+class Order(Generic[Answer]):
+    """What a process is asked to do. `Order[Counted]` is answered with the record Counted."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The answer to an order that was carried out and has nothing to report."""
+
+
+def answer_of(order: type) -> type:
+    """The record that answers this kind of order."""
+    for base in order.__orig_bases__:  # type: ignore[attr-defined] # typing sets it on every subclass of Order[…]
+        if arguments := get_args(base):
+            kind: type = arguments[0]
+            return kind
+    raise TypeError(f"{order.__name__} does not say what answers it")
 
 
 class RecordError(EmbargoError):
@@ -54,8 +80,9 @@ Word = Annotated[str, Limit(characters=1000, printable=True)]
 def encode(record: Any) -> Any:
     """The JSON value of a record, or of what a record may hold."""
     if dataclasses.is_dataclass(record):
-        value = {field.name: encode(getattr(record, field.name)) for field in dataclasses.fields(record)}
-        version = getattr(record, "version", None)
+        members = ((field.name, getattr(record, field.name)) for field in dataclasses.fields(record))
+        value = {name: encode(member) for name, member in members if member is not None}
+        version = getattr(record, "VERSION", None)
         return value if version is None else {"version": version, **value}
     if isinstance(record, enum.Enum):
         return record.value
@@ -77,6 +104,28 @@ def decode(kind: type[R], value: Any) -> R:
     return found
 
 
+def tagged(record: Any) -> dict[str, Any]:
+    """A record as a JSON object that names its kind in `op`."""
+    return {"op": type(record).__name__, **encode(record)}
+
+
+def untagged(kinds: Mapping[str, type], value: Any) -> Any:
+    """The record of one of these kinds that `tagged` made this object of. RecordError when it is none of them."""
+    if not isinstance(value, dict) or not isinstance(name := value.get("op"), str) or name not in kinds:
+        raise RecordError(f"none of {', '.join(kinds)}")
+    return decode(kinds[name], {key: member for key, member in value.items() if key != "op"})
+
+
+def widened(kind: type[R], record: Any, **members: Any) -> R:
+    """The record of a kind that has all members of another one and these."""
+    return kind(**{field.name: getattr(record, field.name) for field in dataclasses.fields(record)} | members)
+
+
+def by_name(kinds: Iterable[type]) -> dict[str, type]:
+    """These kinds by the names that `tagged` gives them."""
+    return {kind.__name__: kind for kind in kinds}
+
+
 @cache
 def _decoder(kind: Any) -> _Decoder:
     origin = get_origin(kind)
@@ -88,8 +137,8 @@ def _decoder(kind: Any) -> _Decoder:
         return _literal(get_args(kind))
     if origin is tuple:
         return _sequence(get_args(kind)) if get_args(kind)[1:] == (...,) else _fixed(get_args(kind), tuple)
-    if origin is dict:
-        return _mapping(get_args(kind)[1])
+    if origin in (dict, Mapping):
+        return _mapping(*get_args(kind))
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return _record(kind)
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
@@ -107,7 +156,7 @@ def _decoder(kind: Any) -> _Decoder:
 def _record(kind: type) -> _Decoder:
     hints = typing.get_type_hints(kind, include_extras=True)
     fields = {field.name: _decoder(hints[field.name]) for field in dataclasses.fields(kind)}
-    version = getattr(kind, "version", None)
+    version = getattr(kind, "VERSION", None)
     names = set(fields) | ({"version"} if version is not None else set())
 
     def read(value: Any, place: str) -> Any:
@@ -115,10 +164,9 @@ def _record(kind: type) -> _Decoder:
             raise RecordError(f"{place}: not a record")
         if version is not None and not _same(value.get("version"), version):
             raise RecordError(f"{place}: version {value.get('version')}, this program reads version {version}")
-        if value.keys() != names:
-            missing, extra = names - value.keys(), value.keys() - names
-            raise RecordError(f"{place}: without {sorted(missing)}, with {sorted(map(str, extra))}")
-        return kind(**{name: decoder(value[name], f"{place}.{name}") for name, decoder in fields.items()})
+        if extra := value.keys() - names:
+            raise RecordError(f"{place}: has {', '.join(sorted(map(str, extra)))[:MAX_NAMES]}")
+        return kind(**{name: decoder(value.get(name), f"{place}.{name}") for name, decoder in fields.items()})
 
     return read
 
@@ -208,13 +256,13 @@ def _fixed(kinds: tuple[Any, ...], make: Callable[[Any], Any]) -> _Decoder:
     return read
 
 
-def _mapping(kind: Any) -> _Decoder:
-    decoder = _decoder(kind)
+def _mapping(key_kind: Any, kind: Any) -> _Decoder:
+    key_decoder, decoder = _decoder(key_kind), _decoder(kind)
 
     def read(value: Any, place: str) -> Any:
-        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        if not isinstance(value, dict):
             raise RecordError(f"{place}: not an object")
-        return {key: decoder(each, f"{place}.{key}") for key, each in value.items()}
+        return {key_decoder(key, place): decoder(each, f"{place}.{key}") for key, each in value.items()}
 
     return read
 

@@ -19,15 +19,17 @@ from pathlib import Path
 
 import pytest
 
-from embargo import config, names
+from embargo import config, names, records
 from embargo.daemon.ask import control
-from embargo.daemon.compile.compiler import IMAGE, REPORT, fill, new
+from embargo.daemon.compile import compiler, sources
 from embargo.daemon.guard.memory import Memory
+from embargo.daemon.host import whole
 from embargo.daemon.log.journal import Journal
-from embargo.daemon.supervise.generations import Store
+from embargo.daemon.supervise.generations import IMAGE, REPORT, Store
 from embargo.errors import ImageError
 from embargo.firewall.learning import Book, Reason
 from embargo.lists import image, lists, policy
+from embargo.lists.image import Image
 from embargo.lists.policy import Class, Selection
 from support.agent import running
 from support.playbook import listed
@@ -64,7 +66,8 @@ def octets(number: int) -> tuple[bytes, bytes]:
     ]
     combined = policy.combine(apps, (), Selection())
     board = policy.select(apps, combined.classes, Selection())
-    return image.encode(combined), json.dumps({"switchboard": list(map(int, board.actions)), "names": 1 + number % 50}).encode()
+    made = compiler.report(SETTINGS, sources.Loaded(tuple(apps), (), {}, ()), Image(data := image.encode(combined)), board)
+    return data, json.dumps(records.encode(made)).encode()
 
 
 def write_generations(directory: Path) -> None:
@@ -74,8 +77,9 @@ def write_generations(directory: Path) -> None:
     for number in itertools.count():
         workshop = store.workshop()
         for name, data in zip((IMAGE, REPORT), made[number % 6], strict=True):
-            fill(new(f"{workshop}/{name}"), data)
+            whole.fill(whole.new(f"{workshop}/{name}"), data)
         store.make_current(store.number(workshop))
+        store.prune()
 
 
 def test_generations(tmp_path: Path) -> None:
@@ -90,7 +94,7 @@ def test_generations(tmp_path: Path) -> None:
         seen = number
         if number:
             generation = store.load(number, SETTINGS)
-            assert len(generation.image) == generation.report["names"]
+            assert len(generation.image) == generation.report.names
             generation.close()
         # an interrupted start after that one finds the same
         assert not [name for name in os.listdir(directory / "generations") if name.startswith(".")]
@@ -105,23 +109,23 @@ def test_a_generation_that_is_cut_short_is_none(tmp_path: Path) -> None:
     store.prepare()
     workshop = store.workshop()
     for name, data in zip((IMAGE, REPORT), octets(20), strict=True):
-        fill(new(f"{workshop}/{name}"), data)
+        whole.fill(whole.new(f"{workshop}/{name}"), data)
     number = store.number(workshop)
     store.make_current(number)
     chance = random.Random(12)
     for name in (IMAGE, REPORT):
         path = tmp_path / f"generations/{number:06}/{name}"
-        whole = path.read_bytes()
-        for length in {0, 1, len(whole) - 1, *chance.choices(range(len(whole)), k=CUTS)}:
-            path.write_bytes(whole[:length])
+        content = path.read_bytes()
+        for length in {0, 1, len(content) - 1, *chance.choices(range(len(content)), k=CUTS)}:
+            path.write_bytes(content[:length])
             with pytest.raises(ImageError):
                 store.load(number, SETTINGS)
-            path.write_bytes(whole[:length] + bytes(len(whole) - length))  # the length was written, the octets were not
+            path.write_bytes(content[:length] + bytes(len(content) - length))  # the length was written, the octets were not
             with contextlib.suppress(ImageError):
                 generation = store.load(number, SETTINGS)
                 generation.close()
-                assert whole == path.read_bytes()
-        path.write_bytes(whole)
+                assert content == path.read_bytes()
+        path.write_bytes(content)
     store.load(number, SETTINGS).close()
 
 
@@ -153,13 +157,13 @@ def test_what_was_learnt(tmp_path: Path) -> None:
         assert Memory(str(path), book).recall(1.0), "it is usable"
         assert book.learnt >= known, "what was learnt is not forgotten"
         known = book.learnt
-        whole = path.read_bytes()
-        head = whole.index(b"\n") + 1
-        path.write_bytes(whole[: chance.randint(head, len(whole))])  # notes are not synced
+        content = path.read_bytes()
+        head = content.index(b"\n") + 1
+        path.write_bytes(content[: chance.randint(head, len(content))])  # notes are not synced
         shorter = Book()
         assert Memory(str(path), shorter).recall(1.0)
         assert shorter.learnt <= book.learnt
-        path.write_bytes(whole)
+        path.write_bytes(content)
 
     cut(write_memory, tmp_path, check)
     assert known > 100

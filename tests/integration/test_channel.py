@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from embargo.daemon.guard.orders import Stop
 from embargo.daemon.process import channel
-from embargo.daemon.process.channel import MAX_MESSAGE, Channel, ChannelError
+from embargo.daemon.process.channel import MAX_MESSAGE, Answered, Channel, ChannelError, Events
 
 SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
@@ -20,7 +21,7 @@ SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 def ends() -> Iterator[tuple[Channel, socket.socket]]:
     """A channel, and who sends by hand at its other end. No descriptor stays open that was not before."""
     before = len(list(Path("/proc/self/fd").iterdir()))
-    ours, theirs = channel.pair()
+    ours, theirs = channel.pair((Stop, Answered, Events))
     yield ours, theirs
     ours.close()
     theirs.close()
@@ -54,7 +55,7 @@ def test_what_may_never_end_is_not_read(ends: tuple[Channel, socket.socket]) -> 
 @pytest.mark.parametrize("seals", [0, SEALS & ~fcntl.F_SEAL_WRITE, SEALS & ~fcntl.F_SEAL_SHRINK, SEALS & ~fcntl.F_SEAL_GROW])
 def test_a_message_that_can_change_is_refused(ends: tuple[Channel, socket.socket], seals: int) -> None:
     ours, theirs = ends
-    with memory(b'{"op":"stop"}', seals) as fd:
+    with memory(b'{"op":"Stop","rules":"keep"}', seals) as fd:
         send(theirs, b"@", fd)
     with pytest.raises(ChannelError, match="not sealed"):
         ours.receive(MAX_MESSAGE)
@@ -62,11 +63,11 @@ def test_a_message_that_can_change_is_refused(ends: tuple[Channel, socket.socket
 
 def test_a_message_in_memory_has_the_size_that_is_expected(ends: tuple[Channel, socket.socket]) -> None:
     ours, theirs = ends
-    for limit, passes in ((13, True), (12, False), (0, False)):
-        with memory(b'{"op":"stop"}', SEALS) as fd:
+    for limit, passes in ((28, True), (27, False), (0, False)):
+        with memory(b'{"op":"Stop","rules":"keep"}', SEALS) as fd:
             send(theirs, b"@", fd)
         if passes:
-            assert ours.receive(limit) == ({"op": "stop"}, [])
+            assert ours.receive(limit) == (Stop("keep"), None, [])
         else:
             with pytest.raises(ChannelError):
                 ours.receive(limit)
@@ -75,7 +76,11 @@ def test_a_message_in_memory_has_the_size_that_is_expected(ends: tuple[Channel, 
 @pytest.mark.parametrize(
     "data",
     [
-        b"[" * 100_000, b"[]", b"7", b"{", b"\xff", b"@", b'{"op":"events"}', b'{"op":"answered","records":"00"}',
+        b"[" * 100_000, b"[]", b"7", b"{", b"\xff", b"@", b'{"op":"Events","lines":"","lost":0,"attempts":0}',
+        b'{"op":"Answered","records":"00"}',
+        b'{"op":"Use"}', b'{"op":"Stop"}', b'{"op":"Stop","rules":"none"}',
+        b'{"op":"Stop","rules":"keep","id":"x"}',
+        b'{"op":"Stop","rules":"keep","more":1}', b'{"op":["Stop"]}',
         b"E" + (2).to_bytes(8) + (1).to_bytes(8), b"E" + bytes([255]) * 16, b"E" + bytes(16) + b"half a line",
         b'{"a":"' + b"a" * channel.MAX_PACKET + b'"}',
     ],

@@ -69,6 +69,24 @@ def test_sockets_follow_and_what_stays_keeps_its_socket() -> None:
         sockets.close()
 
 
+def test_a_change_that_is_taken_back_leaves_every_socket_as_it_was() -> None:
+    first, second = Endpoint("127.0.0.1", free_port()), Endpoint("127.0.0.1", free_port())
+    sockets = Sockets()
+    try:
+        sockets.follow([first], 2, LO)
+        sockets.settle()
+        kept = [sock for number in (0, 1) for _, sock in sockets.of(number)]
+        assert sockets.follow([second], 2, LO)
+        opened = [sock for number in (0, 1) for _, sock in sockets.of(number)]
+        sockets.restore()
+        assert sockets.endpoints == (first,)
+        assert [sock for number in (0, 1) for _, sock in sockets.of(number)] == kept
+        assert {sock.fileno() for sock in opened} == {-1}, "what was opened is closed"
+        assert -1 not in {sock.fileno() for sock in kept}
+    finally:
+        sockets.close()
+
+
 def test_one_address_that_cannot_be_had_changes_nothing() -> None:
     first = Endpoint("127.0.0.1", free_port())
     sockets = Sockets()

@@ -149,7 +149,7 @@ def test_the_other_resolver_blocks_the_shipped_catalogue(software: str, tmp_path
     asked = [*random.Random(1).sample(asked, SAMPLE), *map(names.from_text, ("mygw.alipay.com", "x.mygw.alipay.com"))]
 
     def blocks(name: Name) -> bool:
-        return bool(explain.verdict(built, board, names.to_text(name))["verdict"] == "blocked")
+        return bool(explain.verdict(built, board, names.to_text(name)).verdict == "blocked")
 
     assert sum(map(blocks, asked)) > SAMPLE // 4
     with exports.serving(command, tmp_path, text, upstream, ready) as resolver:

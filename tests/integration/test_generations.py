@@ -1,14 +1,18 @@
 """Generations on a real file system: numbered, verified, replaced as a whole."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from embargo import config
+from embargo import config, records
+from embargo.daemon.compile import compiler, sources
 from embargo.daemon.supervise.generations import KEEP, Store
 from embargo.errors import ImageError
 from embargo.lists import image, lists, policy
+from embargo.lists.image import Image
 from embargo.lists.lists import Guard
 from embargo.lists.policy import App, Level, Selection, Source
 
@@ -30,8 +34,10 @@ def compiled(store: Store, text: str = "alipay.example\n") -> int:
     combined = policy.combine(apps, (), Selection())
     board = policy.select(apps, combined.classes, Selection())
     workshop = Path(store.workshop())
-    (workshop / "policy.img").write_bytes(image.encode(combined))
-    (workshop / "report.json").write_text(json.dumps({"switchboard": list(map(int, board.actions))}))
+    data = image.encode(combined)
+    (workshop / "policy.img").write_bytes(data)
+    made = compiler.report(SETTINGS, sources.Loaded(tuple(apps), (), {}, ()), Image(data), board)
+    (workshop / "report.json").write_text(json.dumps(records.encode(made)))
     return store.number(str(workshop))
 
 
@@ -53,6 +59,7 @@ def test_old_generations_go_but_never_the_current_one(store: Store, tmp_path: Pa
     store.make_current(first)
     numbers = [compiled(store) for _ in range(KEEP + 3)]
     store.make_current(first)
+    store.prune()
     kept = sorted(int(path.name) for path in (tmp_path / "generations").glob("0*"))
     assert kept == [first, *numbers[-KEEP:]]
 
@@ -68,10 +75,18 @@ def test_a_damaged_image_is_refused(store: Store, tmp_path: Path, place: int) ->
         store.load(number, SETTINGS)
 
 
-@pytest.mark.parametrize("report", ["", "{}", '{"switchboard": []}', '{"switchboard": [9, 9, 9]}', "[]"])
-def test_a_report_that_does_not_fit_is_refused(store: Store, tmp_path: Path, report: str) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda report: "", lambda report: {}, lambda report: [], lambda report: report | {"switchboard": {"actions": []}},
+        lambda report: report | {"switchboard": {"actions": [9, 9, 9]}}, lambda report: report | {"version": 0},
+        lambda report: report | {"more": 1},
+    ],
+)  # fmt: skip
+def test_a_report_that_does_not_fit_is_refused(store: Store, tmp_path: Path, change: Callable[[Any], Any]) -> None:
     number = compiled(store)
-    (tmp_path / f"generations/{number:06}/report.json").write_text(report)
+    path = tmp_path / f"generations/{number:06}/report.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
     with pytest.raises(ImageError):
         store.load(number, SETTINGS)
 

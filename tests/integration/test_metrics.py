@@ -9,7 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from embargo import records
 from embargo.daemon.ask import metrics
+from embargo.daemon.ask.orders import Status
 from support.agent import Agent, free_port, running
 from tools.rig import until
 
@@ -57,7 +59,7 @@ def test_a_number_has_all_its_digits(agent: Agent) -> None:
     status = agent.told("status")
     status["uptime"] = 1234567.8
     status["counters"]["queries_udp"] = 12_345_678
-    lines = metrics.text(status).splitlines()
+    lines = metrics.text(records.decode(Status, status)).splitlines()
     assert 'embargo_queries_total{transport="udp"} 12345678' in lines
     assert "embargo_uptime_seconds 1234567.8" in lines
     assert "embargo_reload_success 1" in lines

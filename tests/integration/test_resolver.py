@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import dns.flags
 import dns.message
@@ -22,16 +21,20 @@ import pytest
 from embargo import accelerator, names
 from embargo.daemon.process import answered
 from embargo.daemon.process.answered import Marks
-from embargo.daemon.process.channel import pair
+from embargo.daemon.process.channel import Answered, Failed, pair
+from embargo.daemon.process.sightings import Flushed, Free, Leads, Pass
 from embargo.daemon.resolve import witness
+from embargo.daemon.resolve.orders import Adopt, Judgement
 from embargo.daemon.resolve.resolver import Resolver
 from embargo.daemon.resolve.selector import Selector
 from embargo.dns import cache
 from embargo.lists.image import Image
+from embargo.lists.policy import Action, Switchboard
+from embargo.records import Done
 from support.matrix import ACCELERATORS, pairs
 from support.playbook import compiled, query
 from support.upstream import Upstream, right
-from support.worker import LOOPBACK, Worker, bound, framed, is_closed, read
+from support.worker import LOOPBACK, Worker, bound, framed, is_closed, read, settings
 from tools.rig import until
 
 BLOCKED = "alipay.example"
@@ -178,7 +181,7 @@ def test_a_policy_is_swapped_under_load_without_losing_a_query() -> None:
             thread.start()
         for number in range(1, rounds):
             before = sum(answered)
-            assert worker.policy(*lists[number % 2])["op"] == "done"
+            assert worker.policy(*lists[number % 2]) == Done()
             until(partial(goes_on, before), "queries go on")
         done.set()
         for thread in threads:
@@ -212,11 +215,11 @@ def test_an_order_that_cannot_be_carried_out_changes_nothing() -> None:
     with Worker() as worker, open(os.devnull, "rb") as nothing, open(__file__, "rb") as no_image:
         worker.start(BLOCKED)
         for file in (nothing, no_image):
-            answer = worker.ask("policy", [file.fileno()], generation=2, switchboard=[0], exempt=[])
-            assert answer["op"] == "error"
+            answer = worker.ask(Adopt(Judgement(2, Switchboard((Action.PASS,)), ()), None), [file.fileno()])
+            assert isinstance(answer, Failed)
             assert worker.asked(query(BLOCKED)).rcode() == dns.rcode.NXDOMAIN
-        assert "image" in answer["error"]
-        assert worker.ask("policy", [], generation=2, switchboard=[], exempt=[])["op"] == "error"
+        assert "image" in answer.reason
+        assert isinstance(worker.ask(Adopt(Judgement(2, Switchboard(()), ()), None)), Failed)
 
 
 def test_all_events_are_handed_over_at_the_end() -> None:
@@ -290,18 +293,18 @@ def test_addresses_of_an_allowed_name_pass_before_its_reply_is_sent() -> None:
         worker.meet()
         with worker.udp() as sock:
             sock.send(query("good.test"))
-            asked = worker.told("pass")
-            assert asked["addresses"] == [["c0000250", 300]]
-            worker.ready(asked["number"])
+            asked = worker.told(Pass)
+            assert asked.addresses == ((bytes([192, 0, 2, 80]), 300),)
+            worker.ready(asked.number)
             assert dns.message.from_wire(sock.recv(4096)).rcode() == dns.rcode.NOERROR
             sock.send(query("good.test"))
-            worker.told("pass")
+            worker.told(Pass)
             assert dns.message.from_wire(sock.recv(4096)).rcode() == dns.rcode.NOERROR, "it does not wait for ever"
 
 
-def heard(message: dict[str, Any]) -> list[tuple[str, list[str], int]]:
-    """The records of a message, readable."""
-    packed = message["records"] if "records" in message else bytes.fromhex(message["record"])
+def heard(record: Answered | Leads | Free) -> list[tuple[str, list[str], int]]:
+    """What is packed in it, readable."""
+    packed = record.records if isinstance(record, Answered) else record.packed
     return [
         (names.to_text(name), [str(ipaddress.ip_address(a)) for a in addresses], seconds)
         for name, addresses, seconds in answered.unpack(packed)
@@ -316,10 +319,10 @@ def test_the_addresses_behind_a_blocked_name_are_reported_to_the_guardian(accele
         worker.start(BLOCKED, dns=dns_)
         worker.meet()
         assert worker.asked(query(f"www.{BLOCKED}")).rcode() == dns.rcode.NXDOMAIN, "it is answered at once"
-        told = worker.told("leads")
+        told = worker.told(Leads)
         assert heard(told) == [(f"www.{BLOCKED}", ["192.0.2.80"], 300)]
-        assert (told["class"], told["list"], told["line"]) == (["alipay", "payment"], "alipay/payment.list", 1)
-        assert told["rule"] == BLOCKED
+        assert (told.class_, told.list, told.line) == (("alipay", "payment"), "alipay/payment.list", 1)
+        assert told.rule == BLOCKED
         until(lambda: len(upstream.asked) == 2, "both types are asked for")
         assert {dns.rdatatype.to_text(asked.message.question[0].rdtype) for asked in upstream.asked} == {"A", "AAAA"}
         for _ in range(3):
@@ -332,22 +335,22 @@ def test_what_could_not_be_looked_up_is_tried_again(monkeypatch: pytest.MonkeyPa
     """There is no upstream yet when the name is asked for, and none comes of itself."""
     monkeypatch.setattr(witness, "LATEST", 0.3)
     octets, board = compiled(BLOCKED)
-    settings = {"allow_from": ["127.0.0.0/8"], "block_mode": "nxdomain", "block_ttl": 10, "upstream": [], "learn": True}
     channel, guardian = pair()
     marks = Marks.make()
 
     async def run(upstream: Upstream) -> None:
         udp, tcp = bound(["127.0.0.1"])
         resolver = Resolver(lambda *_: True, None)
-        resolver.adopt(Image(octets), 1, board, (), settings)
+        resolver.adopt(Image(octets), Judgement(1, board, ()), settings(learn=True))
         resolver.meet(channel, marks)
         await resolver.listen([udp], [tcp])
         try:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
                 sock.sendto(query(BLOCKED), udp.getsockname())
                 await asyncio.to_thread(sock.recv, 4096)
-            await asyncio.to_thread(until, lambda: resolver.stats()["counters"]["looked_up"] == 1, "it is tried")
-            resolver.adopt(Image(octets), 2, board, (), settings | {"upstream": [f"udp://127.0.0.1:{upstream.port}"]})
+            await asyncio.to_thread(until, lambda: resolver.stats().counters["looked_up"] == 1, "it is tried")
+            with_upstream = settings(learn=True, upstream=[f"udp://127.0.0.1:{upstream.port}"])
+            resolver.adopt(Image(octets), Judgement(2, board, ()), with_upstream)
             await asyncio.to_thread(until, lambda: len(upstream.asked) >= 2, "it is tried again")
         finally:
             await resolver.stop()
@@ -373,9 +376,9 @@ def test_answers_of_unblocked_names_are_reported_to_the_guardian_together() -> N
         worker.meet()
         for name in ("one.test", "two.test", "one.test"):
             assert worker.asked(query(name)).rcode() == dns.rcode.NOERROR
-        found = heard(worker.told("answered"))
+        found = heard(worker.told(Answered))
         while len(found) < 2:
-            found += heard(worker.told("answered"))
+            found += heard(worker.told(Answered))
         assert found == [("one.test", ["192.0.2.80"], 300), ("two.test", ["192.0.2.80"], 300)]
 
 
@@ -383,12 +386,12 @@ def test_a_guardian_that_asks_gets_all_answers_at_once() -> None:
     with Upstream(lambda asked: [right(asked)]) as upstream, Worker() as worker:
         worker.start(BLOCKED, dns={"upstream": [f"udp://127.0.0.1:{upstream.port}"]})
         worker.meet()
-        worker.tell_all(1)
-        assert worker.told("told")["number"] == 1
+        worker.flush(1)
+        assert worker.told(Flushed).number == 1
         assert not worker.news, "nothing was answered"
         assert worker.asked(query("one.test")).rcode() == dns.rcode.NOERROR
-        worker.tell_all(2)
-        assert worker.told("told")["number"] == 2
+        worker.flush(2)
+        assert worker.told(Flushed).number == 2
         (answered,) = worker.news
         assert heard(answered) == [("one.test", ["192.0.2.80"], 300)]
 
@@ -400,20 +403,20 @@ def test_a_reply_waits_until_its_address_is_free_but_not_for_ever() -> None:
         marks.add(ipaddress.ip_address("192.0.2.80").packed)
         with worker.udp() as sock:
             sock.send(query("neighbour.test"))
-            asked = worker.told("free")
+            asked = worker.told(Free)
             assert heard(asked) == [("neighbour.test", ["192.0.2.80"], 300)]
             sock.settimeout(0.1)
             with pytest.raises(TimeoutError):
                 sock.recv(4096)
-            worker.ready(asked["number"])
+            worker.ready(asked.number)
             sock.settimeout(10)
             assert dns.message.from_wire(sock.recv(4096)).rcode() == dns.rcode.NOERROR
             sock.send(query("other.test"))
-            worker.told("free")
+            worker.told(Free)
             assert dns.message.from_wire(sock.recv(4096)).rcode() == dns.rcode.NOERROR, "the guardian does not answer"
         marks.remove(ipaddress.ip_address("192.0.2.80").packed)
         assert worker.asked(query("third.test")).rcode() == dns.rcode.NOERROR
-        assert heard(worker.told("answered"))[0][0] == "third.test"
+        assert heard(worker.told(Answered))[0][0] == "third.test"
 
 
 def test_a_new_guardian_gets_the_cached_answers() -> None:
@@ -424,7 +427,7 @@ def test_a_new_guardian_gets_the_cached_answers() -> None:
         worker.meet()
         found: set[str] = set()
         while len(found) < 4:  # of an address, no more names are remembered
-            found |= {name for name, _, _ in heard(worker.told("answered"))}
+            found |= {name for name, _, _ in heard(worker.told(Answered))}
         assert found <= {f"n{number}.test" for number in range(300)}
 
 
@@ -434,7 +437,7 @@ def test_a_worker_goes_on_without_a_guardian_and_with_the_next_one() -> None:
         worker.meet().add(ipaddress.ip_address("192.0.2.80").packed)
         worker.meet()
         assert worker.asked(query("one.test")).rcode() == dns.rcode.NOERROR, "the page is the new guardian's"
-        assert heard(worker.told("answered"))[0][0] == "one.test"
+        assert heard(worker.told(Answered))[0][0] == "one.test"
 
 
 @pytest.mark.parametrize("accelerated", [True, False], ids=["compiled", "python"])
@@ -460,12 +463,12 @@ def test_a_name_is_renewed_although_nothing_else_wakes_the_worker(
         udp, tcp = bound(["127.0.0.1"])
         resolver = Resolver(lambda *_: True, None, selector)
         octets, board = compiled(BLOCKED)
-        settings = {"allow_from": ["127.0.0.0/8"], "block_mode": "nxdomain", "block_ttl": 10}
-        resolver.adopt(Image(octets), 1, board, (), settings | {"upstream": [f"udp://127.0.0.1:{upstream.port}"]})
+        with_upstream = settings(upstream=[f"udp://127.0.0.1:{upstream.port}"])
+        resolver.adopt(Image(octets), Judgement(1, board, ()), with_upstream)
         await resolver.listen([udp], [tcp])
         try:
             await asyncio.to_thread(client, udp.getsockname(), upstream)
-            assert resolver.stats()["cache"]["refreshed"] == 1
+            assert resolver.stats().cache["refreshed"] == 1
         finally:
             await resolver.stop()
 

@@ -17,10 +17,12 @@ from pathlib import Path
 
 import pytest
 
+from embargo.daemon.compile.orders import Match
 from embargo.daemon.process import channel, spawn
 from embargo.daemon.process.child import Child, ChildError
 from embargo.daemon.process.outbox import Ledger
 from embargo.daemon.process.spawn import Process, Spawn, Units
+from embargo.daemon.resolve.orders import ORDERS
 from embargo.daemon.supervise import workshop
 from support.agent import Agent
 from tools.rig import until
@@ -158,7 +160,7 @@ def test_who_has_gone_before_it_began_is_not_served(units: str) -> None:
 
 
 def test_where_nobody_listens_that_is_said(tmp_path: Path) -> None:
-    child = Child("resolver 0", "resolver", lambda child, message: None, str(tmp_path), Units(str(tmp_path)))
+    child = Child("resolver 0", "resolver", ORDERS, lambda child, events: None, str(tmp_path), Units(str(tmp_path)))
     with pytest.raises(ChildError, match=rf"^resolver 0 cannot be started: {tmp_path}/resolver: No such file or directory$"):
         asyncio.run(child.start())
 
@@ -174,7 +176,7 @@ def test_what_does_not_begin_is_said(tmp_path: Path) -> None:
             connection.close()  # as systemd does when the program cannot be started
             await start
 
-        child = Child("resolver 0", "resolver", lambda child, message: None, str(tmp_path), Units(str(tmp_path)))
+        child = Child("resolver 0", "resolver", ORDERS, lambda child, events: None, str(tmp_path), Units(str(tmp_path)))
         with pytest.raises(ChildError, match=r"systemd did not start it; see journalctl -u 'embargo-resolver@\*'$"):
             asyncio.run(run())
 
@@ -219,7 +221,7 @@ def test_a_compiler_that_does_not_answer_as_it_should_is_in_the_way_and_no_more(
             return Ended()
 
     with pytest.raises(workshop.Hindered, match="it ended with status 0"):
-        asyncio.run(workshop.run(Odd(), {"matching": "x"}))
+        asyncio.run(workshop.run(Odd(), Match("", "", (), "x")))
 
 
 @pytest.fixture
@@ -255,7 +257,7 @@ def test_a_compiler_that_does_not_end_in_time_is_killed(units: str, monkeypatch:
 
     begun: list[Process] = []
     with pytest.raises(workshop.Hindered, match="did not end in"):
-        asyncio.run(workshop.run(Waiting(units), {"matching": "x"}))
+        asyncio.run(workshop.run(Waiting(units), Match("", "", (), "x")))
     os.kill(begun[0].pid, signal.SIGKILL)  # what systemd does
 
 
@@ -344,7 +346,7 @@ def test_an_agent_whose_resolvers_are_another_user_than_it_was_told_says_so(tmp_
     agent.write_config(state={"user": "nobody"})
     agent.start()
     try:
-        assert "resolver 0 is user 0, as its unit says; [state] user says 65534: let both be the same" in agent.errors
+        assert "resolver 0 runs as user 0, which its unit sets; [state] user is user 65534: make them the same" in agent.errors
         assert agent.blocked("alipay.example")
     finally:
         agent.stop()

@@ -9,6 +9,7 @@ from embargo import names
 from embargo.daemon.process import answered, channel
 from embargo.daemon.process.answered import Marks
 from embargo.daemon.process.channel import Channel
+from embargo.daemon.process.sightings import TO_GUARDIAN, TO_RESOLVER, Flush, Flushed
 from embargo.daemon.resolve.witness import Witness
 from embargo.dns.engine import Resolved
 from embargo.dns.judgement import Rules
@@ -26,39 +27,39 @@ def test_what_a_guardian_did_not_take_is_told_later_and_before_it_is_told_that_t
 
 
 async def tell(rules: Rules) -> None:
-    ours, theirs = channel.pair()
-    guardian = Channel(theirs)
+    ours, theirs = channel.pair(TO_RESOLVER)
+    guardian = Channel(theirs, TO_GUARDIAN)
     page = Marks.make()
     one = Witness(lambda name, qtype: True, lambda number: None)
     theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     one.meet(ours, Marks(page))
     os.close(page)
     filled = 0
-    while one._send(lambda to: to.send({"op": "filling"})):  # until it would block
+    while one._send(Flushed(0)):  # until it would block
         filled += 1
     for number in range(ANSWERS):
         assert not one.hear(heard(number), rules)
-    guardian.send({"op": "tell", "number": 7})
+    guardian.send(Flush(7))
     await asyncio.sleep(0.05)
     for _ in range(filled):
         received = guardian.receive()
         assert received is not None
-        assert received[0] == {"op": "filling"}, "and not that this was all"
+        assert received.record == Flushed(0), "and not that this was all"
     told: list[str] = []
     theirs.setblocking(False)
     for _ in range(100):
         await asyncio.sleep(0.02)
         try:
             while (received := guardian.receive()) is not None:
-                told += [names.to_text(name) for name, _, _ in answered.unpack(received[0]["records"])]
+                told += [names.to_text(name) for name, _, _ in answered.unpack(received.record.records)]
         except BlockingIOError:
             if len(told) >= ANSWERS:
                 break
     assert told == [f"n{number}.test" for number in range(ANSWERS)]
-    guardian.send({"op": "tell", "number": 8})
+    guardian.send(Flush(8))
     await asyncio.sleep(0.05)
     received = guardian.receive()
     assert received is not None
-    assert received[0] == {"op": "told", "number": 8}
+    assert received.record == Flushed(8)
     one.stop()
     guardian.close()

@@ -11,14 +11,18 @@ from typing import Any
 
 import pytest
 
-from embargo.daemon.process.channel import Channel, Message
+from embargo import records
+from embargo.daemon.process.channel import Channel
 from embargo.daemon.process.child import MAX_COUNTS, ChildError, ChildGone, Counts
+from embargo.daemon.resolve.orders import Adopt, Judgement, Settings
 from embargo.daemon.supervise import workers as workers_
 from embargo.daemon.supervise.workers import Workers
+from embargo.lists.policy import Switchboard
 from support.child import Scripted
+from support.worker import settings
 
 COUNTED: dict[str, Any] = {
-    "op": "stats", "counters": {"queries_udp": 3}, "hits": {"alipay/payment": 2}, "cache": {"hits": 1, "entries": 4},
+    "op": "Counted", "counters": {"queries_udp": 3}, "hits": {"alipay/payment": 2}, "cache": {"hits": 1, "entries": 4},
     "upstreams": [
         {"server": "udp://192.0.2.53:53", "asked": 1, "failed": 0, "healthy": True, "milliseconds": 1.5, "last_error": ""}
     ],
@@ -49,7 +53,8 @@ class Answering(Scripted):
 
 def workers(root: Path, *children: Scripted) -> Workers:
     made = Workers(lambda: pytest.fail("nobody starts"), lambda child, message: None, lambda child: asyncio.sleep(0), str(root))
-    made._children += children
+    for child in children:
+        made.add(child)
     return made
 
 
@@ -58,7 +63,7 @@ def test_what_a_worker_counts_is_told_as_it_is(tmp_path: Path) -> None:
         child = Answering(tmp_path, COUNTED)
         await child.start()
         (told,) = await workers(tmp_path, child).stats()
-        assert told == {"id": 1, **COUNTED}
+        assert records.tagged(told) == COUNTED
         child.kill()
         await child.ends()
 
@@ -69,7 +74,7 @@ def test_no_total_falls_when_a_worker_begins_anew_or_does_not_answer() -> None:
     counts = Counts()
     totals = []
     for said in ({"a": 5, "b": 1}, {"a": 6, "b": 1}, {"a": 2, "b": 1}, {}, {"a": 0}, {"a": 3, "c": 1}):
-        counts.heard({("hits", name): count for name, count in said.items()})
+        counts.update({("hits", name): count for name, count in said.items()})
         totals.append(counts.of("hits"))
     assert totals == [
         {"a": 5, "b": 1},
@@ -85,7 +90,7 @@ def test_no_total_falls_when_a_worker_begins_anew_or_does_not_answer() -> None:
 def test_names_that_a_worker_makes_up_are_kept_within_bounds() -> None:
     counts = Counts()
     for number in range(3 * MAX_COUNTS // 1000):
-        counts.heard({("hits", f"{number}/{n}"): 1 for n in range(1000)})
+        counts.update({("hits", f"{number}/{n}"): 1 for n in range(1000)})
     assert len(counts.of("hits")) <= MAX_COUNTS + 1000
 
 
@@ -112,9 +117,9 @@ def test_workers_are_renewed_no_further_when_one_does_not_come_back(tmp_path: Pa
     monkeypatch.setattr(workers_, "START", 0.05)
 
     async def run() -> None:
-        first, second = Answering(tmp_path / "1", {"op": "done"}), Answering(tmp_path / "2", {"op": "done"})
+        first, second = Answering(tmp_path / "1", {"op": "Done"}), Answering(tmp_path / "2", {"op": "Done"})
         made = workers(tmp_path, first, second)
-        made._had = [{"upstream": []}, {"upstream": []}]
+        made._settings = [settings(), settings()]
         for child in (first, second):
             Path(child._page).parent.mkdir()
             await child.start()
@@ -132,24 +137,25 @@ def test_workers_are_renewed_no_further_when_one_does_not_come_back(tmp_path: Pa
 
 def test_a_worker_that_starts_is_told_all_of_a_change_that_comes_meanwhile(tmp_path: Path) -> None:
     """What the run before was told last is not what this one has."""
-    generation: Any = SimpleNamespace(number=7, fd=0, exempt=(), board=SimpleNamespace(actions=()))
-    old, new = {"upstream": ["192.0.2.1"]}, {"upstream": ["192.0.2.2"]}
+    generation: Any = SimpleNamespace(number=7, fd=0, exempt=(), board=Switchboard(()))
+    old, new = settings(upstream=["192.0.2.1"]), settings(upstream=["192.0.2.2"])
 
     async def run() -> None:
         child = Scripted(tmp_path)
         made = workers(tmp_path, child)
         made._in_force = lambda: (generation, old)
-        made._had = [new]
-        starting = asyncio.create_task(made._start(0))
+        made._settings = [new]
+        starting = asyncio.create_task(made._begin(0))
         await asyncio.sleep(0.01)
         changing = asyncio.create_task(made._adopt(0, generation, new))
         await asyncio.sleep(0.01)
         orders = [json.loads(child.theirs.recv(1 << 17)) for _ in range(2)]
-        assert [(order["op"], order["dns"]) for order in orders] == [("start", old), ("policy", new)]
+        found = [(order["op"], records.decode(Settings, order["settings"])) for order in orders]
+        assert found == [("Start", old), ("Adopt", new)]
         for order in orders:
-            child.theirs.send(json.dumps({"op": "done", "id": order["id"]}).encode())
+            child.theirs.send(json.dumps({"op": "Done", "id": order["id"]}).encode())
         await asyncio.gather(starting, changing)
-        assert made._had == [new]
+        assert made._settings == [new]
         child.kill()
         await child.ends()
         child.theirs.close()
@@ -158,23 +164,23 @@ def test_a_worker_that_starts_is_told_all_of_a_change_that_comes_meanwhile(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("number", "raised"),
+    ("refusal", "raised"),
     [(errno.EMFILE, ChildError), (errno.ENOBUFS, ChildError), (errno.ETOOMANYREFS, ChildError), (errno.EPIPE, ChildGone)],
 )
 def test_a_worker_that_cannot_be_told_is_not_gone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, raised: type[ChildError]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int, raised: type[ChildError]
 ) -> None:
     """Of one that is gone nobody needs to know; one that keeps the old policy refuses the reload."""
 
-    def refused(self: Channel, message: Message, fds: Sequence[int] = ()) -> None:
-        raise OSError(number, os.strerror(number))
+    def refused(self: Channel, record: object, fds: Sequence[int] = (), number: int | None = None) -> None:
+        raise OSError(refusal, os.strerror(refusal))
 
     async def run() -> None:
         child = Scripted(tmp_path)
         await child.start()
         monkeypatch.setattr(Channel, "send", refused)
         with pytest.raises(ChildError) as caught:
-            await child.ask("policy")
+            await child.ask(Adopt(Judgement(1, Switchboard(()), ()), None))
         assert caught.type is raised
         child.kill()
         await child.ends()

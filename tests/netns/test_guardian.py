@@ -11,34 +11,47 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from embargo import names
+from embargo import names, records
+from embargo.daemon.guard.orders import Applied, Apply, Guarded, Intact, Intactness, Meet, Stats, Stop
 from embargo.daemon.process import answered, channel
 from embargo.daemon.process.answered import Marks
-from embargo.daemon.process.channel import Channel
+from embargo.daemon.process.channel import Answered, Channel, Events, Failed, Received
 from embargo.daemon.process.outbox import Ledger
+from embargo.daemon.process.sightings import TO_RESOLVER, Flush, Flushed, Free, Leads, Pass, Ready
+from embargo.lists.policy import Class, Switchboard
+from embargo.records import Done
+from embargo.report import AboutAddress, Spared
 from support.playbook import compiled
 from tools.rig import Rig, until
 
 pytestmark = pytest.mark.root
 
 ADDRESS = bytes([203, 0, 113, 9])
-LEADS = {"op": "leads", "class": ["alipay", "payment"], "list": "alipay/payment.list", "line": 1, "rule": "alipay.example"}
+PAYMENT = Class("alipay", "payment")
 
 
-def record(address: bytes = ADDRESS, name: str = "pay.alipay.example") -> str:
-    return answered.pack(names.from_text(name), [address], 300).hex()
+def packed(address: bytes = ADDRESS, name: str = "pay.alipay.example") -> bytes:
+    return answered.pack(names.from_text(name), [address], 300)
+
+
+def leads(address: bytes = ADDRESS, class_: Class = PAYMENT) -> Leads:
+    return Leads(packed(address), class_, "alipay/payment.list", 1, "alipay.example")
+
+
+RAW = records.tagged(leads())  # as it is sent, to be changed into what is none
 
 
 class Guardian:
     """A guardian process in a namespace, and this test as its supervisor and as one of its resolvers."""
 
     def __init__(self, rig: Rig, state: Path) -> None:
-        self.channel, theirs = channel.pair()
+        self.channel, theirs = channel.pair((Events, Failed, Done, Applied, Intactness, AboutAddress, Guarded))
         self._ledger = Ledger.make()
         fds = [theirs.fileno(), self._ledger]
         command = [*rig.prefix("gateway"), sys.executable, "-m", "embargo.daemon.guard.guardian", *map(str, fds)]
@@ -49,43 +62,51 @@ class Guardian:
         self.marks_fd = Marks.make()
         self.marks = Marks(self.marks_fd)
 
-    def ask(self, op: str, fds: list[int] | None = None, **members: Any) -> dict[str, Any]:
+    def ask(self, order: Any, fds: list[int] | None = None) -> Any:
         self._number += 1
-        self.channel.send({"op": op, "id": self._number, **members}, fds or [])
+        self.channel.send(order, fds or [], self._number)
         while True:
-            assert select.select([self.channel.fileno()], [], [], 20)[0]
-            received = self.channel.receive()
-            assert received is not None, "the guardian is gone"
-            if received[0].get("id") == self._number:
-                return received[0]
+            received = self.receive()
+            if received.number == self._number:
+                return received.record
+
+    def receive(self, seconds: float = 20) -> Received:
+        assert select.select([self.channel.fileno()], [], [], seconds)[0]
+        received = self.channel.receive()
+        assert received is not None, "the guardian is gone"
+        return received
+
+    def stats(self) -> Guarded:
+        found = self.ask(Stats())
+        assert isinstance(found, Guarded)
+        return found
 
     def event(self) -> dict[str, Any]:
         """The next event that it hands over."""
         while True:
-            assert select.select([self.channel.fileno()], [], [], 20)[0]
-            received = self.channel.receive()
-            assert received is not None
-            if received[0]["op"] == "events" and received[0]["lines"]:
-                event: dict[str, Any] = json.loads(received[0]["lines"].splitlines()[0])
+            record = self.receive().record
+            if isinstance(record, Events) and record.lines:
+                event: dict[str, Any] = json.loads(record.lines.splitlines()[0])
                 return event
 
-    def apply(self, *entries: str, generation: int = 1, audit: bool = False, **members: Any) -> dict[str, Any]:
+    def order(self, board: Switchboard, generation: int, **members: Any) -> Apply:
+        usual = Apply(
+            generation=generation, board=board, lan=(), clients=(), excepted=(), exempt=(), protected=(), own=(), system=(),
+            clients_by_address={}, intercept_port=0, fail="closed", log_group=8320, ct_mark=0, protect=True, learn=True,
+            memory=str(self._state),
+        )  # fmt: skip
+        return replace(usual, **members)
+
+    def apply(self, *entries: str, generation: int = 1, audit: bool = False, **members: Any) -> Any:
         octets, board = compiled(*entries, audit=audit)
         with tempfile.TemporaryFile(buffering=0) as file:
             file.write(octets)
-            order = {
-                "generation": generation, "switchboard": list(map(int, board.actions)), "lan": [],
-                "except": [], "exempt": [], "clients": [],
-                "intercept_port": 0, "fail": "closed", "log_group": 8320, "learn": True, "ct_mark": 0, "protect": True,
-                "own": [], "system": [],
-                "protected": [], "state": str(self._state), "names": {},
-            }  # fmt: skip
-            return self.ask("apply", [file.fileno()], **order | members)
+            return self.ask(self.order(board, generation, **members), [file.fileno()])
 
     def resolver(self) -> Channel:
-        ours, theirs = channel.pair()
+        ours, theirs = channel.pair(TO_RESOLVER)
         with theirs:
-            assert self.ask("meet", [theirs.fileno(), self.marks_fd])["op"] == "done"
+            assert self.ask(Meet(), [theirs.fileno(), self.marks_fd]) == Done()
         return ours
 
     def close(self) -> None:
@@ -111,36 +132,36 @@ def guardian(rig: Rig, tmp_path: Path) -> Iterator[Guardian]:
     made = Guardian(rig, state)
     try:
         yield made
-        made.ask("stop", rules="remove")
+        made.ask(Stop("remove"))
     finally:
         made.close()
 
 
-def told_all(resolver: Channel) -> None:
-    """Be asked whether that is all, and say so."""
+def flushed(resolver: Channel) -> None:
+    """Be asked for what is still held back, and say that it was sent."""
     asked = heard(resolver)
-    assert asked["op"] == "tell"
-    resolver.send({"op": "told", "number": asked["number"]})
+    assert isinstance(asked, Flush)
+    resolver.send(Flushed(asked.number))
 
 
-def heard(from_: Channel) -> dict[str, Any]:
+def heard(from_: Channel) -> Any:
     assert select.select([from_.fileno()], [], [], 10)[0]
     received = from_.receive()
     assert received is not None
-    return received[0]
+    return received.record
 
 
 def test_an_address_is_learnt_marked_freed_and_acknowledged(rig: Rig, guardian: Guardian) -> None:
-    assert guardian.apply("alipay.example")["op"] == "done"
+    assert guardian.apply("alipay.example") == Applied(0)
     resolver = guardian.resolver()
     assert ADDRESS not in guardian.marks
-    resolver.send(LEADS | {"record": record()})
-    told_all(resolver)
-    assert guardian.ask("stats")["learning"]["addresses"] == 1
+    resolver.send(leads())
+    flushed(resolver)
+    assert guardian.stats().learning.addresses == 1
     assert ADDRESS in guardian.marks
     assert rig.reach("client", "203.0.113.9") == "refused"
-    resolver.send({"op": "free", "number": 7, "record": record(name="free.test")})
-    assert heard(resolver) == {"op": "ready", "number": 7}
+    resolver.send(Free(7, packed(name="free.test")))
+    assert heard(resolver) == Ready(7)
     assert ADDRESS not in guardian.marks
     assert rig.reach("client", "203.0.113.9") == "open"
     resolver.close()
@@ -150,17 +171,17 @@ def test_whoever_was_answered_with_an_address_before_is_heard_before_it_is_block
     """Two resolvers: one gave an unblocked name's answer and has not told yet, the other found a blocked name leads there."""
     guardian.apply("alipay.example")
     first, second = guardian.resolver(), guardian.resolver()
-    second.send(LEADS | {"record": record()})
-    told_all(second)
+    second.send(leads())
+    flushed(second)
     until(lambda: ADDRESS in guardian.marks, "who answers with it from now on waits")
     assert rig.reach("client", "203.0.113.9") == "open"
     asked = heard(first)
-    first.send_answered(answered.pack(names.from_text("neighbour.test"), [ADDRESS], 300))
-    first.send({"op": "told", "number": asked["number"]})
+    first.send(Answered(packed(name="neighbour.test")))
+    first.send(Flushed(asked.number))
     until(lambda: ADDRESS not in guardian.marks, "it stays open")
-    learning = guardian.ask("stats")["learning"]
-    assert (learning["addresses"], learning["counters"]) == (0, {"shared": 1})
-    assert learning["spared"] == [["203.0.113.9", "pay.alipay.example", "neighbour.test"]]
+    learning = guardian.stats().learning
+    assert (learning.addresses, learning.counters) == (0, {"shared": 1})
+    assert learning.spared == (Spared("203.0.113.9", "pay.alipay.example", "neighbour.test"),)
     assert rig.reach("client", "203.0.113.9") == "open"
     first.close()
     second.close()
@@ -170,11 +191,11 @@ def test_whoever_was_answered_with_an_address_before_is_heard_before_it_is_block
 def test_a_resolver_that_says_nothing_holds_up_no_block(rig: Rig, guardian: Guardian, silent: str) -> None:
     guardian.apply("alipay.example")
     first, second = guardian.resolver(), guardian.resolver()
-    second.send(LEADS | {"record": record()})
-    told_all(second)
+    second.send(leads())
+    flushed(second)
     if silent == "gone":
         first.close()
-    until(lambda: guardian.ask("stats")["learning"]["addresses"] == 1, "it is learnt")
+    until(lambda: guardian.stats().learning.addresses == 1, "it is learnt")
     assert rig.reach("client", "203.0.113.9") == "refused"
     first.close()
     second.close()
@@ -184,17 +205,17 @@ def test_what_is_marked_for_a_decision_stays_so_while_others_are_freed(rig: Rig,
     guardian.apply("alipay.example")
     first, second = guardian.resolver(), guardian.resolver()
     other = bytes([203, 0, 113, 10])
-    second.send(LEADS | {"record": record(other)})
-    told_all(first)
-    told_all(second)
-    second.send(LEADS | {"record": record()})
-    told_all(second)
-    second.send({"op": "free", "number": 1, "record": record(other, "free.test")})
-    assert heard(second) == {"op": "ready", "number": 1}
+    second.send(leads(other))
+    flushed(first)
+    flushed(second)
+    second.send(leads())
+    flushed(second)
+    second.send(Free(1, packed(other, "free.test")))
+    assert heard(second) == Ready(1)
     assert ADDRESS in guardian.marks
     until(lambda: other not in guardian.marks, "nobody waits for the other one any more")
-    told_all(first)
-    assert guardian.ask("stats")["learning"]["addresses"] == 1
+    flushed(first)
+    assert guardian.stats().learning.addresses == 1
     assert ADDRESS in guardian.marks
     first.close()
     second.close()
@@ -203,28 +224,28 @@ def test_what_is_marked_for_a_decision_stays_so_while_others_are_freed(rig: Rig,
 def test_a_class_that_nobody_enforces_blocks_nothing(rig: Rig, guardian: Guardian) -> None:
     guardian.apply("alipay.example")
     resolver = guardian.resolver()
-    resolver.send(LEADS | {"record": record(), "class": ["nobody", "nothing"]})
-    told_all(resolver)
-    resolver.send({"op": "free", "number": 1, "record": record(bytes([203, 0, 113, 10]))})
-    assert heard(resolver)["number"] == 1
+    resolver.send(leads(class_=Class("nobody", "nothing")))
+    flushed(resolver)
+    resolver.send(Free(1, packed(bytes([203, 0, 113, 10]))))
+    assert heard(resolver) == Ready(1)
     assert rig.reach("client", "203.0.113.9") == "open"
     assert ADDRESS not in guardian.marks
-    assert guardian.ask("stats")["learning"]["addresses"] == 0
+    assert guardian.stats().learning.addresses == 0
     resolver.close()
 
 
 @pytest.mark.parametrize(
     "told",
     [
-        LEADS | {"record": record(), "rule": "x..y"}, LEADS | {"record": record(), "line": -1},
-        LEADS | {"record": "0000012c0200010000ff00cb007109"}, LEADS | {"record": record(), "list": "x" * 5000},
-        {"op": "pass", "number": 1, "addresses": [["cb007109", []]]},
-        {"op": "leads"}, {"op": "leads", "record": "zz"}, LEADS | {"record": ""}, LEADS | {"record": record() * 2},
-        LEADS | {"record": record()[:-2]}, LEADS | {"record": record(), "class": ["a"]},
-        LEADS | {"record": record(), "line": "x"},
-        LEADS | {"record": record(), "class": 5}, {"op": "free", "record": record()}, {"op": "free", "number": 1, "record": 5},
-        {"op": "pass", "number": 1, "addresses": 5}, {"op": "pass", "number": 1, "addresses": [["zzzzzzzz", 1]]},
-        {"op": "pass", "number": 1, "addresses": [["cb007109", "x"]]},
+        RAW | {"rule": "x..y"}, RAW | {"line": -1}, RAW | {"packed": "0000012c0200010000ff00cb007109"},
+        RAW | {"list": "x" * 5000},
+        {"op": "Pass", "number": 1, "addresses": [["cb007109", []]]},
+        {"op": "Leads"}, RAW | {"packed": "zz"}, RAW | {"packed": ""}, RAW | {"packed": RAW["packed"] * 2},
+        RAW | {"packed": RAW["packed"][:-2]}, RAW | {"class_": ["a"]}, RAW | {"line": "x"}, RAW | {"class_": 5},
+        RAW | {"more": 1}, {"op": "Free", "packed": RAW["packed"]}, {"op": "Free", "number": 1, "packed": 5},
+        {"op": "Pass", "number": 1, "addresses": 5}, {"op": "Pass", "number": 1, "addresses": [["zzzzzzzz", 1]]},
+        {"op": "Pass", "number": 1, "addresses": [["cb007109", "x"]]},
+        {"op": "Pass", "number": 1, "addresses": [["cb007109", 1.5]]}, {"op": "Stop", "rules": "remove"}, {"op": "Use"},
     ],
 )  # fmt: skip
 def test_what_is_no_message_ends_the_conversation_with_that_resolver_alone(
@@ -232,13 +253,13 @@ def test_what_is_no_message_ends_the_conversation_with_that_resolver_alone(
 ) -> None:
     guardian.apply("alipay.example", "203.0.113.200")
     good, bad = guardian.resolver(), guardian.resolver()
-    bad.send(told)
+    bad._send(json.dumps(told).encode(), ())
     until(lambda: select.select([bad.fileno()], [], [], 0)[0], "it hangs up or answers")
     while (received := bad.receive()) is not None:
-        assert received[0]["op"] == "ready"
+        assert isinstance(received.record, Ready)
         assert select.select([bad.fileno()], [], [], 10)[0]
-    good.send({"op": "free", "number": 3, "record": record()})
-    assert heard(good)["number"] == 3
+    good.send(Free(3, packed()))
+    assert heard(good) == Ready(3)
     assert rig.reach("client", "203.0.113.200") == "refused"
     good.close()
     bad.close()
@@ -247,9 +268,9 @@ def test_what_is_no_message_ends_the_conversation_with_that_resolver_alone(
 def test_seconds_of_any_size_are_bounded(guardian: Guardian) -> None:
     guardian.apply("alipay.example")
     resolver = guardian.resolver()
-    for seconds in (10**30, -5, float("inf"), 1.5):
-        resolver.send({"op": "pass", "number": 1, "addresses": [[ADDRESS.hex(), seconds]]})
-        assert heard(resolver) == {"op": "ready", "number": 1}
+    for seconds in (10**30, -5):
+        resolver.send(Pass(1, ((ADDRESS, seconds),)))
+        assert heard(resolver) == Ready(1)
     resolver.close()
 
 
@@ -258,16 +279,16 @@ def test_all_addresses_of_an_answer_are_learnt_freed_and_let_through(rig: Rig, g
     guardian.apply("alipay.example", "203.0.113.9")
     resolver = guardian.resolver()
     many = [(100 << 24 | n).to_bytes(4) for n in range(8000)] + [(0x20010DB8000F << 80 | n).to_bytes(16) for n in range(1700)]
-    blocked, free = (answered.pack(names.from_text(name), many, 300).hex() for name in ("pay.alipay.example", "free.test"))
-    resolver.send(LEADS | {"record": blocked})
-    told_all(resolver)
-    assert guardian.ask("stats")["learning"]["addresses"] == len(many)
-    resolver.send({"op": "free", "number": 1, "record": free})
-    assert heard(resolver) == {"op": "ready", "number": 1}
-    assert guardian.ask("stats")["learning"]["addresses"] == 0
+    blocked, free = (answered.pack(names.from_text(name), many, 300) for name in ("pay.alipay.example", "free.test"))
+    resolver.send(replace(leads(), packed=blocked))
+    flushed(resolver)
+    assert guardian.stats().learning.addresses == len(many)
+    resolver.send(Free(1, free))
+    assert heard(resolver) == Ready(1)
+    assert guardian.stats().learning.addresses == 0
     assert rig.reach("client", "203.0.113.9") == "refused"
-    resolver.send({"op": "pass", "number": 2, "addresses": [[address.hex(), 300] for address in [*many, ADDRESS]]})
-    assert heard(resolver) == {"op": "ready", "number": 2}
+    resolver.send(Pass(2, tuple((address, 300) for address in [*many, ADDRESS])))
+    assert heard(resolver) == Ready(2)
     assert rig.reach("client", "203.0.113.9") == "open"
     resolver.close()
 
@@ -275,7 +296,7 @@ def test_all_addresses_of_an_answer_are_learnt_freed_and_let_through(rig: Rig, g
 def test_a_message_that_no_answer_can_fill_ends_the_conversation(guardian: Guardian) -> None:
     guardian.apply("alipay.example")
     resolver = guardian.resolver()
-    resolver.send({"op": "free", "number": 1, "record": "0" * (1 << 20)})
+    resolver.send(Free(1, bytes(1 << 20)))
     assert select.select([resolver.fileno()], [], [], 10)[0]
     assert resolver.receive() is None
     resolver.close()
@@ -287,7 +308,7 @@ def test_raw_octets_end_it_too(guardian: Guardian) -> None:
     resolver._send(b"Agarbage", ())
     assert select.select([resolver.fileno()], [], [], 10)[0]
     assert resolver.receive() is None
-    assert guardian.ask("stats")["op"] == "done"
+    assert guardian.stats().present
     resolver.close()
 
 
@@ -298,33 +319,24 @@ def test_a_learnt_address_waits_for_no_bulk_load(rig: Rig, guardian: Guardian) -
     octets, board = compiled("alipay.example", *(f"2001:db8:f::{2 * n:x}" for n in range(30_000)))
     with tempfile.TemporaryFile(buffering=0) as file:
         file.write(octets)
-        order = {
-            "op": "apply", "id": 99, "generation": 2, "switchboard": list(map(int, board.actions)), "lan": [],
-            "except": [], "exempt": [],
-            "clients": [], "intercept_port": 0, "fail": "closed", "log_group": 8320, "learn": True, "ct_mark": 0,
-            "own": [], "system": [],
-            "protect": True, "protected": [], "state": str(guardian._state), "names": {},
-        }  # fmt: skip
-        guardian.channel.send(order, [file.fileno()])
-    guardian.channel.send({"op": "intact", "id": 100})
-    resolver.send({"op": "free", "number": 1, "record": record(bytes([203, 0, 113, 77]))})
-    assert heard(resolver)["number"] == 1
-    answers: list[dict[str, Any]] = []
+        guardian.channel.send(guardian.order(board, 2), [file.fileno()], 99)
+    guardian.channel.send(Intact(), number=100)
+    resolver.send(Free(1, packed(bytes([203, 0, 113, 77]))))
+    assert heard(resolver) == Ready(1)
+    answers: list[Received] = []
     while len(answers) < 2:
-        assert select.select([guardian.channel.fileno()], [], [], 30)[0]
-        received = guardian.channel.receive()
-        assert received is not None
-        answers += [received[0]] if received[0].get("id") in (99, 100) else []
-    assert [answer["id"] for answer in answers] == [100, 99], "whether it lives is answered meanwhile"
-    assert answers[0]["intact"]
-    assert answers[1]["op"] == "done"
+        received = guardian.receive(30)
+        answers += [received] if received.number in (99, 100) else []
+    assert [answer.number for answer in answers] == [100, 99], "whether it lives is answered meanwhile"
+    assert answers[0].record == Intactness(True)
+    assert isinstance(answers[1].record, Applied)
     assert rig.reach("client", "2001:db8:f::2") == "refused"
     assert rig.reach("client", "2001:db8:f::3") == "open"
     event = guardian.event()
     assert (event["dst"], event["app"], event["function"], event["line"]) == ("2001:db8:f::2", "alipay", "payment", 3), (
         "it stands in a set with many others, and the guardian knows whose it is"
     )
-    assert guardian.ask("stats")["hits"] == {"alipay/payment": 1}
+    assert guardian.stats().hits == {"alipay/payment": 1}
     resolver.close()
 
 
@@ -339,12 +351,10 @@ def test_packets_that_a_record_tells_of_are_told_once_whatever_is_applied_meanwh
     time.sleep(1.0)
     heard = []
     while select.select([guardian.channel.fileno()], [], [], 0)[0]:
-        received = guardian.channel.receive()
-        assert received is not None
-        heard += [json.loads(line) for line in received[0]["lines"].splitlines()]
+        heard += [json.loads(line) for line in guardian.receive().record.lines.splitlines()]
     assert not [event for event in heard if event.get("unlogged")]
     counted = rig.run("gateway", "nft", "list", "counter", "inet", "embargo", "alipay_payment").stdout
-    assert guardian.ask("stats")["noted"] == int(re.findall(r"packets (\d+)", counted)[0]) >= 50
+    assert guardian.stats().noted == int(re.findall(r"packets (\d+)", counted)[0]) >= 50
 
 
 def test_a_resolver_that_is_gone_is_forgotten(guardian: Guardian) -> None:
@@ -362,7 +372,7 @@ def test_a_resolver_that_is_gone_is_forgotten(guardian: Guardian) -> None:
 def test_connections_to_what_is_blocked_are_deleted_and_to_what_is_only_logged_are_not(
     rig: Rig, guardian: Guardian, audit: bool
 ) -> None:
-    tracked: dict[str, Any] = {"lan": ["lan0"], "intercept_port": 53, "ct_mark": 0xFF00_0000}
+    tracked: dict[str, Any] = {"lan": ("lan0",), "intercept_port": 53, "ct_mark": 0xFF00_0000}
     guardian.apply("alipay.example", audit=audit, **tracked)
     with (
         rig.socket("client", socket.SOCK_STREAM, "203.0.113.9") as flow,
@@ -379,30 +389,30 @@ def test_connections_to_what_is_blocked_are_deleted_and_to_what_is_only_logged_a
             flow.sendall(b"after")
             assert flow.recv(64) == b"after"
         else:
-            until(lambda: guardian.ask("stats")["cut"] == 1, "its connection is deleted")
+            until(lambda: guardian.stats().cut == 1, "its connection is deleted")
             with pytest.raises(ConnectionResetError):  # noqa: PT012  # some packet of them
                 for _ in range(20):
                     flow.sendall(b"after")
                     assert flow.recv(64)
-        assert guardian.ask("stats")["cut"] == (0 if audit else 1)
+        assert guardian.stats().cut == (0 if audit else 1)
         other.sendall(b"after")
         assert other.recv(64) == b"after"
 
 
 def test_connections_to_an_address_that_an_allowed_name_led_to_stay(rig: Rig, guardian: Guardian) -> None:
-    tracked: dict[str, Any] = {"lan": ["lan0"], "intercept_port": 53, "ct_mark": 0xFF00_0000}
+    tracked: dict[str, Any] = {"lan": ("lan0",), "intercept_port": 53, "ct_mark": 0xFF00_0000}
     guardian.apply("alipay.example", "203.0.113.9", **tracked)
     resolver = guardian.resolver()
-    resolver.send({"op": "pass", "number": 1, "addresses": [[ADDRESS.hex(), 300]]})
-    assert heard(resolver) == {"op": "ready", "number": 1}
+    resolver.send(Pass(1, ((ADDRESS, 300),)))
+    assert heard(resolver) == Ready(1)
     with rig.socket("client", socket.SOCK_STREAM, "203.0.113.9") as flow:
         flow.settimeout(5)
         flow.connect(("203.0.113.9", 443))
         time.sleep(0.5)
-        before = guardian.ask("stats")["cut"]  # what other tests left
+        before = guardian.stats().cut  # what other tests left
         guardian.apply("alipay.example", "203.0.113.9", generation=2, **tracked)
         time.sleep(0.5)
         flow.sendall(b"after")
         assert flow.recv(64) == b"after"
-        assert guardian.ask("stats")["cut"] == before
+        assert guardian.stats().cut == before
     resolver.close()

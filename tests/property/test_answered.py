@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from embargo import names
 from embargo.daemon.process import answered, channel
 from embargo.daemon.process.answered import Marks
-from embargo.daemon.process.channel import Channel
+from embargo.daemon.process.channel import Answered, Channel
 from embargo.firewall import learning
 
 NAMES = st.lists(st.binary(min_size=1, max_size=20), max_size=6).map(
@@ -42,8 +42,8 @@ def test_all_addresses_of_an_answer_arrive(four: int, six: int) -> None:
     assert len(record) <= answered.MAX_RECORD < channel.MAX_PACKET
     ours, theirs = channel.pair()
     with theirs:
-        ours.send_answered(record)
-        assert Channel(theirs).receive() == ({"op": "answered", "records": record}, [])
+        ours.send(Answered(record))
+        assert Channel(theirs, (Answered,)).receive() == (Answered(record), None, [])
     ours.close()
 
 

@@ -108,7 +108,7 @@ def test_why_says_what_the_engine_does(catalogue: Catalogue, name: names.Name, q
     rules_ = judgement(catalogue, 1)
     engine = Engine(rules_, Zones(Upstreams(SERVERS)), Cache())
     outcome = engine.handle(query(names.to_text(name), qtype), CLIENT, None, 0.0)
-    why = explain.verdict(rules_.image, rules_.board, names.to_text(name), qtype)["verdict"]
+    why = explain.verdict(rules_.image, rules_.board, names.to_text(name), qtype).verdict
     event(why)
     if isinstance(outcome, Forward):
         assert why in ("passed", "allowed", "audited")

@@ -132,9 +132,9 @@ class Agent:
             return self.ask("status")
         return json.loads(self.cli(*words, "--json", status=status).stdout)
 
-    def ask(self, verb: str, **members: Any) -> dict[str, Any]:
-        """The answer on the control socket, without the start of a command line."""
-        return client.ask(f"{self.root}/runtime/control.sock", verb, **members)
+    def ask(self, verb: str, seconds: float = client.SECONDS, **members: Any) -> dict[str, Any]:
+        """What the command line asks, without the time that its start takes."""
+        return client.exchange(f"{self.root}/runtime/control.sock", {"verb": verb, **members}, seconds)
 
     def events(self, kind: str = "") -> list[dict[str, Any]]:
         path = self.root / "events.jsonl"

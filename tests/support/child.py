@@ -4,24 +4,25 @@ import asyncio
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from embargo.daemon.process import channel
+from embargo.daemon.process.channel import Events
 from embargo.daemon.process.child import Child
 from embargo.daemon.process.outbox import Account
+from embargo.daemon.resolve.orders import ORDERS
 
 
 class Scripted(Child):
     """A child whose part the test plays."""
 
-    def __init__(self, root: Path, news: Callable[[Child, dict[str, Any]], None] | None = None) -> None:
-        self.heard: list[dict[str, Any]] = []
-        super().__init__("resolver 0", "", news or (lambda child, message: self.heard.append(message)), str(root))
+    def __init__(self, root: Path, news: Callable[[Child, Events], None] | None = None) -> None:
+        self.heard: list[Events] = []
+        super().__init__("resolver 0", "", ORDERS, news or (lambda child, events: self.heard.append(events)), str(root))
         self.killed = asyncio.Event()
         self.theirs: socket.socket
 
     async def start(self) -> None:
-        ours, self.theirs = channel.pair()
+        ours, self.theirs = channel.pair(self._accepts)
         self.account = Account(self._page)
         self.adopt(ours, self.account)
 

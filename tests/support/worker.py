@@ -9,18 +9,24 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import dns.message
 
-from embargo import accelerator
+from embargo import accelerator, records
 from embargo.daemon.process import channel
 from embargo.daemon.process.answered import Marks
-from embargo.daemon.process.channel import Channel, Message
+from embargo.daemon.process.channel import Channel, Events, Failed
 from embargo.daemon.process.outbox import Ledger
+from embargo.daemon.process.sightings import TO_GUARDIAN, Flush, Ready
+from embargo.daemon.resolve import orders
+from embargo.daemon.resolve.orders import Adopt, Counted, Judgement, Settings, Start, Stats, Stop
+from embargo.records import Done
 from support.playbook import compiled
+
+R = TypeVar("R")
 
 PATIENCE = 20.0  # seconds until something has gone wrong
 LOOPBACK = ("127.0.0.1", "::1")
@@ -52,6 +58,15 @@ def bound(addresses: Sequence[str]) -> list[socket.socket]:
     raise AssertionError("no port is free over UDP and TCP")
 
 
+def settings(**changed: Any) -> Settings:
+    """What a resolver needs to know: the usual, with these changed. Lists become tuples."""
+    usual: dict[str, Any] = {
+        "allow_from": ("127.0.0.0/8", "::1/128"), "block_mode": "nxdomain", "block_ttl": 10, "upstream": (), "forward": {},
+        "hosts": {}, "tls_ca": "", "strip_ech": False, "rebind": False, "log_names": "blocked", "learn": False,
+    }  # fmt: skip
+    return records.decode(Settings, records.encode(usual | changed))
+
+
 class Worker:
     """`start` and `policy` take entries and options of `playbook.compiled`, and keys of [dns] under `dns`."""
 
@@ -61,7 +76,7 @@ class Worker:
         sockets = sockets or bound(addresses)
         self.port = int(sockets[0].getsockname()[1])
         self.sockets = [("udp" if sock.type == socket.SOCK_DGRAM else "tcp", sock) for sock in sockets]
-        self._channel, theirs = channel.pair()
+        self._channel, theirs = channel.pair((Events, Failed, Done, Counted))
         self._ledger = Ledger.make()
         command = [sys.executable, "-m", "embargo.daemon.resolve.resolver", str(theirs.fileno()), str(self._ledger)]
         with theirs:
@@ -70,96 +85,96 @@ class Worker:
         self._number = 0
         self._generation = 0
         self._guardian: Channel | None = None
-        self.news: list[Message] = []
+        self.news: list[Any] = []
 
     # ── orders ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def start(self, *entries: str, dns: dict[str, Any] | None = None, **options: Any) -> Self:
-        kinds, socks = [kind for kind, _ in self.sockets], [sock.fileno() for _, sock in self.sockets]
-        settings = {"allow_from": ["127.0.0.0/8", "::1/128"], "block_mode": "nxdomain", "block_ttl": 10, "upstream": []}
-        self._order("start", entries, options, socks, dns=settings | (dns or {}), sockets=kinds, user=None)
+        kinds, socks = tuple(kind for kind, _ in self.sockets), [sock.fileno() for _, sock in self.sockets]
+        with self._judgement(entries, options) as (judgement, fd):
+            assert self.ask(Start(judgement, settings(**dns or {}), kinds, None, inside=False), [fd, *socks]) == Done()
         for _, sock in self.sockets:
             sock.close()
         return self
 
-    def policy(self, *entries: str, dns: dict[str, Any] | None = None, **options: Any) -> Message:
-        return self._order("policy", entries, options, [], dns=dns)
+    def policy(self, *entries: str, dns: dict[str, Any] | None = None, **options: Any) -> Any:
+        with self._judgement(entries, options) as (judgement, fd):
+            return self.ask(Adopt(judgement, settings(**dns) if dns is not None else None), [fd])
 
-    def _order(self, op: str, entries: Sequence[str], options: dict[str, Any], fds: Sequence[int], **members: Any) -> Message:
+    @contextlib.contextmanager
+    def _judgement(self, entries: Sequence[str], options: dict[str, Any]) -> Iterator[tuple[Judgement, int]]:
+        """(the next judgement, the descriptor of its image)."""
         octets, board = compiled(*entries, **options)
         self._generation += 1
         with tempfile.TemporaryFile(buffering=0) as file:
             file.write(octets)
-            numbers = list(map(int, board.actions))
-            judgement = {"generation": self._generation, "switchboard": numbers, "exempt": []}
-            return self.ask(op, [file.fileno(), *fds], **judgement, **members)
+            yield Judgement(self._generation, board, ()), file.fileno()
 
-    def ask(self, op: str, fds: Sequence[int] = (), **members: Any) -> Message:
+    def ask(self, order: Any, fds: Sequence[int] = ()) -> Any:
         """Give an order and wait for the answer; what comes meanwhile is news."""
         self._number += 1
-        self._channel.send({"op": op, "id": self._number, **members}, fds)
-        return self.take(lambda message: message.get("id") == self._number, f"an answer to {op}")
+        self._channel.send(order, fds, self._number)
+        return self.take(lambda record, number: number == self._number, f"an answer to {order}")
 
-    def tell(self, op: str, **members: Any) -> None:
-        self._channel.send({"op": op, **members})
-
-    def take(self, wanted: Any, what: str) -> Message:
-        """The next message that is wanted."""
+    def take(self, wanted: Callable[[Any, int | None], bool], what: str) -> Any:
+        """The next record that is wanted."""
         return self._take(self._channel, wanted, what)
 
-    def _take(self, channel: Channel, wanted: Any, what: str) -> Message:
+    def _take(self, channel: Channel, wanted: Callable[[Any, int | None], bool], what: str) -> Any:
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             if select.select([channel.fileno()], [], [], 0.1)[0]:
                 received = channel.receive()
                 assert received is not None, "the worker is gone"
-                if wanted(received[0]):
-                    return received[0]
-                self.news.append(received[0])
+                if wanted(received.record, received.number):
+                    return received.record
+                self.news.append(received.record)
         raise AssertionError(f"not within {PATIENCE} s: {what}")
 
     # ── as a guardian ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def meet(self) -> Marks:
         """Be a guardian that the worker speaks to; what is set in the page is blocked because of a name."""
-        ours, theirs = channel.pair()
+        ours, theirs = channel.pair(TO_GUARDIAN)
         if self._guardian is not None:
             self._guardian.close()
         self._guardian = ours
         page = Marks.make()
         reading = Marks.for_reading(page)
         with theirs:
-            self.ask("meet", [theirs.fileno(), reading])
+            self.ask(orders.Meet(), [theirs.fileno(), reading])
         marks = Marks(page, write=True)
         os.close(reading)
         os.close(page)
         return marks
 
-    def told(self, op: str) -> Message:
-        """The next message of this kind to the guardian."""
+    def told(self, kind: type[R]) -> R:
+        """The next record of this kind for the guardian."""
         assert self._guardian is not None
-        return self._take(self._guardian, lambda message: message["op"] == op, f"{op} for the guardian")
+        found: R = self._take(self._guardian, lambda record, _: isinstance(record, kind), f"{kind.__name__} for the guardian")
+        return found
 
     def ready(self, number: int) -> None:
         assert self._guardian is not None
-        self._guardian.send({"op": "ready", "number": number})
+        self._guardian.send(Ready(number))
 
-    def tell_all(self, number: int) -> None:
+    def flush(self, number: int) -> None:
         """Ask for what it has answered and not told yet."""
         assert self._guardian is not None
-        self._guardian.send({"op": "tell", "number": number})
+        self._guardian.send(Flush(number))
 
-    def stats(self) -> Message:
-        return self.ask("stats")
+    def stats(self) -> dict[str, Any]:
+        counted: dict[str, Any] = records.encode(self.ask(Stats()))
+        return counted
 
     def stop(self) -> list[dict[str, Any]]:
         """End it; all events that it handed over."""
-        self.ask("stop")
+        self.ask(Stop())
         assert self.process.wait(PATIENCE) == 0
         return self.events()
 
     def events(self) -> list[dict[str, Any]]:
-        lines = b"".join(message["lines"] for message in self.news if message["op"] == "events")
+        lines = b"".join(record.lines for record in self.news if isinstance(record, Events))
         return [json.loads(line) for line in lines.splitlines()]
 
     def hang_up(self) -> None:

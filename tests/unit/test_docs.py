@@ -9,7 +9,7 @@ import pytest
 
 from embargo import config
 from embargo.cli.verbs import cli
-from embargo.daemon.supervise import supervisor
+from embargo.daemon.supervise import reload
 from embargo.export.formats import FORMATS
 from embargo.verify import crafted
 from tools import docs, drawing
@@ -129,7 +129,7 @@ def test_settings_are_named_as_they_are_declared(page: Path) -> None:
 def test_what_needs_a_restart_is_named(page: str) -> None:
     text = " ".join((TOP / "docs" / page).read_text().split())
     (said,) = re.findall(r"((?:`\[[^`]*`(?:, | and )?)+) need a restart", text)
-    assert set(re.findall(r"`([^`]*)`", said)) == {re.sub(r"^(\w+)\.?", r"[\1] ", each).strip() for each in supervisor.FIXED}
+    assert set(re.findall(r"`([^`]*)`", said)) == {re.sub(r"^(\w+)\.?", r"[\1] ", each).strip() for each in reload.FIXED}
 
 
 def test_a_container_starts_again_after_a_reboot() -> None:

@@ -7,6 +7,7 @@ import json
 import pkgutil
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Union, get_args, get_origin
 
@@ -48,7 +49,7 @@ class Other:
 class Sample:
     """A field of every type that the page of the module names."""
 
-    version: ClassVar[int] = 3
+    VERSION: ClassVar[int] = 3
 
     text: str
     whole: int
@@ -93,11 +94,12 @@ def values(kind: Any) -> st.SearchStrategy[Any]:
         return st.lists(values(arguments[0]), max_size=3).map(tuple)
     if origin is tuple:
         return st.tuples(*map(values, arguments))
-    if origin is dict:
-        return st.dictionaries(st.text(max_size=3), values(arguments[1]), max_size=3)
+    if origin in (dict, Mapping):
+        return st.dictionaries(values(arguments[0]), values(arguments[1]), max_size=3)
     if isinstance(kind, type) and (dataclasses.is_dataclass(kind) or issubclass(kind, tuple)):
         hints = typing.get_type_hints(kind, include_extras=True)
-        return st.builds(kind, **{name: values(hint) for name, hint in hints.items() if get_origin(hint) is not ClassVar})
+        members = [each.name for each in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else list(hints)
+        return st.builds(kind, **{name: values(hints[name]) for name in members})
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return st.sampled_from(kind)
     return _PLAIN[kind]
@@ -107,7 +109,7 @@ def _within(kind: Any, limit: Limit) -> st.SearchStrategy[Any]:
     if kind is int:
         return st.integers(int(limit.least), int(limit.most))
     if kind is float:
-        return st.floats(limit.least, limit.most)
+        return st.floats(float(limit.least), min(limit.most, 1e18))
     if kind is str:
         return st.text(max_size=min(limit.characters, 5)).filter(lambda text: text.isprintable() or not limit.printable)
     return values(kind)
@@ -178,9 +180,9 @@ def test_a_record_with_another_value_in_it_is_that_record_or_an_error(record: Sa
 
 
 def canonical(value: Any) -> Any:
-    """Hexadecimal texts as `encode` writes them."""
+    """Hexadecimal texts as `encode` writes them, and no members that are None."""
     if isinstance(value, dict):
-        return {key: canonical(each) for key, each in sorted(value.items())}
+        return {key: canonical(each) for key, each in sorted(value.items()) if each is not None}
     if isinstance(value, list | tuple):
         return [canonical(each) for each in value]
     if isinstance(value, enum.Enum):
@@ -201,10 +203,11 @@ GOOD: dict[str, Any] = encode(
 
 def test_the_encoding_is_what_another_version_reads() -> None:
     assert decode(Sample, GOOD).either == Other(7)
-    assert {key: GOOD[key] for key in ("version", "octets", "colour", "level", "point", "two", "either", "nothing")} == {
+    assert {key: GOOD[key] for key in ("version", "octets", "colour", "level", "point", "two", "either")} == {
         "version": 3, "octets": "00ff", "colour": "red", "level": 1, "point": [1, "abc"], "two": [1, "x"],
-        "either": {"number": 7}, "nothing": None,
+        "either": {"number": 7},
     }  # fmt: skip
+    assert not {"nothing", "perhaps"} & GOOD.keys(), "what is None is left out"
 
 
 @pytest.mark.parametrize(
@@ -225,8 +228,8 @@ def test_the_encoding_is_what_another_version_reads() -> None:
         ({"colour": "green"}, "Sample.colour: not a Colour"),
         ({"colour": []}, "Sample.colour: not a Colour"),
         ({"level": True}, "Sample.level: not a Level"),
-        ({"inner": {"text": "i"}}, r"Sample.inner: without \['octets'\], with \[\]"),
-        ({"inner": {"text": "i", "octets": "", "more": 1}}, r"Sample.inner: without \[\], with \['more'\]"),
+        ({"inner": {"text": "i"}}, "Sample.inner.octets: not hexadecimal octets"),
+        ({"inner": {"text": "i", "octets": "", "more": 1}}, "Sample.inner: has more"),
         ({"inner": []}, "Sample.inner: not a record"),
         ({"point": [1]}, "Sample.point: not a list of 2"),
         ({"point": [1, "abcd"]}, "Sample.point: not a text of 3"),
@@ -234,7 +237,7 @@ def test_the_encoding_is_what_another_version_reads() -> None:
         ({"two": [1, "x", 2]}, "Sample.two: not a list of 2"),
         ({"named": []}, "Sample.named: not an object"),
         ({"named": {"k": [1, "2"]}}, "Sample.named.k: not int"),
-        ({"either": {"number": "7"}}, "Sample.either: without .*; Sample.either.number: not int"),
+        ({"either": {"number": "7"}}, "Sample.either: has number; Sample.either.number: not int"),
         ({"count": -1}, "Sample.count: not between 0 and "),
         ({"count": 1 << 63}, "Sample.count: not between 0 and "),
         ({"short": "x" * 1001}, "Sample.short: not a text of 1000 printable characters"),

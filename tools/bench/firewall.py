@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -30,14 +31,18 @@ from embargo.cli import show
 from embargo.config import CT_MARK
 from embargo.daemon.guard.conntrack import Conntrack
 from embargo.daemon.guard.netlink import Nftables
+from embargo.daemon.guard.orders import Applied, Apply, Meet
 from embargo.daemon.process import answered, channel
 from embargo.daemon.process.answered import Marks
+from embargo.daemon.process.channel import Events, Failed
 from embargo.daemon.process.outbox import Ledger
+from embargo.daemon.process.sightings import TO_RESOLVER, Flushed, Leads, Pass
 from embargo.firewall import nft, ruleset, spans
 from embargo.firewall.ruleset import Spec
 from embargo.firewall.table import TABLE
 from embargo.lists import image, lists, policy
-from embargo.lists.policy import Action, App, Class, Level, Selection, Source
+from embargo.lists.policy import Action, App, Class, Level, Selection, Source, Switchboard
+from embargo.records import Done
 from tools.bench import report
 from tools.rig import Rig
 
@@ -67,20 +72,20 @@ def text(first: int, last: int) -> str:
     return str(address) if first == last else f"{address}/{33 - (last - first + 1).bit_length()}"
 
 
-def compiled(found: Sequence[tuple[int, int]]) -> tuple[bytes, list[int]]:
+def compiled(found: Sequence[tuple[int, int]]) -> tuple[bytes, Switchboard]:
     """An image with these networks, and its switchboard."""
     source = Source("alipay/payment.list", Level.APPS, "alipay", "payment", False)
     listed = lists.parse("\n".join(text(*each) for each in found).encode(), file="", source=source, guard=lists.Guard())
     apps, chosen = [App("alipay", "", default=True, lists=(listed,))], Selection()
     combined = policy.combine(apps, [], chosen)
-    return image.encode(combined), list(map(int, policy.select(apps, combined.classes, chosen).actions))
+    return image.encode(combined), policy.select(apps, combined.classes, chosen)
 
 
 class Guardian:
     """The guardian's process in the gateway, and we as its supervisor and as one of its resolvers."""
 
     def __init__(self, rig: Rig) -> None:
-        self._channel, theirs = channel.pair()
+        self._channel, theirs = channel.pair((Events, Failed, Done, Applied))
         self._state = rig.directory / "learnt.jsonl"
         self._state.write_text(json.dumps({"version": 1, "saved": time.time()}) + "\n")
         self._page = Ledger.make()
@@ -89,47 +94,44 @@ class Guardian:
             command = [*rig.prefix("gateway"), sys.executable, "-m", "embargo.daemon.guard.guardian", *map(str, fds)]
             self.process = subprocess.Popen(command, pass_fds=fds)
         self._number = 0
-        self._resolver, other = channel.pair()
+        self._resolver, other = channel.pair(TO_RESOLVER)
         with other:
             self._marks = Marks.make()
-            self.ask("meet", [other.fileno(), self._marks])
+            self.tell(Meet(), [other.fileno(), self._marks])
+            self.answer()
 
-    def ask(self, op: str, fds: Sequence[int] = (), **members: Any) -> dict[str, Any]:
-        self.tell(op, fds, **members)
-        return self.answer()
-
-    def tell(self, op: str, fds: Sequence[int] = (), **members: Any) -> None:
+    def tell(self, order: object, fds: Sequence[int] = ()) -> None:
         self._number += 1
-        self._channel.send({"op": op, "id": self._number, **members}, fds)
+        self._channel.send(order, fds, self._number)
 
-    def answer(self, seconds: float = 120.0) -> dict[str, Any]:
+    def answer(self, seconds: float = 120.0) -> None:
+        """Wait for the answer to the last order."""
         deadline = time.monotonic() + seconds
         while select.select([self._channel.fileno()], [], [], max(deadline - time.monotonic(), 0))[0]:
             received = self._channel.receive()
             if received is None:
                 break
-            if received[0].get("id") == self._number:
-                if received[0]["op"] == "error":
-                    raise RuntimeError(received[0]["error"])
-                return received[0]
+            if received.number == self._number:
+                if isinstance(received.record, Failed):
+                    raise RuntimeError(received.record.reason)
+                return
         raise RuntimeError("the guardian does not answer")
 
     @property
     def answers(self) -> bool:
         return bool(select.select([self._channel.fileno()], [], [], 0)[0])
 
-    def apply(self, data: bytes, board: list[int], *, wait: bool = True, **members: Any) -> float:
+    def apply(self, data: bytes, board: Switchboard, *, wait: bool = True, **members: Any) -> float:
         """Seconds until it is in force."""
         with tempfile.TemporaryFile(buffering=0) as file:
             file.write(data)
-            order: dict[str, Any] = {
-                "generation": 1, "switchboard": board, "lan": [], "except": [], "clients": [], "intercept_port": 0,
-                "fail": "closed", "log_group": 8390, "learn": True, "ct_mark": CT_MARK, "protect": True, "protected": [],
-                "own": [], "system": [], "exempt": [],
-                "state": str(self._state), "names": {},
-            }  # fmt: skip
+            usual = Apply(
+                generation=1, board=board, lan=(), clients=(), excepted=(), exempt=(), protected=(), own=(), system=(),
+                clients_by_address={}, intercept_port=0, fail="closed", log_group=8390, ct_mark=CT_MARK, protect=True,
+                learn=True, memory=str(self._state),
+            )  # fmt: skip
             began = time.perf_counter()
-            self.tell("apply", [file.fileno()], **order | members)
+            self.tell(replace(usual, **members), [file.fileno()])
         if wait:
             self.answer()
         return time.perf_counter() - began
@@ -137,20 +139,18 @@ class Guardian:
     def learnt(self, number: int) -> float:
         """Seconds until the guardian says that an address goes ahead of the block sets: a learnt one's way, and back."""
         began = time.perf_counter()
-        address = (FIRST + number).to_bytes(4).hex()
-        self._resolver.send({"op": "pass", "number": number, "addresses": [[address, 300]]})
+        self._resolver.send(Pass(number, (((FIRST + number).to_bytes(4), 300),)))
         if not select.select([self._resolver.fileno()], [], [], 30)[0] or self._resolver.receive() is None:
             raise RuntimeError("the guardian does not answer its resolver")
         return time.perf_counter() - began
 
     def lead(self, address: bytes) -> None:
         """A blocked name leads there."""
-        record = answered.pack(names.from_text("pay.alipay.example"), [address], 300).hex()
-        told = {"op": "leads", "class": [*PAY], "list": "alipay/payment.list", "line": 1, "rule": "alipay.example"}
-        self._resolver.send(told | {"record": record})
+        packed = answered.pack(names.from_text("pay.alipay.example"), [address], 300)
+        self._resolver.send(Leads(packed, PAY, "alipay/payment.list", 1, "alipay.example"))
         if not select.select([self._resolver.fileno()], [], [], 30)[0] or (asked := self._resolver.receive()) is None:
             raise RuntimeError("the guardian does not ask its resolver")
-        self._resolver.send({"op": "told", "number": asked[0]["number"]})
+        self._resolver.send(Flushed(asked.record.number))
 
     @property
     def peak(self) -> int:
@@ -255,7 +255,7 @@ def open_flows() -> Iterator[Row]:
     with Rig() as rig:
         rig.serve_web()
         with Guardian(rig) as guardian:
-            guardian.apply(*data, lan=["lan0"], intercept_port=53)  # connections are tracked, and flows judged once
+            guardian.apply(*data, lan=("lan0",), intercept_port=53)  # connections are tracked, and flows judged once
             for number in range(20):
                 address = f"203.0.113.{10 + number}"
                 with rig.socket("client", socket.SOCK_STREAM, address) as flow:

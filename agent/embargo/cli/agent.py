@@ -44,7 +44,7 @@ def _ready(agent: Supervisor) -> None:
     where = ", ".join(map(str, listen)) or "no address"
     size = f"{len(generation.image)} names, {generation.image.networks} networks"
     print(f"ready: generation {generation.number}, {size}, on {where}")
-    blocked = (name for name in TRY if explain.verdict(generation.image, generation.board, name)["verdict"] == "blocked")
+    blocked = (name for name in TRY if explain.verdict(generation.image, generation.board, name).verdict == "blocked")
     name = next(blocked, None)
     if name and listen:
         address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen[0].address, listen[0].address)

@@ -10,6 +10,7 @@ from embargo.cli import command
 from embargo.config import Config
 from embargo.daemon.ask import client
 from embargo.daemon.ask.client import ControlError, NotRunning
+from embargo.daemon.ask.orders import GetApps
 from embargo.daemon.compile import compiler, sources
 from embargo.daemon.guard.netlink import Nftables
 from embargo.daemon.host import endpoints
@@ -90,7 +91,7 @@ def _machine(settings: Config) -> Iterator[Problem]:
             line = settings.line("firewall", "lan")
             yield Problem(settings.file, line, f'firewall.lan: no interface "{name}" with an address', "see `ip address`")
     try:
-        client.ask(settings.control, "apps")
+        client.ask(settings.control, GetApps())
     except NotRunning:
         yield from _listening(settings, around)
     except ControlError as error:

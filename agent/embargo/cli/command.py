@@ -16,12 +16,11 @@ from embargo.cli import show
 from embargo.config import Config
 from embargo.daemon.ask import client
 from embargo.errors import ConfigError, EmbargoError, Problem
+from embargo.records import Answer, Order
 
 DEFAULT = "/etc/embargo/embargo.toml"
 NO, USAGE = 1, 2  # exit statuses: a negative answer or a failed request; an unusable command line or configuration
 SOCKET = ("state", "runtime")  # the key that decides where a running agent is asked
-
-Told = dict[str, Any]
 
 
 class Verb(click.Command):
@@ -101,29 +100,31 @@ def usable(file: str, key: tuple[str, str]) -> tuple[Config, tuple[Problem, ...]
 # ── asking a running agent ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def ask(file: str, name: str, **members: Any) -> Told:
+def ask(file: str, request: Order[Answer]) -> Answer:
     """The agent's answer; a refusal ends the program."""
     chosen, problems = usable(file, SOCKET)
     warn(problems)
-    return answer(chosen, name, **members)
+    return answer(chosen, request)
 
 
-def answer(chosen: Config, name: str, **members: Any) -> Told:
+def answer(chosen: Config, request: Order[Answer]) -> Answer:
     """As `ask`, with a configuration that was read already."""
-    told = client.ask(chosen.control, name, **members)
-    if "errors" not in told and not told["ok"]:
-        fail(told["error"], USAGE if told.get("usage") else NO)
-    return told
+    try:
+        return client.ask(chosen.control, request)
+    except client.RequestRefused as error:
+        fail(str(error), USAGE if error.usage else NO)
 
 
-def ask_or(file: str, offline: Callable[[Config], Told], name: str, **members: Any) -> Told:
+def ask_or(file: str, offline: Callable[[Config], Answer], request: Order[Answer]) -> Answer:
     """The agent's answer, or `offline` of the configuration where no agent runs."""
     chosen, problems = usable(file, SOCKET)
     try:
-        told = client.ask(chosen.control, name, **members)
+        answer = client.ask(chosen.control, request)
     except client.NotRunning:
         if problems:
             raise ConfigError(problems) from None
         return offline(chosen)
+    except client.RequestRefused as error:
+        fail(str(error), USAGE)
     warn(problems)
-    return told
+    return answer

@@ -3,8 +3,9 @@
 from typing import Any, NamedTuple
 
 import embargo
-from embargo import explain
+from embargo import explain, records
 from embargo.config import Config
+from embargo.daemon.ask.orders import AppStatus, Catalogue, Explained
 from embargo.daemon.compile import compiler, sources
 from embargo.daemon.host import endpoints, machine
 from embargo.daemon.supervise import surroundings
@@ -22,22 +23,20 @@ class Exported(NamedTuple):
     omitted: tuple[str, ...]  # what the format cannot express
 
 
-def why(settings: Config, subject: str, qtype: str, client: str) -> Told:
-    """The answer of a running agent's `why`, without what only an agent knows: learnt addresses and pauses."""
+def why(settings: Config, subject: str, qtype: str, client: str) -> Explained:
+    """The answer of a running agent's `why`, without what only an agent knows: learnt addresses and pauses. ValueError."""
     loaded, image, board = _compiled(settings)
     networks = endpoints.local_networks(settings, machine.interfaces())
-    try:
-        told = explain.verdict(image, board, subject, qtype, client, Acl(networks))
-        return {"ok": True, **told, "lines": explain.matching(loaded.lists, explain.subject(subject)), "generation": 0}
-    except ValueError as error:
-        return {"ok": False, "error": str(error)}
+    found = explain.verdict(image, board, subject, qtype, client, Acl(networks))
+    lines = tuple(explain.matching(loaded.lists, explain.subject(subject)))
+    return records.widened(Explained, found, lines=lines)
 
 
-def apps(settings: Config) -> list[Told]:
-    """The rows of a running agent's `apps`, without hits."""
+def apps(settings: Config) -> Catalogue:
+    """The answer of a running agent's `apps`, without hits."""
     loaded, image, board = _compiled(settings)
-    rows: list[Told] = compiler.report(settings, loaded, image, board)["apps"]
-    return rows
+    report = compiler.report(settings, loaded, image, board)
+    return Catalogue(tuple(records.widened(AppStatus, app) for app in report.apps), 0)
 
 
 def export(settings: Config, format_: str, serial: int | None) -> tuple[Exported, int]:

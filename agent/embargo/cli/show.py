@@ -8,8 +8,19 @@ from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any
 
+from embargo import records
 from embargo.cli import columns
+from embargo.daemon.ask.orders import (
+    AppStatus,
+    Explained,
+    FirewallOff,
+    FirewallStatus,
+    ListStatus,
+    PauseStatus,
+    Status,
+)
 from embargo.errors import printable
+from embargo.report import Learning, UpstreamStats
 
 USUAL_WIDTH = 80  # of a terminal that does not say how wide it is
 
@@ -22,7 +33,8 @@ def clean(text: object) -> str:
 
 
 def as_json(told: object) -> None:
-    print(json.dumps(told, indent=2, ensure_ascii=True))
+    """A record, or what one holds, as JSON."""
+    print(json.dumps(records.encode(told), indent=2, ensure_ascii=True))
 
 
 def lines(rows: Iterable[str]) -> None:
@@ -47,91 +59,85 @@ def seconds(count: float) -> str:
 # ── status ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def status(told: Told, *, every_list: bool) -> None:
-    print(f"running    pid {told['pid']}, version {told['version']}, up {seconds(told['uptime'])}, {told['config']}")
-    print(f"policy     generation {told['generation']} for {seconds(told['since'])}: {told['names']} names, "
-          f"{told['networks']} networks, mode {told['mode']}")  # fmt: skip
-    reload = told["reload"]
-    word = "ok" if reload["ok"] else "FAILED, what was in force stays in force"
-    print(f"reload     {word}, {seconds(reload['ago'])} ago")
-    lines(f"             {error}" for error in reload["errors"])
-    where = "inside the main process" if told["inside"] else f"pids {', '.join(map(str, told['workers'])) or 'none'}"
-    print(f"resolvers  {where}, {told['worker_restarts']} restarts, accelerator {told['accelerator']}")
-    print(f"listening  {', '.join(told['listen']) or 'nowhere'}")
-    _firewall(told["firewall"])
-    _counters(told)
-    lost = told["events"]["lost"]
-    print(f"events     {told['events']['file']}" + (f", {lost} LOST: {told['events']['trouble']}" if lost else ""))
+def status(now: Status, *, every_list: bool) -> None:
+    print(f"running    pid {now.pid}, version {now.version}, up {seconds(now.uptime)}, {now.config}")
+    print(f"policy     generation {now.generation} for {seconds(now.since)}: {now.names} names, {now.networks} networks, "
+          f"mode {now.mode}")  # fmt: skip
+    word = "ok" if now.reload.ok else "FAILED, the policy from before stays in force"
+    print(f"reload     {word}, {seconds(now.reload.ago)} ago")
+    lines(f"             {error}" for error in now.reload.errors)
+    where = "inside the main process" if now.inside else f"pids {', '.join(map(str, now.workers)) or 'none'}"
+    print(f"resolvers  {where}, {now.worker_restarts} restarts, accelerator {now.accelerator}")
+    print(f"listening  {', '.join(now.listen) or 'nowhere'}")
+    _firewall(now.firewall)
+    _counters(now)
+    lost = now.events.lost
+    print(f"events     {now.events.file}" + (f", {lost} LOST: {now.events.trouble}" if lost else ""))
     print()
-    _upstreams(told["upstreams"])
-    apps(told["apps"])
-    _section("PAUSED", list(map(paused, told["pauses"])))
-    _lists(told["lists"], every_list)
-    _section("PROBLEMS", told["problems"])
-    _section("NOT COVERED", told["uncovered"])
+    _upstreams(now.upstreams)
+    apps(now.apps)
+    _section("PAUSED", list(map(paused, now.pauses)))
+    _lists(now.lists, every_list)
+    _section("PROBLEMS", now.problems)
+    _section("NOT COVERED", now.uncovered)
 
 
-def paused(told: Told) -> str:
-    whom = f" for {told['client']}" if told["client"] else ""
-    return f"{told['app'] or 'everything'}{whom} until {told['until'][:19].replace('T', ' ')} UTC, by uid {told['uid']}"
+def paused(pause: PauseStatus) -> str:
+    client = f" for {pause.client}" if pause.client else ""
+    return f"{pause.app or 'everything'}{client} until {pause.until[:19].replace('T', ' ')} UTC, by uid {pause.uid}"
 
 
-def _lists(rows: list[Told], every: bool) -> None:
-    oldest = seconds(max((row["age"] for row in rows), default=0))
-    print(f"\n{len(rows)} lists, {sum(row['entries'] for row in rows)} entries, the oldest {oldest} old")
-    shown = [row for row in rows if every or row["problems"]]
-    if shown:
-        table(
-            ("LIST", "ENTRIES", "PROBLEMS", "AGE"), ((r["list"], r["entries"], r["problems"], seconds(r["age"])) for r in shown)
-        )
+def _lists(rows: Sequence[ListStatus], every: bool) -> None:
+    oldest = seconds(max((row.age for row in rows), default=0))
+    print(f"\n{len(rows)} lists, {sum(row.entries for row in rows)} entries, the oldest {oldest} old")
+    if shown := [row for row in rows if every or row.problems]:
+        table(("LIST", "ENTRIES", "PROBLEMS", "AGE"), ((r.list, r.entries, r.problems, seconds(r.age)) for r in shown))
 
 
-def _section(title: str, rows: list[str]) -> None:
+def _section(title: str, rows: Sequence[str]) -> None:
     if rows:
         print(f"\n{title}")
         lines(f"  {row}" for row in rows)
 
 
-def _firewall(told: Told) -> None:
-    if not told["enabled"]:
+def _firewall(wall: FirewallStatus | FirewallOff) -> None:
+    if isinstance(wall, FirewallOff):
         print("firewall   off (firewall.enabled = false)")
         return
-    there = ("in force" + (" and ours alone" if told["owned"] else "")) if told["present"] else "MISSING"
-    if told["restored"]:
-        there += f" (restored {told['restored']} times after others changed it)"
-    lan = ", ".join(told["lan"]) or "none, all forwarded traffic is policed"
-    port = "intercepted" if told["intercept_dns"] else "not intercepted"
-    print(
-        f"firewall   table {told['table']} {there}, lan {lan}, port 53 {port}, fail {told['fail']}, on_stop {told['on_stop']}"
-    )
-    learning = told["learning"]
-    if learning.get("on"):
-        freed, shared = (learning["counters"].get(name, 0) for name in ("freed", "shared"))
-        wait = f", noted only for {seconds(learning['proving'])} yet" if learning["proving"] else ""
-        print(f"learnt     {learning['addresses']} addresses behind blocked names, spared {shared} times, freed {freed}{wait}")
-    hit = {name: packets for name, (packets, _) in told["counters"].items() if packets}
+    there = ("in force" + (", protected from other programs" if wall.owned else "")) if wall.present else "MISSING"
+    if wall.restored:
+        there += f" (restored {wall.restored} times after other programs changed it)"
+    lan = ", ".join(wall.lan) or "none, all forwarded traffic is policed"
+    port = "intercepted" if wall.intercept_dns else "not intercepted"
+    print(f"firewall   table {wall.table} {there}, lan {lan}, port 53 {port}, fail {wall.fail}, on_stop {wall.on_stop}")
+    if wall.learning is not None and wall.learning.on:
+        _learning(wall.learning)
+    hit = {name: packets for name, (packets, _) in wall.counters.items() if packets}
     if hit:
         print("           rejected packets: " + ", ".join(f"{name} {packets}" for name, packets in sorted(hit.items())))
 
 
-def _counters(told: Told) -> None:
-    counters, cache = told["counters"], told["cache"]
+def _learning(learning: Learning) -> None:
+    freed, shared = (learning.counters.get(name, 0) for name in ("freed", "shared"))
+    wait = f"; learning only, blocking starts in {seconds(learning.proving)}" if learning.proving else ""
+    print(f"learnt     {learning.addresses} addresses behind blocked names, spared {shared} times, freed {freed}{wait}")
+
+
+def _counters(now: Status) -> None:
+    counters, cache = now.counters, now.cache
     queries = counters.get("queries_udp", 0) + counters.get("queries_tcp", 0)
     asked = cache.get("hits", 0) + cache.get("misses", 0)
     share = f", cache {100 * cache.get('hits', 0) // asked} % hits" if asked else ""
     print(f"queries    {queries}, {counters.get('upstream_queries', 0)} sent upstream{share}")
 
 
-def _upstreams(rows: list[Told]) -> None:
+def _upstreams(rows: Sequence[UpstreamStats]) -> None:
     if not rows:
         print("NO UPSTREAM: names that are not blocked cannot be answered; set [dns] upstream\n")
         return
     table(
         ("UPSTREAM", "STATE", "ASKED", "FAILED", "MS", "LAST ERROR"),
-        (
-            (r["server"], "ok" if r["healthy"] else "set aside", r["asked"], r["failed"], r["milliseconds"], r["last_error"])
-            for r in rows
-        ),
+        ((r.server, "ok" if r.healthy else "set aside", r.asked, r.failed, r.milliseconds, r.last_error) for r in rows),
     )
     print()
 
@@ -139,46 +145,42 @@ def _upstreams(rows: list[Told]) -> None:
 # ── apps ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def apps(rows: list[Told]) -> None:
+def apps(rows: Iterable[AppStatus]) -> None:
     table(
         ("APP", "NAME", "BLOCKED FUNCTIONS", "NAMES", "NETWORKS", "HITS"),
         (
             (
-                app["id"], app["name"],
-                (", ".join(name for name, f in app["functions"].items() if f["on"]) or "-")
-                + (" (PAUSED)" if "paused" in app else ""),
-                sum(f.get("names", 0) for f in app["functions"].values() if f["on"]),
-                sum(f.get("networks", 0) for f in app["functions"].values() if f["on"]),
-                app.get("hits", "-"),
+                app.id, app.name,
+                (", ".join(name for name, f in app.functions.items() if f.on) or "-") + (" (PAUSED)" if app.paused else ""),
+                sum(f.names for f in app.functions.values() if f.on),
+                sum(f.networks for f in app.functions.values() if f.on),
+                app.hits,
             )
             for app in rows
         ),
     )  # fmt: skip
 
 
-def app(told: Told) -> None:
-    for key in ("name", "operator", "order", "summary", "homepage"):
-        if told.get(key):
-            print(f"{key:9} {clean(told[key])}")
+def app(about: AppStatus) -> None:
+    for title in ("name", "operator", "order", "summary", "homepage"):
+        if text := getattr(about, title):
+            print(f"{title:9} {clean(text)}")
     print()
     table(
         ("FUNCTION", "STATE", "NAMES", "NETWORKS", "SHARED NAMES", "SHARED NETWORKS", "HITS"),
         (
-            (
-                name, "blocked" if f["on"] else "off", f.get("names", 0), f.get("networks", 0),
-                f.get("shared_names", 0), f.get("shared_networks", 0), f.get("hits", "-"),
-            )
-            for name, f in told["functions"].items()
+            (name, "blocked" if f.on else "off", f.names, f.networks, f.shared_names, f.shared_networks, f.hits)
+            for name, f in about.functions.items()
         ),
-    )  # fmt: skip
+    )
 
 
 # ── why ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def why(told: Told) -> None:
-    subject = clean(told["subject"])
-    match told["verdict"]:
+def why(found: Explained) -> None:
+    subject = clean(found.subject)
+    match found.verdict:
         case "blocked":
             print(f"{subject} is blocked")
         case "audited":
@@ -186,38 +188,34 @@ def why(told: Told) -> None:
         case "allowed":
             print(f"{subject} is allowed by the administrator")
         case "special":
-            print(f"{subject}: {told['reason']}")
-        case _:
-            print(f"{subject} is not blocked: {told['reason']}")
-    if told.get("list"):
-        print(f"  app {told['app']}, function {told['function']}, {_place(told)}")
-    for other in told.get("also", []):
-        state = "also claims it" if other["on"] else "claims it, but is off"
-        print(
-            f"  {other['app']}/{other['function']} {state}: {clean(other['list'])}:{other['line']}, rule {clean(other['rule'])}"
-        )
-    winner = (told.get("list"), told.get("line"))
-    known = [winner, *((o["list"], o["line"]) for o in told.get("also", []))]
-    for line in told.get("lines", []):
-        if (line["list"], line["line"]) not in known:
-            print(f"  beaten: {_place(line)}")
-    if told.get("learnt"):
-        print(f"  learnt: {clean(told['learnt'])} led there")
-    elif told.get("spared"):
-        spared = told["spared"]
-        print(f"  {clean(spared['name'])} leads there and is blocked, but {clean(spared['neighbour'])} is there too")
-    if told.get("names"):
-        print(f"  names answered with it: {clean(', '.join(told['names']))}")
-    if told.get("passing"):
-        print("  it passes all the same just now: a name on the allow list led to it")
-    for each in told.get("paused", ()):
+            print(f"{subject}: {found.reason}")
+        case "passed":
+            print(f"{subject} is not blocked: {found.reason}")
+    if found.list:
+        print(f"  app {found.app}, function {found.function}, {_place(found.list, found.line, found.rule)}")
+    for other in found.also:
+        state = "also claims it" if other.on else "claims it, but is off"
+        print(f"  {other.app}/{other.function} {state}: {_place(other.list, other.line, other.rule)}")
+    known = [(found.list, found.line), *((other.list, other.line) for other in found.also)]
+    for line in found.lines:
+        if (line.list, line.line) not in known:
+            print(f"  beaten: {_place(line.list, line.line, line.rule)}")
+    if found.learnt:
+        print(f"  learnt: {clean(found.learnt)} led there")
+    elif found.spared:
+        print(f"  {clean(found.spared.name)} leads there and is blocked, but {clean(found.spared.neighbour)} is there too")
+    if found.names:
+        print(f"  names answered with it: {clean(', '.join(found.names))}")
+    if found.passing:
+        print("  passes for now: a name on the allow list leads there")
+    for each in found.paused or ():
         print(f"  paused: {paused(each)}")
-    if told.get("client_refused"):
-        print(f"  {clean(told['client'])}: {told['client_refused']}")
+    if found.client_refused:
+        print(f"  {clean(found.client)}: {found.client_refused}")
 
 
-def _place(told: Told) -> str:
-    return clean(f"{told['list']}:{told['line']}, rule {told['rule']}")
+def _place(list_: str, line: int | None, rule: str | None) -> str:
+    return clean(f"{list_}:{line}, rule {rule}")
 
 
 # ── verify ───────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -11,9 +11,24 @@ import click
 
 import embargo
 from embargo.cli import command, show
-from embargo.cli.command import NO, USAGE, Told, Verb
+from embargo.cli.command import NO, USAGE, Verb
 from embargo.config import Config
 from embargo.daemon.ask.client import NotRunning
+from embargo.daemon.ask.orders import (
+    Allow,
+    Block,
+    Catalogue,
+    Changed,
+    Explained,
+    Forget,
+    GetApps,
+    GetStatus,
+    Pause,
+    Reload,
+    Resume,
+    Rollback,
+    Why,
+)
 from embargo.errors import ConfigError
 from embargo.export.formats import FORMATS
 
@@ -55,7 +70,7 @@ def status(file: str, every_list: bool, as_json: bool) -> None:
     What runs, which policy is in force, upstreams, apps, problems, and what is not covered. Exit status 1 if no agent runs.
     """
     try:
-        told = command.ask(file, "status")
+        told = command.ask(file, GetStatus())
     except NotRunning as error:
         if as_json:
             show.as_json({"running": False, "reason": str(error)})
@@ -75,16 +90,17 @@ def why(file: str, subject: str, qtype: str, client: str, as_json: bool) -> None
     comes from the configured lists.
     """
 
-    def offline(chosen: Config) -> Told:
+    def offline(chosen: Config) -> Explained:
         from embargo.cli import offline
 
-        return offline.why(chosen, subject, qtype, client)
+        try:
+            return offline.why(chosen, subject, qtype, client)
+        except ValueError as error:
+            command.fail(str(error), USAGE)
 
-    told = command.ask_or(file, offline, "why", subject=subject, type=qtype, client=client)
-    if not told["ok"]:
-        command.fail(told["error"], USAGE)
-    show.as_json(told) if as_json else show.why(told)
-    sys.exit(0 if told["verdict"] == "blocked" else NO)
+    found = command.ask_or(file, offline, Why(subject, qtype, client))
+    show.as_json(found) if as_json else show.why(found)
+    sys.exit(0 if found.verdict == "blocked" else NO)
 
 
 @verb(reads=True)
@@ -95,14 +111,14 @@ def apps(file: str, app: str | None, as_json: bool) -> None:
     Shows functions, number of entries, what is blocked, and how often. Without a running agent, from the configured lists.
     """
 
-    def offline(chosen: Config) -> Told:
+    def offline(chosen: Config) -> Catalogue:
         from embargo.cli import offline
 
-        return {"apps": offline.apps(chosen)}
+        return offline.apps(chosen)
 
-    rows = command.ask_or(file, offline, "apps")["apps"]
+    rows = command.ask_or(file, offline, GetApps()).apps
     if app is not None:
-        rows = [row for row in rows if row["id"] == app]
+        rows = tuple(row for row in rows if row.id == app)
         if not rows:
             command.fail(f'no app "{app}"; `embargo apps` lists them', NO)
     if as_json:
@@ -254,7 +270,7 @@ def reload(file: str) -> None:
     Returns when the new generation is in force, or fails with the reason.
     """
     try:
-        told = command.answer(command.settings(file), "reload")
+        told = command.answer(command.settings(file), Reload())
     except ConfigError as error:
         command.fail(f"{error}\nnothing changed; the current policy stays in force", USAGE)
     _changed(told)
@@ -268,7 +284,7 @@ def rollback(file: str) -> None:
     a changed file, a changed address or resolver of this machine, a restart, or embargo reload, block, allow or forget.
     Correct the lists or the configuration before that.
     """
-    _changed(command.ask(file, "rollback"))
+    _changed(command.ask(file, Rollback()))
     print("previous lists, apps, functions and mode are in force; the next reload uses the current files again")
 
 
@@ -282,7 +298,7 @@ def block(file: str, entries: tuple[str, ...]) -> None:
 
     The change is in force when the command returns.
     """
-    _changed(command.ask(file, "block", entries=list(entries)))
+    _changed(command.ask(file, Block(entries)))
 
 
 @verb()
@@ -292,7 +308,7 @@ def allow(file: str, entries: tuple[str, ...]) -> None:
 
     Allow lists take precedence over all others. The change is in force when the command returns.
     """
-    _changed(command.ask(file, "allow", entries=list(entries)))
+    _changed(command.ask(file, Allow(entries)))
 
 
 @verb()
@@ -302,7 +318,7 @@ def forget(file: str, entries: tuple[str, ...]) -> None:
 
     The change is in force when the command returns.
     """
-    _changed(command.ask(file, "forget", entries=list(entries)))
+    _changed(command.ask(file, Forget(entries)))
 
 
 @verb()
@@ -317,9 +333,9 @@ def pause(file: str, words: tuple[str, ...], client: str) -> None:
     *app, duration = words
     if len(app) > 1:
         raise click.UsageError(f"expected an app and a duration, got {len(words)} words")
-    told = command.ask(file, "pause", app="".join(app), client=client, duration=duration)
+    told = command.ask(file, Pause(duration, "".join(app), client))
     _done(told)
-    show.lines(f"paused: {show.paused(each)}" for each in told["pauses"])
+    show.lines(f"paused: {show.paused(each)}" for each in told.pauses or ())
 
 
 @verb()
@@ -327,24 +343,24 @@ def pause(file: str, words: tuple[str, ...], client: str) -> None:
 @click.option("--client", default="", help="End only the pauses of this client.")
 def resume(file: str, app: str | None, client: str) -> None:
     """End all pauses, or those of one APP or client."""
-    told = command.ask(file, "resume", app=app or "", client=client)
+    told = command.ask(file, Resume(app, client))
     _done(told)
-    show.lines(["resumed", *(f"still paused: {show.paused(each)}" for each in told["pauses"])])
+    show.lines(["resumed", *(f"still paused: {show.paused(each)}" for each in told.pauses or ())])
 
 
-def _changed(told: Told) -> None:
+def _changed(told: Changed) -> None:
     _done(told)
-    print(f"generation {told['generation']} is in force" + ("" if told["changed"] else ", nothing changed"))
+    print(f"generation {told.generation} is in force" + ("" if told.changed else ", nothing changed"))
 
 
-def _done(told: Told) -> None:
+def _done(told: Changed) -> None:
     """Print the messages that came with an answer; exit if the change failed."""
-    texts = [*told["errors"], *told.get("warnings", ()), *told.get("problems", ())]
+    texts = [*told.errors, *told.warnings, *told.problems]
     command.complain(texts[:SHOWN])
     if len(texts) > SHOWN:
         command.complain([f"and {len(texts) - SHOWN} more; embargo check shows all"])
-    if not told["ok"]:
-        command.fail(f"nothing changed; generation {told['generation']} stays in force", NO)
+    if not told.ok:
+        command.fail(f"nothing changed; generation {told.generation} stays in force", NO)
 
 
 @verb()

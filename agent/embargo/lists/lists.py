@@ -27,6 +27,7 @@ MAX_LINE = 4096  # octets; the longest name in escapes is 1 004
 MAX_PROBLEMS = 1000  # for one list; a file of another format would fill memory with them
 MIN_PREFIX = {4: 8, 6: 19}  # by family: the shortest prefixes that a registry has allocated to one holder
 
+UPSTREAM = "the upstream resolver's"  # the role of protected addresses that the agent itself asks
 #: never a block entry: blocking one of these would cut the network itself, not an app. (network, what it is)
 SPECIAL = (
     ("0.0.0.0/8", "unspecified"),

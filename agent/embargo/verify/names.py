@@ -99,7 +99,7 @@ class NameProbes:
         questions.append((query.mixed_case(target.name, session.chance.getrandbits(8) | 1), message.A))
         text = names.to_text(target.name)
         for name, qtype in questions:
-            if explain.verdict(session.image, session.board, text, message.type_name(qtype))["verdict"] != "blocked":
+            if explain.verdict(session.image, session.board, text, message.type_name(qtype)).verdict != "blocked":
                 continue  # a special name, which is answered before any list is consulted
             if not works:
                 row.count(UNPROVEN, f"{resolver} does not answer the control")

@@ -12,7 +12,7 @@ from typing import Any
 
 from embargo.config import Config
 from embargo.daemon.ask import client
-from embargo.daemon.ask.client import ControlError
+from embargo.daemon.ask.orders import GetStatus, Status
 from embargo.daemon.host import endpoints, machine
 from embargo.daemon.supervise.generations import Store
 from embargo.dns.acl import Acl
@@ -38,10 +38,10 @@ def run(settings: Config, *, samples: int, seed: int) -> Told:
     Raises NotRunning, ControlError, SandboxError or ImageError if nothing can be tried.
     """
     began = time.monotonic()
-    status = _status(settings)
-    _require_same_network(status["pid"])
-    generation = Store(settings.state.dir).load(status["generation"], settings)
-    in_force = [Pause(each["app"], each["client"], 0.0, 0.0, 0) for each in status["pauses"]]
+    status = client.ask(settings.control, GetStatus())
+    _require_same_network(status.pid)
+    generation = Store(settings.state.dir).load(status.generation, settings)
+    in_force = [Pause(each.app, each.client, 0.0, 0.0, 0) for each in status.pauses]
     board, _ = pauses.apply(in_force, generation.image.classes, generation.board)
     try:
         rows, ipv6 = _probe(settings, status, generation.image, board, samples, random.Random(seed))
@@ -50,7 +50,7 @@ def run(settings: Config, *, samples: int, seed: int) -> Told:
     notes = [f"paused, so not tried: {each}" for each in in_force if not each.client]
     if not ipv6:
         notes.append("IPv6 is not forwarded here: no IPv6 packets were sent")
-    after = _status(settings)["generation"]
+    after = client.ask(settings.control, GetStatus()).generation
     if after != generation.number:
         notes.append(f"the policy changed during the run (generation {generation.number}, now {after}): run it again")
     return {
@@ -64,23 +64,21 @@ def run(settings: Config, *, samples: int, seed: int) -> Told:
 
 
 def _probe(
-    settings: Config, status: Told, image: Image, board: Switchboard, samples: int, chance: random.Random
+    settings: Config, status: Status, image: Image, board: Switchboard, samples: int, chance: random.Random
 ) -> tuple[list[ResultRow], bool]:
     """(results, whether IPv6 was among the families that packets were sent in)."""
     found = targets.find(image, board, samples, chance)
     own = sandbox.own_addresses()
     families = _families(settings, status)
-    firewall = status["firewall"]
+    firewall = status.firewall
     with _signals_as_interrupt(), ExitStack() as stack:
         where = stack.enter_context(Sandbox(families))
         prober = Prober(where)
         stack.callback(prober.close)
-        session = Session(
-            settings, image, board, tuple(firewall["lan"]), firewall["intercept_dns"], where, prober, own, found, chance
-        )
+        session = Session(settings, image, board, firewall.lan, firewall.intercept_dns, where, prober, own, found, chance)
         session.skip_audited()
         forwarded = [each for each in families if each.version == 4 or sandbox.forwards_ipv6()]
-        addresses = AddressProbes(session, forwarded) if firewall["enabled"] else None
+        addresses = AddressProbes(session, forwarded) if firewall.enabled else None
         if addresses is not None:
             stack.callback(addresses.close)
             addresses.controls()
@@ -91,13 +89,6 @@ def _probe(
         else:
             session.results.row("-", "-", "addresses", skipped="firewall.enabled = false")
     return session.results.rows, any(each.version == 6 for each in forwarded)
-
-
-def _status(settings: Config) -> Told:
-    status = client.ask(settings.control, "status")
-    if not status["ok"]:
-        raise ControlError(status["error"])
-    return {**status, "firewall": {"lan": [], "intercept_dns": False, **status["firewall"]}}
 
 
 def _require_same_network(pid: int) -> None:
@@ -125,7 +116,7 @@ def _signals_as_interrupt() -> Iterator[None]:
 # ── where the agent listens ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _families(settings: Config, status: Told) -> list[Addresses]:
+def _families(settings: Config, status: Status) -> list[Addresses]:
     """Addresses for client and sink: unused, policed, and if possible allowed to query the resolver."""
     acl = Acl(endpoints.local_networks(settings, machine.interfaces()))
     excepted = [ipaddress.ip_network(text) for text in settings.firewall.except_]
@@ -144,20 +135,18 @@ def _families(settings: Config, status: Told) -> list[Addresses]:
     return found
 
 
-def _listening(status: Told, version: int) -> Iterator[tuple[str, int]]:
+def _listening(status: Status, version: int) -> Iterator[tuple[str, int]]:
     """(address, port) of each socket of the agent."""
-    for text in status["listen"]:
+    for text in status.listen:
         address, _, port = text.rpartition(":")
         address = address.strip("[]")
         if (":" in address) == (version == 6):
             yield address, int(port)
 
 
-def _reachable(status: Told, settings: Config, version: int) -> str:
+def _reachable(status: Status, settings: Config, version: int) -> str:
     """An address on which the agent listens and redirected queries arrive, to be added to our interface. May be empty."""
-    lan = [
-        i.address for i in machine.interfaces() if i.name in status["firewall"]["lan"] and (":" in i.address) == (version == 6)
-    ]
+    lan = [i.address for i in machine.interfaces() if i.name in status.firewall.lan and (":" in i.address) == (version == 6)]
     usable = [address for address, _ in _listening(status, version) if _for_clients(address)]
     best = [address for address in usable if address in lan] or [each for each in usable if each not in _WILDCARDS]
     if best:
@@ -176,7 +165,7 @@ def _for_clients(address: str) -> bool:
     return not (parsed.is_loopback or parsed.is_link_local)
 
 
-def _resolvers(status: Told, settings: Config, families: list[Addresses], session: Session) -> list[Resolver]:
+def _resolvers(status: Status, settings: Config, families: list[Addresses], session: Session) -> list[Resolver]:
     """This gateway's resolver, and a foreign one where port 53 is intercepted, over UDP and TCP."""
     found = []
     for each in families:
@@ -187,7 +176,7 @@ def _resolvers(status: Told, settings: Config, families: list[Addresses], sessio
         ]
         for address, port in (served or loopback)[:1]:
             found += [Resolver(address, port, transport, False) for transport in ("udp", "tcp")]
-        intercepted = status["firewall"]["intercept_dns"] and settings.dns.listen[0].port in [port for _, port in served]
+        intercepted = status.firewall.intercept_dns and settings.dns.listen[0].port in [port for _, port in served]
         if intercepted:
             found += [Resolver(session.free(each.version), 53, transport, True) for transport in ("udp", "tcp")]
     return found

@@ -1,7 +1,6 @@
-"""The control socket: the supervisor answers what the command line asks (`client`).
+"""The answering side of the control socket.
 
-A request is one line of JSON, {"verb": …}; so is the answer, with "ok" and what was asked for. The kernel says who asks
-(SO_PEERCRED). The socket's mode and group decide who may.
+The kernel says who asks (SO_PEERCRED). The socket's mode and group decide who may.
 """
 
 import asyncio
@@ -13,24 +12,42 @@ import os
 import socket
 import struct
 import time
-from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-import embargo
-from embargo import accelerator, events, explain
-from embargo.daemon.compile import sources
-from embargo.daemon.host import endpoints, whole
+from embargo import explain, records
+from embargo.daemon.ask import status
+from embargo.daemon.ask.orders import (
+    REQUESTS,
+    Allow,
+    Block,
+    Catalogue,
+    Changed,
+    Explained,
+    Forget,
+    GetApps,
+    GetStatus,
+    Pause,
+    PauseStatus,
+    Refusal,
+    Reload,
+    Resume,
+    Rollback,
+    Why,
+)
+from embargo.daemon.compile.orders import Match, Matches
+from embargo.daemon.host import endpoints, watched, whole
 from embargo.daemon.process.child import ChildError
-from embargo.daemon.supervise import premises, surroundings, workshop
-from embargo.daemon.supervise.pausing import told_of
+from embargo.daemon.supervise import pausing, premises, surroundings, workshop
 from embargo.daemon.supervise.premises import StartError
-from embargo.daemon.supervise.supervisor import Outcome, Supervisor
+from embargo.daemon.supervise.reload import Outcome
+from embargo.daemon.supervise.supervisor import Supervisor
 from embargo.dns.acl import Acl
-from embargo.errors import ConfigError, Problem, said
+from embargo.errors import ConfigError, said
 from embargo.lists import lists, pauses
-from embargo.lists.pauses import Pause
-from embargo.lists.policy import Action, Network, Switchboard
+from embargo.lists.policy import Network, Switchboard
+from embargo.records import RecordError
+from embargo.report import Line, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +55,15 @@ MAX_REQUEST = 64 << 10  # octets
 MAX_CLIENTS = 32
 PATIENCE = 2.0  # seconds for a request to be whole, and for an answer to be taken
 
-Told = dict[str, Any]
+Edit = Block | Allow | Forget
+
+
+class _Refused(Exception):
+    """A request that is not carried out."""
+
+    def __init__(self, error: str, *, usage: bool = False) -> None:
+        self.refusal = Refusal(error, usage or None)
+        super().__init__(error)
 
 
 @contextlib.asynccontextmanager
@@ -81,87 +106,95 @@ class _Control:
             if self._clients <= MAX_CLIENTS:
                 request = await asyncio.wait_for(reader.readline(), PATIENCE)
                 answer = await self._answered(request, _uid(writer))
-                writer.write(json.dumps(answer).encode() + b"\n")
+                writer.write(_line(answer))
                 await asyncio.wait_for(writer.drain(), PATIENCE)
         except ValueError:
-            writer.write(json.dumps({"ok": False, "error": f"a request has at most {MAX_REQUEST} octets"}).encode() + b"\n")
+            writer.write(_line(Refusal(f"a request has at most {MAX_REQUEST} octets")))
         except (TimeoutError, ConnectionError):
             pass  # too slow, or gone
         finally:
             self._clients -= 1
             writer.close()
 
-    async def _answered(self, line: bytes, uid: int) -> Told:
-        """An answer also where the disk is full or a file is in the way."""
+    async def _answered(self, line: bytes, uid: int) -> object:
+        """An answer also where the disk is full or a file cannot be used."""
         try:
-            return await self._answer(line, uid)
+            return await self._answer(_request(line), uid)
+        except _Refused as error:
+            return error.refusal
         except OSError as error:
-            return {"ok": False, "error": said(error)}
+            return Refusal(said(error))
         except UnicodeDecodeError:
-            return {"ok": False, "error": f"{sources.local_path(self._agent.settings, 'block')} and allow.list must be UTF-8"}
+            return Refusal(f"{watched.local_path(self._agent.settings, 'block')} and allow.list must be UTF-8")
 
-    async def _answer(self, line: bytes, uid: int) -> Told:
-        try:
-            request = json.loads(line)
-            verb = request["verb"]
-        except (ValueError, KeyError, TypeError):
-            return {"ok": False, "error": "a request is one line of JSON with a verb"}
-        match verb:
-            case "status":
-                return {"ok": True, **await status(self._agent)}
-            case "reload":
-                return _outcome(await self._agent.reload("asked for"))
-            case "rollback":
-                return await self._rollback(uid)
-            case "why":
+    async def _answer(self, request: object, uid: int) -> object:
+        match request:
+            case GetStatus():
+                return await status.status(self._agent)
+            case GetApps():
+                return await self._apps()
+            case Why():
                 return await self._why(request)
-            case "apps":
-                return {"ok": True, **await self._apps()}
-            case "block" | "allow" | "forget":
-                async with self._editing:
-                    return await self._edit(verb, request.get("entries"), uid)
-            case "pause" | "resume":
-                async with self._editing:
-                    return await self._pause(request, uid) if verb == "pause" else await self._resume(request, uid)
-        return {"ok": False, "error": f"there is no verb {verb!r}"}
+            case Reload():
+                return _changed(await self._agent.reload("asked for"))
+            case Rollback():
+                return await self._rollback(uid)
+        async with self._editing:
+            match request:
+                case Block() | Allow() | Forget():
+                    return await self._edit(request, uid)
+                case Pause():
+                    return await self._pause(request, uid)
+                case Resume():
+                    return await self._resume(request, uid)
+        raise AssertionError(f"{request} has no answer")
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _apps(self) -> Told:
+    async def _apps(self) -> Catalogue:
         generation = self._agent.generation
         assert generation is not None
         hits = await self._agent.hits()
-        rows = [_app(app, hits, self._agent.pauses.all) for app in generation.report["apps"]]
-        return {"apps": rows, "generation": generation.number}
+        return Catalogue(status.apps(generation.report.apps, hits, self._agent.pauses.all), generation.number)
 
-    async def _why(self, request: Told) -> Told:
+    async def _why(self, request: Why) -> Explained:
         agent, generation = self._agent, self._agent.generation
         assert generation is not None
-        text = str(request.get("subject", ""))
-        client = str(request.get("client") or "")
+        client, qtype = request.client or "", request.type or "A"
         try:
-            networks = endpoints.local_networks(agent.settings, agent.around.interfaces)
-            qtype, acl = str(request.get("type") or "A"), Acl(networks)
+            acl = Acl(endpoints.local_networks(agent.settings, agent.around.interfaces))
             board, paused = self._judging(client)
-            told = explain.verdict(generation.image, board, text, qtype, client, acl)
-            usual = explain.verdict(generation.image, generation.compiled_board, text, qtype, client, acl)
-            if (usual["verdict"], usual.get("app")) != (told["verdict"], told.get("app")):
-                told["paused"] = [_pause(each) for each in paused if each.app in (pauses.EVERYTHING, usual.get("app"))]
-            asked = explain.subject(text)
+            found = explain.verdict(generation.image, board, request.subject, qtype, client, acl)
+            usual = explain.verdict(generation.image, generation.compiled_board, request.subject, qtype, client, acl)
+            asked = explain.subject(request.subject)
         except ValueError as error:
-            return {"ok": False, "error": str(error)}
-        try:
-            answer = await workshop.run(agent.spawn, {**workshop.order(agent.settings, agent.around), "matching": text})
-        except (ConfigError, OSError):
-            answer = {}  # the lists cannot be used just now, or there is no compiler; the verdict stands without them
-        told["lines"] = answer.get("matching", [])
-        if isinstance(asked, Network) and agent.guardian is not None:
-            with contextlib.suppress(ChildError):
-                packed = asked.first.to_bytes(4 if asked.family == 4 else 16)
-                explain.add_learnt(told, await agent.guardian.ask("about", address=packed.hex()))
-        return {"ok": True, **told, "generation": generation.number}
+            raise _Refused(str(error)) from None
+        causes = None
+        if (usual.verdict, usual.app) != (found.verdict, found.app):
+            causes = tuple(status.pause(each) for each in paused if each.app in (pauses.EVERYTHING, usual.app))
+        lines = await self._lines(request.subject)
+        if isinstance(asked, Network):
+            found = await self._with_learnt(found, asked)
+        return records.widened(Explained, found, lines=lines, paused=causes, generation=generation.number)
 
-    def _judging(self, client: str) -> tuple[Switchboard, list[Pause]]:
+    async def _lines(self, subject: str) -> tuple[Line, ...]:
+        """The lines that match; none where the lists cannot be used just now, or no compiler starts: the verdict stands."""
+        settings, around = self._agent.settings, self._agent.around
+        protected = tuple(surroundings.protected(settings, around))
+        with contextlib.suppress(ConfigError, OSError):
+            answer = await workshop.run(self._agent.spawn, Match(settings.text, settings.file, protected, subject))
+            return answer.lines if isinstance(answer, Matches) else ()
+        return ()
+
+    async def _with_learnt(self, found: Verdict, address: Network) -> Verdict:
+        """With what the guardian knows of an address, if it answers."""
+        if self._agent.guarding is not None:
+            with contextlib.suppress(ChildError):
+                packed = address.first.to_bytes(4 if address.family == 4 else 16)
+                return explain.with_learnt(found, await self._agent.guarding.about(packed))
+        return found
+
+    def _judging(self, client: str) -> tuple[Switchboard, list[pauses.Pause]]:
         """By which switchboard a client is judged, and the pauses that it comes from. ValueError: it is none."""
         generation = self._agent.generation
         assert generation is not None
@@ -171,87 +204,89 @@ class _Control:
         board = next((each.board for each in generation.exempt if Acl([each.network]).allows(client)), generation.board)
         return board, theirs
 
-    async def _rollback(self, uid: int) -> Told:
+    async def _rollback(self, uid: int) -> Changed:
         outcome = await self._agent.rollback()
         if outcome.ok:
             self._agent.journal.event({"event": "policy", "verb": "rollback", "uid": uid})
-        return _outcome(outcome)
+        return _changed(outcome)
 
     # ── pauses ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _paused(self, request: Told) -> tuple[str, str]:
+    def _paused(self, request: Pause | Resume) -> tuple[str, str]:
         """(app, client) of a request. ValueError when there is no such app, or it is no client."""
-        app, client = str(request.get("app") or pauses.EVERYTHING), str(request.get("client") or pauses.EVERYBODY)
+        app, client = request.app or pauses.EVERYTHING, request.client or pauses.EVERYBODY
         generation = self._agent.generation
         assert generation is not None
-        known = [told["id"] for told in generation.report["apps"]]
+        known = [each.id for each in generation.report.apps]
         if app and app not in known:
             close = difflib.get_close_matches(app, known, 1)
             raise ValueError(f'no app "{app}"; ' + (f'did you mean "{close[0]}"?' if close else "`embargo apps` lists them"))
         return app, pauses.client(client) if client else client
 
-    async def _pause(self, request: Told, uid: int) -> Told:
+    async def _pause(self, request: Pause, uid: int) -> Changed:
         try:
             app, client = self._paused(request)
-            seconds = pauses.duration(str(request.get("duration")))
+            seconds = pauses.duration(request.duration)
         except ValueError as error:
-            return {"ok": False, "usage": True, "error": str(error)}
-        begin = Pause(app, client, round(time.time() + seconds, 3), seconds, uid)
+            raise _Refused(str(error), usage=True) from None
+        begin = pauses.Pause(app, client, round(time.time() + seconds, 3), seconds, uid)
         if len(self._agent.pauses.all) >= pauses.MOST:
-            return {"ok": False, "error": f"{pauses.MOST} pauses are in force already; embargo resume ends some"}
+            raise _Refused(f"{pauses.MOST} pauses are in force already; embargo resume ends some")
         outcome = await self._agent.pause(begin=begin)
         if outcome.ok:
-            self._agent.journal.event({"event": "policy", "verb": "pause", **told_of(begin)})
-        return {**_outcome(outcome), "pauses": list(map(_pause, self._agent.pauses.all))}
+            self._agent.journal.event({"event": "policy", "verb": "pause", **pausing.told_of(begin)})
+        return _changed(outcome, pauses=self._all_pauses())
 
-    async def _resume(self, request: Told, uid: int) -> Told:
+    async def _resume(self, request: Resume, uid: int) -> Changed:
         """End all pauses, those of an app, or those of a client."""
         try:
             app, client = self._paused(request)
         except ValueError as error:
-            return {"ok": False, "usage": True, "error": str(error)}
+            raise _Refused(str(error), usage=True) from None
         over = [each for each in self._agent.pauses.all if app in ("", each.app) and client in ("", each.client)]
         if not over:
-            return {
-                "ok": False,
-                "error": "nothing is paused" if not app and not client else "no such pause; see embargo status",
-            }
+            raise _Refused("nothing is paused" if not app and not client else "no such pause; see embargo status")
         outcome = await self._agent.pause(end=over)
         for each in over if outcome.ok else ():
-            self._agent.journal.event({"event": "policy", "verb": "resume", **told_of(each), "uid": uid})
-        return {**_outcome(outcome), "pauses": list(map(_pause, self._agent.pauses.all))}
+            event = {"event": "policy", "verb": "resume", **pausing.told_of(each), "uid": uid}
+            self._agent.journal.event(event)
+        return _changed(outcome, pauses=self._all_pauses())
+
+    def _all_pauses(self) -> tuple[PauseStatus, ...]:
+        return tuple(map(status.pause, self._agent.pauses.all))
 
     # ── the agent's own lists ────────────────────────────────────────────────────────────────────────────────────────
 
-    async def _edit(self, verb: str, entries: Any, uid: int) -> Told:
-        """Change the local lists and put them in force; back to what they were when that does not come to be."""
-        if not isinstance(entries, list) or not entries or not all(isinstance(each, str) for each in entries):
-            return {"ok": False, "error": "entries: name at least one"}
-        entries = list(dict.fromkeys(each.strip() for each in entries))
+    async def _edit(self, request: Edit, uid: int) -> Changed:
+        """Change the local lists and put them in force, or leave them as they were."""
+        verb, entries = request.verb, list(dict.fromkeys(each.strip() for each in request.entries))
+        if not entries:
+            raise _Refused("entries: name at least one")
         try:
             parsed = [lists.parse_entry(each) for each in entries]
         except ValueError as error:
-            return {"ok": False, "usage": True, "error": str(error)}
+            raise _Refused(str(error), usage=True) from None
         if any(each.exception for each in parsed):
-            return {"ok": False, "usage": True, "error": "an exception belongs to an app's list; use allow instead"}
-        paths = {name: sources.local_path(self._agent.settings, name) for name in ("block", "allow")}
+            raise _Refused("an exception belongs to an app's list; use allow instead", usage=True)
+        paths = {name: watched.local_path(self._agent.settings, name) for name in ("block", "allow")}
         before = {name: _lines(path) for name, path in paths.items()}
         after = {name: _without(lines, entries) for name, lines in before.items()}
         if verb == "forget" and after == before:
-            return {"ok": False, "error": f"{', '.join(entries)}: not in the agent's own lists ({paths['block']})"}
+            raise _Refused(f"{', '.join(entries)}: not in the agent's own lists ({paths['block']})")
         if verb != "forget":
             stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             after[verb] += [f"{entry}  # {verb} by uid {uid}, {stamp}" for entry in entries]
         write_lists(paths, after)
         outcome = await self._agent.reload(verb)
-        refused = [str(p) for p in outcome.problems if p.file in paths.values()]
+        refused = tuple(str(p) for p in outcome.problems if p.file in paths.values())
         if not outcome.ok or refused:
             write_lists(paths, before)
             await self._agent.reload("undo")
-            return {**_outcome(outcome), "ok": False, "problems": [], "errors": refused or list(map(str, outcome.errors))}
+            errors = refused or tuple(map(str, outcome.errors))
+            return Changed(False, outcome.changed, outcome.generation, errors, ())
         for entry in entries:
             self._agent.journal.event({"event": "policy", "verb": verb, "entry": entry, "uid": uid})
-        return {**_outcome(outcome), "warnings": self._still(verb, entries)}
+        return _changed(outcome, warnings=tuple(self._still(verb, entries)))
 
     def _still(self, verb: str, entries: list[str]) -> list[str]:
         """Entries that changed nothing, because something that comes first says otherwise."""
@@ -260,58 +295,12 @@ class _Control:
         found = []
         for entry in entries:
             text = entry.lstrip("=!").partition("/")[0].strip()
-            told = explain.verdict(generation.image, generation.board, text)
-            if verb == "block" and told["verdict"] == "allowed":
-                found.append(f"{text} still passes: {told['list']}:{told['line']} allows it, and that comes first")
-            elif verb == "forget" and told["verdict"] in ("blocked", "allowed"):
-                found.append(f"{text} is still {told['verdict']}, by {told['list']}:{told['line']}")
+            now = explain.verdict(generation.image, generation.board, text)
+            if verb == "block" and now.verdict == "allowed":
+                found.append(f"{text} still passes: {now.list}:{now.line} allows it, and that comes first")
+            elif verb == "forget" and now.verdict in ("blocked", "allowed"):
+                found.append(f"{text} is still {now.verdict}, by {now.list}:{now.line}")
         return found
-
-
-async def status(agent: Supervisor) -> Told:
-    """Everything that `embargo status` tells."""
-    generation, settings = agent.generation, agent.settings
-    assert generation is not None
-    stats = await agent.workers.stats()
-    wall = await agent.firewall_stats()
-    now = time.time()
-    report = generation.report
-    hits = agent.counted("hits")
-    unpoliced = await asyncio.to_thread(surroundings.unpoliced, settings, agent.around)
-    counters: Counter[str] = Counter()
-    cache: Counter[str] = Counter()
-    for each in stats:
-        counters.update(each["counters"])
-        cache.update(each["cache"])
-    last = agent.last
-    lists = [{**row, "age": round(now - row["modified"])} for row in report["lists"]]
-    return {
-        "running": True, "pid": os.getpid(), "version": embargo.__version__, "uptime": round(now - agent.started, 1),
-        "config": settings.file, "generation": generation.number, "since": round(now - agent.since, 1),
-        "names": len(generation.image), "networks": generation.image.networks,
-        "pauses": list(map(_pause, agent.pauses.all)),
-        "mode": "audit" if settings.policy.mode is Action.AUDIT else "block",
-        "accelerator": accelerator.NAME,
-        "workers": agent.workers.pids, "inside": agent.workers.inside, "worker_restarts": agent.workers.restarts,
-        "listen": list(map(str, agent.sockets.endpoints)),
-        "lists": lists,
-        "problems": [_problem(p) for p in report["problems"]],
-        "reload": {
-            "ok": last.ok if last else True, "errors": list(map(str, last.errors)) if last else [],
-            "ago": round(now - agent.last_at, 1),
-        },
-        "apps": [_app(app, hits, agent.pauses.all) for app in report["apps"]],
-        "firewall": _firewall(agent, wall),
-        "upstreams": _upstreams(agent, stats),
-        "counters": {**counters, **agent.counted("counters")}, "cache": {**cache, **agent.counted("cache")},
-        "events": {"file": agent.journal.path, "lost": agent.journal.lost, "trouble": agent.journal.trouble},
-        "uncovered": [
-            *(f"{each}, paused until {events.timestamp(each.until)}" for each in agent.pauses.all),
-            *explain.uncovered(
-                settings, report, bool(agent.sockets.endpoints), lists, wall, unpoliced
-            ),
-        ],
-    }  # fmt: skip
 
 
 def _uid(writer: asyncio.StreamWriter) -> int:
@@ -319,57 +308,30 @@ def _uid(writer: asyncio.StreamWriter) -> int:
     return int(struct.unpack("iII", credentials)[1])
 
 
-def _outcome(outcome: Outcome) -> Told:
-    return {
-        "ok": outcome.ok, "changed": outcome.changed, "generation": outcome.generation,
-        "errors": list(map(str, outcome.errors)), "problems": list(map(str, outcome.problems)),
-    }  # fmt: skip
+def _request(line: bytes) -> object:
+    """What is asked. _Refused for what is no request."""
+    try:
+        value: Any = json.loads(line)
+    except (ValueError, RecursionError):
+        value = None
+    verb = value.pop("verb", None) if isinstance(value, dict) else None
+    if not isinstance(verb, str):
+        raise _Refused("a request is one line of JSON with a verb")
+    if verb not in REQUESTS:
+        raise _Refused(f"there is no verb {verb!r}")
+    try:
+        return records.decode(REQUESTS[verb], value)
+    except RecordError as error:
+        raise _Refused(str(error)) from None
 
 
-def _problem(row: list[Any]) -> str:
-    return str(Problem(*row))
+def _line(answer: object) -> bytes:
+    return json.dumps(records.encode(answer)).encode() + b"\n"
 
 
-def _pause(pause: Pause) -> Told:
-    return {"app": pause.app, "client": pause.client, "until": events.timestamp(pause.until), "uid": pause.uid}
-
-
-def _app(app: Told, hits: dict[str, int], paused: list[Pause]) -> Told:
-    functions = {name: {**function, "hits": hits.get(f"{app['id']}/{name}", 0)} for name, function in app["functions"].items()}
-    until = [events.timestamp(each.until) for each in paused if not each.client and each.app in ("", app["id"])]
-    told = {**app, "functions": functions, "hits": sum(f["hits"] for f in functions.values())}
-    return told | ({"paused": max(until)} if until else {})
-
-
-def _firewall(agent: Supervisor, wall: Told) -> Told:
-    settings, counted = agent.settings.firewall, agent.counted("firewall")
-    if agent.guardian is None:
-        return {"enabled": False}
-    return {
-        "enabled": True, "table": "inet embargo", "present": bool(wall.get("present")), "lan": list(settings.lan),
-        "intercept_dns": bool(endpoints.intercept_port(agent.settings)), "fail": settings.fail,
-        "on_stop": settings.on_stop, "guardian": agent.guardian.pid, "guardian_restarts": agent.guardian_restarts,
-        "counters": wall.get("counters", {}), "log_lost": wall.get("lost", 0), "noted": wall.get("noted", 0),
-        "owned": bool(wall.get("owned")), "restored": counted["restored"], "cut": counted["cut"],
-        "learning": wall.get("learning", {}),
-    }  # fmt: skip
-
-
-def _upstreams(agent: Supervisor, stats: list[Told]) -> list[Told]:
-    """One row per server, the workers' counts together."""
-    asked, failed = agent.counted("asked"), agent.counted("failed")
-    rows: dict[str, Told] = {}
-    for each in stats:
-        for row in each["upstreams"]:
-            known = rows.setdefault(row["server"], {**row, "asked": 0, "healthy": False, "milliseconds": 0.0})
-            together = known["asked"] + row["asked"]
-            if together:
-                weighted = known["milliseconds"] * known["asked"] + row["milliseconds"] * row["asked"]
-                known["milliseconds"] = round(weighted / together, 2)
-            known["asked"] = together
-            known["healthy"] = known["healthy"] or row["healthy"]
-            known["last_error"] = known["last_error"] or row["last_error"]
-    return [{**row, "asked": asked[server], "failed": failed[server]} for server, row in rows.items()]
+def _changed(outcome: Outcome, warnings: Sequence[str] = (), pauses: tuple[PauseStatus, ...] | None = None) -> Changed:
+    errors, problems = tuple(map(str, outcome.errors)), tuple(map(str, outcome.problems))
+    return Changed(outcome.ok, outcome.changed, outcome.generation, errors, problems, tuple(warnings), pauses)
 
 
 def _lines(path: str) -> list[str]:

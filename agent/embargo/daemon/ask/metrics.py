@@ -7,9 +7,9 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Iterable, Iterator
-from typing import Any
 
-from embargo.daemon.ask import control
+from embargo.daemon.ask import status
+from embargo.daemon.ask.orders import FirewallStatus, Status
 from embargo.daemon.supervise.premises import StartError
 from embargo.daemon.supervise.supervisor import Supervisor
 
@@ -18,12 +18,11 @@ PATIENCE = 2.0  # seconds for a request to be whole, and for an answer to be tak
 MAX_CLIENTS = 16
 _TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-Told = dict[str, Any]
 Sample = tuple[dict[str, str], float]
 
 
-def text(status: Told) -> str:
-    """The metrics of an answer of `control.status`."""
+def text(status: Status) -> str:
+    """The metrics in Prometheus text format 0.0.4."""
     out = []
     for name, help_, samples in _metrics(status):
         kind = "counter" if name.endswith("_total") else "gauge"
@@ -43,55 +42,85 @@ def _escaped(value: str) -> str:
     return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
 
 
-def _metrics(status: Told) -> Iterator[tuple[str, str, Iterable[Sample]]]:
+def _metrics(status: Status) -> Iterator[tuple[str, str, Iterable[Sample]]]:
     """(name without the prefix, help, samples)."""
-    counters, cache, wall, reload = status["counters"], status["cache"], status["firewall"], status["reload"]
+    counters, cache = status.counters, status.cache
 
     def one(value: float) -> list[Sample]:
         return [({}, value)]
 
-    yield "build_info", "The version that runs.", [({"version": status["version"], "accelerator": status["accelerator"]}, 1)]
-    yield "uptime_seconds", "Time since the start.", one(status["uptime"])
-    yield "generation", "The number of the policy in force.", one(status["generation"])
-    yield "names", "Listed names in force.", one(status["names"])
-    yield "networks", "Listed networks in force.", one(status["networks"])
-    yield "pauses", "Timed exceptions in force.", one(len(status["pauses"]))
-    yield "list_problems", "Problems of the lists in force.", one(len(status["problems"]))
-    yield "reload_success", "Did the last reload come to be?", one(reload["ok"])
-    yield "reload_age_seconds", "Time since the last reload.", one(reload["ago"])
+    yield (
+        "build_info",
+        "Version and accelerator that are running.",
+        [({"version": status.version, "accelerator": status.accelerator}, 1)],
+    )
+    yield "uptime_seconds", "Time since the agent started.", one(status.uptime)
+    yield "generation", "Number of the policy in force.", one(status.generation)
+    yield "names", "Listed names in force.", one(status.names)
+    yield "networks", "Listed networks in force.", one(status.networks)
+    yield "pauses", "Timed exceptions in force.", one(len(status.pauses))
+    yield "list_problems", "Problems found in the lists in force.", one(len(status.problems))
+    yield "reload_success", "Whether the last reload succeeded (1) or failed (0).", one(status.reload.ok)
+    yield "reload_age_seconds", "Time since the last reload.", one(status.reload.ago)
     by_transport: list[Sample] = [({"transport": each}, counters.get(f"queries_{each}", 0)) for each in ("udp", "tcp")]
-    yield "queries_total", "Queries taken.", by_transport
+    yield "queries_total", "Queries received.", by_transport
     dropped: list[Sample] = [
         ({"reason": name.removeprefix("dropped_")}, count) for name, count in counters.items() if name.startswith("dropped_")
     ]
-    yield "queries_dropped_total", "Queries without an answer.", dropped
-    yield "upstream_queries_total", "Questions sent upstream.", one(counters.get("upstream_queries", 0))
+    yield "queries_dropped_total", "Queries that got no reply, by reason.", dropped
+    yield "upstream_queries_total", "Queries sent to upstreams.", one(counters.get("upstream_queries", 0))
     yield "cache_hits_total", "Queries answered from the cache.", one(cache.get("hits", 0))
-    yield "cache_misses_total", "Queries that the cache had no answer for.", one(cache.get("misses", 0))
-    yield "cache_stale_total", "Answers given out after their time.", one(cache.get("stale", 0))
+    yield "cache_misses_total", "Queries that the cache could not answer.", one(cache.get("misses", 0))
+    yield "cache_stale_total", "Expired answers given because no upstream answered (RFC 8767).", one(cache.get("stale", 0))
     yield "cache_entries", "Answers in the cache.", one(cache.get("entries", 0))
-    yield "cache_bytes", "Their size.", one(cache.get("octets", 0))
+    yield "cache_bytes", "Size of the cache.", one(cache.get("octets", 0))
     hits: list[Sample] = [
-        ({"app": app["id"], "function": name}, function["hits"])
-        for app in status["apps"]
-        for name, function in app["functions"].items()
+        ({"app": app.id, "function": name}, function.hits) for app in status.apps for name, function in app.functions.items()
     ]
-    yield "attempts_total", "Attempts that a function of an app claims, blocked or audited, names and addresses.", hits
-    upstreams = status["upstreams"]
-    yield "upstream_up", "Is it asked?", [({"server": u["server"]}, u["healthy"]) for u in upstreams]
-    yield "upstream_asked_total", "Questions to it.", [({"server": u["server"]}, u["asked"]) for u in upstreams]
-    yield "upstream_failed_total", "Questions it failed.", [({"server": u["server"]}, u["failed"]) for u in upstreams]
-    yield "upstream_rtt_seconds", "How long it takes.", [({"server": u["server"]}, u["milliseconds"] / 1000) for u in upstreams]
-    yield "resolver_restarts_total", "Resolver processes started again.", one(status["worker_restarts"])
-    yield "resolvers", "Resolver processes.", one(len(status["workers"]) or status["inside"])
-    yield "events_lost_total", "Events that could not be written.", one(status["events"]["lost"])
-    yield "firewall_enabled", "Is there to be a table?", one(wall["enabled"])
-    if wall["enabled"]:
-        yield "firewall_present", "Is it in the kernel?", one(wall["present"])
-        yield "firewall_restored_total", "Times that it was laid down again after others changed it.", one(wall["restored"])
-        yield "firewall_guardian_restarts_total", "Guardian processes started again.", one(wall["guardian_restarts"])
-        yield "firewall_connections_cut_total", "Open connections deleted.", one(wall["cut"])
-        yield "firewall_learnt_addresses", "Addresses behind blocked names.", one(wall["learning"].get("addresses", 0))
+    yield "attempts_total", "Attempts to reach names and addresses of an app's function, blocked or audited.", hits
+    upstreams = status.upstreams
+    yield (
+        "upstream_up",
+        "Whether at least one worker considers the upstream healthy.",
+        [({"server": each.server}, each.healthy) for each in upstreams],
+    )
+    yield "upstream_asked_total", "Queries sent to the upstream.", [({"server": each.server}, each.asked) for each in upstreams]
+    yield (
+        "upstream_failed_total",
+        "Queries that the upstream did not answer.",
+        [({"server": each.server}, each.failed) for each in upstreams],
+    )
+    yield (
+        "upstream_rtt_seconds",
+        "Smoothed round-trip time of the upstream.",
+        [({"server": each.server}, each.milliseconds / 1000) for each in upstreams],
+    )
+    yield (
+        "resolver_restarts_total",
+        "Resolver processes started again after an unexpected end.",
+        one(status.worker_restarts),
+    )
+    yield "resolvers", "Resolver processes.", one(len(status.workers) or status.inside)
+    yield "events_lost_total", "Events that could not be written to the event log.", one(status.events.lost)
+    yield "firewall_enabled", "Whether the firewall is enabled in the configuration.", one(status.firewall.enabled)
+    if isinstance(status.firewall, FirewallStatus):
+        yield from _firewall(status.firewall)
+
+
+def _firewall(firewall: FirewallStatus) -> Iterator[tuple[str, str, Iterable[Sample]]]:
+    addresses = firewall.learning.addresses if firewall.learning is not None else 0
+    for name, help_, value in (
+        ("firewall_present", "Whether the nftables table is in the kernel.", firewall.present),
+        ("firewall_restored_total", "Times the table was restored after others changed it.", firewall.restored),
+        (
+            "firewall_guardian_restarts_total",
+            "Guardian processes started again after an unexpected end.",
+            firewall.guardian_restarts,
+        ),
+        ("firewall_connections_cut_total", "Open connections deleted because they were blocked.", firewall.cut),
+        ("firewall_learnt_addresses", "Addresses blocked because a blocked name leads there.", addresses),
+    ):
+        yield name, help_, [({}, value)]
 
 
 # ── over HTTP ────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -140,7 +169,7 @@ class _Metrics:
             return _response("405 Method Not Allowed", b"GET is what there is\n")
         if rest.split(b" ")[0].partition(b"?")[0] != b"/metrics":
             return _response("404 Not Found", b"/metrics is what there is\n")
-        body = text(await control.status(self._agent)).encode()
+        body = text(await status.status(self._agent)).encode()
         return _response("200 OK", body, leave_out=method == b"HEAD")
 
 

@@ -1,9 +1,7 @@
 """One load of the lists into one generation, in a process of its own that ends with it.
 
-It is given files by number: the order, one JSON object; one for the answer, another; one for what a crash prints; and two for
-what is compiled, `policy.img`, and `report.json` with all that people want to know about it. An order with `matching` asks only
-which lines speak of a name or address, and has no such files. The process may read and nothing else: it parses files that
-others write.
+It is given files by number: one with the order, one for the answer, one for what a crash prints, and for Compile two more: the
+image and the report. The process may read and nothing else: it parses files that others write.
 """
 
 import contextlib
@@ -14,14 +12,16 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
 from types import FrameType
-from typing import Any
 
 from publicsuffixlist import PSLFILE, PublicSuffixList
 
-from embargo import config, explain, names
+from embargo import config, explain, names, records
 from embargo.config import Config
 from embargo.daemon.compile import sources
+from embargo.daemon.compile.orders import ORDERS, Compile, Compiled, Match, Matches, Rejected
+from embargo.daemon.host import whole
 from embargo.daemon.process import privileges
 from embargo.errors import ConfigError, Problem
 from embargo.lists import image, lists, policy
@@ -30,16 +30,12 @@ from embargo.lists.image import Image
 from embargo.lists.lists import Guard
 from embargo.lists.policy import Action, App, Selection, Switchboard
 from embargo.names import Name
-
-IMAGE, REPORT = "policy.img", "report.json"
+from embargo.report import AppReport, FunctionReport, ListReport, Report
 
 POLITE = 3.0  # seconds in which it has the processor only when nobody else wants it; a change must not wait for ever
-CHUNK = 1 << 18  # octets written at once: the kernel takes no query on this processor before it has copied them
-
-Order = dict[str, Any]
 
 
-def guard(protected: list[tuple[str, str]]) -> Guard:
+def guard(protected: Iterable[tuple[str, str]]) -> Guard:
     """The line guards: the public suffix list, and the networks that must not be cut off, each with its role."""
     suffixes = PublicSuffixList()
 
@@ -71,50 +67,37 @@ def build(settings: Config, loaded: sources.Loaded) -> tuple[bytes, Switchboard]
 
 def report(
     settings: Config, loaded: sources.Loaded, built: Image, board: Switchboard, fingerprint: str = "", material: str = ""
-) -> dict[str, Any]:
-    """What `status`, `apps` and the events say about a generation.
-
-    `fingerprint`: of all that it was made from; `material`: of what its image was made from.
-    """
-    return {
-        "digest": built.digest,
-        "fingerprint": fingerprint,
-        "material": material,
-        "switchboard": list(map(int, board.actions)),
-        "names": len(built),
-        "networks": built.networks,
-        "hosts": loaded.hosts,
-        "tls_ca": loaded.authorities,
-        "apps": [_app(app, settings.policy) for app in loaded.apps],
-        "lists": [
-            {
-                "list": each.source.path, "file": each.file, "entries": each.size,
-                "problems": len(each.problems), "modified": _modified(each.file),
-            }
+) -> Report:
+    """What `status`, `apps` and the events say about a generation."""
+    return Report(
+        digest=built.digest, fingerprint=fingerprint, material=material, switchboard=board, names=len(built),
+        networks=built.networks, hosts={name: tuple(found) for name, found in loaded.hosts.items()},
+        tls_ca=loaded.authorities, apps=tuple(_app(app, settings.policy) for app in loaded.apps),
+        lists=tuple(
+            ListReport(each.source.path, each.file, each.size, len(each.problems), _modified(each.file))
             for each in loaded.lists
-        ],
-        "problems": [list(p) for p in loaded.problems],
-    }  # fmt: skip
+        ),
+        problems=loaded.problems,
+    )  # fmt: skip
 
 
-def _app(app: App, selection: Selection) -> dict[str, Any]:
-    functions: dict[str, Counter[str]] = {}
+def _app(app: App, selection: Selection) -> AppReport:
+    counted: dict[str, Counter[str]] = {}
     for each in app.lists:
-        counted = functions.setdefault(each.source.function, Counter())
         kinds = Counter("networks" if entry.network else "names" for entry in each.odd if not entry.exception)
         kinds["names"] += len(each.usual.signs) - each.usual.signs.count(EXCEPTION)
-        counted.update({f"shared_{kind}" if each.source.shared else kind: n for kind, n in kinds.items() if n})
+        prefix = "shared_" if each.source.shared else ""
+        counted.setdefault(each.source.function, Counter()).update({f"{prefix}{kind}": n for kind, n in kinds.items()})
     if app.id == policy.BYPASS:
-        functions |= {f: functions.get(f, Counter()) for f in policy.PORT_FUNCTIONS}
-    return {
-        "id": app.id, "name": app.name, "operator": app.operator, "order": app.order, "summary": app.summary,
-        "homepage": app.homepage, "default": app.default,
-        "on": any(selection.class_on(app, function) for function in functions),
-        "shared": selection.shared_on(app.id),
-        "functions": {
-            function: {"on": selection.class_on(app, function), **functions[function]} for function in sorted(functions)
-        },
-    }  # fmt: skip
+        counted |= {function: counted.get(function, Counter()) for function in policy.PORT_FUNCTIONS}
+    functions = {
+        function: FunctionReport(selection.class_on(app, function), **counted[function]) for function in sorted(counted)
+    }
+    return AppReport(
+        id=app.id, name=app.name, operator=app.operator, order=app.order, summary=app.summary, homepage=app.homepage,
+        default=app.default, on=any(each.on for each in functions.values()), shared=selection.shared_on(app.id),
+        functions=functions,
+    )  # fmt: skip
 
 
 def _modified(file: str) -> float:
@@ -145,25 +128,25 @@ def main() -> None:
     _stand_back()
     privileges.keep((privileges.CAP_DAC_READ_SEARCH,))
     with open(order_fd, "rb") as file:
-        order: Order = json.load(file)
+        order = records.untagged(records.by_name(ORDERS), json.load(file))
     answer = _obey(order, *results)
     with open(answer_fd, "w", encoding="utf-8") as file:
-        json.dump(answer, file)
+        json.dump(records.tagged(answer), file)
 
 
-def _obey(order: Order, image_fd: int = -1, report_fd: int = -1) -> dict[str, Any]:
+def _obey(order: Compile | Match, image_fd: int = -1, report_fd: int = -1) -> Compiled | Matches | Rejected:
     try:
-        settings = config.parse(order["config"].encode(), order["file"])
-        loaded = sources.load(settings, guard([(n, r) for n, r in order["protected"]]))
+        settings = config.parse(order.config.encode(), order.file)
+        loaded = sources.load(settings, guard(order.protected))
     except ConfigError as error:
-        return {"errors": [list(p) for p in error.problems]}
-    if "matching" in order:
-        return {"matching": explain.matching(loaded.lists, explain.subject(order["matching"]))}
+        return Rejected(error.problems)
+    if isinstance(order, Match):
+        return Matches(tuple(explain.matching(loaded.lists, explain.subject(order.subject))))
     data, board = build(settings, loaded)
-    told = report(settings, loaded, Image(data), board, order["fingerprint"], order["material"])
-    fill(image_fd, data)
-    fill(report_fd, json.dumps(told).encode())
-    return {"digest": told["digest"]}
+    made = report(settings, loaded, Image(data), board, order.fingerprint, order.material)
+    whole.fill(image_fd, data)
+    whole.fill(report_fd, json.dumps(records.encode(made)).encode())
+    return Compiled(made.digest)
 
 
 def _stand_back() -> None:
@@ -179,19 +162,6 @@ def _stand_back() -> None:
     signal.setitimer(signal.ITIMER_REAL, POLITE)
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-
-
-def new(path: str) -> int:
-    """The descriptor of a file that was not there before, to be filled."""
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
-
-
-def fill(fd: int, data: bytes) -> None:
-    """Write it all, so that it is whole on the disk, and close the file."""
-    with open(fd, "wb", buffering=0) as file:
-        for at in range(0, len(data), CHUNK):
-            file.write(memoryview(data)[at : at + CHUNK])
-        os.fsync(fd)
 
 
 if __name__ == "__main__":

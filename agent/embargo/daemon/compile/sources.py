@@ -13,12 +13,13 @@ import os
 import pwd
 import stat
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO, NamedTuple
 
 from embargo import names
-from embargo.config import Config
+from embargo.config import Config, unknown_apps
+from embargo.daemon.host import watched
 from embargo.daemon.host.authorities import certificates
 from embargo.daemon.process import privileges
 from embargo.errors import ConfigError, ListError, Problem
@@ -27,8 +28,6 @@ from embargo.lists.lists import Guard
 from embargo.lists.policy import App, Level, List, Source
 from embargo.names import Name
 
-LOCAL = "local"  # the directory under [state] dir with what `block`, `allow` and `forget` wrote
-UPSTREAM = "the upstream resolver's"  # the role of protected addresses that we ask ourselves
 SETTLED = 0.25  # seconds without a change after which a file is whole
 TRIES = 12  # how many times that is waited for
 MAX_HOSTS = 1_000_000  # lines of a hosts file
@@ -84,43 +83,6 @@ def load(config: Config, guard: Guard) -> Loaded:
     return found._replace(problems=(*work.problems, *(p for list_ in found.lists for p in list_.problems)))
 
 
-def local_path(config: Config, name: str) -> str:
-    """Where the agent keeps its own `allow` or `block` list."""
-    return f"{config.state.dir}/{LOCAL}/{name}.list"
-
-
-def watched(config: Config) -> tuple[str, ...]:
-    """The files and directories whose content a generation depends on."""
-    return (
-        config.file, *config.lists.apps, config.lists.allow, config.lists.block, *config.dns.hosts,
-        *(local_path(config, name) for name in ("allow", "block")),
-        *([config.dns.tls_ca] if config.dns.tls_ca else []),
-    )  # fmt: skip
-
-
-Snapshot = frozenset[tuple[str, int, int, int]]
-
-
-def snapshot(paths: Iterable[str]) -> Snapshot:
-    """(path, inode, size, mtime) of every file at and below the paths, and who may write it: equal snapshots, equal content."""
-    return frozenset(entry for path in paths for entry in _entries(path, depth=3))
-
-
-def _entries(path: str, depth: int) -> Iterator[tuple[str, int, int, int]]:
-    try:
-        found = os.stat(path)
-        if stat.S_ISDIR(found.st_mode):
-            yield path, found.st_ino, found.st_mode, found.st_uid
-            for name in os.listdir(path) if depth else ():
-                if not name.startswith("."):
-                    yield from _entries(f"{path}/{name}", depth - 1)
-        else:
-            yield path, found.st_ino, found.st_size, found.st_mtime_ns
-            yield f"{path}:mode", found.st_mode, found.st_uid, 0
-    except OSError:
-        return
-
-
 def _owners(config: Config) -> frozenset[int]:
     """Root, ourselves, whoever owns the configuration (he could name other lists anyway), and the agent, if we are not it."""
     found = {0, os.geteuid()}
@@ -140,7 +102,7 @@ def closed(config: Config) -> Iterator[Problem]:
     if not owner.pw_uid or os.geteuid() or not needs <= privileges.effective():
         return
     ways: dict[str, int] = {}
-    for path in watched(config):
+    for path in watched.paths(config):
         for step, mode in _steps(path, depth=2):
             ways[step] = ways.get(step, 0) | mode
     with privileges.seeing_as(owner.pw_uid, owner.pw_gid, os.getgrouplist(owner.pw_name, owner.pw_gid)):
@@ -280,7 +242,7 @@ def _app(path: str, name: str, directory: str, work: _Load) -> App | None:
         return None
     guard = replace(work.guard, single_registrant=frozenset(map(names.from_text, app.single_registrant)))
     if app.id == policy.BYPASS:  # it lists public resolvers, and only our own questions to one pass (ruleset.Own)
-        guard = replace(guard, protected=tuple(item for item in guard.protected if item[1] != UPSTREAM))
+        guard = replace(guard, protected=tuple(item for item in guard.protected if item[1] != lists.UPSTREAM))
     found = [
         list_
         for child in sorted(os.listdir(path))
@@ -312,20 +274,13 @@ def _parse(path: str, source: Source, directory: str, guard: Guard, work: _Load)
 
 def _local_lists(config: Config, work: _Load) -> Iterator[List]:
     for name, level, configured in (("allow", Level.ALLOW, config.lists.allow), ("block", Level.BLOCK, config.lists.block)):
-        for path, shown in ((configured, os.path.basename(configured)), (local_path(config, name), f"{LOCAL}/{name}.list")):
+        for path, shown in (
+            (configured, os.path.basename(configured)),
+            (watched.local_path(config, name), f"{watched.LOCAL}/{name}.list"),
+        ):
             if os.path.lexists(path):  # neither has to exist
                 source = Source(shown, level, "local", name, shared=False)
                 yield from _parse(path, source, os.path.dirname(path), work.guard, work)
-
-
-def unknown_apps(config: Config, apps: Collection[str]) -> Iterator[Problem]:
-    """The ids in [policy] that no app has."""
-    for key, chosen in (("apps", config.policy.apps), ("shared", config.policy.shared)):
-        for number, app in enumerate(chosen if isinstance(chosen, tuple) else ()):
-            if app not in apps:
-                near = difflib.get_close_matches(app, apps, 1)
-                hint = f'did you mean "{near[0]}"?' if near else f"there are {', '.join(sorted(apps)) or 'none'}"
-                yield Problem(config.file, config.line("policy", key, number), f'policy.{key}: no app "{app}"', hint)
 
 
 def _hosts(path: str, hosts: dict[str, list[str]], work: _Load) -> None:

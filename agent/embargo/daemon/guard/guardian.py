@@ -30,16 +30,32 @@ from embargo.daemon.guard.droplog import Attribution, DropLog
 from embargo.daemon.guard.enforced import Enforced
 from embargo.daemon.guard.flows import Flows
 from embargo.daemon.guard.learnt import LearntAddresses
+from embargo.daemon.guard.orders import (
+    ORDERS,
+    About,
+    Alive,
+    Applied,
+    Apply,
+    Guarded,
+    Intact,
+    Intactness,
+    Meet,
+    Stats,
+    Stop,
+    Use,
+)
 from embargo.daemon.process import privileges
-from embargo.daemon.process.channel import Channel, orders
+from embargo.daemon.process.channel import Channel, Events, Failed, Received, orders
 from embargo.daemon.process.outbox import Ledger, Outbox
+from embargo.daemon.process.sightings import TO_GUARDIAN
 from embargo.errors import FirewallError
 from embargo.firewall import nft, ruleset, spans
 from embargo.firewall.nft import Shape
-from embargo.firewall.ruleset import RESERVED, Own, Spec
+from embargo.firewall.ruleset import RESERVED, Spec
 from embargo.firewall.table import TABLE, Begins, Mark
 from embargo.lists.image import Image
-from embargo.lists.policy import Action, Class, Switchboard
+from embargo.records import Done
+from embargo.report import AboutAddress
 
 FAILED = 70  # the exit status of a guardian that does not understand what happened
 HEAL = 0.2  # seconds between two looks at the kernel's generation
@@ -73,10 +89,10 @@ class Guardian:
         self._spawn(self._learnt.save_always())
         self._loop.call_later(RECONCILE, self._reconcile)
 
-    def report(self, message: dict[str, Any]) -> bool:
+    def send(self, record: object, number: int | None = None) -> bool:
         """Send this to the supervisor. False: its channel is full, try again."""
         try:
-            self._channel.send(message)
+            self._channel.send(record, number=number)
         except BlockingIOError:
             return False
         except OSError:
@@ -84,13 +100,7 @@ class Guardian:
         return True
 
     def _send_events(self, lines: bytes, lost: int, attempts: int) -> bool:
-        try:
-            self._channel.send_events(lines, lost, attempts)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
-        return True
+        return self.send(Events(lines, lost, attempts))
 
     def _tell(self, what: str, **members: Any) -> None:
         self._outbox.add(events.encode({"event": "firewall", "what": what, **members}, time.time()), 0)
@@ -100,24 +110,22 @@ class Guardian:
 
     # ── orders ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def apply(self, order: dict[str, Any], fd: int) -> dict[str, Any]:
-        """Put a generation in force. FirewallError leaves the old one there."""
-        board = Switchboard(tuple(map(Action, order["switchboard"])))
+    async def apply(self, order: Apply, fd: int) -> Applied:
+        """Put a generation in force. FirewallError leaves the old one there. `fd`: of the image, closed here."""
+        board = order.board
         async with self._enforced.changing, _beside_others():
             try:
                 image = await asyncio.to_thread(Image, memoryview(mmap.mmap(fd, 0, prot=mmap.PROT_READ)))
             finally:
                 os.close(fd)
             kernel = self._enforced.kernel
-            self._drops.listen(order["log_group"])
-            self._learnt.recall(order["state"])
-            kernel.claim(TABLE, alone=order["protect"])
+            self._drops.listen(order.log_group)
+            self._learnt.recall(order.memory)
+            kernel.claim(TABLE, alone=order.protect)
             work_out = partial(
-                ruleset.spec, image, board, lan=order["lan"], except_=order["except"], fail=order["fail"],
-                intercept_port=order["intercept_port"], log_group=order["log_group"],
-                ct_mark=self._ct_mark(order), patterns=self._can_look_inside(),
-                own=tuple(Own(*each) for each in order["own"]),
-                system=order["system"], exempt=[(n, tuple(Class(*each) for each in off)) for n, off in order["exempt"]],
+                ruleset.spec, image, board, lan=order.lan, except_=order.excepted, exempt=order.exempt, fail=order.fail,
+                intercept_port=order.intercept_port, log_group=order.log_group, ct_mark=self._ct_mark(order),
+                patterns=self._can_look_inside(), own=order.own, system=order.system,
             )  # fmt: skip
             wanted = await asyncio.to_thread(work_out, self._next_mark())  # a second for a million; others must not wait
             wanted, elements = (
@@ -125,22 +133,22 @@ class Guardian:
                 sum(map(spans.count, wanted.ranges.values())),
             )
             learnt, book = self._learnt, self._learnt.book
-            learnt.enabled = order["learn"]
-            self._flows.clients = tuple(map(ipaddress.ip_network, order["clients"]))
-            book.guarded = verdicts.guard(image, order["protected"])
+            learnt.enabled = order.learn
+            self._flows.clients = tuple(map(ipaddress.ip_network, order.clients))
+            book.guarded = verdicts.guard(image, order.protected)
             actions = {str(class_): action for class_, action in wanted.classes}
             self._loop.call_later(UNDER_WAY, self._compare, self._counted())  # of classes that may end here
-            self._drops.explain_by(Attribution(order["generation"], image, actions, order["names"]))
+            self._drops.explain_by(Attribution(order.generation, image, actions, order.clients_by_address))
             decide, blocked = verdicts.judge(image, board, learn=learnt.enabled), verdicts.names_blocked(image, board)
             await self._replace(wanted, lambda: book.judge(decide, blocked, self._loop.time()))
             self._work_out = work_out
             self._drops.begin(self._counted())
-        if order["fail"] == "open":
+        if order.fail == "open":
             self.alive()
         self.flowtables = kernel.flowtables()
         self._spawn(self._flows.delete(verdicts.blocks(image, board)))
         self._spawn(self._flows.prepare_next())
-        return {"elements": elements}
+        return Applied(elements)
 
     async def _replace(self, wanted: Spec, decide: Callable[[], None]) -> None:
         """Lay this down, with the addresses that are learnt by the time it takes effect."""
@@ -167,12 +175,12 @@ class Guardian:
         marks = [name.rpartition("_")[2] for name in self._enforced.kernel.sets(TABLE)]
         return 1 + max((int(mark) for mark in marks if mark.isascii() and mark.isdecimal()), default=0)
 
-    def _ct_mark(self, order: dict[str, Any]) -> int:
+    def _ct_mark(self, order: Apply) -> int:
         """The bits of the connection mark that we may use; none where connections would be tracked because of us alone."""
-        mask = int(order["ct_mark"])
+        mask = order.ct_mark
         if mask and self._marking is None:
             self._marking = self._enforced.kernel.can(Mark(mask, mask))
-        tracked = (order["intercept_port"] and order["lan"]) or conntrack.in_use()
+        tracked = (order.intercept_port and order.lan) or conntrack.in_use()
         return mask if tracked and self._marking else 0
 
     def _can_look_inside(self) -> bool:
@@ -190,26 +198,18 @@ class Guardian:
         """Whether our rules are in force, by what the kernel says. While they are being replaced the old ones are."""
         return self._enforced.changing.locked() or (self._shape is not None and self._enforced.kernel.intact(self._shape))
 
-    def about(self, address: bytes) -> dict[str, Any]:
+    def about(self, address: bytes) -> AboutAddress:
         """What is remembered of an address beside the lists."""
         passing = address in self._enforced.kernel.keys(TABLE, "allow4" if len(address) == 4 else "allow6")
-        return {"passing": passing, **self._learnt.about(address)}
+        return self._learnt.about(address, passing=passing)
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> Guarded:
         kernel = self._enforced.kernel
-        return {
-            "counters": {name: list(both) for name, both in kernel.counters(TABLE).items()},
-            "present": kernel.has_table(TABLE),
-            "owned": kernel.owned,
-            "restored": self.restored,
-            "cut": self._flows.cut,
-            "flowtables": self.flowtables,
-            "patterns": bool(self._patterns),
-            "hits": dict(self._drops.hits),
-            "noted": self._drops.noted,
-            "lost": self._drops.lost,
-            "learning": self._learnt.stats(),
-        }
+        return Guarded(
+            counters=kernel.counters(TABLE), present=kernel.has_table(TABLE), owned=kernel.owned, restored=self.restored,
+            cut=self._flows.cut, flowtables=tuple(self.flowtables), patterns=bool(self._patterns),
+            hits=dict(self._drops.hits), noted=self._drops.noted, lost=self._drops.lost, learning=self._learnt.stats(),
+        )  # fmt: skip
 
     def meet(self, channel: Channel, marks: int) -> None:
         """A resolver is at the other end of this channel. `marks`: descriptor of the page of marks."""
@@ -340,55 +340,57 @@ async def _beside_others() -> AsyncIterator[None]:
         sys.setswitchinterval(ALONE)
 
 
-async def obey(guardian: Guardian, order: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-    """Carry out one order; the members of the answer."""
-    match order["op"]:
-        case "apply":
+async def obey(guardian: Guardian, order: Any, fds: list[int]) -> object:
+    """Carry out one order; its answer."""
+    match order:
+        case Apply():
             return await guardian.apply(order, fds[0])
-        case "meet":
+        case Meet():
             channel, marks = fds
-            guardian.meet(Channel(socket.socket(fileno=channel)), marks)
+            guardian.meet(Channel(socket.socket(fileno=channel), TO_GUARDIAN), marks)
             os.close(marks)
-        case "use":
+        case Use():
             guardian.use(socket.socket(fileno=fds[0]))
-        case "alive":
+        case Alive():
             guardian.alive()
-        case "intact":
-            return {"intact": guardian.intact()}
-        case "about":
-            return guardian.about(bytes.fromhex(order["address"]))
-        case "stats":
+        case Intact():
+            return Intactness(guardian.intact())
+        case About(address):
+            return guardian.about(address)
+        case Stats():
             return guardian.stats()
-        case "stop":
-            await guardian.stop(order["rules"])
-    return {}
+        case Stop(rules):
+            await guardian.stop(rules)
+    return Done()
 
 
 async def serve(channel: Channel, ledger: Ledger) -> None:
     privileges.keep((privileges.CAP_NET_ADMIN,))
     async with contextlib.aclosing(orders(channel)) as inbox, asyncio.TaskGroup() as applying:
         guardian = Guardian(channel, ledger)
-        async for order, fds in inbox:
-            work = carry_out(guardian, order, fds)
-            if order["op"] == "apply":  # it takes seconds for a million, and whether we are alive is asked meanwhile
+        async for received in inbox:
+            work = carry_out(guardian, received)
+            if isinstance(received.record, Apply):  # it takes seconds for a million; Alive and Intact arrive meanwhile
                 applying.create_task(work)
             else:
                 await work
-            if order["op"] == "stop":
+            if isinstance(received.record, Stop):
                 return
 
 
-async def carry_out(guardian: Guardian, order: dict[str, Any], fds: list[int]) -> None:
+async def carry_out(guardian: Guardian, received: Received) -> None:
+    """Obey, and answer an order that has a number."""
+    answer: object
     try:
-        answer = {"op": "done", "id": order.get("id"), **await obey(guardian, order, fds)}
+        answer = await obey(guardian, received.record, received.fds)
     except FirewallError as error:
-        answer = {"op": "error", "id": order.get("id"), "error": str(error)}
-    while order.get("id") is not None and not guardian.report(answer):  # drops may have filled the channel
+        answer = Failed(str(error))
+    while received.number is not None and not guardian.send(answer, received.number):  # drops may have filled the channel
         await asyncio.sleep(0.01)
 
 
 def main() -> None:
-    asyncio.run(serve(Channel(socket.socket(fileno=int(sys.argv[1]))), Ledger(int(sys.argv[2]))))
+    asyncio.run(serve(Channel(socket.socket(fileno=int(sys.argv[1])), ORDERS), Ledger(int(sys.argv[2]))))
 
 
 if __name__ == "__main__":

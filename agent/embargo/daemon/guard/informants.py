@@ -7,9 +7,9 @@ after what another has looked up, although it was first.
 import asyncio
 import os
 from collections.abc import Callable
-from typing import Any
 
 from embargo.daemon.process.channel import Channel, ChannelError
+from embargo.daemon.process.sightings import Flush, Flushed
 from embargo.errors import FirewallError
 
 MESSAGES_AT_ONCE = 16  # of one resolver before others have their turn
@@ -19,9 +19,9 @@ MAX_REPORT = 512 << 10
 
 
 class Informants:
-    """`take` is called with what a resolver says. It raises ValueError, TypeError or LookupError for what is no message."""
+    """`take` is called with each record of a resolver. It raises ValueError for one that no resolver can have sent."""
 
-    def __init__(self, take: Callable[[Channel, dict[str, Any]], None], trouble: Callable[[str], None]) -> None:
+    def __init__(self, take: Callable[[Channel, object], None], trouble: Callable[[str], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self._take = take
         self._trouble = trouble
@@ -41,7 +41,7 @@ class Informants:
         asked = set()
         for channel in self._channels:
             try:
-                channel.send({"op": "tell", "number": number})
+                channel.send(Flush(number))
             except OSError:  # it does not read, or is gone
                 continue
             asked.add(channel)
@@ -51,8 +51,8 @@ class Informants:
         else:
             self._go_on(number)
 
-    def _told(self, channel: Channel, number: Any) -> None:
-        untold = self._untold.get(number) if isinstance(number, int) else None
+    def _told(self, channel: Channel, number: int) -> None:
+        untold = self._untold.get(number)
         if untold is not None:
             untold.discard(channel)
             if not untold:
@@ -81,17 +81,16 @@ class Informants:
             if received is None:
                 self._dismiss(channel)
                 return
-            message, fds = received
-            for fd in fds:
+            for fd in received.fds:
                 os.close(fd)
-            if message.get("op") == "told":
-                self._told(channel, message.get("number"))
+            if isinstance(received.record, Flushed):
+                self._told(channel, received.record.number)
                 continue
             try:
-                self._take(channel, message)
+                self._take(channel, received.record)
             except FirewallError as error:
                 self._trouble(str(error))
-            except (OSError, ValueError, TypeError, LookupError) as error:
+            except (OSError, ValueError) as error:
                 self._dismiss(channel, f"{type(error).__name__}: {error}")
                 return
 

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain
-from typing import Any
 
 from embargo import names
 from embargo.daemon.guard.enforced import Enforced
@@ -19,12 +18,14 @@ from embargo.daemon.guard.informants import Informants
 from embargo.daemon.guard.memory import EVERY, Memory
 from embargo.daemon.process import answered
 from embargo.daemon.process.answered import Marks
-from embargo.daemon.process.channel import Channel
+from embargo.daemon.process.channel import Answered, Channel
+from embargo.daemon.process.sightings import Free, Leads, Pass, Ready
 from embargo.firewall import learning, nft, ruleset
 from embargo.firewall.learning import Book, Reason
 from embargo.firewall.ruleset import Spec
 from embargo.firewall.table import TABLE
 from embargo.lists.policy import Action
+from embargo.report import AboutAddress, Learning, LearntReason, Spared
 
 PASS_GRACE = 60  # seconds; clients connect a moment after an answer, also after one with TTL 0, and flows last
 
@@ -54,35 +55,36 @@ class LearntAddresses:
             self.mark_all()
         self._resolvers.meet(channel)
 
-    def _take(self, channel: Channel, told: dict[str, Any]) -> None:
-        """One message of a resolver. ValueError, TypeError or LookupError for what is no message."""
-        now = self._loop.time()
-        match told.get("op"):
-            case "answered":
-                for name, addresses, seconds in answered.unpack(told["records"]):
-                    self._free(self.book.answered(name, addresses, seconds, now))
-            case "leads":
-                [(name, addresses, seconds)] = answered.unpack(bytes.fromhex(told["record"]))
-                reason = learning.reason(name, told["class"], told["list"], told["line"], told["rule"])
+    def _take(self, channel: Channel, record: object) -> None:
+        """One record of a resolver. ValueError for packed addresses or a reason that no resolver can have sent."""
+        match record:
+            case Answered(packed):
+                self._learn_from(packed)
+            case Leads():
+                [(name, addresses, seconds)] = answered.unpack(record.packed)
+                reason = learning.reason(name, record.class_, record.list, record.line, record.rule)
                 self._expect(addresses)
                 self._resolvers.when_all_is_told(partial(self._decide, reason, addresses, seconds))
-            case "free":
+            case Free(number, packed):
                 try:
-                    [(name, addresses, seconds)] = answered.unpack(bytes.fromhex(told["record"]))
-                    self._free(self.book.answered(name, addresses, seconds, now))
+                    self._learn_from(packed)
                 finally:
-                    channel.send({"op": "ready", "number": told["number"]})
-            case "pass":
+                    channel.send(Ready(number))
+            case Pass(number, addresses):
                 try:
-                    longest = learning.MAX_TTL_SECONDS
-                    self._pass([(str(a), int(max(0, min(s, longest)))) for a, s in told["addresses"]])
+                    self._pass(addresses)
                 finally:
-                    channel.send({"op": "ready", "number": told["number"]})
+                    channel.send(Ready(number))
 
-    def _pass(self, addresses: Sequence[tuple[str, int]]) -> None:
-        """Let addresses behind names of the allow list, in hexadecimal, go ahead of the block sets for so many seconds."""
+    def _learn_from(self, packed: bytes) -> None:
+        """These names were answered with these addresses."""
+        for name, addresses, seconds in answered.unpack(packed):
+            self._free(self.book.answered(name, addresses, seconds, self._loop.time()))
+
+    def _pass(self, addresses: Sequence[tuple[bytes, int]]) -> None:
+        """Let addresses behind names of the allow list go ahead of the block sets for so many seconds, and a grace."""
         for name, width in (("allow4", 4), ("allow6", 16)):
-            keys = [(bytes.fromhex(a), seconds + PASS_GRACE) for a, seconds in addresses if len(a) == 2 * width]
+            keys = [(a, min(max(s, 0), learning.MAX_TTL_SECONDS) + PASS_GRACE) for a, s in addresses if len(a) == width]
             if keys:
                 self._enforced.kernel.transact(nft.timed_elements(TABLE, name, keys))
 
@@ -149,32 +151,26 @@ class LearntAddresses:
         if spec is not None:
             yield from (address for address, action, _ in self.elements(spec) if action is Action.BLOCK)
 
-    def about(self, address: bytes) -> dict[str, Any]:
+    def about(self, address: bytes, *, passing: bool) -> AboutAddress:
         """What is remembered of an address: names, the reason that blocks it, the name that keeps it open."""
-        found: dict[str, Any] = {"names": [names.to_text(name) for name in self.book.names(address)]}
-        reason = self.book.reason(address, self._loop.time())
+        reason, spared = self.book.reason(address, self._loop.time()), self.book.shared(address)
+        learnt = None
         if reason is not None:
             name, class_, path, line, rule = reason
-            found["learnt"] = {
-                "app": class_.app, "function": class_.function, "list": path, "line": line, "rule": rule,
-                "name": names.to_text(name),
-            }  # fmt: skip
-        spared = self.book.shared(address)
-        if spared is not None:
-            found["spared"] = {"name": names.to_text(spared.blocked), "neighbour": names.to_text(spared.neighbour)}
-        return found
+            learnt = LearntReason(class_.app, class_.function, path, line, rule, names.to_text(name))
+        return AboutAddress(
+            passing,
+            tuple(names.to_text(name) for name in self.book.names(address)),
+            learnt,
+            _spared(spared) if spared is not None else None,
+        )
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> Learning:
         book = self.book
-        spared = [
-            (str(ipaddress.ip_address(each.address)), names.to_text(each.blocked), names.to_text(each.neighbour))
-            for each in book.spared
-        ]
-        return {
-            "on": self.enabled, "addresses": book.learnt, "known": len(book),
-            "proving": max(round(book.proving - self._loop.time()), 0), "spared": spared,
-            "counters": dict(book.counters), "trouble": self._memory.trouble if self._memory else "",
-        }  # fmt: skip
+        return Learning(
+            self.enabled, book.learnt, len(book), max(round(book.proving - self._loop.time()), 0),
+            tuple(map(_spared, book.spared)), dict(book.counters), self._memory.trouble if self._memory else "",
+        )  # fmt: skip
 
     # ── memory ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -200,3 +196,9 @@ class LearntAddresses:
             async with self._saving:
                 self._memory.save(self._loop.time())
             self._memory.close()
+
+
+def _spared(found: learning.Spared) -> Spared:
+    """In text."""
+    address = str(ipaddress.ip_address(found.address))
+    return Spared(address, names.to_text(found.blocked), names.to_text(found.neighbour))

@@ -77,6 +77,7 @@ class Sockets:
 
     def __init__(self) -> None:
         self._open: dict[Endpoint, list[Pair]] = {}
+        self._before: dict[Endpoint, list[Pair]] | None = None  # what was open before a change that is not settled
         self._workers = 1
 
     def adopt(self, fds: Iterable[tuple[str, int]]) -> list[str]:
@@ -105,14 +106,17 @@ class Sockets:
         return tuple(self._open)
 
     def follow(self, endpoints: Sequence[Endpoint], workers: int, interfaces: Sequence[Interface]) -> bool:
-        """Open what is missing, then close what is no longer wanted; True if anything changed. ListenError changes nothing.
+        """Open what is missing and leave out what is no longer wanted; whether that changes anything. ListenError: nothing.
 
-        An address need not be there yet (at boot; duplicate address detection): it is listened on all the same, and a
-        warning says which one no interface has.
+        `settle` makes it final, `restore` takes it back. An address that no interface has yet (at boot; duplicate address
+        detection) is listened on all the same, with a warning that names it.
         """
+        self.settle()
         self._workers = workers
         missing = [each for each in endpoints if len(self._open.get(each, ())) < workers]
         gone = [each for each in self._open if each not in endpoints]
+        if not missing and not gone:
+            return False
         fresh: dict[Endpoint, list[Pair]] = {}
         try:
             for each in missing:
@@ -125,16 +129,33 @@ class Sockets:
             for each, pairs in fresh.items():
                 _close(pair for pair in pairs if pair not in self._open.get(each, ()))
             raise
-        for each in gone:
-            _close(self._open.pop(each))
-            notify.store(_stored_as(each), ())
-        self._open |= fresh
+        self._before = self._open
+        self._open = {each: pairs for each, pairs in self._open.items() if each not in gone} | fresh
         for each in fresh:
             if is_absent(each, interfaces):
                 log.warning("%s", _explain(each, OSError(errno.EADDRNOTAVAIL, ""), udp=True))
-        for each, pairs in fresh.items():
-            notify.store(_stored_as(each), [sock.fileno() for pair in pairs for sock in pair])
-        return bool(missing or gone)
+        return True
+
+    def settle(self) -> None:
+        """Close the sockets that the last change left out, and have systemd keep the ones that are open now."""
+        before, self._before = self._before, None
+        if before is None:
+            return
+        for each in before.keys() - self._open.keys():
+            _close(before[each])
+            notify.store(_stored_as(each), ())
+        for each, pairs in self._open.items():
+            if before.get(each) != pairs:
+                notify.store(_stored_as(each), [sock.fileno() for pair in pairs for sock in pair])
+
+    def restore(self) -> None:
+        """Close the sockets that the last change opened: what was listened on before is listened on again."""
+        before, self._before = self._before, None
+        if before is None:
+            return
+        for each, pairs in self._open.items():
+            _close(pair for pair in pairs if pair not in before.get(each, ()))
+        self._open = before
 
     def of(self, worker: int) -> Iterator[tuple[str, socket.socket]]:
         """A worker's sockets with their kind."""
@@ -144,6 +165,7 @@ class Sockets:
                 yield "tcp", tcp
 
     def close(self) -> None:
+        self.settle()
         for pairs in self._open.values():
             _close(pairs)
         self._open.clear()

@@ -1,8 +1,9 @@
-"""What processes say to each other: one JSON object per packet of a Unix socket pair, descriptors beside it.
+"""What processes say to each other: one record per packet of a Unix socket pair, descriptors beside it.
 
-SOCK_SEQPACKET keeps packets whole and in order, so there is no framing to get wrong. A message larger than a packet (many
-hosts, many networks) travels as a sealed file in memory, whose descriptor is the last one beside the mark. Who receives says
-how large such a message may be: a resolver reads what strangers send, and whoever listens to it must not be held up by it.
+SOCK_SEQPACKET keeps packets whole and in order, so there is no framing to get wrong. A record is JSON, but for the two that
+are too many for it: event lines and answered addresses, which are packed. A record larger than a packet (many hosts, many
+networks) travels as a sealed file in memory, whose descriptor is the last one beside the mark. The receiver says which
+records it accepts, and how large one in memory may be: a resolver reads what strangers send, so what it says is not believed.
 """
 
 import array
@@ -12,10 +13,13 @@ import json
 import os
 import socket
 import sys
-from collections.abc import AsyncGenerator, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+from embargo import records
 from embargo.errors import EmbargoError
+from embargo.records import RecordError
 
 MAX_PACKET = 120_000  # octets: below the default send buffer, so a packet always fits
 MAX_MESSAGE = 256 << 20  # octets of a message in memory: an order
@@ -26,22 +30,50 @@ _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW  # nobody 
 _IN_MEMORY = b"@"  # what stands for the message when it is in the last descriptor
 _EVENTS, _ANSWERED = b"E", b"A"  # what stands before event lines and answered addresses; JSON begins with a brace
 
-Message = dict[str, Any]
-
 
 class ChannelError(EmbargoError):
-    """What was sent is no message, or cannot be one."""
+    """What was received is not a record that is accepted here, or what is to be sent is too large."""
 
 
-def pair() -> tuple["Channel", socket.socket]:
-    """A channel and the other end's socket, to be inherited by a child."""
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The answer to an order that was not carried out; what was in force stays in force."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """Event lines as they go into the log, the events lost before them, and how many attempts both stand for."""
+
+    lines: bytes
+    lost: int
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Addresses that names were answered with, packed (`answered.pack`)."""
+
+    records: bytes
+
+
+class Received(NamedTuple):
+    record: Any  # of a kind that the channel accepts
+    number: int | None  # of the order that it is, or that it answers
+    fds: list[int]  # the receiver's to close
+
+
+def pair(accepts: Iterable[type] = ()) -> tuple["Channel", socket.socket]:
+    """A channel that accepts these records, and the other end's socket, to be inherited by a child."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    return Channel(ours), theirs
+    return Channel(ours, accepts), theirs
 
 
 class Channel:
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, accepts: Iterable[type] = ()) -> None:
         self._sock = sock
+        self._accepts = records.by_name(accepts)
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -53,13 +85,26 @@ class Channel:
         self._sock.close()
 
     def shut(self) -> None:
-        """Let nothing more come. What has come is still received, and then None."""
+        """Receive what has arrived and then None; nothing more arrives."""
         self._sock.shutdown(socket.SHUT_RD)
-        self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # of a reset: it would be told instead of what came before
+        self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # clears a reset, which would hide what arrived before it
 
-    def send(self, message: Message, fds: Sequence[int] = ()) -> None:
-        """Send one message. BlockingIOError when the other side does not read; OSError when it is gone."""
-        data = json.dumps(message, separators=(",", ":")).encode()
+    def send(self, record: Any, fds: Sequence[int] = (), number: int | None = None) -> None:
+        """Send one record. BlockingIOError when the other side does not read; OSError when it is gone.
+
+        `number`: of the order that it is, or that it answers.
+        """
+        match record:
+            case Events():
+                self._send(_EVENTS + record.lost.to_bytes(8) + record.attempts.to_bytes(8) + record.lines, ())
+                return
+            case Answered():
+                self._send(_ANSWERED + record.records, ())
+                return
+        value = records.tagged(record)
+        if number is not None:
+            value["id"] = number
+        data = json.dumps(value, separators=(",", ":")).encode()
         if len(data) <= MAX_PACKET:
             self._send(data, fds)
             return
@@ -69,24 +114,16 @@ class Channel:
         finally:
             os.close(memory)
 
-    def send_events(self, lines: bytes, lost: int, attempts: int) -> None:
-        """Event lines as they are, with the events lost before them and the attempts that all stands for: too many for JSON."""
-        self._send(_EVENTS + lost.to_bytes(8) + attempts.to_bytes(8) + lines, ())
-
-    def send_answered(self, records: bytes) -> None:
-        """Addresses that names were answered with, packed (`answered.pack`): one for nearly every answer of an upstream."""
-        self._send(_ANSWERED + records, ())
-
     def _send(self, data: bytes, fds: Sequence[int]) -> None:
         if len(fds) > MAX_FDS:
             raise ChannelError(f"a message cannot carry {len(fds)} descriptors, {MAX_FDS} at most")
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         self._sock.sendmsg([data], rights)
 
-    def receive(self, in_memory: int = 0) -> tuple[Message, list[int]] | None:
-        """The next message and its descriptors (now ours to close); None when the other side is gone.
+    def receive(self, in_memory: int = 0) -> Received | None:
+        """The next record; None when the other side is gone. ChannelError for what is no record accepted here.
 
-        `in_memory`: octets that a message beside the packet may have. ChannelError for what is no message.
+        `in_memory`: octets that a record beside the packet may have.
         """
         try:
             data, ancillary, flags, _ = self._sock.recvmsg(MAX_PACKET, socket.CMSG_SPACE(4 * MAX_FDS))
@@ -104,20 +141,50 @@ class Channel:
         try:
             if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
                 raise ChannelError("a message was cut short")
-            return _message(data, fds, in_memory), fds
+            return Received(*self._read(data, fds, in_memory), fds)
         except BaseException:
             _close(fds)
             raise
 
+    def _read(self, data: bytes, fds: list[int], in_memory: int) -> tuple[Any, int | None]:
+        """(record, number) of a packet; the descriptor of a record in memory is closed. ChannelError when it is none."""
+        if data.startswith(_EVENTS) and Events.__name__ in self._accepts:
+            lost, attempts, lines = int.from_bytes(data[1:9]), int.from_bytes(data[9:17]), data[17:]
+            if not lost <= attempts <= MAX_ATTEMPTS or lines[-1:] not in (b"", b"\n"):
+                raise ChannelError("events that cannot be")
+            return Events(lines, lost, attempts), None
+        if data.startswith(_ANSWERED) and Answered.__name__ in self._accepts:
+            return Answered(data[1:]), None
+        if data == _IN_MEMORY and fds and in_memory:
+            fd = fds.pop()
+            try:
+                data = _content(fd, in_memory)
+            finally:
+                os.close(fd)
+        try:
+            value = json.loads(data)
+        except (ValueError, RecursionError):
+            raise ChannelError("not JSON") from None
+        number = value.pop("id", None) if isinstance(value, dict) else None
+        if number is not None and type(number) is not int:
+            raise ChannelError("a number that is none")
+        try:
+            record = records.untagged(self._accepts, value)
+        except RecordError as error:
+            raise ChannelError(str(error)) from None
+        if isinstance(record, Events | Answered):  # those are packed, never JSON
+            raise ChannelError("a record that is sent in another way")
+        return record, number
 
-async def orders(channel: Channel) -> AsyncGenerator[tuple[Message, list[int]], None]:
-    """What comes over a channel, until the other side is gone. To be closed (`aclosing`), so that nobody reads on.
 
-    An order that is cut short, as when there was no descriptor left for what came with it, ends it too: whoever asked waits
-    for an answer, and a process that is started anew gets all of it again.
+async def orders(channel: Channel) -> AsyncGenerator[Received, None]:
+    """The orders that arrive, until the other side is gone. Close it (`aclosing`), or the reader stays registered.
+
+    An order that cannot be read, for instance because no descriptor was left for what came with it, ends it too: the process
+    exits, and the one that is started in its place gets everything again.
     """
     loop = asyncio.get_running_loop()
-    inbox: asyncio.Queue[tuple[Message, list[int]] | None] = asyncio.Queue()
+    inbox: asyncio.Queue[Received | None] = asyncio.Queue()
 
     def readable() -> None:
         try:
@@ -138,30 +205,6 @@ async def orders(channel: Channel) -> AsyncGenerator[tuple[Message, list[int]], 
             yield received
     finally:
         loop.remove_reader(channel.fileno())
-
-
-def _message(data: bytes, fds: list[int], in_memory: int) -> Message:
-    """What a packet says. ChannelError when that is nothing; the descriptor of a message in memory is closed."""
-    if data.startswith(_EVENTS):
-        lost, attempts, lines = int.from_bytes(data[1:9]), int.from_bytes(data[9:17]), data[17:]
-        if not lost <= attempts <= MAX_ATTEMPTS or lines[-1:] not in (b"", b"\n"):
-            raise ChannelError("events that cannot be")
-        return {"op": "events", "lost": lost, "attempts": attempts, "lines": lines}
-    if data.startswith(_ANSWERED):
-        return {"op": "answered", "records": data[1:]}
-    if data == _IN_MEMORY and fds and in_memory:
-        fd = fds.pop()
-        try:
-            data = _content(fd, in_memory)
-        finally:
-            os.close(fd)
-    try:
-        message = json.loads(data)
-    except (ValueError, RecursionError):
-        raise ChannelError("a message is not JSON") from None
-    if not isinstance(message, dict) or message.get("op") in ("events", "answered"):  # those are packed, never JSON
-        raise ChannelError("a message is not what it should be")
-    return message
 
 
 def _memory(data: bytes) -> int:

@@ -1,8 +1,8 @@
 """A process of ours at the other end of a channel: started, asked, told, and seen to end.
 
-Questions carry a number that comes back in the answer; everything else that arrives is the child's own news. A reaper sees
-to it that the end of a process is noticed whoever waits. Children are sessions of their own: Ctrl-C is for the supervisor,
-which stops them in order.
+Orders carry a number that comes back in the answer; everything else that arrives is news. A reaper notices the end of the
+process whether or not anything waits for it. Children are sessions of their own: Ctrl-C is for the supervisor, which stops
+them in order.
 """
 
 import asyncio
@@ -10,14 +10,15 @@ import contextlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from embargo.daemon.process import channel
-from embargo.daemon.process.channel import Channel, ChannelError
+from embargo.daemon.process.channel import Channel, ChannelError, Events, Failed, Received
 from embargo.daemon.process.outbox import Account
 from embargo.daemon.process.spawn import HERE, Process, Spawn
 from embargo.errors import EmbargoError, said
+from embargo.records import Answer, Done, Order, answer_of
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ ANSWER = 10.0  # seconds for an ordinary answer
 MAX_COUNTS = 10_000  # kept of what has begun anew: there are some hundred
 AT_ONCE = 16  # messages of one child before everything else has its turn
 
-News = Callable[["Child", dict[str, Any]], None]
+News = Callable[["Child", Events], None]
 
 
 class ChildError(EmbargoError):
@@ -47,7 +48,7 @@ class Counts:
         self._before: Counter[tuple[str, str]] = Counter()
         self._now: Counter[tuple[str, str]] = Counter()
 
-    def heard(self, counts: Mapping[tuple[str, str], int]) -> None:
+    def update(self, counts: Mapping[tuple[str, str], int]) -> None:
         """What it says now; nothing at the start of a run. One that fell begins anew, as an upstream's under other settings."""
         for key, count in self._now.items():
             if count > counts.get(key, 0) and (key in self._before or len(self._before) < MAX_COUNTS):
@@ -62,14 +63,16 @@ class Counts:
 
 
 class Child:
-    def __init__(self, name: str, module: str, news: News, ledgers: str, spawn: Spawn = HERE) -> None:
-        """`ledgers`: the directory in which its ledger stands."""
+    def __init__(self, name: str, process: str, orders: Iterable[type], news: News, ledgers: str, spawn: Spawn = HERE) -> None:
+        """`process`: which of `process.MODULES`; `orders`: what it can be asked; `ledgers`: the directory of its ledger."""
         self.name = name
-        self._module, self._spawn = module, spawn
+        self._module, self._spawn = process, spawn
+        self._answered_by = {order: answer_of(order) for order in orders}
+        self._accepts = (Events, Failed, *self._answered_by.values())
         self._news = news
         self._channel: Channel | None = None
         self._process: Process | None = None
-        self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._answers: dict[int, tuple[type, asyncio.Future[Any]]] = {}
         self._number = 0
         self._page = f"{ledgers}/{name.replace(' ', '-')}"
         self._account: Account | None = None
@@ -96,7 +99,7 @@ class Child:
             with contextlib.ExitStack() as undo:
                 account = Account(self._page)
                 undo.callback(account.close)
-                ours, theirs = channel.pair()
+                ours, theirs = channel.pair(self._accepts)
                 undo.callback(ours.close)
                 with theirs:
                     self._process = await self._spawn(self._module, [theirs.fileno(), account.page])
@@ -107,7 +110,7 @@ class Child:
 
     def adopt(self, ours: Channel, account: Account) -> None:
         """Listen to this channel from now on, and keep this account of what is written."""
-        self.counts.heard({})
+        self.counts.update({})
         ours.setblocking(False)
         self._channel, self._account = ours, account
         asyncio.get_running_loop().add_reader(ours.fileno(), self._readable)
@@ -136,7 +139,7 @@ class Child:
             if self._account is not None:
                 self._account.close()
                 self._account = None
-            for answer in self._answers.values():
+            for _, answer in self._answers.values():
                 if not answer.done():
                     answer.set_exception(ChildGone(f"{self.name} ended"))
             self._answers.clear()
@@ -148,7 +151,7 @@ class Child:
                 while self._take_one():
                     pass
         if self._account is not None and (lost := self._account.missing()):
-            self._heard({"op": "events", "lines": b"", "lost": lost, "attempts": lost})
+            self._log(Events(b"", lost, lost))
 
     def _readable(self) -> None:
         """Take what is there, some of it at once."""
@@ -173,49 +176,53 @@ class Child:
             return False
         except OSError:
             return False
-        if received is not None:
-            self._take(*received)
-        return received is not None
+        return received is not None and self._take(received)
 
-    def _take(self, message: dict[str, Any], fds: list[int]) -> None:
-        for fd in fds:
+    def _take(self, received: Received) -> bool:
+        """News, or the answer to an order; False when it is neither, and the child is killed for it."""
+        for fd in received.fds:
             os.close(fd)
-        number = message.get("id")
-        answer = self._answers.pop(number, None) if isinstance(number, int) else None
-        if answer is None:
-            self._heard(message)
-        elif answer.done():
-            return
-        elif message.get("op") == "error":
-            answer.set_exception(ChildError(f"{self.name}: {message.get('error')}"))
+        if isinstance(received.record, Events):
+            self._log(received.record)
+            return True
+        kind, answer = self._answers.pop(received.number or 0, (None, None))
+        if answer is None or answer.done():  # the order was given up
+            return True
+        if isinstance(received.record, Failed):
+            answer.set_exception(ChildError(f"{self.name}: {received.record.reason}"))
+        elif type(received.record) is kind:
+            answer.set_result(received.record)
         else:
-            answer.set_result(message)
+            answer.set_exception(ChildError(f"{self.name} broke the protocol"))
+            self.kill_for(f"{type(received.record).__name__} answers no order that was given")
+            return False
+        return True
 
-    def _heard(self, message: dict[str, Any]) -> None:
-        self._news(self, message)
-        if self._account is not None and message.get("op") == "events":
-            self._account.wrote(message["attempts"])
+    def _log(self, events: Events) -> None:
+        self._news(self, events)
+        if self._account is not None:
+            self._account.wrote(events.attempts)
 
-    async def ask(self, op: str, fds: Sequence[int] = (), seconds: float = ANSWER, **members: Any) -> dict[str, Any]:
-        """Send a question and wait for its answer. ChildError when there is none."""
+    async def ask(self, order: Order[Answer], fds: Sequence[int] = (), seconds: float = ANSWER) -> Answer:
+        """Give an order and wait for its answer. ChildError when there is none, or the order was not carried out."""
         self._number += 1
         number = self._number
-        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self._answers[number] = answer
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._answers[number] = self._answered_by[type(order)], answer
         try:
-            await self._send({"op": op, "id": number, **members}, fds)
+            await self._send(order, number, fds)
             return await asyncio.wait_for(answer, seconds)
         except TimeoutError:
             raise ChildSilent(f"{self.name} did not answer in {seconds:.0f} s") from None
         finally:
             self._answers.pop(number, None)
 
-    async def _send(self, message: dict[str, Any], fds: Sequence[int]) -> None:
+    async def _send(self, order: Order[Any], number: int, fds: Sequence[int]) -> None:
         for _ in range(200):
             if self._channel is None:
                 raise ChildGone(f"{self.name} is not running")
             try:
-                self._channel.send(message, fds)
+                self._channel.send(order, fds, number)
             except BlockingIOError:  # it has not read the last ones yet
                 await asyncio.sleep(0.01)
             except ConnectionError as error:
@@ -228,20 +235,20 @@ class Child:
                 return
         raise ChildSilent(f"{self.name} does not read")
 
-    def tell(self, op: str, **members: Any) -> None:
-        """Send something that needs no answer; lost when the child is gone or does not read."""
+    def tell(self, order: Order[Done]) -> None:
+        """Give an order without waiting for its answer; lost when the child is gone or does not read."""
         if self._channel is not None:
             with contextlib.suppress(OSError):
-                self._channel.send({"op": op, **members})
+                self._channel.send(order)
 
-    async def stop(self, seconds: float = 5.0, **members: Any) -> bool:
-        """Ask it to end, and end it if it does not. Did it say that it has done what belongs to that?"""
+    async def stop(self, order: Order[Done], seconds: float = 5.0) -> bool:
+        """Ask it to end by this order, and end it if it does not. Whether the order was carried out."""
         reaper = self._reaper  # of this run: a keeper may start the next one at once
         if reaper is None or not self.running:
             return False
         done = False
         with contextlib.suppress(ChildError):
-            await self.ask("stop", seconds=seconds, **members)
+            await self.ask(order, seconds=seconds)
             done = True
         ended, _ = await asyncio.wait([reaper], timeout=seconds)
         if not ended:
@@ -252,9 +259,9 @@ class Child:
                 log.critical("%s does not end although it was killed", self.name)
         return done
 
-    def kill_for(self, nonsense: str) -> None:
-        """It is not what we started any more."""
-        log.error("%s sent nonsense, and is killed: %s", self.name, nonsense)
+    def kill_for(self, fault: str) -> None:
+        """The child broke the protocol: assume that it is compromised, and kill it."""
+        log.error("%s broke the protocol and is killed: %s", self.name, fault)
         self.kill()
 
     def kill(self) -> None:

@@ -15,17 +15,29 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from embargo import names
 from embargo.daemon.process import privileges
 from embargo.daemon.process.answered import Marks
-from embargo.daemon.process.channel import Channel, orders
+from embargo.daemon.process.channel import Channel, Events, Failed, orders
 from embargo.daemon.process.outbox import Ledger, Outbox
+from embargo.daemon.process.sightings import TO_RESOLVER
 from embargo.daemon.resolve import intake
 from embargo.daemon.resolve.attempts import Attempts
 from embargo.daemon.resolve.forward import Forwarder
+from embargo.daemon.resolve.orders import (
+    ORDERS,
+    Adopt,
+    Counted,
+    Judgement,
+    Meet,
+    Settings,
+    Start,
+    Stats,
+    Stop,
+)
 from embargo.daemon.resolve.selector import Selector
 from embargo.daemon.resolve.stream import Connection, Streams
 from embargo.daemon.resolve.witness import Witness
@@ -38,8 +50,9 @@ from embargo.dns.upstream import Strip, Upstreams, server
 from embargo.dns.zones import Zones
 from embargo.lists import lists
 from embargo.lists.image import Image
-from embargo.lists.pauses import Exempt
 from embargo.lists.policy import Action, Switchboard
+from embargo.records import Done
+from embargo.report import UpstreamStats
 
 RUBBISH = 20_000, 20, 50  # containers between collections: we make few cycles and hold many containers
 PATIENCE = 0.2  # seconds between two looks for clients that have waited too long
@@ -70,7 +83,7 @@ class Resolver:
         self._witness = Witness(self._shadow, self.passed)
         self._attempts.curious = self._witness.curious
         self._intake = intake.make(self._cache, self._attempts)
-        self._allow_from: list[str] = []
+        self._allow_from: tuple[str, ...] = ()
         self._log_names = "blocked"
         self._number = 0
         self._patience: asyncio.TimerHandle | None = None
@@ -83,27 +96,27 @@ class Resolver:
         assert self._engine is not None, "adopt comes first"
         return self._engine
 
-    def adopt(
-        self, image: Image, generation: int, board: Switchboard, exempt: Sequence[Exempt], dns: dict[str, Any] | None
-    ) -> None:
-        """Judge by this from the next packet on. `dns` is left out when the settings stay."""
-        if dns is not None:
-            mode, zones = block_mode(dns), zones_from(dns)
-            self._allow_from = dns["allow_from"]
-            self._log_names = dns.get("log_names", "blocked")
-            self._witness.learning = dns.get("learn", False)
-            self._forwarder.pipelines.trust_authorities(dns.get("tls_ca", ""))
+    def adopt(self, image: Image, judgement: Judgement, settings: Settings | None) -> None:
+        """Judge by this from the next packet on. Without `settings` the ones from before stay."""
+        if settings is not None:
+            mode, zones = block_mode(settings), zones_from(settings)
+            self._allow_from = settings.allow_from
+            self._log_names = settings.log_names
+            self._witness.learning = settings.learn
+            self._forwarder.pipelines.trust_authorities(settings.tls_ca)
         elif self._engine is not None:
             mode, zones = self._engine.rules.mode, None
         else:
-            raise ValueError("the first policy needs the dns settings")
+            raise ValueError("the first judgement needs the settings")
 
         def rules_by(board: Switchboard, acl: Acl) -> Rules:
             self._judged += 1
-            return Rules(generation, self._judged, acl, image, board, mode, self._log_names == "all")
+            return Rules(judgement.generation, self._judged, acl, image, board, mode, self._log_names == "all")
 
         everybody = Acl(self._allow_from)
-        rules = rules_by(board, Acl(self._allow_from, but=[each.network for each in exempt]) if exempt else everybody)
+        exempt = judgement.exempt
+        apart = Acl(self._allow_from, but=[each.network for each in exempt]) if exempt else everybody
+        rules = rules_by(judgement.board, apart)
         others = [(Acl([each.network]), rules_by(each.board, everybody)) for each in exempt]
         if self._engine is None:
             assert zones is not None
@@ -267,30 +280,30 @@ class Resolver:
         self.engine.resolved.clear()
         return held
 
-    def stats(self) -> dict[str, Any]:
-        """What was done so far, and the health of the upstreams."""
+    def stats(self) -> Counted:
+        """What was counted since the start, and the health of the upstreams."""
         upstreams = [self.engine.zones.default, *self.engine.zones.forward.values()]
         counters = {
             "mismatched": self._forwarder.mismatched, "pending": self.engine.pending,
             "looked_up": self._witness.counters["looked_up"], "untold": self._witness.counters["untold"],
             "dropped_tcp_limit": self._streams.turned_away, "unsent": sum(listener.unsent for listener in self._listeners),
         }  # fmt: skip
-        return {
-            "counters": dict(self.counters) | counters,
-            "hits": self._attempts.hits,
-            "cache": {
-                "entries": len(self._cache), "octets": self._cache.octets,
-                "hits": self._cache.hits, "misses": self._cache.misses,
-                "stale": self.engine.stale, "refreshed": self.engine.refreshed,
-            },
-            "upstreams": [
-                {
-                    "server": str(each), "asked": health.asked, "failed": health.failed, "healthy": health.healthy,
-                    "milliseconds": round(health.srtt * 1000, 2), "last_error": health.last_error,
-                }
-                for group in upstreams for each, health in group.health.items()
-            ],
+        cache = {
+            "entries": len(self._cache), "octets": self._cache.octets, "hits": self._cache.hits, "misses": self._cache.misses,
+            "stale": self.engine.stale, "refreshed": self.engine.refreshed,
         }  # fmt: skip
+        return Counted(
+            dict(self.counters) | counters,
+            self._attempts.hits,
+            cache,
+            tuple(
+                UpstreamStats(
+                    str(server), health.asked, health.failed, health.healthy, round(health.srtt * 1000, 2), health.last_error
+                )
+                for group in upstreams
+                for server, health in group.health.items()
+            ),
+        )
 
     async def stop(self) -> None:
         """Take no more, answer what is held (for at most a second), hand over the events."""
@@ -316,8 +329,8 @@ class Resolver:
         await self._attempts.stop(LAST_WORDS)
 
 
-def block_mode(dns: dict[str, Any]) -> BlockMode:
-    mode, ttl = dns["block_mode"], int(dns["block_ttl"])
+def block_mode(settings: Settings) -> BlockMode:
+    mode, ttl = settings.block_mode, settings.block_ttl
     if mode == "null":
         return BlockMode("null", ttl, (bytes(4),), (bytes(16),))
     if isinstance(mode, str):
@@ -330,116 +343,98 @@ def _packed(address: str) -> bytes:
     return lists.address_to_int(address).to_bytes(16 if ":" in address else 4)
 
 
-def zones_from(dns: dict[str, Any]) -> Zones:
-    """The supervisor's settings as the engine's zones."""
+def zones_from(settings: Settings) -> Zones:
+    """The zones that the engine answers and forwards."""
     hosts: dict[names.Name, tuple[bytes, ...]] = {}
     reverse: dict[names.Name, names.Name] = {}
-    for text, addresses in dns.get("hosts", {}).items():
+    for text, addresses in settings.hosts.items():
         name = names.from_text(text)
         hosts[name] = tuple(map(_packed, addresses))
         for packed in hosts[name]:
             reverse.setdefault(names.reverse(packed), name)
     # a zone's own servers may answer with private addresses: who names them wants what they say
-    own = Strip(ech=dns.get("ech") == "strip")
+    own = Strip(ech=settings.strip_ech)
     return Zones(
-        Upstreams(tuple(map(server, dns["upstream"])), own._replace(private=dns.get("rebind", False))),
-        {names.from_text(zone): Upstreams(tuple(map(server, to)), own) for zone, to in dns.get("forward", {}).items()},
+        Upstreams(tuple(map(server, settings.upstream)), own._replace(private=settings.rebind)),
+        {names.from_text(zone): Upstreams(tuple(map(server, to)), own) for zone, to in settings.forward.items()},
         hosts,
         reverse,
     )
 
 
 def _image(fd: int) -> Image:
-    return Image(memoryview(mmap.mmap(fd, 0, prot=mmap.PROT_READ)), trusted=True)  # the supervisor has verified it
+    """The image behind a descriptor, which is closed. It is not verified: the supervisor has done that."""
+    try:
+        return Image(memoryview(mmap.mmap(fd, 0, prot=mmap.PROT_READ)), trusted=True)
+    finally:
+        os.close(fd)
 
 
 async def serve(channel: Channel, ledger: Ledger | None = None, selector: Selector | None = None) -> None:
-    """The worker's life: start, then policies and questions, until `stop` or the supervisor is gone."""
+    """A resolver's life: orders until Stop, or until the supervisor is gone."""
 
-    def taken(send: Callable[[], None]) -> bool:
+    def send(record: object, number: int | None = None) -> bool:
+        """False: the supervisor does not read at the moment."""
         try:
-            send()
+            channel.send(record, number=number)
         except BlockingIOError:
             return False
         except OSError:
-            return True  # nobody is left to tell; the end of the channel is seen by the reader
+            return True  # the supervisor is gone; the reader sees the end of the channel
         return True
 
-    def report(message_: dict[str, Any]) -> bool:
-        return taken(lambda: channel.send(message_))
-
-    def send_events(lines: bytes, lost: int, attempts: int) -> bool:
-        return taken(lambda: channel.send_events(lines, lost, attempts))
-
-    resolver = Resolver(send_events, ledger, selector)
+    resolver = Resolver(lambda lines, lost, attempts: send(Events(lines, lost, attempts)), ledger, selector)
     async with contextlib.aclosing(orders(channel)) as inbox:
-        async for order, fds in inbox:
+        async for order, number, fds in inbox:
             answer = await _obey(resolver, order, fds)
-            for _ in range(ANSWER_TRIES if answer else 0):  # events may have filled the channel; an answer is waited for
-                if report(answer):
+            for _ in range(ANSWER_TRIES):  # events may have filled the channel; an answer has to get through
+                if send(answer, number):
                     break
                 await asyncio.sleep(0.01)
-            if order["op"] == "stop":
+            if isinstance(order, Stop):
                 return
     await resolver.stop()
 
 
-async def _obey(resolver: Resolver, order: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-    """Carry out one order; the answer, empty where none is expected."""
+async def _obey(resolver: Resolver, order: Any, fds: list[int]) -> Done | Failed | Counted:
+    """Carry out one order; its answer."""
     try:
-        match order["op"]:
-            case "start":
+        match order:
+            case Start():
                 await _start(resolver, order, fds)
-            case "policy":
-                _adopt(resolver, order, fds[0])
-            case "meet":
+            case Adopt():
+                resolver.adopt(_image(fds[0]), order.judgement, order.settings)
+            case Meet():
                 channel, marks = fds
-                resolver.meet(Channel(socket.socket(fileno=channel)), marks)
+                resolver.meet(Channel(socket.socket(fileno=channel), TO_RESOLVER), marks)
                 os.close(marks)
-            case "stats":
-                return {"op": "stats", "id": order.get("id"), **resolver.stats()}
-            case "stop":
+            case Stats():
+                return resolver.stats()
+            case Stop():
                 await resolver.stop()
-    except Exception as error:  # reported to the supervisor, which decides; the old judgement stays in force
-        return {"op": "error", "id": order.get("id"), "error": f"{type(error).__name__}: {error}"}
-    return {"op": "done", "id": order.get("id")}
+    except Exception as error:  # the supervisor decides what follows; the old judgement stays in force
+        return Failed(f"{type(error).__name__}: {error}")
+    return Done()
 
 
-def _adopt(resolver: Resolver, order: dict[str, Any], fd: int) -> None:
-    try:
-        image = _image(fd)
-    finally:
-        os.close(fd)
-    exempt = [Exempt(network, _board(actions)) for network, actions in order["exempt"]]
-    resolver.adopt(image, order["generation"], _board(order["switchboard"]), exempt, order.get("dns"))
-
-
-def _board(actions: Iterable[int]) -> Switchboard:
-    return Switchboard(tuple(map(Action, actions)))
-
-
-async def _start(resolver: Resolver, order: dict[str, Any], fds: list[int]) -> None:
-    _adopt(resolver, order, fds[0])
+async def _start(resolver: Resolver, order: Start, fds: list[int]) -> None:
+    resolver.adopt(_image(fds[0]), order.judgement, order.settings)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, 8192), hard), hard))
-    if not order.get("inside"):
+    if not order.inside:
         resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE, MAX_FILE))
-    socks = [socket.socket(fileno=fd) for fd in fds[1:]]
-    kinds = order["sockets"]
-    if order.get("user"):
-        privileges.become(*order["user"])
-    elif not order.get("inside"):  # inside the supervisor it holds what the supervisor holds
+    sockets = [(kind, socket.socket(fileno=fd)) for kind, fd in zip(order.sockets, fds[1:], strict=True)]
+    if order.user:
+        privileges.become(*order.user)
+    elif not order.inside:  # inside the supervisor it holds what the supervisor holds
         privileges.keep(())
-    await resolver.listen(
-        [sock for sock, kind in zip(socks, kinds, strict=True) if kind == "udp"],
-        [sock for sock, kind in zip(socks, kinds, strict=True) if kind == "tcp"],
-    )
+    await resolver.listen([sock for kind, sock in sockets if kind == "udp"], [sock for kind, sock in sockets if kind == "tcp"])
 
 
 def main() -> None:
     gc.freeze()
     gc.set_threshold(*RUBBISH)
-    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])), ORDERS)
     selector = Selector()
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
         runner.run(serve(channel, Ledger(int(sys.argv[2])), selector))

@@ -11,11 +11,11 @@ import heapq
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import NamedTuple
 
 from embargo.daemon.process.answered import Marks, gather, pack
-from embargo.daemon.process.channel import Channel, ChannelError
+from embargo.daemon.process.channel import Answered, Channel, ChannelError
+from embargo.daemon.process.sightings import Flush, Flushed, Free, Leads, Pass, Ready
 from embargo.dns import message
 from embargo.dns.engine import Resolved
 from embargo.dns.judgement import Rules
@@ -94,20 +94,20 @@ class Witness:
             if received is None:  # it ended; the supervisor introduces the next one
                 self.close()
                 return
-            message_, fds = received
-            for fd in fds:
+            for fd in received.fds:
                 os.close(fd)
-            match message_.get("op"):
-                case "ready":
-                    self._ready(message_["number"])
-                case "tell":
-                    self._tell_all(message_["number"])
+            match received.record:
+                case Ready(number):
+                    self._ready(number)
+                case Flush(number):
+                    self._tell_all(number)
 
-    def _send(self, send: Callable[[Channel], None]) -> bool:
+    def _send(self, record: object) -> bool:
+        """Whether the guardian takes it."""
         if self._channel is None:
             return False
         try:
-            send(self._channel)
+            self._channel.send(record)
         except OSError:  # it does not read, or is gone
             self.counters["untold"] += 1
             return False
@@ -117,14 +117,12 @@ class Witness:
 
     def ask_to_pass(self, number: int, addresses: Iterable[tuple[bytes, int]]) -> bool:
         """Let these addresses go ahead of the block sets, each for so many seconds, then say that they do."""
-        rows = [[address.hex(), seconds] for address, seconds in addresses]
-        return self._send(lambda channel: channel.send({"op": "pass", "number": number, "addresses": rows}))
+        return self._send(Pass(number, tuple(addresses)))
 
     def ask_to_free(self, number: int, heard: Resolved) -> bool:
         """Free the addresses of this answer, then say that they are."""
         self._flush()
-        record = pack(heard.qname, heard.addresses, heard.seconds).hex()
-        return self._send(lambda channel: channel.send({"op": "free", "number": number, "record": record}))
+        return self._send(Free(number, pack(heard.qname, heard.addresses, heard.seconds)))
 
     def hear(self, heard: Resolved, rules: Rules) -> bool:
         """An upstream's answer. True when its reply has to wait until addresses in it are free."""
@@ -161,7 +159,7 @@ class Witness:
             self._timer.cancel()
             self._timer = None
         while self._packets:
-            if not self._send(partial(Channel.send_answered, records=self._packets[0])):
+            if not self._send(Answered(self._packets[0])):
                 if len(self._packets) > MAX_UNSENT:
                     self._packets.clear()
                     self._told.clear()  # it was not told
@@ -173,7 +171,7 @@ class Witness:
     def _tell_all(self, number: int) -> None:
         """The guardian is about to block an address, and must not miss who else was answered with it."""
         if self._flush():
-            self._send(lambda channel: channel.send({"op": "told", "number": number}))
+            self._send(Flushed(number))
 
     def _tell_learnt(self, heard: Resolved, rules: Rules) -> None:
         decision = heard.decision
@@ -182,11 +180,8 @@ class Witness:
         if heard.qname in self._interests and heard.addresses:
             self._again(heard.qname, self._loop.time() + max(heard.seconds, SOONEST))
         if heard.addresses and class_ not in learning.UNLEARNT:
-            order = {
-                "op": "leads", "record": pack(heard.qname, heard.addresses, heard.seconds).hex(), "class": [*class_],
-                "list": rules.image.sources[decision.source].path, "line": decision.line, "rule": decision.rule,
-            }  # fmt: skip
-            self._send(lambda channel: channel.send(order))
+            packed, source = pack(heard.qname, heard.addresses, heard.seconds), rules.image.sources[decision.source]
+            self._send(Leads(packed, class_, source.path, decision.line, decision.rule))
 
     # ── blocked names that clients ask for ───────────────────────────────────────────────────────────────────────────
 

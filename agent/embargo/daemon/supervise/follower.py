@@ -5,15 +5,15 @@ Hints say when to look; whether something is another is seen by looking, and whe
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from embargo.daemon.compile import sources
-from embargo.daemon.host import machine
+from embargo.config import Config
+from embargo.daemon.host import machine, watched
 from embargo.daemon.host.watch import Watch
+from embargo.daemon.host.watched import Snapshot
 from embargo.daemon.supervise import surroundings
-
-if TYPE_CHECKING:
-    from embargo.daemon.supervise.supervisor import Supervisor
+from embargo.daemon.supervise.reload import Outcome
+from embargo.daemon.supervise.surroundings import Surroundings
 
 STABLE = 0.25  # seconds without a change before a changed file is read: editors write in pieces
 PATIENCE = 0.5  # seconds after which it is read all the same
@@ -22,18 +22,33 @@ RETRY = 5.0  # seconds until a reload is tried again that the machine was in the
 AGAIN = "tried again"  # why: not told while the same is in the way
 
 
+class Reloadable(Protocol):
+    """What a follower needs of the supervisor."""
+
+    @property
+    def settings(self) -> Config: ...
+
+    @property
+    def around(self) -> Surroundings: ...
+
+    @property
+    def last(self) -> Outcome | None: ...
+
+    async def reload(self, why: str) -> Outcome: ...
+
+
 class Follower:
-    def __init__(self, agent: "Supervisor") -> None:
+    def __init__(self, agent: Reloadable) -> None:
         self._agent = agent
         self._loop = asyncio.get_running_loop()
         self._hint = asyncio.Event()
         self._watch = Watch(self._hinted)
-        self.seen: sources.Snapshot = frozenset()
+        self.seen: Snapshot = frozenset()
 
     def _hinted(self) -> None:
         self._loop.call_soon_threadsafe(self._hint.set)
 
-    def look(self) -> sources.Snapshot:
+    def look(self) -> Snapshot:
         """The files as they are now: what is other later is a change."""
         self.seen = self._snapshot()
         return self.seen
@@ -46,11 +61,11 @@ class Follower:
     def close(self) -> None:
         self._watch.close()
 
-    def _snapshot(self) -> sources.Snapshot:
-        return sources.snapshot(self._watched())
+    def _snapshot(self) -> Snapshot:
+        return watched.snapshot(self._watched())
 
     def _watched(self) -> tuple[str, ...]:
-        return (*sources.watched(self._agent.settings), machine.RESOLV_CONF, machine.RESOLVED_CONF)
+        return (*watched.paths(self._agent.settings), machine.RESOLV_CONF, machine.RESOLVED_CONF)
 
     async def files(self) -> None:
         """Reload when the content of a watched file is another than at the last look, and stays so for a moment."""
@@ -74,7 +89,7 @@ class Follower:
     def _hindered(self) -> bool:
         return self._agent.last is not None and self._agent.last.hindered
 
-    async def _stable(self, now: sources.Snapshot) -> None:
+    async def _stable(self, now: Snapshot) -> None:
         """Wait until whoever writes has finished, but not for ever."""
         deadline = self._loop.time() + PATIENCE
         while self._loop.time() < deadline:

@@ -9,17 +9,19 @@ import json
 import mmap
 import os
 import shutil
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
+from embargo import records
 from embargo.config import Config
-from embargo.daemon.compile.compiler import IMAGE, REPORT, fill, new
 from embargo.daemon.host import whole
 from embargo.errors import ImageError
 from embargo.lists.image import Image
 from embargo.lists.pauses import Exempt
-from embargo.lists.policy import Action, Switchboard
+from embargo.lists.policy import Switchboard
+from embargo.records import RecordError
+from embargo.report import Report
 
+IMAGE, REPORT = "policy.img", "report.json"
 KEEP = 5  # generations on disk; they are small, and the one before must be there for a rollback
 
 
@@ -31,14 +33,18 @@ class Generation:
     settings: Config
     image: Image
     board: Switchboard
-    report: dict[str, Any]
+    report: Report
     fd: int
     exempt: tuple[Exempt, ...] = ()  # clients with a switchboard of their own, see `pauses`
 
     @property
     def compiled_board(self) -> Switchboard:
         """What the configuration asks for, whatever is paused."""
-        return Switchboard(tuple(map(Action, self.report["switchboard"])))
+        return self.report.switchboard
+
+    def again(self) -> "Generation":
+        """The same one with a descriptor of its own. OSError."""
+        return replace(self, fd=os.dup(self.fd))
 
     def close(self) -> None:
         """Give the descriptor back; the mapping lives as long as the image."""
@@ -80,11 +86,11 @@ class Store:
         whole.sync(self._root)
         return number
 
-    def again(self, number: int, report: dict[str, Any]) -> int:
+    def again(self, number: int, report: Report) -> int:
         """A new number for the image of another one, with a report of its own. OSError when that cannot be."""
         path = self.workshop()
         os.link(f"{self._path(number)}/{IMAGE}", f"{path}/{IMAGE}")
-        fill(new(f"{path}/{REPORT}"), json.dumps(report).encode())
+        whole.fill(whole.new(f"{path}/{REPORT}"), json.dumps(records.encode(report)).encode())
         return self.number(path)
 
     def load(self, number: int, settings: Config, verified: str = "") -> Generation:
@@ -96,19 +102,19 @@ class Store:
         path = self._path(number)
         try:
             with open(f"{path}/{REPORT}", "rb") as file:
-                report = json.load(file)
+                report = records.decode(Report, json.load(file))
             fd = os.open(f"{path}/{IMAGE}", os.O_RDONLY | os.O_CLOEXEC)
             try:
                 image = Image(memoryview(mmap.mmap(fd, 0, prot=mmap.PROT_READ)), trusted=bool(verified))
                 if verified and image.digest != verified:
                     raise ImageError("it is not what the compiler has written")
-                board = Switchboard(tuple(map(Action, report["switchboard"])))
+                board = report.switchboard
                 if len(board.actions) != len(image.classes):
                     raise ImageError("the report belongs to another image")
             except BaseException:
                 os.close(fd)
                 raise
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, RecordError) as error:
             raise ImageError(f"generation {number} cannot be used: {error}") from None
         return Generation(number, settings, image, board, report, fd)
 
@@ -129,8 +135,11 @@ class Store:
         os.symlink(f"{number:06}", temporary)
         os.replace(temporary, self._link)
         whole.sync(self._root)
+
+    def prune(self) -> None:
+        """Remove all but the newest KEEP and the current one."""
         for old in self._numbers()[:-KEEP]:
-            if old != number:
+            if old != self.current():
                 shutil.rmtree(self._path(old), ignore_errors=True)
 
     def discard(self, number: int) -> None:

@@ -9,29 +9,46 @@ import itertools
 import logging
 import os
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import Protocol
 
+from embargo.config import Config
 from embargo.daemon.host import endpoints
-from embargo.daemon.host.endpoints import Endpoint
+from embargo.daemon.host.endpoints import Endpoint, Sockets
+from embargo.daemon.log.journal import Journal
 from embargo.daemon.process import notify
 from embargo.daemon.process.child import ChildError
+from embargo.daemon.resolve.orders import Counted
+from embargo.daemon.supervise.guarding import Guarding
+from embargo.daemon.supervise.surroundings import Surroundings
+from embargo.daemon.supervise.workers import Workers
 from embargo.dns import message
 from embargo.dns.acl import Acl
-
-if TYPE_CHECKING:
-    from embargo.daemon.supervise.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT = 1.0  # seconds between two proofs that somebody answers, where fail = "open" hangs on them
-RULES = 10.0  # seconds for the guardian to look at the kernel's rules: it may be busy with a large change
 SECONDS = 2.0  # for an answer
 _QUESTION = b"\x09localhost\0\0\1\0\1"  # answered without anybody else, and never logged (RFC 6761)
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
+class Watched(Protocol):
+    """What is looked after."""
+
+    workers: Workers
+    guarding: Guarding | None
+    sockets: Sockets
+    journal: Journal
+
+    @property
+    def settings(self) -> Config: ...
+
+    @property
+    def around(self) -> Surroundings: ...
+
+
 class Health:
-    def __init__(self, agent: "Supervisor") -> None:
+    def __init__(self, agent: Watched) -> None:
         self._agent = agent
         self._unhealthy: set[str] = set()
 
@@ -39,13 +56,13 @@ class Health:
         """Does somebody answer? The kernel is told where it depends on it, and upstreams are looked at."""
         for beat in itertools.count():
             await asyncio.sleep(HEARTBEAT)
-            guardian = self._agent.guardian
-            opened = guardian is not None and self._agent.settings.firewall.fail == "open"  # since the last reload, perhaps
+            guarding = self._agent.guarding
+            opened = guarding is not None and self._agent.settings.firewall.fail == "open"  # since the last reload, perhaps
             if not opened and beat % 5:
                 continue
             stats = await self._agent.workers.stats()
-            if stats and opened and guardian is not None:
-                guardian.tell("alive")
+            if stats and opened and guarding is not None:
+                guarding.alive()
             self._note_upstreams(stats)
 
     async def assure(self) -> None:
@@ -70,19 +87,19 @@ class Health:
         asked = [each for each in agent.sockets.endpoints if may_ask(each, acl)]
         if asked and not await asyncio.to_thread(answered, asked[0]):
             return f"no resolver answers a query to {asked[0]}"
-        if agent.guardian is not None:
+        if agent.guarding is not None:
             try:
-                if not (await agent.guardian.ask("intact", seconds=RULES))["intact"]:
+                if not await agent.guarding.intact():
                     return "the rules in the kernel are not ours"
             except ChildError as error:
                 return str(error)
         return ""
 
-    def _note_upstreams(self, stats: list[dict[str, Any]]) -> None:
+    def _note_upstreams(self, stats: list[Counted]) -> None:
         """An event when an upstream stops or starts to be of use to every worker."""
-        rows = [row for each in stats for row in each["upstreams"]]
-        healthy = {row["server"] for row in rows if row["healthy"]}
-        reasons = {row["server"]: row["last_error"] for row in rows if not row["healthy"]}
+        rows = [row for each in stats for row in each.upstreams]
+        healthy = {row.server for row in rows if row.healthy}
+        reasons = {row.server: row.last_error for row in rows if not row.healthy}
         down = set(reasons) - healthy
         for server in sorted(down - self._unhealthy):
             log.warning("upstream %s: %s", server, reasons[server])

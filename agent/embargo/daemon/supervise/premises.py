@@ -10,8 +10,8 @@ import pwd
 from collections.abc import Sequence
 
 from embargo.config import Config
-from embargo.daemon.compile import sources
 from embargo.daemon.guard.netlink import Nftables
+from embargo.daemon.host import watched
 from embargo.daemon.log.journal import Journal
 from embargo.daemon.process import privileges
 from embargo.daemon.process.outbox import Account
@@ -36,7 +36,7 @@ def take(settings: Config, ledgers: str, store: Store, journal: Journal) -> list
     """
     state = settings.state
     try:
-        os.makedirs(f"{state.dir}/{sources.LOCAL}", mode=0o750, exist_ok=True)
+        os.makedirs(f"{state.dir}/{watched.LOCAL}", mode=0o750, exist_ok=True)
         os.makedirs(ledgers, mode=0o700, exist_ok=True)
         os.makedirs(state.runtime, mode=0o755, exist_ok=True)  # whoever may use the socket must reach it
         held = [_lock(directory) for directory in dict.fromkeys((state.dir, state.runtime))]

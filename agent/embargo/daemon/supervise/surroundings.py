@@ -5,16 +5,17 @@ depends on them (what is listened on, whom the resolvers ask and answer, what no
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from embargo.config import Config
-from embargo.daemon.compile import sources
 from embargo.daemon.host import endpoints, machine
 from embargo.daemon.host.endpoints import Endpoint
 from embargo.daemon.host.machine import Interface
-from embargo.daemon.supervise.workers import Settings
+from embargo.daemon.resolve.orders import Settings
 from embargo.dns.upstream import Server
 from embargo.errors import Problem
+from embargo.firewall.ruleset import Own
+from embargo.lists import lists
+from embargo.report import Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +45,10 @@ def asked(settings: Config, around: Surroundings) -> list[Server]:
     return [*around.upstreams, *(server for _, servers in settings.dns.forward for server in servers)]
 
 
-def own_questions(settings: Config, around: Surroundings, uid: int) -> list[tuple[int, str, int]]:
-    """(user, protocol, port) of the questions that our resolvers send."""
+def own_questions(settings: Config, around: Surroundings, uid: int) -> tuple[Own, ...]:
+    """The questions that our resolvers send."""
     ports = {(proto, each.port) for each in asked(settings, around) for proto in (("tcp",) if each.tcp else ("udp", "tcp"))}
-    return [(uid, proto, port) for proto, port in sorted(ports)]
+    return tuple(Own(uid, proto, port) for proto, port in sorted(ports))
 
 
 def protected(settings: Config, around: Surroundings) -> list[tuple[str, str]]:
@@ -55,7 +56,7 @@ def protected(settings: Config, around: Surroundings) -> list[tuple[str, str]]:
     found = [(each.address, "this gateway's own") for each in around.interfaces]
     found += [(each.network, "on the LAN") for each in around.interfaces if each.name in settings.firewall.lan]
     found += [(address, "the next hop's") for address in around.gateways]
-    found += [(server.address, sources.UPSTREAM) for server in asked(settings, around)]
+    found += [(server.address, lists.UPSTREAM) for server in asked(settings, around)]
     return [(address.partition("%")[0], role) for address, role in found]
 
 
@@ -84,18 +85,15 @@ def asking_itself(settings: Config, around: Surroundings) -> list[Problem]:
     ]
 
 
-def resolver_settings(settings: Config, around: Surroundings, report: dict[str, Any]) -> Settings:
-    """`report`: of the generation, which holds what stood in files."""
-    return {
-        "allow_from": list(endpoints.local_networks(settings, around.interfaces)),
-        "block_mode": settings.dns.block_mode if isinstance(settings.dns.block_mode, str) else list(settings.dns.block_mode),
-        "block_ttl": settings.dns.block_ttl,
-        "upstream": list(map(str, around.upstreams)),
-        "forward": {zone: list(map(str, servers)) for zone, servers in settings.dns.forward},
-        "hosts": report["hosts"],
-        "tls_ca": report.get("tls_ca") or settings.dns.tls_ca,  # a name alone vouches for nobody
-        "ech": settings.dns.ech,
-        "rebind": settings.dns.rebind,
-        "log_names": settings.log.names,
-        "learn": settings.firewall.enabled and settings.firewall.learn,
-    }
+def resolver_settings(settings: Config, around: Surroundings, report: Report) -> Settings:
+    """What the resolvers work with. `report`: of the generation, which holds what stood in files."""
+    dns = settings.dns
+    return Settings(
+        allow_from=endpoints.local_networks(settings, around.interfaces), block_mode=dns.block_mode, block_ttl=dns.block_ttl,
+        upstream=tuple(map(str, around.upstreams)),
+        forward={zone: tuple(map(str, servers)) for zone, servers in dns.forward},
+        hosts=report.hosts,
+        tls_ca=report.tls_ca or dns.tls_ca,  # the name of a file that was not read is no certificate: nothing is trusted then
+        strip_ech=dns.ech == "strip", rebind=dns.rebind, log_names=settings.log.names,
+        learn=settings.firewall.enabled and settings.firewall.learn,
+    )  # fmt: skip

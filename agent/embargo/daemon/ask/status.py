@@ -1,0 +1,126 @@
+"""The answer to `embargo status`, put together from what all processes report."""
+
+import asyncio
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import embargo
+from embargo import accelerator, events, records
+from embargo.daemon.ask.orders import (
+    AppStatus,
+    EventsStatus,
+    FirewallOff,
+    FirewallStatus,
+    FunctionStatus,
+    ListStatus,
+    PauseStatus,
+    ReloadStatus,
+    Status,
+)
+from embargo.daemon.guard.orders import Guarded
+from embargo.daemon.host import endpoints
+from embargo.daemon.resolve.orders import Counted
+from embargo.daemon.supervise import surroundings
+from embargo.daemon.supervise.supervisor import Supervisor
+from embargo.firewall.table import TABLE
+from embargo.lists.pauses import Pause
+from embargo.lists.policy import Action
+from embargo.report import AppReport, UpstreamStats
+from embargo.uncovered import uncovered
+
+
+async def status(agent: Supervisor) -> Status:
+    """Everything that is known of a running agent. The agent must have a generation in force."""
+    generation, settings = agent.generation, agent.settings
+    assert generation is not None
+    stats = await agent.workers.stats()
+    guarded = await agent.firewall_stats()
+    unpoliced = await asyncio.to_thread(surroundings.unpoliced, settings, agent.around)
+    now, report, last = time.time(), generation.report, agent.last
+    open_ = uncovered(
+        settings, report, now=now, listening=bool(agent.sockets.endpoints), learning=guarded.learning if guarded else None,
+        flowtables=guarded.flowtables if guarded else (), unpoliced=unpoliced,
+    )  # fmt: skip
+    return Status(
+        pid=os.getpid(), version=embargo.__version__, uptime=round(now - agent.started, 1), config=settings.file,
+        generation=generation.number, since=round(now - agent.reloads.since, 1), names=len(generation.image),
+        networks=generation.image.networks, pauses=tuple(map(pause, agent.pauses.all)),
+        mode="audit" if settings.policy.mode is Action.AUDIT else "block", accelerator=accelerator.NAME,
+        workers=tuple(agent.workers.pids), inside=agent.workers.inside, worker_restarts=agent.workers.restarts,
+        listen=tuple(map(str, agent.sockets.endpoints)),
+        lists=tuple(records.widened(ListStatus, each, age=round(now - each.modified)) for each in report.lists),
+        problems=tuple(map(str, report.problems)),
+        reload=ReloadStatus(
+            last.ok if last else True, tuple(map(str, last.errors)) if last else (), round(now - agent.last_at, 1)
+        ),
+        apps=apps(report.apps, agent.counted("hits"), agent.pauses.all),
+        firewall=_firewall(agent, guarded), upstreams=_upstreams(agent, stats),
+        counters=_together(each.counters for each in stats) | agent.counted("counters"),
+        cache=_together(each.cache for each in stats) | agent.counted("cache"),
+        events=EventsStatus(agent.journal.path, agent.journal.lost, agent.journal.trouble),
+        uncovered=(*(f"{each}, paused until {events.timestamp(each.until)}" for each in agent.pauses.all), *open_),
+    )  # fmt: skip
+
+
+def _together(counted: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    found: Counter[str] = Counter()
+    for each in counted:
+        found.update(each)
+    return dict(found)
+
+
+def pause(pause: Pause) -> PauseStatus:
+    return PauseStatus(pause.app, pause.client, events.timestamp(pause.until), pause.uid)
+
+
+def apps(found: Iterable[AppReport], hits: Mapping[str, int], paused: list[Pause]) -> tuple[AppStatus, ...]:
+    """`hits`: attempts by class."""
+    return tuple(_app(app, hits, paused) for app in found)
+
+
+def _app(app: AppReport, hits: Mapping[str, int], paused: list[Pause]) -> AppStatus:
+    functions = {
+        name: records.widened(FunctionStatus, function, hits=hits.get(f"{app.id}/{name}", 0))
+        for name, function in app.functions.items()
+    }
+    until = [events.timestamp(each.until) for each in paused if not each.client and each.app in ("", app.id)]
+    return records.widened(
+        AppStatus, app, functions=functions, hits=sum(each.hits for each in functions.values()), paused=max(until, default=None)
+    )
+
+
+def _firewall(agent: Supervisor, guarded: Guarded | None) -> FirewallStatus | FirewallOff:
+    settings, counted, guarding = agent.settings.firewall, agent.counted("firewall"), agent.guarding
+    if guarding is None:
+        return FirewallOff()
+    return FirewallStatus(
+        table=f"inet {TABLE}", present=guarded is not None and guarded.present, owned=guarded is not None and guarded.owned,
+        lan=settings.lan, intercept_dns=bool(endpoints.intercept_port(agent.settings)), fail=settings.fail,
+        on_stop=settings.on_stop, guardian=guarding.child.pid, guardian_restarts=guarding.restarts,
+        counters=guarded.counters if guarded else {}, log_lost=guarded.lost if guarded else 0,
+        noted=guarded.noted if guarded else 0, restored=counted["restored"], cut=counted["cut"],
+        learning=guarded.learning if guarded else None,
+    )  # fmt: skip
+
+
+def _upstreams(agent: Supervisor, stats: list[Counted]) -> tuple[UpstreamStats, ...]:
+    """One row per server, the workers' counts together."""
+    asked, failed = agent.counted("asked"), agent.counted("failed")
+    rows: dict[str, UpstreamStats] = {}
+    for row in (row for each in stats for row in each.upstreams):
+        known = rows.get(row.server)
+        rows[row.server] = row if known is None else _merged(known, row)
+    return tuple(replace(row, asked=asked[server], failed=failed[server]) for server, row in rows.items())
+
+
+def _merged(one: UpstreamStats, other: UpstreamStats) -> UpstreamStats:
+    """Round-trip times weighted by questions."""
+    together = one.asked + other.asked
+    weighted = one.milliseconds * one.asked + other.milliseconds * other.asked
+    return replace(
+        one, asked=together, healthy=one.healthy or other.healthy, last_error=one.last_error or other.last_error,
+        milliseconds=round(weighted / together, 2) if together else 0.0,
+    )  # fmt: skip

@@ -1,0 +1,52 @@
+"""What a compiler is asked to do, and what it answers: one order and one answer, each a JSON file by descriptor."""
+
+from dataclasses import dataclass
+
+from embargo.errors import Problem
+from embargo.report import Line
+
+
+@dataclass(frozen=True, slots=True)
+class Compile:
+    """Read the lists and write the image and the report.
+
+    `config`, `file`: the text of the configuration and where it stands; `protected`: networks that no list may block, each
+    with its role; `fingerprint`, `material`: for the report (`report.Report`).
+    """
+
+    config: str
+    file: str
+    protected: tuple[tuple[str, str], ...]
+    fingerprint: str
+    material: str
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Read the lists and tell which lines match `subject`, a name or an address."""
+
+    config: str
+    file: str
+    protected: tuple[tuple[str, str], ...]
+    subject: str
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    digest: str  # of the image
+
+
+@dataclass(frozen=True, slots=True)
+class Matches:
+    lines: tuple[Line, ...]  # the more specific first
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """The configuration or a file cannot be used."""
+
+    problems: tuple[Problem, ...]
+
+
+ORDERS = (Compile, Match)
+ANSWERS = (Compiled, Matches, Rejected)

@@ -1,0 +1,326 @@
+"""A change of what is in force: compile aside, then a list of steps, each with its undo.
+
+One change at a time. The kernel switches before the resolvers, so that no name is blocked whose addresses are still open. When
+a step fails, it and the steps before it are undone, the last one first, and what was in force stays in force: event log,
+firewall, resolvers, listening sockets and the link on disk. What cannot be undone (closing old sockets, removing old
+generations) comes after all steps and cannot fail.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import NamedTuple
+
+from embargo import config
+from embargo.config import Config
+from embargo.daemon.compile.orders import Compile, Compiled
+from embargo.daemon.host.endpoints import ListenError, Sockets
+from embargo.daemon.host.watched import Snapshot
+from embargo.daemon.log.journal import Journal
+from embargo.daemon.process.child import ChildError
+from embargo.daemon.process.spawn import Spawn
+from embargo.daemon.supervise import surroundings, workshop
+from embargo.daemon.supervise.generations import IMAGE, REPORT, Generation, Store
+from embargo.daemon.supervise.guarding import Guarding
+from embargo.daemon.supervise.inforce import InForce
+from embargo.daemon.supervise.pausing import Pauses
+from embargo.daemon.supervise.surroundings import Surroundings
+from embargo.daemon.supervise.workers import Workers
+from embargo.daemon.supervise.workshop import Hindered
+from embargo.errors import ConfigError, EmbargoError, ImageError, Problem, said
+
+log = logging.getLogger(__name__)
+
+STAYS = "the generation before stays in force"
+FIXED = ("state", "metrics", "dns.workers", "firewall.enabled")  # read at a start alone
+REFUSALS = (ChildError, ListenError, OSError)  # how a step fails
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a change."""
+
+    ok: bool
+    changed: bool
+    generation: int
+    errors: tuple[Problem, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    hindered: bool = False  # by the machine and not by what the files say: the same may succeed later
+
+
+async def _nothing() -> None:
+    pass
+
+
+class Step(NamedTuple):
+    """`do` may fail half done; `undo` puts back what `do` may have changed, whatever it came to."""
+
+    name: str
+    do: Callable[[], Awaitable[object]]
+    undo: Callable[[], Awaitable[object]] = _nothing
+
+
+async def carry_out(steps: Sequence[Step]) -> None:
+    """Take the steps in order. When one fails, undo it and those before it, the last first, and raise its error."""
+    for taken, step in enumerate(steps, start=1):
+        try:
+            await step.do()
+        except REFUSALS:
+            for each in reversed(steps[:taken]):
+                try:
+                    await each.undo()
+                except REFUSALS as error:  # one that cannot be undone is no reason to leave the others
+                    log.critical("%s could not be put back: %s", each.name, error)
+            raise
+
+
+class Reloads:
+    """`look` takes a snapshot of the watched files; `workers_wanted` is how many resolvers the configuration asks for."""
+
+    def __init__(
+        self, in_force: InForce, store: Store, journal: Journal, sockets: Sockets, workers: Workers, guarding: Guarding | None,
+        pauses: Pauses, spawn: Spawn, look: Callable[[], Snapshot], workers_wanted: Callable[[], int], changing: asyncio.Lock,
+    ) -> None:  # fmt: skip
+        self._now = in_force
+        self._store = store
+        self._journal = journal
+        self._sockets = sockets
+        self._workers = workers
+        self._guarding = guarding
+        self._pauses = pauses
+        self._spawn = spawn
+        self._look = look
+        self._workers_wanted = workers_wanted
+        self._changing = changing
+        self.since = time.time()  # when the generation in force took effect
+
+    # ── the changes ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def reload(self, *, first: bool = False) -> Outcome:
+        """Read everything again and put it in force, or say why not. `first`: at a start, when nothing is in force yet."""
+        async with self._changing:
+            old = self._now.generation
+            number = old.number if old is not None else 0
+            files = self._look()  # before anything is read: a later change is another reload
+            try:
+                settings = self._now.settings if first else self._read_settings()
+                around = await asyncio.to_thread(surroundings.look, settings)
+                if loops := surroundings.asking_itself(settings, around):
+                    raise ConfigError(loops)
+                new, kept = await self._make(old, settings, around, files)
+            except ConfigError as error:
+                return Outcome(False, False, number, error.problems, hindered=isinstance(error, Hindered))
+            except OSError as error:
+                hint = STAYS if old is not None else ""
+                return Outcome(False, False, number, (Problem("reload", 0, said(error), hint),), hindered=True)
+            return await self._put_in_force(old, self._pauses.on(new), around, kept=kept)
+
+    async def _put_in_force(self, old: Generation | None, new: Generation, around: Surroundings, *, kept: bool) -> Outcome:
+        """`kept`: the new one was on disk before, and the next start may have nothing else."""
+        problems = new.report.problems
+        if old is not None and self._same(old, new, around):
+            self._now.around = around
+            self._store.discard(new.number)
+            new.close()
+            return Outcome(True, False, old.number, (), problems)
+        try:
+            await self._switch(old, new, around)
+        except REFUSALS as error:
+            if not kept:
+                self._store.discard(new.number)
+            new.close()
+            if old is None and isinstance(error, EmbargoError):
+                raise  # nothing is in force that could stay: the agent does not start
+            number = old.number if old is not None else 0
+            return Outcome(False, False, number, (Problem("reload", 0, said(error), STAYS),), hindered=True)
+        return Outcome(True, True, new.number, (), problems)
+
+    async def fall_back(self) -> Generation:
+        """At a start whose lists cannot be used: the generation that was in force when the agent last ran. ImageError."""
+        number = self._store.current()
+        if not number:
+            raise ImageError("there is none")
+        generation = self._pauses.on(self._store.load(number, self._now.settings))
+        if self._guarding is not None:
+            await self._guarding.apply(generation, self._now.around)
+        self._now.generation = generation
+        return generation
+
+    async def rollback(self) -> Outcome:
+        """The generation before the one in force back in force, until the next change."""
+        async with self._changing:
+            old = self._now.generation
+            assert old is not None
+            number = self._store.before(old.number)
+            try:
+                if not number:
+                    raise ImageError("there is no generation before this one")
+                new = self._pauses.on(self._store.load(number, self._now.settings))
+            except ImageError as error:
+                return Outcome(False, False, old.number, (Problem("rollback", 0, str(error), ""),))
+            return await self._instead(old, new, "rollback")
+
+    async def pause(self, change: Callable[[], Callable[[], None]]) -> Outcome:
+        """Begin or end pauses: the same generation under other switchboards. `change` does it and returns its undo."""
+        async with self._changing:
+            old = self._now.generation
+            assert old is not None
+            try:
+                undo = change()
+            except OSError as error:
+                return Outcome(False, False, old.number, (Problem("pause", 0, said(error), ""),))
+            try:
+                new = self._pauses.on(old.again())
+            except OSError as error:
+                undo()
+                return Outcome(False, False, old.number, (Problem("pause", 0, said(error), ""),))
+            outcome = await self._instead(old, new, "pause")
+            if not outcome.ok:
+                undo()
+            return outcome
+
+    async def _instead(self, old: Generation, new: Generation, what: str) -> Outcome:
+        try:
+            await self._switch(old, new, self._now.around)
+        except REFUSALS as error:
+            new.close()
+            return Outcome(False, False, old.number, (Problem(what, 0, said(error), ""),))
+        return Outcome(True, True, new.number)
+
+    # ── a new generation, not yet in force ───────────────────────────────────────────────────────────────────────────
+
+    def _read_settings(self) -> Config:
+        file = self._now.settings.file
+        try:
+            with open(file, "rb") as opened:
+                settings = config.parse(opened.read(), file)
+        except OSError as error:
+            raise Hindered([Problem(file, 0, f"it cannot be read: {error.strerror}", "")]) from None
+        fixed = [
+            Problem(file, 0, f"{name}: it cannot change while the agent runs", "restart the agent")
+            for name in FIXED
+            if attrgetter(name)(self._now.settings) != attrgetter(name)(settings)
+        ]
+        if fixed:
+            raise ConfigError(fixed)
+        return settings
+
+    async def _make(
+        self, old: Generation | None, settings: Config, around: Surroundings, files: Snapshot
+    ) -> tuple[Generation, bool]:
+        """(the new generation, whether it was on disk before). ConfigError, OSError."""
+        made_from = workshop.fingerprint(settings, around, files)
+        material = workshop.material(settings, around, files)
+        if old is None:
+            if last := self._last_one(settings, made_from):
+                return last, True
+        elif old.report.material == material and (switched := self._switched(old, settings, made_from)):
+            return switched, False
+        return await self._compile(settings, around, made_from, material), False
+
+    def _last_one(self, settings: Config, made_from: str) -> Generation | None:
+        """At a start: the generation that was in force before, if it was made from the very same."""
+        with contextlib.suppress(ImageError):
+            last = self._store.load(self._store.current(), settings)
+            if last.report.fingerprint == made_from:
+                return last
+            last.close()
+        return None
+
+    def _switched(self, old: Generation, settings: Config, made_from: str) -> Generation | None:
+        """The image in force under other settings; None when it is not on the disk any more. ConfigError."""
+        report = workshop.switched(old.report, old.image.classes, settings, made_from)
+        try:
+            return self._store.load(self._store.again(old.number, report), settings, verified=old.image.digest)
+        except (ImageError, OSError):
+            return None
+
+    async def _compile(self, settings: Config, around: Surroundings, made_from: str, material: str) -> Generation:
+        try:
+            directory = self._store.workshop()
+        except OSError as error:
+            raise Hindered([Problem(error.filename or settings.state.dir, 0, f"{error.strerror}", "")]) from None
+        protected = tuple(surroundings.protected(settings, around))
+        order = Compile(settings.text, settings.file, protected, made_from, material)
+        answer = await workshop.run(self._spawn, order, [f"{directory}/{name}" for name in (IMAGE, REPORT)])
+        assert isinstance(answer, Compiled)
+        try:
+            return self._store.load(self._store.number(directory), settings, verified=answer.digest)
+        except (ImageError, OSError) as error:
+            raise Hindered([Problem(settings.state.dir, 0, str(error), "is the disk full?")]) from None
+
+    def _same(self, old: Generation, new: Generation, around: Surroundings) -> bool:
+        """Whether nothing would change but the number."""
+        before = self._now.around
+        return (
+            old.report.digest == new.report.digest
+            and (old.board, old.exempt) == (new.board, new.exempt)
+            and old.settings == new.settings
+            and InForce.resolver_settings(new, around) == InForce.resolver_settings(old, before)
+            and (around.endpoints, around.system) == (before.endpoints, before.system)
+            and surroundings.protected(new.settings, around) == surroundings.protected(old.settings, before)
+        )
+
+    # ── the switch ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _switch(self, old: Generation | None, new: Generation, around: Surroundings) -> None:
+        """Put the new generation in force, or raise one of REFUSALS and leave the old one there."""
+        await carry_out(self._steps(old, new, around))
+        self._sockets.settle()
+        if not around.upstreams:
+            log.warning("there is no upstream: names that are not blocked cannot be answered; set [dns] upstream")
+        if old is None or old.number != new.number:
+            self.since = time.time()
+            self._store.prune()
+        if old is not None:
+            old.close()
+
+    def _steps(self, old: Generation | None, new: Generation, around: Surroundings) -> list[Step]:
+        before = dataclasses.replace(self._now)
+        steps = [
+            Step("the event log", lambda: self._log_as(new.settings), lambda: self._log_as(before.settings)),
+            Step("the firewall", lambda: self._guard(new, around), lambda: self._guard(old, before.around)),
+            Step("the resolvers", lambda: self._judge_by(new.settings, around, new), lambda: self._judge_by_all_of(before)),
+        ]
+        if old is not None:
+            moved = [False]
+            steps.append(
+                Step("the listening sockets", lambda: self._listen(around, moved), lambda: self._listen_as_before(moved))
+            )
+        if old is None or old.number != new.number:  # a pause writes nothing here: it ends on a full disk too
+            steps.append(Step("the link to the generation in force", lambda: self._link(new)))
+        return steps
+
+    async def _log_as(self, settings: Config) -> None:
+        self._journal.configure(settings.log.events, settings.log.max_bytes, settings.log.keep)
+
+    async def _guard(self, generation: Generation | None, around: Surroundings) -> None:
+        if self._guarding is not None and generation is not None:
+            await self._guarding.apply(generation, around)
+
+    async def _judge_by(self, settings: Config, around: Surroundings, generation: Generation | None) -> None:
+        """What is in force comes first: a resolver that starts meanwhile starts with it."""
+        self._now.settings, self._now.around, self._now.generation = settings, around, generation
+        if generation is not None:
+            await self._workers.adopt(generation, InForce.resolver_settings(generation, around))
+
+    async def _judge_by_all_of(self, before: InForce) -> None:
+        await self._judge_by(before.settings, before.around, before.generation)
+
+    async def _listen(self, around: Surroundings, moved: list[bool]) -> None:
+        moved[0] = self._sockets.follow(around.endpoints, self._workers_wanted() or 1, around.interfaces)
+        if moved[0]:
+            await self._workers.renew()
+
+    async def _listen_as_before(self, moved: list[bool]) -> None:
+        if moved[0]:
+            self._sockets.restore()
+            await self._workers.renew()
+
+    async def _link(self, generation: Generation) -> None:
+        self._store.make_current(generation.number)

@@ -1,0 +1,83 @@
+"""What the configuration leaves open, in words: NOT COVERED of `embargo status`."""
+
+from collections.abc import Iterator, Sequence
+
+from embargo.config import Config, Firewall
+from embargo.lists import policy
+from embargo.lists.policy import Action, Selection
+from embargo.report import Learning, ListReport, Report
+
+STALE = 180 * 86_400  # seconds after which a list of servers that come and go is called old
+CHANGING = ("doh", "httpdns")
+
+
+def _lists_of_servers(chosen: Selection, lists: Sequence[ListReport], now: float) -> Iterator[str]:
+    """The lists of servers behind a way round that are missing or old."""
+    for function in CHANGING:
+        mine = [each for each in lists if each.list.startswith(f"{policy.BYPASS}/{function}.") and each.entries]
+        if function not in chosen.bypass:
+            continue
+        if not mine:
+            yield f"servers of {function}: there is no list {policy.BYPASS}/{function}.list"
+        yield from (
+            f"servers of {function} added in the last {(now - each.modified) // 86_400:.0f} days: {each.list} is that old"
+            for each in mine
+            if now - each.modified > STALE
+        )
+
+
+def uncovered(
+    settings: Config, report: Report, *, now: float, listening: bool, learning: Learning | None = None,
+    flowtables: Sequence[str] = (), unpoliced: Sequence[str] = (),
+) -> list[str]:  # fmt: skip
+    """What the configuration leaves open, one sentence each.
+
+    `now`: seconds since 1970; `learning`, `flowtables`: what the guardian reports, if it does; `unpoliced`: interfaces whose
+    clients are not policed.
+    """
+    firewall, chosen = settings.firewall, settings.policy
+    on = [app for app in report.apps if app.on and app.id != policy.BYPASS]
+    found = []
+    if chosen.mode is Action.AUDIT:
+        found.append('nothing is blocked, only logged (policy.mode = "audit")')
+    if not on:
+        found.append("no app is switched on (policy.apps)")
+    if not firewall.enabled:
+        found.append("addresses, hard-coded resolvers and encrypted DNS: the firewall is off (firewall.enabled = false)")
+    elif not firewall.lan:
+        found.append("port 53 to other resolvers, DNS over TLS and over QUIC by port: no interface is named (firewall.lan)")
+    elif not firewall.intercept_dns:
+        found.append("port 53 to other resolvers (firewall.intercept_dns = false)")
+    if firewall.enabled and unpoliced:
+        found.append(f"clients behind {', '.join(unpoliced)}, if there are any: firewall.lan does not name them")
+    if firewall.enabled:
+        found += _not_learnt(firewall, learning)
+        found += [f"open flows that the flowtable {each} forwards past all rules" for each in flowtables]
+        nameless = [app.id for app in on if not any(f.on and f.networks for f in app.functions.values())]
+        if nameless:
+            found.append(f"hard-coded addresses of {', '.join(nameless)}: none are known for the functions that are on")
+    found += _lists_of_servers(chosen, report.lists, now)
+    closed = [function for function in policy.BYPASS_FUNCTIONS if function not in chosen.bypass]
+    if closed:
+        found.append(f"ways round the filter that are left open: {', '.join(closed)} (policy.bypass)")
+    if chosen.functions != "all":
+        found.append(f"every function of the apps but {', '.join(chosen.functions)} (policy.functions)")
+    apart = sum(f.shared_names + f.shared_networks for app in on if not app.shared for f in app.functions.values())
+    if apart:
+        found.append(f"{apart} entries that others share (policy.shared)")
+    if not listening:
+        found.append("no address is listened on")
+    return found
+
+
+def _not_learnt(firewall: Firewall, learning: Learning | None) -> Iterator[str]:
+    if not firewall.learn:
+        yield "addresses that only DNS answers show (firewall.learn = false)"
+    elif learning is not None:
+        if learning.proving:
+            yield f"addresses that only DNS answers show: recorded only, for {learning.proving} s more"
+        if learning.trouble:
+            yield f"addresses learnt before a restart: they cannot be saved: {learning.trouble}"
+        if learning.spared:
+            spared = len(learning.spared)
+            yield f"{spared} addresses behind blocked names that other names use too (embargo status --json, firewall.learning)"
