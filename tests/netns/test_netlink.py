@@ -203,6 +203,25 @@ def test_whichever_transaction_is_refused_the_old_rules_or_the_new_ones_hold(rig
     kernel.close()
 
 
+def test_keys_are_deleted_in_few_transactions_although_some_are_gone(rig: Rig) -> None:
+    """A transaction fails when one of its elements is not there; thousands of transactions would hold the guardian up."""
+    kernel = rig.within("gateway", Refusing)
+    kernel.replace(made(1))
+    keys = [number.to_bytes(4) for number in range(6000)]
+    kernel.transact(nft.timed_elements(TABLE, "allow4", [(key, 60) for key in keys[:4000]]))
+    kernel.transactions = 0
+    kernel.drop_keys(TABLE, "allow4", keys[1000:])
+    assert sorted(kernel.keys(TABLE, "allow4")) == keys[:1000]
+    assert kernel.transactions == 2
+    kernel.drop_keys(TABLE, "allow4", keys[4000:])
+    kernel.drop_keys(TABLE, "allow4", [])
+    assert kernel.transactions == 3
+    kernel.refused = kernel.transactions + 2  # as if one had gone just now
+    kernel.drop_keys(TABLE, "allow4", [*keys[:10], keys[5000]])
+    assert len(kernel.keys(TABLE, "allow4")) == 990
+    kernel.close()
+
+
 def test_a_first_ruleset_that_is_refused_leaves_no_table(rig: Rig, kernel: Nftables) -> None:
     with pytest.raises(FirewallError, match="elements of network4_1"):
         kernel.replace(made(1, ranges=OVERLAPPING))

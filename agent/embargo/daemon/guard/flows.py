@@ -23,7 +23,7 @@ from embargo.firewall.table import TABLE
 JUDGE_DELAY = 0.1  # seconds after an address was learnt until open flows are judged again: one new number for many addresses
 CUT_DELAY = 5.0  # seconds after that until their connections are deleted: they are refused already, this frees room
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Flows:
@@ -44,7 +44,7 @@ class Flows:
         self._clear: set[int] = set()  # mark values that no flow carries
         self._judging: asyncio.TimerHandle | None = None
         self._cutting: asyncio.TimerHandle | None = None
-        self.clients: tuple[Network, ...] = ()  # networks of policed clients; none: everybody is policed
+        self.clients: tuple[IPNetwork, ...] = ()  # networks of policed clients; none: everybody is policed
         self.cut = 0  # connections that the kernel was told to forget
 
     def judge_soon(self) -> None:
@@ -125,7 +125,7 @@ class Flows:
         except FirewallError as error:
             self._trouble(str(error))
 
-    def _excepted(self) -> list[Network]:
+    def _excepted(self) -> list[IPNetwork]:
         """Clients that may keep flows to blocked addresses: excepted from all rules, or from those of a paused app."""
         spec = self._enforced.spec
         if spec is None:

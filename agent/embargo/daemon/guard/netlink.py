@@ -322,14 +322,20 @@ class Nftables:
 
     def drop_keys(self, table: str, name: str, keys: Sequence[bytes]) -> None:
         """Delete elements, also when some are gone already, since their time was over."""
-        if not keys:
+        if not keys or self._deleted(table, name, keys):
             return
+        present = list(set(keys).intersection(self.keys(table, name)))
+        if present and not self._deleted(table, name, present):  # one of them has gone since
+            for key in present:
+                self._deleted(table, name, [key])
+
+    def _deleted(self, table: str, name: str, keys: Sequence[bytes]) -> bool:
+        """Whether these elements were deleted. One that is not there makes the whole transaction fail."""
         try:
             self.transact(nft.delete_elements(table, name, keys))
         except FirewallError:
-            for key in keys:
-                with contextlib.suppress(FirewallError):
-                    self.transact(nft.delete_elements(table, name, [key]))
+            return False
+        return True
 
     def check(self, ruleset: Ruleset) -> None:
         """A dry run: the kernel builds the ruleset and deletes it, in one transaction. FirewallError if it refuses a part."""
