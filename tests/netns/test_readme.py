@@ -37,14 +37,15 @@ def test_every_command_is_one_that_is_executed_or_checked_here() -> None:
 
 def test_the_containers_commands_name_what_is_there() -> None:
     """No container engine is needed for the tests, so nothing is built: only files, service and binary are compared."""
-    deb, install, up, status = CONTAINER
+    deb, directory, copy, up, status = CONTAINER
     assert deb == "make deb"
-    assert (TOP / install.split()[-2]).is_file()
+    assert all((TOP / name).is_file() for name in copy.split()[2:-1])
+    assert directory.split()[-1] == f"{copy.split()[-1]}/apps.d"
     compose = up.split()[3]
     assert up == f"docker compose -f {compose} up -d --build"
     service, rest = (TOP / compose).read_text().partition("services:\n  ")[2].split(":", 1)
     assert status == f"docker compose -f {compose} exec {service} embargo status"
-    assert f"- {Path(install.split()[-1]).parent}:/etc/embargo:ro" in rest
+    assert f"- {copy.split()[-1]}:/etc/embargo:ro" in rest
     (dockerfile,) = re.findall(r"dockerfile: (\S+)", rest)
     assert (TOP / dockerfile).read_text().count("dist/embargo-agent_*.deb") == 1, "what make deb has built"
 
