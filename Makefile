@@ -3,10 +3,11 @@ export PYTHON ?= /usr/bin/python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-NATIVE := $(wildcard agent/embargo/*.pyx agent/embargo/*.h)
+NATIVE := $(wildcard agent/embargo/native/*.pyx agent/embargo/native/*.pxd agent/embargo/native/*.h)
 
 # what the Debian package is made of
-PACKAGED := $(shell find agent/embargo blocklists systemd tools/debian -type f ! -name '*.so' ! -path '*/__pycache__/*') \
+PACKAGED := $(shell find agent/embargo blocklists systemd tools/debian -type f ! -name '*.so' ! -name '*.c' \
+		! -path '*/__pycache__/*') \
 	$(wildcard *.md docs/* tools/container/* tools/catalogue/*.csv tools/catalogue/*.toml)
 
 # Twice as many test processes as processors, since tests wait a lot. A file is run by one of them; slow files come first.
@@ -15,7 +16,7 @@ PARALLEL := -n $(shell echo $$((2 * $$(nproc)))) --dist loadfile --no-loadscope-
 TEST_PACKAGES := nftables iproute2 bind9-dnsutils bind9 unbound openssl dnsmasq-base procps mount util-linux systemd-container \
 	lintian faketime debhelper dpkg-dev go-md2man mmdebstrap
 
-.PHONY: run demo test test-all test-set-up lint unit deb bench lock clean
+.PHONY: run demo test test-all test-set-up lint unit checked deb bench lock clean
 
 run: $(VENV)/run.stamp
 	@tools/run
@@ -39,6 +40,10 @@ test-set-up: $(VENV)/test.stamp
 unit: $(VENV)/test.stamp
 	$(BIN)/pytest tests/unit tests/property
 
+# the compiled twins with every index checked
+checked: $(VENV)/test.stamp
+	$(BIN)/python -m tools.checked
+
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -55,7 +60,7 @@ lock:
 	tools/lock
 
 clean:
-	rm -rf $(VENV) build dist run agent/*.egg-info agent/embargo/*.so agent/embargo/_*.c
+	rm -rf $(VENV) build dist run agent/*.egg-info agent/embargo/native/*.so agent/embargo/native/*.c
 
 dist/deb.stamp: $(VENV)/run.stamp $(PACKAGED) tools/deb tools/manual.py
 	@mkdir -p dist

@@ -1,14 +1,15 @@
-"""Writes docs/configuration.md and the map in docs/ARCHITECTURE.md from the code: python -m tools.docs"""
+"""Writes docs/configuration.md, the table in docs/events.md and the map in docs/ARCHITECTURE.md: python -m tools.docs"""
 
 import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from embargo import config
+from embargo import config, events
 
 TOP = Path(__file__).parent.parent
 PAGE = TOP / "docs" / "configuration.md"
+EVENTS = TOP / "docs" / "events.md"
 ARCHITECTURE = TOP / "docs" / "ARCHITECTURE.md"
 PACKAGE = TOP / "agent" / "embargo"
 
@@ -25,10 +26,23 @@ This page is generated from the code by `python -m tools.docs`.
 """
 _MAP = re.compile(r"(<!-- the map: python -m tools\.docs -->\n```\n).*?(```\n)", re.DOTALL)
 _COLUMN = 24
+_KEYS = re.compile(r"(<!-- the keys: python -m tools\.docs -->\n\n)(?:\|.*\n)+")
 
 
 def page() -> str:
     return _HEAD + config.reference().rstrip() + "\n```\n"
+
+
+def events_page() -> str:
+    """docs/events.md with the keys of now."""
+    rows = ["| key | value |", "| --- | --- |"]
+    for field in events.FIELDS:
+        of = ", ".join(f"`{event}`" for event in field.events.split())
+        rows.append(f"| `{field.key}` | {of}{': ' if of else ''}{field.meaning} ({field.type}) |")
+    table = "\n".join(rows)
+    text, replaced = _KEYS.subn(lambda match: f"{match[1]}{table}\n", EVENTS.read_text())
+    assert replaced == 1
+    return text
 
 
 def architecture() -> str:
@@ -67,4 +81,5 @@ def _says(path: Path) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page())
+    EVENTS.write_text(events_page())
     ARCHITECTURE.write_text(architecture())

@@ -1,14 +1,13 @@
 """python -m tools.fuzz [--seconds N] [--seed N] — the compiled modules, built with sanitizers, on input that nobody means.
 
-The package is built once more, with AddressSanitizer and UndefinedBehaviorSanitizer, into a directory of its own. There the
-compiled functions and the Python functions that they are twins of get the same mutated lists, images and packets: a
-difference, a read outside a buffer, an overflow, each ends the run with the seed that shows it again.
+The package is built once more, with every index checked (`tools.checked`), AddressSanitizer and UndefinedBehaviorSanitizer,
+into a directory of its own. There compiled functions and their originals in Python get the same mutated lists, images and
+packets: a difference, a read outside a buffer, an overflow, each ends the run with the seed that shows it again.
 """
 
 import argparse
 import os
 import random
-import shutil
 import socket
 import subprocess
 import sys
@@ -19,31 +18,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from tools import checked
+
 TOP = Path(__file__).parent.parent
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -O1 -g"
 INSIDE = "EMBARGO_FUZZ"  # set for the process that has the sanitized modules
 
 
-def build(directory: str) -> None:
-    """The package with its modules compiled for the sanitizers, from a copy: what is built in the tree may be used again."""
-    copy = f"{directory}/source"
-    shutil.copytree(TOP / "agent", f"{copy}/agent", ignore=shutil.ignore_patterns("*.so", "_*.c", "*.egg-info", "__pycache__"))
-    for name in ("pyproject.toml", "README.md"):
-        shutil.copy(TOP / name, copy)
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-build-isolation"]
-    subprocess.run(
-        [*command, "--no-deps", "--no-cache-dir", "--target", directory, copy],
-        check=True, env={**os.environ, "CFLAGS": FLAGS, "LDFLAGS": FLAGS},
-    )  # fmt: skip
-    modules = [path for path in Path(directory, "embargo").glob("*.so") if b"__asan_init" in path.read_bytes()]
-    built = sorted(path.name.partition(".")[0] for path in modules)
-    if built != ["_bulk", "_fastpath"]:
-        raise SystemExit(f"the sanitized modules were not built: there are {built}; is there a compiler?")
-
-
 def outside(given: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="embargo-fuzz-") as directory:
-        build(directory)
+        built = checked.build(Path(directory), compiler=FLAGS, linker=FLAGS)
+        if not all(b"__asan_init" in path.read_bytes() for path in built):
+            raise SystemExit("the compiled modules were built without sanitizers")
         library = subprocess.run(
             ["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
         ).stdout.strip()
@@ -86,7 +72,6 @@ LINES = (
 
 
 def fuzz(draw: random.Random, run: Callable[[], None]) -> None:
-    from embargo import _bulk, _fastpath, accelerator
     from embargo.dns import fastpath
     from embargo.dns.acl import Acl
     from embargo.dns.cache import Cache
@@ -97,8 +82,10 @@ def fuzz(draw: random.Random, run: Callable[[], None]) -> None:
     from embargo.lists.lists import Guard
     from embargo.lists.policy import App, Level, Selection, Source
     from embargo.names import Name
+    from embargo.native import fastpath as native
+    from embargo.native.image import Finder
 
-    assert Path(_bulk.__file__).is_relative_to(os.environ[INSIDE])
+    assert Path(native.__file__).is_relative_to(os.environ[INSIDE])
     listening = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
     listening.bind(("::1", 0))
     client = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
@@ -107,32 +94,32 @@ def fuzz(draw: random.Random, run: Callable[[], None]) -> None:
     source = Source("a/core.list", Level.APPS, "a", "core", False)
     modes = (BlockMode("nxdomain", 10), BlockMode("null", 1, (bytes(4),), (bytes(16),)), BlockMode("refused", 1))
 
-    def both(function: Callable[..., object], *arguments: object) -> None:
-        """The compiled and the Python function say the same."""
-        compiled = function(*arguments)
-        accelerator.bulk = None
+    def both(module: Any, function: str, *arguments: object) -> Any:
+        """What a function of a module that has a twin gives with it, after it has given the same without."""
+        compiled = getattr(module, function)(*arguments)
+        native, module._native = module._native, None
         try:
-            assert function(*arguments) == compiled
+            assert getattr(module, function)(*arguments) == compiled
         finally:
-            accelerator.bulk = _bulk
+            module._native = native
+        return compiled
 
     while True:
         run()
         text = mutated(draw, b"\n".join(draw.choices(LINES, k=draw.randrange(20))))
         suspects = draw.choice((None, frozenset({Name(b"\3com\0")})))
-        both(lists.scan, text, b"\n", suspects)
+        both(lists, "scan", text, b"\n", suspects)
         try:
             found = lists.parse(text, file="a.list", source=source, guard=Guard())
         except ListError:
             continue
-        made = policy.combine((App("a", "A", lists=(found,)),), (), Selection(apps="all", functions="all"))
-        both(image.encode, made)
-        data = image.encode(made)
+        apps = (App("a", "A", lists=(found,)),)
+        data = both(image, "encode", both(policy, "combine", apps, (), Selection(apps="all", functions="all")))
         built = image.Image(data)
         board = policy.select((App("a", "A"),), built.classes, Selection(apps="all", functions="all"))
         cache = Cache()
         rules = Rules(1, 1, Acl(["::1/128"]), built, board, draw.choice(modes))
-        native, shortcut = _fastpath.Shortcut(rules, cache), fastpath.Shortcut(rules, cache)
+        twin, original = native.Shortcut(rules, cache), fastpath.Shortcut(rules, cache)
         asked = [entry.name for entry in found.entries if entry.network is None] or [Name(b"\1a\0")]
         for _ in range(30):
             name = draw.choice(asked)
@@ -144,11 +131,11 @@ def fuzz(draw: random.Random, run: Callable[[], None]) -> None:
                 body = b"\xc0\x0c\0\1\0\1\0\0\0\x64\0\4\xc0\0\2\1"
                 cache.put(name + b"\0\1\0", Answer(0, (1, 0, 0), body, ((6, 100),), 0, 100), 0.0, 1)
             packet = mutated(draw, packet)
-            compiled, python = native.answer(packet, "::1", 7.5), shortcut.answer(packet, "::1", 7.5)
+            compiled, python = twin.answer(packet, "::1", 7.5), original.answer(packet, "::1", 7.5)
             assert (compiled and compiled.octets(7.5)) == (python and python.rest), packet
         # sections that are not what they should be: what comes out does not matter, what is read does
         slots, blob = built._slots.tobytes(), bytes(built._blob)
-        _damage(draw, _fastpath.Finder, slots, blob, asked)
+        _damage(draw, Finder, slots, blob, asked)
         _over_a_socket(draw, rules, cache, listening, client)
 
 
@@ -172,10 +159,6 @@ def _over_a_socket(draw: random.Random, rules: Any, cache: Any, listening: socke
 
         folder, tally, page, names = Folder(), array("Q", bytes(800)), memoryview(bytearray(8)).cast("Q"), True
         asked: ClassVar[dict[bytes, None]] = {}
-
-        @staticmethod
-        def about(_: object) -> str:
-            return '"qname":"x"'
 
         @staticmethod
         def logged(lines: bytes, records: int, noted: int) -> None:
@@ -204,6 +187,12 @@ def _over_a_socket(draw: random.Random, rules: Any, cache: Any, listening: socke
             break
 
 
+def _unraisable(raised: "sys.UnraisableHookArgs") -> None:
+    """An index outside its array, in a compiled function that cannot raise."""
+    sys.__unraisablehook__(raised)
+    os.abort()
+
+
 def main() -> int:
     known = argparse.ArgumentParser(prog="tools.fuzz", description=(__doc__ or "").partition("—")[2].partition("\n")[0].strip())
     known.add_argument("--seconds", type=float, default=20.0, help="how long (20)")
@@ -212,6 +201,7 @@ def main() -> int:
     if INSIDE not in os.environ:
         return outside(given)
     seed = given.seed if given.seed is not None else random.randrange(1 << 32)
+    sys.unraisablehook = _unraisable
     draw, ends, runs = random.Random(seed), time.monotonic() + given.seconds, 0
 
     def run() -> None:

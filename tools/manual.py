@@ -103,6 +103,8 @@ def _document(name: str) -> Iterator[str]:
     if not blocks[0].startswith("#"):
         yield "# DESCRIPTION"
     for block in blocks:
+        if block.startswith("<!--"):  # a mark for tools/docs.py
+            continue
         if block.startswith("## "):
             yield f"# {block[3:].upper()}"
         elif block.startswith("|"):

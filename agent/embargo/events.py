@@ -5,20 +5,116 @@ Equal attempts are folded: the first of its kind is a record at once, all that f
 """
 
 import json
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import islice, takewhile
 from json.encoder import encode_basestring_ascii
-from typing import Any
+from typing import Any, NamedTuple
 
 from embargo import accelerator
 
-SCHEMA = 1
+SCHEMA = 1  # changes when a key goes away or means something else
 WINDOW = 10.0  # seconds
 MAX_KINDS = 16_384  # kinds of attempt folded at once, about 9 MiB; attempts of further kinds are records of their own
 
 Event = dict[str, Any]
+
+
+# ── the schema ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Field(NamedTuple):
+    """A key of an event."""
+
+    key: str
+    type: str  # of its value in JSON: text, number, flag (never false but for `ok`), list (of texts)
+    events: str  # those that may have it; none: every event
+    meaning: str  # for docs/events.md
+
+    def belongs_to(self, event: str) -> bool:
+        return not self.events or event in self.events.split()
+
+
+#: every key, in the order in which a line has them. docs/events.md is made from it; both writers of `dns` events follow it
+FIELDS = (
+    Field("schema", "number", "", f"{SCHEMA}"),
+    Field("ts", "text", "", "RFC 3339, UTC, microseconds"),
+    Field("event", "text", "", "which event: `dns`, `drop`, `reload`, `policy`, `firewall`, `upstream`, `start`, `stop`"),
+    Field("client", "text", "dns drop policy", "address of the client; of a `policy` event, the one client of a pause"),
+    Field("client_mac", "text", "drop", "link address of the client, where the kernel knows it"),
+    Field("client_name", "text", "drop", "what a hosts file calls the client, by any address of the same machine"),
+    Field("qname", "text", "dns", "name in presentation format (RFC 1035 escapes); absent with `[log] names = \"none\"`"),
+    Field("qtype", "text", "dns", "type mnemonic"),
+    Field("dst", "text", "drop", "address of the listed side of the flow"),
+    Field("dport", "number", "drop", "port of the listed side"),
+    Field("proto", "text", "drop", "`tcp`, `udp`, `icmp`, `icmpv6`, `sctp`, or a protocol number"),
+    Field("names", "list", "drop", "names that were answered with that address in the last days, the latest first"),
+    Field("direct", "flag", "drop", "true when there are no such names"),
+    Field("action", "text", "dns drop", "`nxdomain`, `nodata`, `null`, `refused`, `address`, `reject`, `pass`"),
+    Field("mode", "text", "dns drop", "`block` or `audit`; absent from queries that no entry claims"),
+    Field("app", "text", "dns drop", "app of the entry that decided"),
+    Field("function", "text", "dns drop", "function of that app"),
+    Field("list", "text", "dns drop",
+        "file of the entry; a drop by port (DNS over TLS, over QUIC) or by content (HTTPDNS in clear text) has none"),
+    Field("line", "number", "dns drop", "line of the entry in that file"),
+    Field("rule", "text", "dns drop", "the entry itself"),
+    Field("learnt", "flag", "drop", "true when the address is in no list: the entry blocks a name that led to it"),
+    Field("generation", "number", "dns drop reload start stop", "compiled policy that decided, or that took effect"),
+    Field("count", "number", "dns drop",
+        "equal attempts in this record: the first is written at once, the rest in one record per 10 s"),
+    Field("first", "text", "dns drop", "time of the first attempt in a record of several; `ts` is the time of the last"),
+    Field("unlogged", "flag", "drop",
+        "true when `count` is packets of this app and function that the kernel counted without a record of each (more than"
+        " 1,000 a second); with these records, the counts of the log are the kernel's"),
+    Field("lost", "number", "",
+        "events before this one that could not be written, or that a killed process had not handed over"),
+    Field("ok", "flag", "reload", "whether the reload succeeded"),
+    Field("why", "text", "reload policy", "what asked for the reload; why a pause ended by itself"),
+    Field("errors", "list", "reload", "what refused the reload"),
+    Field("problems", "number", "reload", "bad lines that were skipped"),
+    Field("verb", "text", "policy", "`block`, `allow`, `forget`, `pause`, `resume` or `rollback`"),
+    Field("entry", "text", "policy", "what the verb was applied to"),
+    Field("uid", "number", "policy", "user that gave the command"),
+    Field("until", "text", "policy", "when the pause ends"),
+    Field("what", "text", "firewall", "what happened to the firewall"),
+    Field("status", "number", "firewall", "exit status of a guardian that was restarted"),
+    Field("server", "text", "upstream", "which upstream"),
+    Field("state", "text", "upstream", "`down` or `up`"),
+    Field("reason", "text", "upstream", "why it is down"),
+    Field("version", "text", "start", "version of the agent"),
+    Field("pid", "number", "start", "process of the supervisor"),
+    Field("names", "number", "start", "names in the policy"),
+    Field("networks", "number", "start", "networks in the policy"),
+)  # fmt: skip
+
+
+@cache
+def keys(event: str) -> tuple[str, ...]:
+    """The keys of an event in their order."""
+    return tuple(field.key for field in FIELDS if field.belongs_to(event))
+
+
+def ordered(event: str, values: Mapping[str, Any]) -> Event:
+    """An event with these values, in the order of the schema."""
+    return {"event": event} | {key: values[key] for key in keys(event) if key in values}
+
+
+def members(event: str, values: Mapping[str, str]) -> str:
+    """The same from values that are JSON already, without what `opening` begins with. Each member has a comma before it."""
+    return "".join([f',"{key}":{values[key]}' for key in keys(event) if key in values])
+
+
+def opening(event: str) -> str:
+    """How an event of a client begins. The client's address follows, then `members`, which are the same for every client."""
+    return f'"event":"{event}","client":'
+
+
+CLOSING = ',"count":1}\n'  # of the first record of a kind
+
+
+# ── lines ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps builds an encoder per call
 
@@ -45,9 +141,14 @@ def fragment(event: Event) -> str:
     return _encode(event)[1:-1]
 
 
+def head(wall: float) -> str:
+    """How a line begins: the schema and the time. The members follow."""
+    return f'{{"schema":{SCHEMA},"ts":"{timestamp(wall)}",'
+
+
 def line(members: str, wall: float) -> bytes:
     """One line of the log: the schema, the time, the members."""
-    return f'{{"schema":{SCHEMA},"ts":"{timestamp(wall)}",{members}}}\n'.encode()
+    return f"{head(wall)}{members}}}\n".encode()
 
 
 def encode(event: Event, wall: float) -> bytes:
@@ -55,8 +156,11 @@ def encode(event: Event, wall: float) -> bytes:
     return line(fragment(event), wall)
 
 
+# ── folding ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
 class Kind:
-    """Equal attempts within a window. The compiled twin is `_fastpath.Kind`."""
+    """Equal attempts within a window. Its compiled twin is `native.events.Kind`."""
 
     __slots__ = ("count", "first", "last", "members", "open", "opened")
 
@@ -75,7 +179,8 @@ class Kind:
         self.last = wall
 
 
-_kind: type[Kind] = accelerator.fast.Kind if accelerator.fast else Kind
+_native = accelerator.load("events")
+_kind: type[Kind] = _native.Kind if _native else Kind
 
 
 def _record(kind: Kind) -> bytes:
@@ -110,7 +215,7 @@ class Folder:
         kind = _kind(members, now) if len(self.kinds) < MAX_KINDS else None
         if kind is not None:
             self.kinds[key] = kind
-        return line(f'{members},"count":1', wall), kind
+        return f"{head(wall)}{members}{CLOSING}".encode(), kind
 
     def due(self, now: float, limit: int = MAX_KINDS) -> list[tuple[bytes, int]]:
         """The lines, each with its count, of the kinds whose window has passed, `limit` at most. A quiet one is forgotten."""

@@ -18,7 +18,7 @@ import dns.rcode
 import dns.rdatatype
 import pytest
 
-from embargo import accelerator, names
+from embargo import names
 from embargo.daemon.process import answered
 from embargo.daemon.process.answered import Marks
 from embargo.daemon.process.channel import Answered, Failed, pair
@@ -31,6 +31,7 @@ from embargo.dns import cache
 from embargo.lists.image import Image
 from embargo.lists.policy import Action, Switchboard
 from embargo.records import Done
+from support import twins
 from support.matrix import ACCELERATORS, pairs
 from support.playbook import compiled, query
 from support.upstream import Upstream, right
@@ -447,7 +448,7 @@ def test_a_name_is_renewed_although_nothing_else_wakes_the_worker(
 ) -> None:
     monkeypatch.setattr(cache, "REFRESH", 0.005)
     if not accelerated:
-        monkeypatch.setattr(accelerator, "fast", None)
+        twins.without(monkeypatch)
     selector = Selector()
 
     def client(address: tuple[str, int], upstream: Upstream) -> None:

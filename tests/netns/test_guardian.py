@@ -27,6 +27,7 @@ from embargo.daemon.process.sightings import TO_RESOLVER, Flush, Flushed, Free, 
 from embargo.lists.policy import Class, Switchboard
 from embargo.records import Done
 from embargo.report import AboutAddress, Spared
+from support import schema
 from support.playbook import compiled
 from tools.rig import Rig, until
 
@@ -86,8 +87,7 @@ class Guardian:
         while True:
             record = self.receive().record
             if isinstance(record, Events) and record.lines:
-                event: dict[str, Any] = json.loads(record.lines.splitlines()[0])
-                return event
+                return schema.read(record.lines.splitlines()[0])
 
     def order(self, board: Switchboard, generation: int, **members: Any) -> Apply:
         usual = Apply(
@@ -351,7 +351,7 @@ def test_packets_that_a_record_tells_of_are_told_once_whatever_is_applied_meanwh
     time.sleep(1.0)
     heard = []
     while select.select([guardian.channel.fileno()], [], [], 0)[0]:
-        heard += [json.loads(line) for line in guardian.receive().record.lines.splitlines()]
+        heard += [schema.read(line) for line in guardian.receive().record.lines.splitlines()]
     assert not [event for event in heard if event.get("unlogged")]
     counted = rig.run("gateway", "nft", "list", "counter", "inet", "embargo", "alipay_payment").stdout
     assert guardian.stats().noted == int(re.findall(r"packets (\d+)", counted)[0]) >= 50

@@ -7,13 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embargo import _bulk, _fastpath, accelerator
+from embargo import accelerator
 from embargo.dns import message, response
+from embargo.dns.message import Answer, Lead
 from embargo.errors import ListError, MessageError
 from embargo.lists import image, lists, policy
 from embargo.lists.lists import Guard
 from embargo.lists.policy import App, Level, List, Selection, Source
 from embargo.names import Name
+from embargo.native import response as native
+from support import twins
 from support.playbook import query
 from support.responses import QUESTION, SECTIONS, build, mutated
 from support.strategies import APPS, LOCAL, SELECTIONS
@@ -36,6 +39,11 @@ FILES = st.lists(LINES, max_size=12).flatmap(
 SUSPECTS = frozenset(map(Name, (b"\3com\0", b"\1b\3com\0", b"\1*\7example\0")))
 
 
+def test_every_twin_is_there() -> None:
+    """Else the tests below compare Python with itself."""
+    assert all(map(accelerator.load, accelerator.TWINS))
+
+
 def both(function: Any, *arguments: Any) -> tuple[Any, Any]:
     """(compiled, Python)"""
 
@@ -45,12 +53,9 @@ def both(function: Any, *arguments: Any) -> tuple[Any, Any]:
         except MessageError as error:
             return type(error), error.rcode
 
+    one = result()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(accelerator, "bulk", _bulk)
-        patch.setattr(accelerator, "fast", _fastpath)
-        one = result()
-        patch.setattr(accelerator, "bulk", None)
-        patch.setattr(accelerator, "fast", None)
+        twins.without(patch)
         return one, result()
 
 
@@ -121,7 +126,7 @@ def test_the_usual_response_is_not_left_to_python(rcode: int, records: list[str]
         answers.append(dns.rrset.from_text(f"{owner}.", 300, "IN", rtype, data))
         owner = target or owner
     soa = [dns.rrset.from_text(f"{zone}.", 900, "IN", "SOA", "ns.test. mail.test. 1 2 3 4 30")] if zone else []
-    assert _fastpath.read(build((answers, soa, []), rcode, True), QUESTION) is not None
+    assert native.read(build((answers, soa, []), rcode, True), QUESTION, Answer, Lead) is not None
 
 
 @given(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from embargo.daemon.ask import client
+from support import schema
 from tools.rig import until
 
 READY = 30.0  # seconds; a busy machine starts three interpreters
@@ -139,6 +140,8 @@ class Agent:
     def events(self, kind: str = "") -> list[dict[str, Any]]:
         path = self.root / "events.jsonl"
         found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        for event in found:
+            schema.check(event)
         return [event for event in found if kind in ("", event["event"])]
 
     def dig(self, *words: str) -> str:

@@ -1,7 +1,6 @@
 """One resolver process as the supervisor starts it, with sockets on loopback; and a client that asks it packet by packet."""
 
 import contextlib
-import json
 import os
 import select
 import socket
@@ -24,6 +23,7 @@ from embargo.daemon.process.sightings import TO_GUARDIAN, Flush, Ready
 from embargo.daemon.resolve import orders
 from embargo.daemon.resolve.orders import Adopt, Counted, Judgement, Settings, Start, Stats, Stop
 from embargo.records import Done
+from support import schema
 from support.playbook import compiled
 
 R = TypeVar("R")
@@ -175,7 +175,7 @@ class Worker:
 
     def events(self) -> list[dict[str, Any]]:
         lines = b"".join(record.lines for record in self.news if isinstance(record, Events))
-        return [json.loads(line) for line in lines.splitlines()]
+        return [schema.read(line) for line in lines.splitlines()]
 
     def hang_up(self) -> None:
         self._channel.close()

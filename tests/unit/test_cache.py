@@ -7,10 +7,11 @@ import dns.message
 import dns.rrset
 import pytest
 
-from embargo import accelerator, names
+from embargo import names
 from embargo.dns import response
 from embargo.dns.cache import MAX_WANTED, OVERHEAD, PER_RECORD, SHORTEST, STALE_FOR, STALE_TTL, STEPS, Cache
 from embargo.dns.message import AA, AD, Answer
+from support import twins
 
 SECTIONS = (1, 0, 0)
 
@@ -234,7 +235,7 @@ def test_the_octets_of_an_entry_are_estimated_within_a_quarter(
     aliases: int, addresses: int, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not compiled:
-        monkeypatch.setattr(accelerator, "fast", None)
+        twins.without(monkeypatch)
     wires = [real(number, aliases, addresses) for number in range(300)]
     gc.collect()  # empties Python's free lists: what is taken from there is not traced
     tracemalloc.start()

@@ -22,6 +22,10 @@ def test_the_configuration_page_is_what_the_code_declares() -> None:
     assert docs.PAGE.read_text() == docs.page(), "run: python -m tools.docs"
 
 
+def test_the_events_page_has_the_keys_that_the_code_declares() -> None:
+    assert docs.EVENTS.read_text() == docs.events_page(), "run: python -m tools.docs"
+
+
 def test_the_map_shows_every_module_as_it_describes_itself() -> None:
     text = docs.ARCHITECTURE.read_text()
     assert text == docs.architecture(), "run: python -m tools.docs"

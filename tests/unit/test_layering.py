@@ -4,12 +4,14 @@ Read from the syntax trees, and from the text of the compiled twins.
 """
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import embargo
+from embargo import accelerator
 
 PACKAGE = Path(embargo.__file__).parent
 
@@ -62,6 +64,23 @@ EXCEPTIONS = {
     ("verify.addresses", "daemon.guard.netlink"): "",
 }
 
+#: compiled twin → the module whose functions it compiles. It may import that module and what that module may import
+TWINS = {
+    "native.columns": "lists.columns",
+    "native.events": "events",
+    "native.fastpath": "dns.fastpath",
+    "native.image": "lists.image",
+    "native.intake": "daemon.resolve.intake",
+    "native.lists": "lists.lists",
+    "native.message": "dns.message",
+    "native.response": "dns.response",
+}
+#: declarations that twins share, without a module of their own: any twin may use the first ones, the shell alone the last
+SHARED = ("native.octets", "native.hashes")
+SOCKETS = "native.sockets"
+#: of the C library, what computes
+PURE_C = ("cpython", "cython", "libc.stdint", "libc.stdlib", "libc.string")
+
 #: what the core may use of others: nothing here opens, waits, asks the machine or remembers
 PURE = {
     "array", "bisect", "collections", "contextlib", "dataclasses", "datetime", "difflib", "enum", "functools", "hashlib",
@@ -102,6 +121,49 @@ def imports(module: ast.Module) -> Iterator[tuple[int, str]]:
                 yield node.lineno, source
             else:
                 yield from ((node.lineno, f"{source}.{alias.name}") for alias in node.names)
+
+
+_IMPORT = re.compile(
+    r"""^[ \t]*(?:from[ ]+(?P<source>[\w.]+)[ ]+)?c?import[ ]+(?P<names>\([^)]*\)|[^#\n]+)
+    | ^[ \t]*cdef[ ]extern[ ]from[ ]"<?(?P<header>[\w./]+)""",
+    re.MULTILINE | re.VERBOSE,
+)
+
+
+def compiled_imports(text: str) -> Iterator[tuple[int, str]]:
+    """(line, dotted name or C header) of everything that Cython source imports or cimports; of ours the module as above."""
+    for found in _IMPORT.finditer(text):
+        line = text.count("\n", 0, found.start()) + 1
+        given = [each.split()[0] for each in re.split("[(),]", found["names"] or "") if each.strip()]
+        source = found["source"] or found["header"]
+        if not source:
+            yield from ((line, each) for each in given)
+        elif source.partition(".")[0] == "embargo" and (PACKAGE.parent / source.replace(".", "/")).is_dir():
+            yield from ((line, f"{source}.{each}") for each in given)
+        else:
+            yield line, source
+
+
+def twin_faults(name: str, text: str) -> Iterator[str]:
+    """What a compiled twin, or a file of declarations, imports that the module that it twins could not."""
+    original = TWINS.get(name, "")
+    shell = original.startswith("daemon.") or name == SOCKETS
+    for line, imported in compiled_imports(text):
+        top, _, inner = imported.partition(".")
+        if top != "embargo":
+            pure = imported == "native.h" or imported.startswith(PURE_C) or top in PURE
+            if not pure and not shell:
+                yield f"{name}:{line}: imports {imported}, which may do I/O"
+            continue
+        below = TWINS.get(inner, inner)
+        if inner in SHARED or (inner == SOCKETS and shell) or below == original:
+            continue
+        if shell:
+            folder = original.rpartition(".")[0]
+            if below not in CORE and below.rpartition(".")[0] != folder:
+                yield f"{name}:{line}: imports {imported}, which is neither core nor in {folder}"
+        elif below not in CORE or CORE[below] >= CORE.get(original, 0):
+            yield f"{name}:{line}: imports {imported}, which does not stand below {original or 'everything'}"
 
 
 def core_faults(name: str, module: ast.Module) -> Iterator[str]:
@@ -155,6 +217,19 @@ def test_a_core_module_does_no_io_and_imports_downwards(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(set(MODULES) - set(CORE)))
 def test_a_module_of_the_shell_imports_downwards_and_no_other_process(name: str) -> None:
     assert list(shell_faults(name, tree(MODULES[name]))) == []
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "native").glob("*.p[yx][xd]")), ids=lambda path: path.name)
+def test_a_compiled_twin_imports_what_its_original_may(path: Path) -> None:
+    assert list(twin_faults(f"native.{path.stem}", path.read_text())) == []
+
+
+def test_every_compiled_module_is_a_twin() -> None:
+    assert {path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.pyx")} == {
+        name.replace(".", "/") for name in TWINS
+    }
+    assert {name.removeprefix("native.") for name in TWINS} == set(accelerator.TWINS)
+    assert set(TWINS.values()) <= set(MODULES)
 
 
 def test_the_folders_stand_in_an_order() -> None:
@@ -247,3 +322,37 @@ def test_the_test_sees_what_the_core_does(source: str, fault: str) -> None:
 )
 def test_the_test_sees_where_an_arrow_of_the_shell_points(source: str, allowed: bool) -> None:
     assert (list(shell_faults("daemon.guard.guardian", ast.parse(source))) == []) is allowed
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "allowed"),
+    [
+        ("native.message", "from embargo.dns.message import Query", True),
+        ("native.message", "from embargo import names", True),
+        ("native.message", "from embargo.native.octets cimport made", True),
+        ("native.message", "from embargo.dns import response", False),
+        ("native.message", "from embargo.dns.response import parse", False),
+        ("native.message", "from embargo.dns import (\n    response,\n)", False),
+        ("native.message", "def f():\n    from embargo.daemon.resolve import intake", False),
+        ("native.message", "from embargo.native.response cimport Reading", False),
+        ("native.message", "import embargo.dns.fastpath", False),
+        ("native.message", "cimport embargo.native.fastpath", False),
+        ("native.message", "from embargo.native cimport fastpath", False),
+        ("native.message", "from embargo.native.sockets cimport clock", False),
+        ("native.message", "import socket", False),
+        ("native.message", "from libc.stdio cimport fopen", False),
+        ("native.message", 'cdef extern from "<sys/socket.h>":', False),
+        ("native.octets", "from embargo.native.message cimport question_end", False),
+        ("native.events", "from embargo.errors import ImageError", True),
+        ("native.fastpath", "from embargo.native.image cimport Finder", True),
+        ("native.fastpath", "from embargo.native.events cimport Kind", True),
+        ("native.fastpath", "from embargo.native.intake cimport Intake", False),
+        ("native.intake", "from embargo.native.sockets cimport *", True),
+        ("native.intake", "from embargo.native.fastpath cimport Shortcut", True),
+        ("native.intake", "from embargo.daemon.resolve import attempts", True),
+        ("native.intake", "from embargo.daemon.guard import guardian", False),
+        ("native.intake", "from embargo.daemon.process import channel", False),
+    ],
+)
+def test_the_test_sees_what_a_compiled_twin_imports(name: str, source: str, allowed: bool) -> None:
+    assert (list(twin_faults(name, source)) == []) is allowed

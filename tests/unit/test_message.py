@@ -9,9 +9,10 @@ import dns.rcode
 import dns.rdatatype
 import pytest
 
-from embargo import accelerator, names
+from embargo import names
 from embargo.dns import message
 from embargo.dns.message import Answer, RejectedQuery
+from support import twins
 from support.playbook import query
 
 
@@ -137,7 +138,7 @@ def test_the_names_of_a_query_cost_its_length_and_no_more(monkeypatch: pytest.Mo
         packet += (0xC000 | max(len(packet) - 2, len(question) + 11)).to_bytes(2)
     packet += (b"\1a" + (0xC000 | len(packet) - 2).to_bytes(2) + b"\0\x10\0\1\0\0\0\0\0\0") * 140
     packet[10:12] = (141).to_bytes(2)
-    monkeypatch.setattr(accelerator, "fast", None)
+    twins.without(monkeypatch)
     watched = Counting(packet)
     assert message.parse_query(watched).qname == names.from_text("a.test")
     assert watched.looks < 2 * len(packet)

@@ -10,11 +10,12 @@ import dns.rdatatype
 import dns.rrset
 import pytest
 
-from embargo import accelerator, names
+from embargo import names
 from embargo.dns import message, response
 from embargo.dns.message import Answer, Lead
 from embargo.dns.upstream import Strip
 from embargo.errors import MessageError
+from support import twins
 from support.playbook import answer, query
 
 SOA = "ns.test. mail.test. 1 2 3 4 30"
@@ -341,7 +342,7 @@ def test_where_records_lead() -> None:
 @pytest.mark.parametrize("accelerated", [True, False])
 def test_records_that_point_nowhere_lead_nowhere(accelerated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not accelerated:
-        monkeypatch.setattr(accelerator, "fast", None)
+        twins.without(monkeypatch)
     made = add(answer("a.b.test", "A", rcode=3), "authority", f"b.test SOA {SOA}")
     assert parse(made).extra_leads == ()
     add(made, "authority", "a.b.test NSEC z.b.test. A")
@@ -429,7 +430,7 @@ def test_the_soa_of_what_does_not_exist_is_whole_or_malformed(
     rdata: bytes, good: bool, accelerated: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not accelerated:
-        monkeypatch.setattr(accelerator, "fast", None)
+        twins.without(monkeypatch)
     head = b"\0\1\x81\x83\0\1\0\0\0\1\0\0" + b"\1a\0\0\1\0\1"
     packet = head + b"\xc0\x0c" + struct.pack("!HHIH", 6, 1, 60, len(rdata)) + rdata
     if good:
@@ -497,7 +498,7 @@ def test_keys_for_encrypted_client_hello_are_left_out_and_nothing_else(text: str
 @pytest.mark.parametrize("accelerated", [True, False])
 def test_the_ad_bit_is_kept_unless_something_is_stripped(accelerated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not accelerated:
-        monkeypatch.setattr(accelerator, "fast", None)
+        twins.without(monkeypatch)
     made = [services('1 . alpn="h2" ech="AAb+DQACq7s="', '2 . alpn="h2" ipv4hint="10.0.0.1"'), services('1 . alpn="h2"')]
     made += [answer("a.test", "A", "192.0.2.1"), answer("a.test", "A", "10.0.0.1")]
     for each, kept, kept_private in zip(made, (0, 1, 1, 1), (0, 1, 1, 0), strict=True):

@@ -6,7 +6,7 @@ audited or allow-listed name. A cached answer that this judgement has passed nee
 asked first. Replies are remembered by the octets of the query: a block for as long as the judgement holds, a cached answer
 until its TTLs change.
 
-`_fastpath.pyx` is the compiled twin: the same, with the sockets, a batch of packets a call.
+`native.fastpath` is the compiled twin. It is used by that of `daemon.resolve.intake` alone, which takes a batch of packets.
 """
 
 import math

@@ -13,8 +13,11 @@ from embargo.dns.acl import Acl
 from embargo.dns.message import Answer
 from embargo.lists import policy
 from embargo.lists.image import Image
-from embargo.lists.policy import Action, Decision, Switchboard
-from embargo.names import Name
+from embargo.lists.policy import Action, Decision, Source, Switchboard
+from embargo.names import Name, to_text
+
+#: values of a block's event that are the query's and the entry's, not the same for all blocks by a list
+_BY_QUERY = frozenset({"qname", "qtype", "line", "rule"})
 
 
 class BlockMode(NamedTuple):
@@ -70,7 +73,7 @@ class Rules:
         self.log_all = log_all  # every query is an attempt, claimed or not
         self._canary = frozenset(image.classes.index(c) for c in policy.CANARY if c in image.classes)
         self._prefix = [f"app={s.app} function={s.function} list={s.path}:" for s in image.sources]
-        self._told = [f'"app":"{s.app}","function":"{s.function}","list":{events.quote(s.path)},"line":' for s in image.sources]
+        self._constants = [self._constants_of(*listed) for listed in zip(image.sources, image.class_of, strict=True)]
         self._nxdomain = _template(compose.negative(message.NXDOMAIN, mode.ttl))
         self._templates = {qtype: _template(mode.answer(qtype)) for qtype in (message.A, message.AAAA)}
         self._other = _template(mode.answer(0))
@@ -79,9 +82,17 @@ class Rules:
         """The EDE text, and what `why` prints."""
         return f"{self._prefix[decision.source]}{decision.line} rule={decision.rule}"
 
-    def told(self, decision: Decision) -> str:
-        """The deciding entry as JSON members of an event."""
-        return f'{self._told[decision.source]}{decision.line},"rule":{events.quote(decision.rule)}'
+    def _constants_of(self, source: Source, class_: int) -> dict[str, str]:
+        """What the events of all blocks by a list have in common, by key, as JSON."""
+        return {
+            "action": events.quote("nxdomain" if class_ in self._canary else self.mode.kind), "mode": '"block"',
+            "app": events.quote(source.app), "function": events.quote(source.function), "list": events.quote(source.path),
+            "generation": str(self.generation),
+        }  # fmt: skip
+
+    def event_of(self, decision: Decision) -> dict[str, str]:
+        """What decided, and what was done if it was a block, as values of a `dns` event: see `events.members`."""
+        return self._constants[decision.source] | {"line": str(decision.line), "rule": events.quote(decision.rule)}
 
     def ede(self, decision: Decision) -> bytes:
         """The EDE option of a blocked reply (RFC 8914)."""
@@ -106,16 +117,9 @@ class Rules:
         """All that the compiled fast path takes of a judgement."""
         templates = (self._nxdomain, self._templates[message.A], self._templates[message.AAAA], self._other)
         pieces = tuple(template.pieces for template in templates)
-        return Parts(
-            self._prefix,
-            self._told,
-            self.image.class_of,
-            self.board.actions,
-            self._canary,
-            pieces,
-            self.mode.kind,
-            self.generation,
-        )
+        constants = self._constants
+        keys = tuple(key for key in events.keys("dns") if key in _BY_QUERY or (constants and key in constants[0]))
+        return Parts(self._prefix, self.image.class_of, self.board.actions, self._canary, pieces, keys, constants)
 
     def action_name(self, decision: Decision) -> str:
         """The block mode as the event names it."""
@@ -126,19 +130,18 @@ class Parts(NamedTuple):
     """What a judgement is made of."""
 
     explained: list[str]  # by source: the EDE text up to the line
-    told: list[str]  # by source: members of an event up to the line
     classes: list[int]  # by source
     actions: tuple[Action, ...]  # by class
     canary: frozenset[int]
     pieces: tuple[Pieces, ...]  # of canaries, of A, of AAAA, of other types
-    action: str
-    generation: int
+    keys: tuple[str, ...]  # of a block's event
+    constants: list[dict[str, str]]  # by source: values of a block's event, but for those of `_BY_QUERY`
 
 
 class Attempt:
     """A query for a name that a class claims: all of its event but client and time."""
 
-    __slots__ = ("action", "audit", "decision", "kind", "kinds", "members", "qname", "qtype", "rules")
+    __slots__ = ("_members", "action", "audit", "decision", "kind", "kinds", "qname", "qtype", "rules")
 
     def __init__(
         self,
@@ -157,8 +160,20 @@ class Attempt:
         self.audit = audit
         #: equal for equal attempts; the qname stands first, so that it can be left out
         self.kind = qname + _KIND.pack(qtype, -1 if decision is None else decision.class_, action == "pass", rules.judged)
-        self.members = ""  # its event as JSON, written when first needed
+        self._members = ""
         self.kinds: dict[str, events.Kind] = {}  # the open or closed event records of each client that it was folded into
+
+    def members(self, *, names: bool) -> str:
+        """The event behind the client, as JSON. Without `names` the qname is left out. Written when it is first needed."""
+        if not self._members:
+            values = self.rules.event_of(self.decision) if self.decision else {"generation": str(self.rules.generation)}
+            values |= {"qtype": events.quote(message.type_name(self.qtype)), "action": events.quote(self.action)}
+            if self.audit:
+                values["mode"] = '"audit"'
+            if names:
+                values["qname"] = events.quote(to_text(self.qname))
+            self._members = events.members("dns", values)
+        return self._members
 
 
 _KIND = struct.Struct("!Hh?I")

@@ -34,6 +34,8 @@ _TYPES = {
 }  # fmt: skip
 QTYPES = {mnemonic: number for number, mnemonic in _TYPES.items()}
 
+_native = accelerator.load("message")
+
 
 def type_name(qtype: int) -> str:
     """The mnemonic of a type, TYPE1234 where there is none (RFC 3597 section 5)."""
@@ -87,7 +89,7 @@ def parse_query(packet: bytes) -> Query:
 
     A packet shorter than a header, or a response, must not come here: it gets no reply at all.
     """
-    usual: Query | None = accelerator.fast.query(packet) if accelerator.fast else None
+    usual: Query | None = _native.query(packet, Query) if _native else None
     if usual is not None:
         return usual
     ident, flags, questions, answers, authorities, additionals = HEADER.unpack_from(packet)

@@ -41,6 +41,8 @@ _LEADING = frozenset(
     {message.NS, message.CNAME, message.DNAME, message.MX, message.SRV, message.NAPTR, message.SVCB, message.HTTPS}
 )
 
+_native = accelerator.load("response")
+
 
 class _Record(NamedTuple):
     section: int
@@ -71,7 +73,7 @@ def parse(packet: bytes, question: bytes, strip: Strip = KEEP_ALL) -> Answer:
 
     `strip`: what is taken out. The AD bit stays only if nothing was.
     """
-    usual: Answer | None = accelerator.fast.read(packet, question) if accelerator.fast else None
+    usual: Answer | None = _native.read(packet, question, Answer, Lead) if _native else None
     if usual is not None and not (strip.private and any(is_private(a) for lead in usual.leads for a in lead.addresses)):
         return usual
     _, flags, questions, *counts = message.HEADER.unpack_from(packet)

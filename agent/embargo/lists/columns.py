@@ -2,7 +2,7 @@
 
 Nearly all lines of a large list are a lower-case name with or without a sign. They are kept as `Usual`: the names end to end in
 wire form, and arrays of their offsets, line numbers and signs. `sort_out` finds the names that need no precedence, because one
-class alone claims them, and keeps these in columns too (`Plain`). Its compiled twin is in `_bulk.pyx`.
+class alone claims them, and keeps these in columns too (`Plain`). Its compiled twin is `native.columns`.
 """
 
 from array import array
@@ -67,6 +67,8 @@ class Part(NamedTuple):
     odd: bool  # the text of a line cannot be derived from its name
 
 
+_native = accelerator.load("columns")
+
 Place = tuple[int, int]  # (number of a part, row in it)
 
 
@@ -76,8 +78,8 @@ def sort_out(parts: Sequence[Part]) -> tuple[Plain, list[Name], dict[Name, list[
     A name is plain if all lines at it and above it have the same level and class and none is an exception: then the first of
     its own lines claims it, and the lines above add nothing.
     """
-    if accelerator.bulk:
-        columns, mixed, relevant = accelerator.bulk.sort_out(list(parts))
+    if _native:
+        columns, mixed, relevant = _native.sort_out(list(parts))
         return Plain(*columns), mixed, relevant
     at_name: defaultdict[Name, list[Place]] = defaultdict(list)
     for number, part in enumerate(parts):

@@ -50,6 +50,8 @@ SUFFIX, EXACT, ELABORATE = 1, 2, 3  # kinds of slot
 #: what a record of an answer leads to: its owner, the names that it points to, the addresses in it
 Lead = tuple[Name, tuple[Name, ...], tuple[bytes, ...]]
 
+_native = accelerator.load("image")
+
 
 def encode(policy: Policy) -> bytes:
     """The image of a policy. The same policy gives the same bytes. ImageError when it is too large for one."""
@@ -114,8 +116,8 @@ _KINDS = bytes.maketrans(b"\0\1", bytes((SUFFIX, EXACT)))
 
 def table(blob: bytes, starts: "array[int]", lines: "array[int]", sources: "array[int]", kinds: bytes, homes: int) -> bytes:
     """The slots of these names, as octets. The last one is free, so that every search ends."""
-    if accelerator.bulk:
-        slots: bytes = accelerator.bulk.table(blob, starts, lines, sources, kinds, homes)
+    if _native:
+        slots: bytes = _native.table(blob, starts, lines, sources, kinds, homes)
         return slots
     hashes = [crc32(blob[start : names.end(blob, start)]) for start in starts]
     order = sorted(range(len(starts)), key=hashes.__getitem__)
@@ -191,7 +193,7 @@ class Image:
         except (ValueError, TypeError, LookupError) as error:
             raise ImageError(f"the image contradicts itself: {error}") from None
         self.digest = bytes(view[16:48]).hex()
-        finder = accelerator.fast.Finder if accelerator.fast else Finder
+        finder = _native.Finder if _native else Finder
         self.finder = finder(self._slots, self._blob, at["homes"])
         self.class_of = [self.classes.index(source.class_) for source in self.sources]
         self._memo: dict[int, Claims] = {0: ()}
@@ -282,7 +284,7 @@ class Image:
 
 
 class Finder:
-    """The names of an image. The compiled twin is `_fastpath.Finder`."""
+    """The names of an image. Its compiled twin is `native.image.Finder`."""
 
     def __init__(self, slots: memoryview, blob: memoryview, homes: int) -> None:
         self._slots, self._blob, self._homes = slots, blob, homes

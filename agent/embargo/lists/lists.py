@@ -51,6 +51,8 @@ SPECIAL = (
     ("ff00::/8", "multicast"),
 )
 
+_native = accelerator.load("lists")
+
 
 class Everything:
     """A container that contains everything."""
@@ -110,8 +112,8 @@ def scan(data: bytes, end: bytes, suspects: Container[Name] | None) -> tuple[Usu
     `end`: the octet that ends a line. `suspects`: names that may be public suffixes, whose lines are not usual; None where
     these are not checked.
     """
-    if accelerator.bulk:
-        *columns, others = accelerator.bulk.scan(data, ord(end), suspects)
+    if _native:
+        *columns, others = _native.scan(data, ord(end), suspects)
         return Usual(*columns), others
     blob, signs, at = bytearray(), bytearray(), 0
     starts, lines, others = array("I"), array("I"), []

@@ -48,7 +48,7 @@ async def status(agent: Supervisor) -> Status:
         pid=os.getpid(), version=embargo.__version__, uptime=round(now - agent.started, 1), config=settings.file,
         generation=generation.number, since=round(now - agent.reloads.since, 1), names=len(generation.image),
         networks=generation.image.networks, pauses=tuple(map(pause, agent.pauses.all)),
-        mode="audit" if settings.policy.mode is Action.AUDIT else "block", accelerator=accelerator.NAME,
+        mode="audit" if settings.policy.mode is Action.AUDIT else "block", accelerator=accelerator.name(),
         workers=tuple(agent.workers.pids), inside=agent.workers.inside, worker_restarts=agent.workers.restarts,
         listen=tuple(map(str, agent.sockets.endpoints)),
         lists=tuple(records.widened(ListStatus, each, age=round(now - each.modified)) for each in report.lists),

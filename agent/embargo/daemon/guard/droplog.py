@@ -119,7 +119,7 @@ class DropLog:
         }  # fmt: skip
         if not led:
             event["direct"] = True  # no name that we answered led there
-        return events.fragment(event | decision)
+        return events.fragment(events.ordered("drop", event | decision))
 
     def _class(self, record: Record, now: float) -> str:
         """The class that an attempt counts for: of a learnt address its name's, of a very large list the entry's."""
@@ -184,7 +184,8 @@ class DropLog:
             missing = packets - balance.offset - read - balance.unlogged
             if missing > 0:
                 balance.unlogged += missing
-                self._outbox.add(events.encode(self._about(class_) | {"count": missing, "unlogged": True}, time.time()), 0)
+                event = events.ordered("drop", self._about(class_) | {"count": missing, "unlogged": True})
+                self._outbox.add(events.encode(event, time.time()), 0)
 
     def _about(self, class_: str) -> events.Event:
         """The members that all events of a class have in common."""
@@ -193,7 +194,7 @@ class DropLog:
             self._by is not None and self._by.actions.get(class_) is Action.AUDIT
         )
         return {
-            "event": "drop", "action": "pass" if audited else "reject", "mode": "audit" if audited else "block",
+            "action": "pass" if audited else "reject", "mode": "audit" if audited else "block",
             "app": app, "function": function, "generation": self._by.generation if self._by is not None else 0,
         }  # fmt: skip
 

@@ -5,9 +5,8 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from embargo import events, names
+from embargo import events
 from embargo.daemon.process.outbox import Outbox
-from embargo.dns import message
 from embargo.dns.judgement import Attempt, Rules
 from embargo.names import Name
 
@@ -15,6 +14,8 @@ TICK = 0.25  # seconds between two looks for kinds whose window has passed
 CLIENTS = 256  # whose kinds an attempt remembers; forged addresses must not fill memory
 ASKED = 256  # names remembered between two ticks
 KINDS_A_TICK = 1000  # written down at once, some 3 ms; all that a folder holds is through well within its window
+
+_OPENING = events.opening("dns")
 
 
 class Attempts:
@@ -84,9 +85,7 @@ class Attempts:
         if kind is None:
             if attempt.decision is not None and len(self.asked) < ASKED:
                 self.asked[attempt.qname] = None
-            if not attempt.members:
-                attempt.members = self.about(attempt)
-            members = f'"event":"dns","client":{events.quote(client)},{attempt.members}'
+            members = f"{_OPENING}{events.quote(client)}{attempt.members(names=self.names)}"
             line, kind = self.folder.open(key, members, now, wall)
         if kind is not None:
             if len(attempt.kinds) >= CLIENTS:
@@ -97,15 +96,6 @@ class Attempts:
     def _note_late(self, attempt: Attempt) -> None:
         if attempt.decision is not None:
             self._hits[str(attempt.rules.image.classes[attempt.decision.class_])] += 1
-
-    def about(self, attempt: Attempt) -> str:
-        """An event but for client, time and count. Written out: a first attempt must cost little more than a second."""
-        rules, decision = attempt.rules, attempt.decision
-        qname = f'"qname":{events.quote(names.to_text(attempt.qname))},' if self.names else ""
-        asked = f'{qname}"qtype":"{message.type_name(attempt.qtype)}","action":"{attempt.action}",'
-        if decision is None:
-            return f'{asked}"generation":{rules.generation}'
-        return f'{asked}"mode":"{"audit" if attempt.audit else "block"}",{rules.told(decision)},"generation":{rules.generation}'
 
     def _tick(self) -> None:
         if self.asked:

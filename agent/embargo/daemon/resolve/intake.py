@@ -19,6 +19,8 @@ MAX_QUERY = 4096  # octets; no query needs more
 _IP_PKTINFO, _IP_MTU_DISCOVER, _PMTUDISC_OMIT = 8, 10, 5
 _IPV6_MTU_DISCOVER = 23
 
+_native = accelerator.load("intake")
+
 
 class Packet(NamedTuple):
     """A query for the engine, and the way back to who sent it."""
@@ -87,7 +89,7 @@ Drained = tuple[list[Packet], int]  # packets the fast path declined, packets ta
 
 
 class Intake:
-    """Takes queries by one judgement until it is given the next. The compiled twin is `_fastpath.Intake`."""
+    """Takes queries by one judgement until it is given the next. Its compiled twin is `native.intake.Intake`."""
 
     def __init__(self, cache: Cache, attempts: Attempts) -> None:
         self._cache = cache
@@ -150,4 +152,4 @@ class Intake:
 
 def make(cache: Cache, attempts: Attempts) -> Intake:
     """The compiled one where it is there."""
-    return accelerator.fast.Intake(cache, attempts) if accelerator.fast else Intake(cache, attempts)
+    return _native.Intake(cache, attempts, Packet, Way) if _native else Intake(cache, attempts)

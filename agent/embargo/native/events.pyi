@@ -1,0 +1,1 @@
+from embargo.events import Kind as Kind

@@ -1,0 +1,14 @@
+from embargo.dns.cache import Cache, Entry
+from embargo.dns.judgement import Rules
+
+class Known:
+    until: float
+    entry: Entry | None
+    kind: bytes | None
+    members: bytes | None
+    class_: int
+    def octets(self, now: float) -> bytes: ...
+
+class Shortcut:
+    def __init__(self, rules: Rules, cache: Cache, names: bool = True) -> None: ...
+    def answer(self, packet: bytes, client: str, now: float) -> Known | None: ...

@@ -1,0 +1,3 @@
+from embargo.dns.message import Query
+
+def query(packet: bytes, kind: type[Query]) -> Query | None: ...

@@ -1,0 +1,3 @@
+from embargo.dns.message import Answer, Lead
+
+def read(packet: bytes, question: bytes, answer: type[Answer], lead: type[Lead]) -> Answer | None: ...
