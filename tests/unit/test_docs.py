@@ -136,6 +136,16 @@ def test_what_needs_a_restart_is_named(page: str) -> None:
     assert set(re.findall(r"`([^`]*)`", said)) == {re.sub(r"^(\w+)\.?", r"[\1] ", each).strip() for each in reload.FIXED}
 
 
+@pytest.mark.parametrize("message", [
+    "by others, restored", "claims it, but is off", "dns.allow_from does not hold this client", "is in use",
+    "is not blocked", "LOST", "learnt:", "NO UPSTREAM", "no interface is named", "NOT COVERED", "port 53 to other resolvers",
+    "PROBLEMS", "set aside", "unknown key",
+])  # fmt: skip
+def test_a_message_that_the_gateway_page_quotes_is_one_of_the_program(message: str) -> None:
+    assert message in (TOP / "docs/gateway.md").read_text()
+    assert any(message in path.read_text() for path in docs.PACKAGE.rglob("*.py"))
+
+
 def test_a_container_starts_again_after_a_reboot() -> None:
     compose = (TOP / "tools/container/compose.yaml").read_text()
     assert re.findall(r"^    restart: (\S+)", compose, re.MULTILINE) == ["unless-stopped"], "on-failure is not for a reboot"
