@@ -293,7 +293,8 @@ class Reloads:
                 Step("the listening sockets", lambda: self._listen(around, moved), lambda: self._listen_as_before(moved))
             )
         if old is None or old.number != new.number:  # a pause writes nothing here: it ends on a full disk too
-            steps.append(Step("the link to the generation in force", lambda: self._link(new)))
+            linked = self._store.current()
+            steps.append(Step("the link to the generation", lambda: self._link(new.number), lambda: self._link(linked)))
         return steps
 
     async def _log_as(self, settings: Config) -> None:
@@ -322,5 +323,6 @@ class Reloads:
             self._sockets.restore()
             await self._workers.renew()
 
-    async def _link(self, generation: Generation) -> None:
-        self._store.make_current(generation.number)
+    async def _link(self, number: int) -> None:
+        if number:  # 0: there was none before the first start
+            self._store.make_current(number)
