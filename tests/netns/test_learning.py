@@ -113,6 +113,7 @@ def test_an_address_where_an_unblocked_name_lives_is_spared(rig: Rig, agent: Age
     assert ask(rig, "shared.alipay.example") == "NXDOMAIN"
     for address in ("203.0.113.31", "2001:db8:3::31"):
         assert until(partial(why_spared, agent, address), "why tells of both") == {
+            "address": address,
             "name": "shared.alipay.example",
             "neighbour": "neighbour.test",
         }
@@ -253,7 +254,7 @@ def test_without_a_memory_addresses_are_noted_and_not_blocked(rig: Rig, tmp_path
             until(lambda: first.told("status")["firewall"]["learning"]["counters"].get("noted"), "it is noted")
             assert own.reach("client", "203.0.113.40") == "open"
             assert 0 < first.told("status")["firewall"]["learning"]["proving"] <= 600
-            assert "noted and not blocked" in " ".join(first.told("status")["uncovered"])
+            assert "recorded only" in " ".join(first.told("status")["uncovered"])
 
 
 def test_a_drop_that_no_name_led_to_says_so(rig: Rig, agent: Agent) -> None:

@@ -25,27 +25,13 @@ from functools import partial
 from typing import Any
 
 from embargo import events, verdicts
-from embargo.daemon.guard import conntrack
+from embargo.daemon.guard import conntrack, orders
 from embargo.daemon.guard.droplog import Attribution, DropLog
 from embargo.daemon.guard.enforced import Enforced
 from embargo.daemon.guard.flows import Flows
 from embargo.daemon.guard.learnt import LearntAddresses
-from embargo.daemon.guard.orders import (
-    ORDERS,
-    About,
-    Alive,
-    Applied,
-    Apply,
-    Guarded,
-    Intact,
-    Intactness,
-    Meet,
-    Stats,
-    Stop,
-    Use,
-)
-from embargo.daemon.process import privileges
-from embargo.daemon.process.channel import Channel, Events, Failed, Received, orders
+from embargo.daemon.process import channel, privileges
+from embargo.daemon.process.channel import Channel, Events, Failed, Received
 from embargo.daemon.process.outbox import Ledger, Outbox
 from embargo.daemon.process.sightings import TO_GUARDIAN
 from embargo.errors import FirewallError
@@ -57,19 +43,21 @@ from embargo.lists.image import Image
 from embargo.records import Done
 from embargo.report import AboutAddress
 
-FAILED = 70  # the exit status of a guardian that does not understand what happened
-HEAL = 0.2  # seconds between two looks at the kernel's generation
-ENDING = 2.0  # seconds by which the kernel may end an element before we do
-LARGE = 100_000  # elements; a larger ruleset is counted through no more often than
-COUNTING = 10.0  # seconds
-RECONCILE = 10.0  # seconds between two comparisons of the kernel's counters with the records of its log
-UNDER_WAY = 0.3  # seconds after which the record of a packet has come
-SHARING, ALONE = 0.0005, sys.getswitchinterval()  # seconds that a thread keeps the interpreter when another waits
+FAILED = 70  # the exit status of a guardian that met an error it has no answer to
+HEAL_SECONDS = 0.2  # between two looks at the kernel's generation
+EARLY_SECONDS = 2.0  # by which the kernel may end an element before the book does
+LARGE_ELEMENTS = 100_000  # a larger ruleset is counted through at most once in
+COUNT_SECONDS = 10.0
+RECONCILE_SECONDS = 10.0  # between two comparisons of the kernel's counters with the records of its log
+RECORD_SECONDS = 0.3  # after which the record of a packet has come
+SHARING_SECONDS, ALONE_SECONDS = 0.0005, sys.getswitchinterval()  # that a thread keeps the interpreter when another waits
 
 
 class Guardian:
-    def __init__(self, channel: Channel, ledger: Ledger) -> None:
-        self._channel = channel
+    """Carries out the supervisor's orders, and keeps the rules in force."""
+
+    def __init__(self, supervisor: Channel, ledger: Ledger) -> None:
+        self._channel = supervisor
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._enforced = Enforced()
@@ -87,7 +75,7 @@ class Guardian:
         self.flowtables: list[str] = []
         self._heal()
         self._spawn(self._learnt.save_always())
-        self._loop.call_later(RECONCILE, self._reconcile)
+        self._loop.call_later(RECONCILE_SECONDS, self._reconcile)
 
     def send(self, record: object, number: int | None = None) -> bool:
         """Send this to the supervisor. False: its channel is full, try again."""
@@ -106,41 +94,31 @@ class Guardian:
         self._outbox.add(events.encode({"event": "firewall", "what": what, **members}, time.time()), 0)
 
     def use(self, sock: socket.socket) -> None:
+        """Speak to the kernel by this socket from now on."""
         self._enforced.use(sock)
 
     # ── orders ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def apply(self, order: Apply, fd: int) -> Applied:
+    async def apply(self, order: orders.Apply, fd: int) -> orders.Applied:
         """Put a generation in force. FirewallError leaves the old one there. `fd`: of the image, closed here."""
-        board = order.board
-        async with self._enforced.changing, _beside_others():
+        board, kernel = order.board, self._enforced.kernel
+        async with self._enforced.changing, _sharing_the_interpreter():
             try:
                 image = await asyncio.to_thread(Image, memoryview(mmap.mmap(fd, 0, prot=mmap.PROT_READ)))
             finally:
                 os.close(fd)
-            kernel = self._enforced.kernel
             self._drops.listen(order.log_group)
             self._learnt.recall(order.memory)
             kernel.claim(TABLE, alone=order.protect)
-            work_out = partial(
-                ruleset.spec, image, board, lan=order.lan, except_=order.excepted, exempt=order.exempt, fail=order.fail,
-                intercept_port=order.intercept_port, log_group=order.log_group, ct_mark=self._ct_mark(order),
-                patterns=self._can_look_inside(), own=order.own, system=order.system,
-            )  # fmt: skip
-            wanted = await asyncio.to_thread(work_out, self._next_mark())  # a second for a million; others must not wait
-            wanted, elements = (
-                dataclasses.replace(wanted, judgement=kernel.judgement(TABLE) + 1),
-                sum(map(spans.count, wanted.ranges.values())),
-            )
-            learnt, book = self._learnt, self._learnt.book
-            learnt.enabled = order.learn
-            self._flows.clients = tuple(map(ipaddress.ip_network, order.clients))
-            book.guarded = verdicts.guard(image, order.protected)
+            work_out = self._working_out(order, image)
+            wanted = await asyncio.to_thread(work_out, self._next_generation())  # a million elements take a second
+            wanted = dataclasses.replace(wanted, judgement=kernel.judgement(TABLE) + 1)
+            elements = sum(map(spans.count, wanted.ranges.values()))
+            self._loop.call_later(RECORD_SECONDS, self._compare, self._counted())  # of classes that may end here
             actions = {str(class_): action for class_, action in wanted.classes}
-            self._loop.call_later(UNDER_WAY, self._compare, self._counted())  # of classes that may end here
             self._drops.explain_by(Attribution(order.generation, image, actions, order.clients_by_address))
-            decide, blocked = verdicts.judge(image, board, learn=learnt.enabled), verdicts.names_blocked(image, board)
-            await self._replace(wanted, lambda: book.judge(decide, blocked, self._loop.time()))
+            self._flows.clients = tuple(map(ipaddress.ip_network, order.clients))
+            await self._replace(wanted, self._judging(order, image))
             self._work_out = work_out
             self._drops.begin(self._counted())
         if order.fail == "open":
@@ -148,10 +126,26 @@ class Guardian:
         self.flowtables = kernel.flowtables()
         self._spawn(self._flows.delete(verdicts.blocks(image, board)))
         self._spawn(self._flows.prepare_next())
-        return Applied(elements)
+        return orders.Applied(elements)
+
+    def _working_out(self, order: orders.Apply, image: Image) -> Callable[[int], Spec]:
+        """A function that gives the Spec of an order, with this number for its sets."""
+        return partial(
+            ruleset.spec, image, order.board, lan=order.lan, except_=order.excepted, exempt=order.exempt, fail=order.fail,
+            intercept_port=order.intercept_port, log_group=order.log_group, ct_mark=self._ct_mark(order),
+            patterns=self._can_look_inside(), own=order.own, system=order.system,
+        )  # fmt: skip
+
+    def _judging(self, order: orders.Apply, image: Image) -> Callable[[], None]:
+        """A function that judges learnt addresses by this policy, as it takes effect."""
+        book = self._learnt.book
+        self._learnt.enabled = order.learn
+        book.guarded = verdicts.guard(image, order.protected)
+        decide, blocked = verdicts.judge(image, order.board, learn=order.learn), verdicts.names_blocked(image, order.board)
+        return lambda: book.judge(decide, blocked, self._loop.time())
 
     async def _replace(self, wanted: Spec, decide: Callable[[], None]) -> None:
-        """Lay this down, with the addresses that are learnt by the time it takes effect."""
+        """Put this in force. `decide` is called just before, and then the learnt addresses are added."""
         mark = await self._flows.free_value_of(wanted)
         table = await asyncio.to_thread(ruleset.build, wanted)
 
@@ -159,7 +153,7 @@ class Guardian:
             decide()
             return nft.learnt_elements(wanted.generation, TABLE, self._learnt.elements(wanted))
 
-        def switched() -> None:  # without the ranges: a million of them are not kept
+        def switched() -> None:  # without the ranges, of which there may be a million
             self._enforced.spec, self._shape = dataclasses.replace(wanted, ranges={}), nft.shape(table)
             self._flows.in_use(mark)
             self._learnt.mark_all()
@@ -170,13 +164,13 @@ class Guardian:
                 await asyncio.sleep(pause)
         self._enforced.look()
 
-    def _next_mark(self) -> int:
-        """What tells the new sets from those in force. Not the generation: a new guardian applies the same one again."""
-        marks = [name.rpartition("_")[2] for name in self._enforced.kernel.sets(TABLE)]
-        return 1 + max((int(mark) for mark in marks if mark.isascii() and mark.isdecimal()), default=0)
+    def _next_generation(self) -> int:
+        """The number in the names of the new sets. Not the order's: a new guardian applies the same generation again."""
+        numbers = [name.rpartition("_")[2] for name in self._enforced.kernel.sets(TABLE)]
+        return 1 + max((int(number) for number in numbers if number.isascii() and number.isdecimal()), default=0)
 
-    def _ct_mark(self, order: Apply) -> int:
-        """The bits of the connection mark that we may use; none where connections would be tracked because of us alone."""
+    def _ct_mark(self, order: orders.Apply) -> int:
+        """The bits of the connection mark to use; 0 where the kernel would track connections because of our rules alone."""
         mask = order.ct_mark
         if mask and self._marking is None:
             self._marking = self._enforced.kernel.can(Mark(mask, mask))
@@ -203,22 +197,23 @@ class Guardian:
         passing = address in self._enforced.kernel.keys(TABLE, "allow4" if len(address) == 4 else "allow6")
         return self._learnt.about(address, passing=passing)
 
-    def stats(self) -> Guarded:
+    def stats(self) -> orders.Guarded:
+        """What is in force and was counted."""
         kernel = self._enforced.kernel
-        return Guarded(
+        return orders.Guarded(
             counters=kernel.counters(TABLE), present=kernel.has_table(TABLE), owned=kernel.owned, restored=self.restored,
             cut=self._flows.cut, flowtables=tuple(self.flowtables), patterns=bool(self._patterns),
             hits=dict(self._drops.hits), noted=self._drops.noted, lost=self._drops.lost, learning=self._learnt.stats(),
         )  # fmt: skip
 
-    def meet(self, channel: Channel, marks: int) -> None:
+    def meet(self, resolver: Channel, marks: int) -> None:
         """A resolver is at the other end of this channel. `marks`: descriptor of the page of marks."""
-        self._learnt.meet(channel, marks)
+        self._learnt.meet(resolver, marks)
 
     async def stop(self, rules: str) -> None:
         """`rules`: keep all of them, keep the block sets but not the redirect, or remove everything."""
         counted = self._counted()
-        await asyncio.sleep(UNDER_WAY if counted else 0)
+        await asyncio.sleep(RECORD_SECONDS if counted else 0)
         self._compare(counted)
         async with self._enforced.changing:
             self._enforced.spec = None  # nothing is restored any more
@@ -230,11 +225,11 @@ class Guardian:
         self._drops.flush()
         await self._outbox.empty(1.0)
 
-    # ── what others do ───────────────────────────────────────────────────────────────────────────────────────────────
+    # ── other processes that change the ruleset ──────────────────────────────────────────────────────────────────────
 
     def _heal(self) -> None:
         """Lay our rules down again when another process flushed them. Asking for the generation costs microseconds."""
-        self._loop.call_later(HEAL, self._heal)
+        self._loop.call_later(HEAL_SECONDS, self._heal)
         enforced, kernel = self._enforced, self._enforced.kernel
         if enforced.spec is None or self._shape is None or enforced.changing.locked():
             return
@@ -252,10 +247,10 @@ class Guardian:
     def _elements_there(self, shape: Shape) -> bool:
         """Whether all elements are there. Counting many takes a while, so not each time that another table changes."""
         now = self._loop.time()
-        if shape.elements > LARGE and now < self._counted_at + COUNTING:
+        if shape.elements > LARGE_ELEMENTS and now < self._counted_at + COUNT_SECONDS:
             return True
         self._counted_at = now
-        return self._enforced.kernel.whole(shape, learnt=self._learnt.book.lasting(now + ENDING))
+        return self._enforced.kernel.whole(shape, learnt=self._learnt.book.lasting(now + EARLY_SECONDS))
 
     async def _restore(self) -> None:
         kernel = self._enforced.kernel
@@ -266,7 +261,7 @@ class Guardian:
             what = "rules changed" if kernel.has_table(TABLE) else "table removed"
             try:
                 kernel.claim(TABLE, alone=kernel.owned)
-                again = await asyncio.to_thread(self._work_out, self._next_mark())
+                again = await asyncio.to_thread(self._work_out, self._next_generation())
                 await self._replace(dataclasses.replace(again, judgement=before.judgement + 1), lambda: None)
             except FirewallError as error:
                 self._enforced.kernel_generation = 0  # so that the next look tries again
@@ -277,7 +272,7 @@ class Guardian:
         self._tell(f"{what} by others, restored")
 
     def _note_trouble(self, what: str) -> None:
-        """Once for as long as it lasts."""
+        """Report a failure as an event, once for as long as it lasts."""
         if what != self._trouble:
             self._trouble = what
             self._tell(what)
@@ -285,17 +280,16 @@ class Guardian:
     # ── the drop log ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _reconcile(self) -> None:
-        """Compare what the kernel counts with what it tells, as soon as the records of these packets have come."""
-        self._loop.call_later(RECONCILE, self._reconcile)
-        counted = self._counted()
-        self._loop.call_later(UNDER_WAY, self._compare, counted)
+        """Compare the kernel's counters with the records of its log, as soon as the records of these packets have come."""
+        self._loop.call_later(RECONCILE_SECONDS, self._reconcile)
+        self._loop.call_later(RECORD_SECONDS, self._compare, self._counted())
 
     def _compare(self, counted: dict[str, int]) -> None:
         self._drops.read()
         self._drops.reconcile(counted)
 
     def _counted(self) -> dict[str, int]:
-        """Packets by class."""
+        """Packets by class, as the kernel's counters say."""
         spec = self._enforced.spec
         if spec is None:
             return {}
@@ -319,62 +313,63 @@ class Guardian:
         error = None if task.cancelled() else task.exception()
         if isinstance(error, FirewallError):
             self._note_trouble(str(error))
-        elif error is not None:  # not to be survived: the supervisor starts another, and the rules stay
+        elif error is not None:  # the supervisor starts another guardian, and the rules stay meanwhile
             traceback.print_exception(error)
             os._exit(FAILED)
 
 
 @contextlib.asynccontextmanager
-async def _beside_others() -> AsyncIterator[None]:
-    """A large ruleset is worked out while others ask for an address, and they must not wait for it.
+async def _sharing_the_interpreter() -> AsyncIterator[None]:
+    """A large ruleset is worked out in a thread while resolvers ask about addresses, and clients wait for these answers.
 
-    Whoever waits for the interpreter is to have it after half a millisecond, not five: an answer asks for it several times.
-    And columns have no cycles that were worth looking for.
+    A thread gets the interpreter after half a millisecond, not five, since an answer needs it several times. No garbage is
+    collected meanwhile: columns of addresses form no cycles, and a search through them takes long.
     """
     gc.disable()
-    sys.setswitchinterval(SHARING)
+    sys.setswitchinterval(SHARING_SECONDS)
     try:
         yield
     finally:
         gc.enable()
-        sys.setswitchinterval(ALONE)
+        sys.setswitchinterval(ALONE_SECONDS)
 
 
 async def obey(guardian: Guardian, order: Any, fds: list[int]) -> object:
     """Carry out one order; its answer."""
     match order:
-        case Apply():
+        case orders.Apply():
             return await guardian.apply(order, fds[0])
-        case Meet():
-            channel, marks = fds
-            guardian.meet(Channel(socket.socket(fileno=channel), TO_GUARDIAN), marks)
+        case orders.Meet():
+            resolver, marks = fds
+            guardian.meet(Channel(socket.socket(fileno=resolver), TO_GUARDIAN), marks)
             os.close(marks)
-        case Use():
+        case orders.Use():
             guardian.use(socket.socket(fileno=fds[0]))
-        case Alive():
+        case orders.Alive():
             guardian.alive()
-        case Intact():
-            return Intactness(guardian.intact())
-        case About(address):
+        case orders.Intact():
+            return orders.Intactness(guardian.intact())
+        case orders.About(address):
             return guardian.about(address)
-        case Stats():
+        case orders.Stats():
             return guardian.stats()
-        case Stop(rules):
+        case orders.Stop(rules):
             await guardian.stop(rules)
     return Done()
 
 
-async def serve(channel: Channel, ledger: Ledger) -> None:
+async def serve(supervisor: Channel, ledger: Ledger) -> None:
+    """Give up all power but CAP_NET_ADMIN, and obey until the supervisor is gone or says stop."""
     privileges.keep((privileges.CAP_NET_ADMIN,))
-    async with contextlib.aclosing(orders(channel)) as inbox, asyncio.TaskGroup() as applying:
-        guardian = Guardian(channel, ledger)
+    async with contextlib.aclosing(channel.orders(supervisor)) as inbox, asyncio.TaskGroup() as applying:
+        guardian = Guardian(supervisor, ledger)
         async for received in inbox:
             work = carry_out(guardian, received)
-            if isinstance(received.record, Apply):  # it takes seconds for a million; Alive and Intact arrive meanwhile
+            if isinstance(received.record, orders.Apply):  # a million elements take seconds; Alive and Intact come meanwhile
                 applying.create_task(work)
             else:
                 await work
-            if isinstance(received.record, Stop):
+            if isinstance(received.record, orders.Stop):
                 return
 
 
@@ -390,7 +385,8 @@ async def carry_out(guardian: Guardian, received: Received) -> None:
 
 
 def main() -> None:
-    asyncio.run(serve(Channel(socket.socket(fileno=int(sys.argv[1])), ORDERS), Ledger(int(sys.argv[2]))))
+    """Arguments: the descriptors of a channel to the supervisor and of a page of counters."""
+    asyncio.run(serve(Channel(socket.socket(fileno=int(sys.argv[1])), orders.ORDERS), Ledger(int(sys.argv[2]))))
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from itertools import chain
 
 from embargo import names
 from embargo.daemon.guard.enforced import Enforced
-from embargo.daemon.guard.informants import Informants
-from embargo.daemon.guard.memory import EVERY, Memory
+from embargo.daemon.guard.memory import SNAPSHOT_SECONDS, Memory
+from embargo.daemon.guard.resolvers import Resolvers
 from embargo.daemon.process import answered
 from embargo.daemon.process.answered import Marks
 from embargo.daemon.process.channel import Answered, Channel
@@ -27,7 +27,7 @@ from embargo.firewall.table import TABLE
 from embargo.lists.policy import Action
 from embargo.report import AboutAddress, Learning, LearntReason, Spared
 
-PASS_GRACE = 60  # seconds; clients connect a moment after an answer, also after one with TTL 0, and flows last
+PASS_GRACE_SECONDS = 60  # beyond a TTL: clients connect a moment after the answer, also after one with TTL 0, and flows last
 
 
 class LearntAddresses:
@@ -41,9 +41,9 @@ class LearntAddresses:
         self._saving = asyncio.Lock()
         self._marks: Marks | None = None
         self._expected: Counter[bytes] = Counter()  # marked while the resolvers are asked about them
-        self._resolvers = Informants(self._take, trouble)
+        self._resolvers = Resolvers(self._take, trouble)
         self.book = Book()
-        self.enabled = False
+        self.enabled = False  # whether anything is blocked because of a name
 
     # ── what the resolvers report ────────────────────────────────────────────────────────────────────────────────────
 
@@ -64,7 +64,7 @@ class LearntAddresses:
                 [(name, addresses, seconds)] = answered.unpack(record.packed)
                 reason = learning.reason(name, record.class_, record.list, record.line, record.rule)
                 self._expect(addresses)
-                self._resolvers.when_all_is_told(partial(self._decide, reason, addresses, seconds))
+                self._resolvers.when_all_have_reported(partial(self._decide, reason, addresses, seconds))
             case Free(number, packed):
                 try:
                     self._learn_from(packed)
@@ -84,7 +84,7 @@ class LearntAddresses:
     def _pass(self, addresses: Sequence[tuple[bytes, int]]) -> None:
         """Let addresses behind names of the allow list go ahead of the block sets for so many seconds, and a grace."""
         for name, width in (("allow4", 4), ("allow6", 16)):
-            keys = [(a, min(max(s, 0), learning.MAX_TTL_SECONDS) + PASS_GRACE) for a, s in addresses if len(a) == width]
+            keys = [(a, min(max(s, 0), learning.MAX_TTL_SECONDS) + PASS_GRACE_SECONDS) for a, s in addresses if len(a) == width]
             if keys:
                 self._enforced.kernel.transact(nft.timed_elements(TABLE, name, keys))
 
@@ -166,6 +166,7 @@ class LearntAddresses:
         )
 
     def stats(self) -> Learning:
+        """What `status` shows of it."""
         book = self.book
         return Learning(
             self.enabled, book.learnt, len(book), max(round(book.proving - self._loop.time()), 0),
@@ -184,7 +185,7 @@ class LearntAddresses:
     async def save_always(self) -> None:
         """Write a snapshot now and then, for ever."""
         while True:
-            await asyncio.sleep(EVERY)
+            await asyncio.sleep(SNAPSHOT_SECONDS)
             if self._memory is not None:
                 async with self._saving:
                     await self._memory.save_beside(self._loop.time())
@@ -199,6 +200,6 @@ class LearntAddresses:
 
 
 def _spared(found: learning.Spared) -> Spared:
-    """In text."""
+    """The same as text, for a report."""
     address = str(ipaddress.ip_address(found.address))
     return Spared(address, names.to_text(found.blocked), names.to_text(found.neighbour))

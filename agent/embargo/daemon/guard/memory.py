@@ -16,7 +16,7 @@ from embargo.daemon.host import whole
 from embargo.firewall.learning import GATHERING_SECONDS, IN_USE_SECONDS, Book
 
 VERSION = 1
-EVERY = 300.0  # between two snapshots; what is learnt in between is appended at once
+SNAPSHOT_SECONDS = 300.0  # between two snapshots; what is learnt in between is appended at once
 MAX_OCTETS = 64 << 20  # of a file that is read; a full memory is a third of that
 ROWS_AT_ONCE = 100  # of a snapshot, a millisecond, before other tasks run
 
