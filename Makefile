@@ -10,7 +10,7 @@ PACKAGED := $(shell find agent/embargo blocklists systemd tools/debian -type f !
 		! -path '*/__pycache__/*') \
 	$(wildcard *.md docs/* tools/container/* tools/catalogue/*.csv tools/catalogue/*.toml)
 
-# Twice as many test processes as processors, since tests wait a lot. A file is run by one of them; slow files come first.
+# Twice as many test processes as processors, because tests wait a lot. Each file runs in one of them, slow directories first.
 PARALLEL := -n $(shell echo $$((2 * $$(nproc)))) --dist loadfile --no-loadscope-reorder
 
 TEST_PACKAGES := nftables iproute2 bind9-dnsutils bind9 unbound openssl dnsmasq-base procps mount util-linux systemd-container \
@@ -25,7 +25,7 @@ demo: $(VENV)/run.stamp
 	@tools/apt nftables iproute2 bind9-dnsutils dnsmasq-base procps
 	@$(BIN)/python -m tools.demo
 
-# all but the tests that are marked `all` (pyproject.toml)
+# all tests but those that are marked `all` (pyproject.toml)
 test: test-set-up
 	$(BIN)/pytest $(PARALLEL) -m "not all"
 
@@ -38,7 +38,7 @@ test-set-up: $(VENV)/test.stamp
 
 # what needs no root and no packages, in seconds
 unit: $(VENV)/test.stamp
-	$(BIN)/pytest tests/unit tests/property
+	$(BIN)/pytest $(PARALLEL) tests/unit tests/property
 
 # the compiled twins with every index checked
 checked: $(VENV)/test.stamp

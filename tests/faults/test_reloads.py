@@ -17,7 +17,7 @@ from tools.rig import Rig, until
 
 pytestmark = pytest.mark.root
 
-COUNT = 120
+COUNT = 60
 EACH = 20  # of which one compiles
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from embargo import config
+from support.agent import free_port
 from tools import firstrun
 from tools.firstrun import Choice
 
@@ -26,13 +27,6 @@ def taken() -> Iterator[int]:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
         yield sock.getsockname()[1]
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def as_nobody(code: str) -> str:

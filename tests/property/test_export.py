@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from embargo import config, names
@@ -34,7 +34,6 @@ def cases(draw: st.DrawFn) -> tuple[EffectivePolicy, exports.Blocks, list[Name]]
     return what, blocks, [*asked, *exports.around(ruling.name for ruling in what.names)]
 
 
-@settings(max_examples=200)
 @given(cases())
 def test_a_hosts_file_has_the_listed_names_that_are_blocked(case: tuple[EffectivePolicy, exports.Blocks, list[Name]]) -> None:
     what, blocks, asked = case
@@ -44,7 +43,6 @@ def test_a_hosts_file_has_the_listed_names_that_are_blocked(case: tuple[Effectiv
         assert reads(name) == (name in listed and blocks(name)), names.to_text(name)
 
 
-@settings(max_examples=200)
 @given(cases())
 def test_a_list_of_domains_blocks_the_same_except_for_what_it_reports(
     case: tuple[EffectivePolicy, exports.Blocks, list[Name]],
@@ -61,7 +59,6 @@ def test_a_list_of_domains_blocks_the_same_except_for_what_it_reports(
             assert excepted(name) or not alone.isdisjoint(names.suffixes(name)), names.to_text(name)
 
 
-@settings(max_examples=300)
 @given(cases())
 def test_adblock_blocks_the_same_except_for_what_it_reports(case: tuple[EffectivePolicy, exports.Blocks, list[Name]]) -> None:
     what, blocks, asked = case

@@ -236,7 +236,7 @@ def test_the_octets_of_an_entry_are_estimated_within_a_quarter(
 ) -> None:
     if not compiled:
         twins.without(monkeypatch)
-    wires = [real(number, aliases, addresses) for number in range(300)]
+    wires = [real(number, aliases, addresses) for number in range(100)]
     gc.collect()  # empties Python's free lists: what is taken from there is not traced
     tracemalloc.start()
     cache = Cache()
