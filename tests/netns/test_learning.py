@@ -124,8 +124,8 @@ def test_an_address_where_an_unblocked_name_lives_is_spared(rig: Rig, agent: Age
     learning = agent.told("status")["firewall"]["learning"]
     assert "freed" not in learning["counters"], "it was not blocked for a moment either"
     spared = learning["spared"]
-    assert ["203.0.113.31", "shared.alipay.example", "neighbour.test"] in spared
-    assert "addresses behind blocked names that others use too" in " ".join(agent.told("status")["uncovered"])
+    assert {"address": "203.0.113.31", "name": "shared.alipay.example", "neighbour": "neighbour.test"} in spared
+    assert "addresses behind blocked names that other names use too" in " ".join(agent.told("status")["uncovered"])
 
 
 def test_an_address_is_free_before_an_unblocked_name_is_answered_with_it(rig: Rig, agent: Agent) -> None:
