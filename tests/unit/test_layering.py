@@ -57,11 +57,11 @@ EXCEPTIONS = {
     ("daemon.supervise.guarding", "daemon.guard.netlink"): "the socket that owns the table outlives the guardian",
     ("daemon.supervise.premises", "daemon.guard.netlink"): "with the firewall off no guardian runs that could look",
     ("cli.check", "daemon.guard.netlink"): "the dry run: no agent has to run",
-    ("cli.check", "daemon.compile.compiler"): "check compiles what nobody may have compiled yet",
-    ("cli.check", "daemon.compile.sources"): "",
-    ("cli.offline", "daemon.compile.compiler"): "",
-    ("cli.offline", "daemon.compile.sources"): "",
-    ("verify.addresses", "daemon.guard.netlink"): "",
+    ("cli.check", "daemon.compile.compiler"): "no agent has to run: check does a compiler's work itself",
+    ("cli.check", "daemon.compile.sources"): "the same",
+    ("cli.offline", "daemon.compile.compiler"): "no agent has to run: export and why do a compiler's work",
+    ("cli.offline", "daemon.compile.sources"): "the same",
+    ("verify.addresses", "daemon.guard.netlink"): "reads the counters, to prove whose rule refused a packet",
 }
 
 #: compiled twin → the module whose functions it compiles. It may import that module and what that module may import
