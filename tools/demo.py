@@ -3,7 +3,6 @@
 python -m tools.demo (make demo). Exit status 1 when something is not as it should be.
 """
 
-import json
 import os
 import shutil
 import subprocess
@@ -15,6 +14,8 @@ from typing import NamedTuple
 
 from embargo import config, names
 from embargo.cli import show
+from embargo.daemon.ask import client
+from embargo.daemon.ask.orders import Why
 from embargo.daemon.compile import compiler, sources
 from embargo.lists import lists
 from embargo.lists.policy import BYPASS, App, EntryKind, Network
@@ -95,7 +96,6 @@ class Demo:
         try:
             progress("Trying the same apps again")
             after = self.look(GATEWAY)
-            progress("Asking the agent why")
             self._apps(before, after)
             self._neighbours()
             self._ways_round()
@@ -128,25 +128,14 @@ class Demo:
         show.table(("APP", "NAME OR ADDRESS", "BEFORE", "AFTER", "BECAUSE OF"), rows)
 
     def _why(self, subject: str) -> str:
-        command = [
-            *self.rig.prefix("gateway"),
-            sys.executable,
-            "-m",
-            "embargo",
-            "why",
-            "-c",
-            str(self.config),
-            "--json",
-            subject,
-        ]
-        told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-        return f"{told['list']}:{told['line']} {told['rule']}"
+        found = client.ask(str(self.config.parent / "runtime/control.sock"), Why(subject))
+        return f"{found.list}:{found.line} {found.rule}"
 
     def _neighbours(self) -> None:
         found = {name: None for sample in self.samples for name in sample.app.neighbours}
         answers = {name: self.name(name) for name in found}
         working = [name for name, answer in answers.items() if answer == WEB4]
-        print(f"\nNeighbours that go on working: {len(working)} of {len(found)}, among them {', '.join(working[:6])}")
+        print(f"\nNeighbours that still work: {len(working)} of {len(found)}, among them {', '.join(working[:6])}")
         for name in answers.keys() - set(working):
             print(f"  {name}: {answers[name]}{self._expect(False)}")
         print(f"  a web site: {self.address(WEB4)}{self._expect(self.address(WEB4) == 'open')}")
@@ -170,7 +159,7 @@ class Demo:
 
         until(lambda: any("  drop " in line for line in lines()), "the drops are logged")
         found = [line for line in lines() if "  dns " in line or "  drop " in line]
-        print(f"\nThe block log has {len(found)} records; the last ones:")
+        print(f"\nThe event log has {len(found)} records; the last ones:")
         show.lines(f"  {line}" for line in found[-6:])
 
 

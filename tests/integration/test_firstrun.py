@@ -184,7 +184,7 @@ def test_the_set_up_says_each_step_before_it_takes_it(tmp_path: Path) -> None:
     assert libraries.endswith("-r some.lock")
     assert ours.endswith("-e .")
     assert done.stderr.splitlines() == [
-        "Making the virtual environment .venv",
-        "Installing the Python libraries of some.lock",
-        "Compiling Embargo and installing it into .venv (about 20 s)",
+        "Making the virtual environment .venv …",
+        "Installing the Python libraries of some.lock …",
+        "Compiling Embargo and installing it into .venv, about 20 s …",
     ]
