@@ -1,4 +1,4 @@
-"""What a process may be sent by another that does not mean well: every such message is refused, and nothing of it stays."""
+"""Messages of a hostile process: each is refused, and none of its descriptors stays open."""
 
 import array
 import contextlib
@@ -19,7 +19,7 @@ SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 @pytest.fixture
 def ends() -> Iterator[tuple[Channel, socket.socket]]:
-    """A channel, and who sends by hand at its other end. No descriptor stays open that was not before."""
+    """A channel, and the socket of its other end. Afterwards no additional descriptor may be open."""
     before = len(list(Path("/proc/self/fd").iterdir()))
     ours, theirs = channel.pair((Stop, Answered, Events))
     yield ours, theirs
@@ -41,7 +41,7 @@ def memory(data: bytes, seals: int) -> Iterator[int]:
     os.close(fd)
 
 
-def test_what_may_never_end_is_not_read(ends: tuple[Channel, socket.socket]) -> None:
+def test_a_descriptor_that_is_no_sealed_file_is_not_read(ends: tuple[Channel, socket.socket]) -> None:
     ours, theirs = ends
     waiting = os.eventfd(0)
     reading, writing = os.pipe()
@@ -61,7 +61,7 @@ def test_a_message_that_can_change_is_refused(ends: tuple[Channel, socket.socket
         ours.receive(MAX_MESSAGE)
 
 
-def test_a_message_in_memory_has_the_size_that_is_expected(ends: tuple[Channel, socket.socket]) -> None:
+def test_a_message_in_memory_is_read_up_to_its_limit(ends: tuple[Channel, socket.socket]) -> None:
     ours, theirs = ends
     for limit, passes in ((28, True), (27, False), (0, False)):
         with memory(b'{"op":"Stop","rules":"keep"}', SEALS) as fd:
@@ -86,7 +86,7 @@ def test_a_message_in_memory_has_the_size_that_is_expected(ends: tuple[Channel, 
     ],
     ids=lambda data: str(data[:12]),
 )  # fmt: skip
-def test_what_is_no_message_leaves_no_descriptor(ends: tuple[Channel, socket.socket], data: bytes) -> None:
+def test_an_invalid_message_leaves_no_descriptor_open(ends: tuple[Channel, socket.socket], data: bytes) -> None:
     ours, theirs = ends
     send(theirs, data, *[theirs.fileno()] * channel.MAX_FDS)
     with pytest.raises(ChannelError):

@@ -1,4 +1,4 @@
-"""A child that is not what we started any more: it is killed, it holds up nobody, and whoever waits for it is told."""
+"""A compromised child: it is killed, cannot block the supervisor, and pending orders to it fail."""
 
 import asyncio
 import contextlib
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from embargo.daemon.process.channel import Events
-from embargo.daemon.process.child import AT_ONCE, Child, ChildError, ChildGone
+from embargo.daemon.process.child import MESSAGES_PER_TURN, Child, ChildError, ChildGone
 from embargo.daemon.resolve.orders import Counted, Stats, Stop
 from support.child import Scripted
 
@@ -33,7 +33,7 @@ def test_a_child_that_sends_nonsense_is_killed(tmp_path: Path, sent: bytes) -> N
 
 
 @pytest.mark.parametrize("number", ["0", "99", "-1"])
-def test_an_answer_to_nothing_is_no_answer(tmp_path: Path, number: str) -> None:
+def test_an_answer_without_its_order_is_ignored(tmp_path: Path, number: str) -> None:
     async def run() -> None:
         child = Scripted(tmp_path)
         await child.start()
@@ -49,22 +49,22 @@ def test_an_answer_to_nothing_is_no_answer(tmp_path: Path, number: str) -> None:
     asyncio.run(run())
 
 
-def test_a_child_that_never_falls_silent_holds_up_nobody(tmp_path: Path) -> None:
+def test_a_child_that_sends_without_pause_does_not_block_the_supervisor(tmp_path: Path) -> None:
     async def run() -> None:
-        heard = 0
+        received = 0
 
-        def again(child_: Child, events: Events) -> None:
-            nonlocal heard
-            heard += 1
-            assert heard < 100_000
+        def send_another(child_: Child, events: Events) -> None:
+            nonlocal received
+            received += 1
+            assert received < 100_000
             with contextlib.suppress(BrokenPipeError):
                 child.theirs.send(EVENTS)
 
-        child = Scripted(tmp_path, again)
+        child = Scripted(tmp_path, send_another)
         await child.start()
         child.theirs.send(EVENTS)
         await asyncio.sleep(0.05)
-        assert heard > AT_ONCE
+        assert received > MESSAGES_PER_TURN
         child.kill()
         await child.ends()
         child.theirs.close()
@@ -72,19 +72,19 @@ def test_a_child_that_never_falls_silent_holds_up_nobody(tmp_path: Path) -> None
     asyncio.run(run())
 
 
-def test_all_that_a_child_said_before_its_end_is_heard_and_no_more(tmp_path: Path) -> None:
-    """Also by somebody whom it left behind with its end of the channel, and also after a reset."""
+def test_messages_sent_before_the_end_are_read_and_none_sent_later(tmp_path: Path) -> None:
+    """A descendant of the child may still hold its end of the channel, and the connection may have been reset."""
 
     async def run() -> None:
         child = Scripted(tmp_path)
         await child.start()
         child.tell(Stop())
-        for _ in range(3 * AT_ONCE):
+        for _ in range(3 * MESSAGES_PER_TURN):
             child.theirs.send(EVENTS)
         child.kill()
         await asyncio.sleep(0)
         assert await child.ends() == 9
-        assert len(child.heard) == 3 * AT_ONCE
+        assert len(child.events) == 3 * MESSAGES_PER_TURN
         with pytest.raises(BrokenPipeError):
             child.theirs.send(EVENTS)
         child.theirs.close()
@@ -92,10 +92,10 @@ def test_all_that_a_child_said_before_its_end_is_heard_and_no_more(tmp_path: Pat
     asyncio.run(run())
 
 
-def test_whoever_waits_is_told_of_the_end_whatever_its_last_words_were(tmp_path: Path) -> None:
+def test_a_pending_order_fails_at_the_end_even_if_the_last_event_cannot_be_handled(tmp_path: Path) -> None:
     async def run() -> None:
         def fails(child: Child, events: Events) -> None:
-            raise RuntimeError("nobody thought of this")
+            raise RuntimeError("unexpected")
 
         child = Scripted(tmp_path, fails)
         await child.start()
@@ -108,6 +108,6 @@ def test_whoever_waits_is_told_of_the_end_whatever_its_last_words_were(tmp_path:
             await asyncio.wait_for(question, 5.0)
         assert not child.running
         with pytest.raises(RuntimeError):
-            await child._reaper  # type: ignore[misc] # it is there: the child was started
+            await child._reaper  # type: ignore[misc] # not None: the child was started
 
     asyncio.run(run())

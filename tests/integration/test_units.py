@@ -177,7 +177,7 @@ def test_what_does_not_begin_is_said(tmp_path: Path) -> None:
             await start
 
         child = Child("resolver 0", "resolver", ORDERS, lambda child, events: None, str(tmp_path), Units(str(tmp_path)))
-        with pytest.raises(ChildError, match=r"systemd did not start it; see journalctl -u 'embargo-resolver@\*'$"):
+        with pytest.raises(ChildError, match=r"systemd did not start the process; see journalctl -u 'embargo-resolver@\*'$"):
             asyncio.run(run())
 
 
@@ -238,8 +238,8 @@ def nobody(tmp_path: Path) -> Iterator[str]:
 
 
 def test_what_does_not_begin_in_time_is_given_up(nobody: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spawn, "START", 0.2)
-    with pytest.raises(OSError, match="systemd did not start it"):
+    monkeypatch.setattr(spawn, "START_SECONDS", 0.2)
+    with pytest.raises(OSError, match="systemd did not start the process"):
         asyncio.run(Units(nobody)("resolver", []))
 
 

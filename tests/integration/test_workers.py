@@ -114,7 +114,7 @@ def test_counts_that_cannot_be_are_a_worker_s_end(tmp_path: Path, changed: dict[
 
 def test_workers_are_renewed_no_further_when_one_does_not_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or the next one would leave nobody to answer."""
-    monkeypatch.setattr(workers_, "START", 0.05)
+    monkeypatch.setattr(workers_, "START_SECONDS", 0.05)
 
     async def run() -> None:
         first, second = Answering(tmp_path / "1", {"op": "Done"}), Answering(tmp_path / "2", {"op": "Done"})

@@ -1,4 +1,4 @@
-"""What workers and the guardian say to each other about addresses: the same on both sides, and nothing else is taken for it."""
+"""Answered addresses: a record is read as it was written, and nothing else is taken for a record."""
 
 import fcntl
 import itertools
@@ -26,7 +26,7 @@ Row = tuple[names.Name, list[bytes], list[bytes], int]
 
 
 @given(RECORDS)
-def test_what_is_packed_is_unpacked(rows: list[Row]) -> None:
+def test_unpacking_reverses_packing(rows: list[Row]) -> None:
     packed = b"".join(answered.pack(name, [*six, *four], seconds) for name, four, six, seconds in rows)
     expected = [(name, [*four, *six], min(seconds, learning.MAX_TTL_SECONDS)) for name, four, six, seconds in rows]
     assert list(answered.unpack(packed)) == expected
@@ -34,7 +34,7 @@ def test_what_is_packed_is_unpacked(rows: list[Row]) -> None:
 
 @pytest.mark.parametrize(("four", "six"), [(31, 8), (16_383, 0), (0, 4095), (8000, 2000)])
 def test_all_addresses_of_an_answer_arrive(four: int, six: int) -> None:
-    """Up to what a DNS message can hold, with a name of the greatest length, in one packet."""
+    """As many as a DNS message can hold, with a name of the maximum length, in one packet."""
     name = names.Name((b"\x3f" + b"n" * 63) * 3 + b"\x3d" + b"n" * 61 + b"\0")
     addresses = [*(n.to_bytes(4) for n in range(four)), *(n.to_bytes(16) for n in range(six))]
     record = answered.pack(name, addresses, 1 << 40)
@@ -47,8 +47,8 @@ def test_all_addresses_of_an_answer_arrive(four: int, six: int) -> None:
     ours.close()
 
 
-def test_more_than_a_message_can_hold_is_no_answer() -> None:
-    with pytest.raises(ValueError, match="more than an answer can hold"):
+def test_more_addresses_than_a_message_can_hold_are_refused() -> None:
+    with pytest.raises(ValueError, match="do not fit into a DNS message"):
         answered.pack(names.ROOT, [bytes(4)] * 16_384, 60)
 
 
@@ -67,7 +67,7 @@ def test_records_are_gathered_in_packets_that_fit(rows: list[tuple[names.Name, i
 
 
 @given(RECORDS, st.data())
-def test_what_is_cut_short_is_refused(rows: list[Row], data: st.DataObject) -> None:
+def test_truncated_records_are_refused(rows: list[Row], data: st.DataObject) -> None:
     packed = b"".join(answered.pack(name, [*four, *six], seconds) for name, four, six, seconds in rows)
     ends = {0}
     for name, four, six, seconds in rows:
@@ -76,13 +76,13 @@ def test_what_is_cut_short_is_refused(rows: list[Row], data: st.DataObject) -> N
     if cut in ends:
         list(answered.unpack(packed[:cut]))
     else:
-        with pytest.raises(ValueError, match="cut short"):
+        with pytest.raises(ValueError, match="truncated"):
             list(answered.unpack(packed[:cut]))
 
 
 @given(RECORDS.filter(bool), st.data())
 def test_records_with_octets_changed_are_unpacked_or_refused(rows: list[Row], data: st.DataObject) -> None:
-    """What begins as valid records, with some octets changed, put in or taken out."""
+    """Valid records in which some octets were changed, inserted or removed."""
     octets = bytearray(b"".join(answered.pack(name, [*four, *six], seconds) for name, four, six, seconds in rows))
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(octets) - 1))
@@ -112,7 +112,7 @@ STEPS = st.lists(st.tuples(st.sampled_from(["add", "remove", "set"]), st.lists(s
 
 
 @given(STEPS)
-def test_the_page_never_misses_an_address_and_forgets_those_that_went(
+def test_the_page_has_every_marked_address_and_no_longer_the_removed_ones(
     pages: tuple[Marks, Marks], steps: list[tuple[str, list[int]]]
 ) -> None:
     ours, theirs = pages
@@ -140,7 +140,7 @@ def test_a_worker_cannot_write_the_page(pages: tuple[Marks, Marks]) -> None:
         pages[1].add(bytes(4))
 
 
-def test_nobody_can_cut_the_page_short_and_a_worker_can_write_it_by_no_way() -> None:
+def test_the_page_cannot_be_truncated_and_a_worker_cannot_make_it_writable() -> None:
     fd = Marks.make()
     reading = Marks.for_reading(fd)
     size = Marks.BITS // 8

@@ -1,4 +1,4 @@
-"""A child of the supervisor whose part the test plays."""
+"""A child of the supervisor that the test controls."""
 
 import asyncio
 import socket
@@ -13,18 +13,18 @@ from embargo.daemon.resolve.orders import ORDERS
 
 
 class Scripted(Child):
-    """A child whose part the test plays."""
+    """A child without a process: the test sends and receives at its end of the channel (`theirs`) and decides when it ends."""
 
-    def __init__(self, root: Path, news: Callable[[Child, Events], None] | None = None) -> None:
-        self.heard: list[Events] = []
-        super().__init__("resolver 0", "", ORDERS, news or (lambda child, events: self.heard.append(events)), str(root))
+    def __init__(self, root: Path, on_events: Callable[[Child, Events], None] | None = None) -> None:
+        self.events: list[Events] = []
+        super().__init__("resolver 0", "", ORDERS, on_events or (lambda child, events: self.events.append(events)), str(root))
         self.killed = asyncio.Event()
         self.theirs: socket.socket
 
     async def start(self) -> None:
         ours, self.theirs = channel.pair(self._accepts)
         self.account = Account(self._page)
-        self.adopt(ours, self.account)
+        self.attach(ours, self.account)
 
     async def _reap(self) -> None:
         await self.killed.wait()
@@ -34,5 +34,5 @@ class Scripted(Child):
         self.killed.set()
 
     async def ends(self) -> int:
-        """Its exit status, soon."""
+        """Wait for its end, five seconds at most; its exit status."""
         return await asyncio.wait_for(self.wait(), 5.0)

@@ -101,7 +101,7 @@ class DropLog:
             line = note(key, partial(self._members, record, now), now, wall)
             if line is not None:
                 self._outbox.add(line)
-        self._outbox.noted(self._folder.noted)
+        self._outbox.set_noted(self._folder.noted)
 
     def _members(self, record: Record, now: float) -> str:
         outward, decision = self._decision(record, now)

@@ -1,6 +1,6 @@
-"""How the processes begin and speak to each other; nothing here knows a policy or a protocol of the network."""
+"""How the processes are started and exchange messages; nothing here knows a policy or a network protocol."""
 
-#: the module whose `main` is the process, by the name that its unit has
+#: process name, as in its systemd unit → module whose `main` runs as that process
 MODULES = {
     "resolver": "embargo.daemon.resolve.resolver",
     "guardian": "embargo.daemon.guard.guardian",

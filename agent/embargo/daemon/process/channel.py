@@ -1,9 +1,9 @@
-"""What processes say to each other: one record per packet of a Unix socket pair, descriptors beside it.
+"""Messages between two processes: one record per packet of a Unix socket pair, with file descriptors as ancillary data.
 
-SOCK_SEQPACKET keeps packets whole and in order, so there is no framing to get wrong. A record is JSON, but for the two that
-are too many for it: event lines and answered addresses, which are packed. A record larger than a packet (many hosts, many
-networks) travels as a sealed file in memory, whose descriptor is the last one beside the mark. The receiver says which
-records it accepts, and how large one in memory may be: a resolver reads what strangers send, so what it says is not believed.
+SOCK_SEQPACKET keeps packets whole and in order, so no framing is needed. Records are JSON, except the two frequent ones, event
+lines and answered addresses, which are packed. A record larger than a packet (many hosts, many networks) is sent as a sealed
+memory file: the packet is a marker, and the file's descriptor is the last one sent with it. The receiver declares which records
+it accepts and how large one in memory may be, because the sender may be a resolver that an attacker has taken over.
 """
 
 import array
@@ -22,29 +22,29 @@ from embargo.errors import EmbargoError
 from embargo.records import RecordError
 
 MAX_PACKET = 120_000  # octets: below the default send buffer, so a packet always fits
-MAX_MESSAGE = 256 << 20  # octets of a message in memory: an order
-MAX_ANSWER = 1 << 20  # of one that answers an order: thousands of upstreams
-MAX_ATTEMPTS = 1 << 32  # that one message tells of: an hour of what a flood can be
+MAX_MESSAGE = 256 << 20  # octets of an order in memory
+MAX_ANSWER = 1 << 20  # octets of an answer in memory: enough for the counts of thousands of upstreams
+MAX_ATTEMPTS = 1 << 32  # per message: an hour of a flood of a million queries a second
 MAX_FDS = 250  # SCM_MAX_FD is 253
-_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW  # nobody can change it any more
-_IN_MEMORY = b"@"  # what stands for the message when it is in the last descriptor
-_EVENTS, _ANSWERED = b"E", b"A"  # what stands before event lines and answered addresses; JSON begins with a brace
+_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW  # the content is final
+_IN_MEMORY = b"@"  # marker packet: the record is in the file of the last descriptor
+_EVENTS, _ANSWERED = b"E", b"A"  # first octet of the packed records; JSON begins with a brace
 
 
 class ChannelError(EmbargoError):
-    """What was received is not a record that is accepted here, or what is to be sent is too large."""
+    """A received packet is not a record that this channel accepts, or a record to be sent is too large."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The answer to an order that was not carried out; what was in force stays in force."""
+    """The answer to an order that failed: the process works as before."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Events:
-    """Event lines as they go into the log, the events lost before them, and how many attempts both stand for."""
+    """Lines for the event log, the number of events lost before them, and the number of attempts that both represent."""
 
     lines: bytes
     lost: int
@@ -53,19 +53,19 @@ class Events:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """Addresses that names were answered with, packed (`answered.pack`)."""
+    """Names with the addresses in their answers, packed (`answered.pack`)."""
 
     records: bytes
 
 
 class Received(NamedTuple):
-    record: Any  # of a kind that the channel accepts
-    number: int | None  # of the order that it is, or that it answers
-    fds: list[int]  # the receiver's to close
+    record: Any  # of a type that the channel accepts
+    number: int | None  # of an order, or of the order that an answer belongs to
+    fds: list[int]  # the receiver must close them
 
 
 def pair(accepts: Iterable[type] = ()) -> tuple["Channel", socket.socket]:
-    """A channel that accepts these records, and the other end's socket, to be inherited by a child."""
+    """A channel that accepts records of these types, and the socket of its other end, for a child to inherit."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     return Channel(ours, accepts), theirs
 
@@ -85,14 +85,16 @@ class Channel:
         self._sock.close()
 
     def shut(self) -> None:
-        """Receive what has arrived and then None; nothing more arrives."""
+        """Shut down receiving: packets that have already arrived can still be read, then `receive` returns None."""
         self._sock.shutdown(socket.SHUT_RD)
-        self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)  # clears a reset, which would hide what arrived before it
+        self._sock.getsockopt(
+            socket.SOL_SOCKET, socket.SO_ERROR
+        )  # clears ECONNRESET, which would hide packets that arrived earlier
 
     def send(self, record: Any, fds: Sequence[int] = (), number: int | None = None) -> None:
-        """Send one record. BlockingIOError when the other side does not read; OSError when it is gone.
+        """Send one record. BlockingIOError if the receiver does not read, OSError if it is gone, ChannelError if too large.
 
-        `number`: of the order that it is, or that it answers.
+        `number`: of an order, or of the order that an answer belongs to.
         """
         match record:
             case Events():
@@ -116,14 +118,14 @@ class Channel:
 
     def _send(self, data: bytes, fds: Sequence[int]) -> None:
         if len(fds) > MAX_FDS:
-            raise ChannelError(f"a message cannot carry {len(fds)} descriptors, {MAX_FDS} at most")
+            raise ChannelError(f"a message can carry {MAX_FDS} descriptors, not {len(fds)}")
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         self._sock.sendmsg([data], rights)
 
     def receive(self, in_memory: int = 0) -> Received | None:
-        """The next record; None when the other side is gone. ChannelError for what is no record accepted here.
+        """The next record; None when the other side is gone. ChannelError if it is not a record that this channel accepts.
 
-        `in_memory`: octets that a record beside the packet may have.
+        `in_memory`: limit for a record in a memory file, in octets; 0: none is accepted.
         """
         try:
             data, ancillary, flags, _ = self._sock.recvmsg(MAX_PACKET, socket.CMSG_SPACE(4 * MAX_FDS))
@@ -140,18 +142,18 @@ class Channel:
             return None
         try:
             if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-                raise ChannelError("a message was cut short")
+                raise ChannelError("a message is truncated")
             return Received(*self._read(data, fds, in_memory), fds)
         except BaseException:
             _close(fds)
             raise
 
     def _read(self, data: bytes, fds: list[int], in_memory: int) -> tuple[Any, int | None]:
-        """(record, number) of a packet; the descriptor of a record in memory is closed. ChannelError when it is none."""
+        """(record, number) of a packet; closes the descriptor of a record in memory. ChannelError if there is none."""
         if data.startswith(_EVENTS) and Events.__name__ in self._accepts:
             lost, attempts, lines = int.from_bytes(data[1:9]), int.from_bytes(data[9:17]), data[17:]
             if not lost <= attempts <= MAX_ATTEMPTS or lines[-1:] not in (b"", b"\n"):
-                raise ChannelError("events that cannot be")
+                raise ChannelError("event lines with impossible counts or without a final newline")
             return Events(lines, lost, attempts), None
         if data.startswith(_ANSWERED) and Answered.__name__ in self._accepts:
             return Answered(data[1:]), None
@@ -167,21 +169,21 @@ class Channel:
             raise ChannelError("not JSON") from None
         number = value.pop("id", None) if isinstance(value, dict) else None
         if number is not None and type(number) is not int:
-            raise ChannelError("a number that is none")
+            raise ChannelError("an order number that is not an integer")
         try:
             record = records.untagged(self._accepts, value)
         except RecordError as error:
             raise ChannelError(str(error)) from None
-        if isinstance(record, Events | Answered):  # those are packed, never JSON
-            raise ChannelError("a record that is sent in another way")
+        if isinstance(record, Events | Answered):
+            raise ChannelError(f"{type(record).__name__} as JSON, although it must be packed")
         return record, number
 
 
 async def orders(channel: Channel) -> AsyncGenerator[Received, None]:
-    """The orders that arrive, until the other side is gone. Close it (`aclosing`), or the reader stays registered.
+    """The orders that arrive, until the other side is gone. Close the generator (`aclosing`) to unregister its reader.
 
-    An order that cannot be read, for instance because no descriptor was left for what came with it, ends it too: the process
-    exits, and the one that is started in its place gets everything again.
+    An unreadable order, for instance one whose descriptors exceed the limit of this process, also ends the generator: the
+    process exits, and its replacement is started with the complete state.
     """
     loop = asyncio.get_running_loop()
     inbox: asyncio.Queue[Received | None] = asyncio.Queue()
@@ -192,7 +194,7 @@ async def orders(channel: Channel) -> AsyncGenerator[Received, None]:
         except BlockingIOError:
             return
         except ChannelError as error:
-            print(f"an order cannot be read, so this process ends: {error}", file=sys.stderr)
+            print(f"exiting, because an order cannot be read: {error}", file=sys.stderr)
             received = None
         if received is None:
             loop.remove_reader(channel.fileno())
@@ -208,9 +210,9 @@ async def orders(channel: Channel) -> AsyncGenerator[Received, None]:
 
 
 def _memory(data: bytes) -> int:
-    """A file in memory with this content that nobody can change any more."""
+    """The descriptor of a sealed memory file with this content."""
     if len(data) > MAX_MESSAGE:
-        raise ChannelError(f"a message of {len(data)} octets is too large")
+        raise ChannelError(f"a message of {len(data)} octets exceeds the limit of {MAX_MESSAGE}")
     fd = os.memfd_create("embargo-message", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with open(fd, "wb", closefd=False) as file:
         file.write(data)
@@ -219,7 +221,7 @@ def _memory(data: bytes) -> int:
 
 
 def _content(fd: int, limit: int) -> bytes:
-    """Whatever else it was, a pipe say, reading it might never end."""
+    """The content of a sealed memory file. Anything else is refused: reading from a pipe, for instance, might never end."""
     try:
         seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
     except OSError:
@@ -228,7 +230,7 @@ def _content(fd: int, limit: int) -> bytes:
         raise ChannelError("a message in memory is not sealed")
     size = os.fstat(fd).st_size
     if size > limit:
-        raise ChannelError(f"a message of {size} octets is too large")
+        raise ChannelError(f"a message of {size} octets exceeds the limit of {limit}")
     return os.pread(fd, size, 0)
 
 

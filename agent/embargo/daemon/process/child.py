@@ -1,8 +1,8 @@
-"""A process of ours at the other end of a channel: started, asked, told, and seen to end.
+"""A child process at the other end of a channel: starts it, gives it orders, receives its events, and notices its end.
 
-Orders carry a number that comes back in the answer; everything else that arrives is news. A reaper notices the end of the
-process whether or not anything waits for it. Children are sessions of their own: Ctrl-C is for the supervisor, which stops
-them in order.
+An order carries a number, which its answer repeats; all other messages are events. A reaper task notices the end of the process
+whether or not anything waits for it. Each child has its own session, so that Ctrl-C reaches only the supervisor, which stops
+its children in order.
 """
 
 import asyncio
@@ -22,40 +22,41 @@ from embargo.records import Answer, Done, Order, answer_of
 
 log = logging.getLogger(__name__)
 
-ANSWER = 10.0  # seconds for an ordinary answer
-MAX_COUNTS = 10_000  # kept of what has begun anew: there are some hundred
-AT_ONCE = 16  # messages of one child before everything else has its turn
+ANSWER_SECONDS = 10.0  # for an ordinary answer
+MAX_COUNTS = 10_000  # kept from earlier runs; there are a few hundred
+MESSAGES_PER_TURN = 16  # read from one child before other tasks run
 
-News = Callable[["Child", Events], None]
+OnEvents = Callable[["Child", Events], None]
 
 
 class ChildError(EmbargoError):
-    """The child could not do what it was asked."""
+    """An order was not carried out."""
 
 
 class ChildGone(ChildError):
-    """There is no child to ask, or it ended while it was asked."""
+    """The child is not running, or ended before it answered."""
 
 
 class ChildSilent(ChildError):
-    """The child lives and does not answer."""
+    """The child is running but does not answer."""
 
 
 class Counts:
-    """What a child has counted, by kind and name, in all its runs: a total that falls is taken for a new beginning."""
+    """Counters of a child, by kind and name, summed over all its runs: a counter that falls has started again from zero."""
 
     def __init__(self) -> None:
         self._before: Counter[tuple[str, str]] = Counter()
         self._now: Counter[tuple[str, str]] = Counter()
 
     def update(self, counts: Mapping[tuple[str, str], int]) -> None:
-        """What it says now; nothing at the start of a run. One that fell begins anew, as an upstream's under other settings."""
+        """Take the current counters; none at the start of a run. One falls when its owner is replaced, such as an upstream."""
         for key, count in self._now.items():
             if count > counts.get(key, 0) and (key in self._before or len(self._before) < MAX_COUNTS):
                 self._before[key] += count
         self._now = Counter(counts)
 
     def of(self, kind: str) -> Counter[str]:
+        """The totals of one kind, by name."""
         found: Counter[str] = Counter()
         for counts in (self._before, self._now):
             found.update({name: count for (kind_, name), count in counts.items() if kind_ == kind})
@@ -63,13 +64,15 @@ class Counts:
 
 
 class Child:
-    def __init__(self, name: str, process: str, orders: Iterable[type], news: News, ledgers: str, spawn: Spawn = HERE) -> None:
-        """`process`: which of `process.MODULES`; `orders`: what it can be asked; `ledgers`: the directory of its ledger."""
+    def __init__(
+        self, name: str, process: str, orders: Iterable[type], on_events: OnEvents, ledgers: str, spawn: Spawn = HERE
+    ) -> None:
+        """`process`: a key of `process.MODULES`; `orders`: the types that it takes; `ledgers`: the directory of its ledger."""
         self.name = name
         self._module, self._spawn = process, spawn
         self._answered_by = {order: answer_of(order) for order in orders}
         self._accepts = (Events, Failed, *self._answered_by.values())
-        self._news = news
+        self._on_events = on_events
         self._channel: Channel | None = None
         self._process: Process | None = None
         self._answers: dict[int, tuple[type, asyncio.Future[Any]]] = {}
@@ -86,7 +89,7 @@ class Child:
 
     @property
     def uid(self) -> int:
-        """Whom it runs as at its start."""
+        """The user id that the process started with."""
         return self._process.uid if self._process is not None else os.geteuid()
 
     @property
@@ -94,7 +97,7 @@ class Child:
         return self._channel is not None
 
     async def start(self) -> None:
-        """Start the process; ChildError when that cannot be. The answer to the first question tells whether it lives."""
+        """Start the process. ChildError if that fails. Whether the child works is known from its answer to the first order."""
         try:
             with contextlib.ExitStack() as undo:
                 account = Account(self._page)
@@ -106,10 +109,10 @@ class Child:
                 undo.pop_all()
         except OSError as error:
             raise ChildError(f"{self.name} cannot be started: {said(error)}") from None
-        self.adopt(ours, account)
+        self.attach(ours, account)
 
-    def adopt(self, ours: Channel, account: Account) -> None:
-        """Listen to this channel from now on, and keep this account of what is written."""
+    def attach(self, ours: Channel, account: Account) -> None:
+        """Receive from this channel from now on, and count written attempts in this account."""
         self.counts.update({})
         ours.setblocking(False)
         self._channel, self._account = ours, account
@@ -121,16 +124,16 @@ class Child:
         self._finish(await self._process.wait())
 
     async def wait(self) -> int:
-        """The exit status, when it has ended and the last of its news is read."""
+        """Wait until the process has ended and its last events are read; the exit status."""
         if self._reaper is not None:
             await asyncio.wait([self._reaper])
         return self._status
 
     def _finish(self, status: int) -> None:
-        """It has ended: take what it said last, and let nobody wait for it any longer."""
+        """The process has ended: read its last messages and fail the orders that are not answered."""
         self._status = status
         try:
-            self._take_the_rest()
+            self._read_remaining()
         finally:
             if self._channel is not None:
                 asyncio.get_running_loop().remove_reader(self._channel.fileno())
@@ -141,12 +144,12 @@ class Child:
                 self._account = None
             for _, answer in self._answers.values():
                 if not answer.done():
-                    answer.set_exception(ChildGone(f"{self.name} ended"))
+                    answer.set_exception(ChildGone(f"{self.name} has ended"))
             self._answers.clear()
 
-    def _take_the_rest(self) -> None:
+    def _read_remaining(self) -> None:
         if self._channel is not None:
-            self._channel.shut()  # a process that it left behind may have the other end, and go on
+            self._channel.shut()  # a descendant may still hold the other end and keep sending
             with contextlib.suppress(BlockingIOError):
                 while self._take_one():
                     pass
@@ -154,18 +157,18 @@ class Child:
             self._log(Events(b"", lost, lost))
 
     def _readable(self) -> None:
-        """Take what is there, some of it at once."""
+        """Read messages, a limited number per turn of the event loop."""
         assert self._channel is not None
         try:
-            for _ in range(AT_ONCE):
+            for _ in range(MESSAGES_PER_TURN):
                 if not self._take_one():
-                    asyncio.get_running_loop().remove_reader(self._channel.fileno())  # `_finish` sees the rest
+                    asyncio.get_running_loop().remove_reader(self._channel.fileno())  # `_finish` reads the rest
                     return
         except BlockingIOError:
             return
 
     def _take_one(self) -> bool:
-        """Take a message; False when there will be none. BlockingIOError when there is none yet."""
+        """Read one message; False if no more will come. BlockingIOError if there is none yet."""
         assert self._channel is not None
         try:
             received = self._channel.receive(channel.MAX_ANSWER if self._answers else 0)
@@ -179,14 +182,14 @@ class Child:
         return received is not None and self._take(received)
 
     def _take(self, received: Received) -> bool:
-        """News, or the answer to an order; False when it is neither, and the child is killed for it."""
+        """Handle events or an answer; False for anything else, for which the child is killed."""
         for fd in received.fds:
             os.close(fd)
         if isinstance(received.record, Events):
             self._log(received.record)
             return True
         kind, answer = self._answers.pop(received.number or 0, (None, None))
-        if answer is None or answer.done():  # the order was given up
+        if answer is None or answer.done():  # nothing waits for this answer any more
             return True
         if isinstance(received.record, Failed):
             answer.set_exception(ChildError(f"{self.name}: {received.record.reason}"))
@@ -194,17 +197,17 @@ class Child:
             answer.set_result(received.record)
         else:
             answer.set_exception(ChildError(f"{self.name} broke the protocol"))
-            self.kill_for(f"{type(received.record).__name__} answers no order that was given")
+            self.kill_for(f"{type(received.record).__name__} is not the answer to its order")
             return False
         return True
 
     def _log(self, events: Events) -> None:
-        self._news(self, events)
+        self._on_events(self, events)
         if self._account is not None:
-            self._account.wrote(events.attempts)
+            self._account.add_written(events.attempts)
 
-    async def ask(self, order: Order[Answer], fds: Sequence[int] = (), seconds: float = ANSWER) -> Answer:
-        """Give an order and wait for its answer. ChildError when there is none, or the order was not carried out."""
+    async def ask(self, order: Order[Answer], fds: Sequence[int] = (), seconds: float = ANSWER_SECONDS) -> Answer:
+        """Give an order and wait for its answer. ChildError if the order fails or is not answered in time."""
         self._number += 1
         number = self._number
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
@@ -223,27 +226,27 @@ class Child:
                 raise ChildGone(f"{self.name} is not running")
             try:
                 self._channel.send(order, fds, number)
-            except BlockingIOError:  # it has not read the last ones yet
+            except BlockingIOError:  # its queue is full
                 await asyncio.sleep(0.01)
             except ConnectionError as error:
-                raise ChildGone(f"{self.name} is gone: {error.strerror}") from None
-            except OSError as error:  # of ours: no descriptor is left, or no memory; it lives, and goes on as it was
-                raise ChildError(f"{self.name} cannot be told: {error.strerror}") from None
+                raise ChildGone(f"{self.name} has ended: {error.strerror}") from None
+            except OSError as error:  # here, not in the child: no descriptor or memory left; the child works as before
+                raise ChildError(f"an order cannot be sent to {self.name}: {error.strerror}") from None
             except ChannelError as error:
                 raise ChildError(f"{self.name}: {error}") from None
             else:
                 return
-        raise ChildSilent(f"{self.name} does not read")
+        raise ChildSilent(f"{self.name} does not read its orders")
 
     def tell(self, order: Order[Done]) -> None:
-        """Give an order without waiting for its answer; lost when the child is gone or does not read."""
+        """Give an order without waiting for its answer. It is lost if the child has ended or does not read."""
         if self._channel is not None:
             with contextlib.suppress(OSError):
                 self._channel.send(order)
 
     async def stop(self, order: Order[Done], seconds: float = 5.0) -> bool:
-        """Ask it to end by this order, and end it if it does not. Whether the order was carried out."""
-        reaper = self._reaper  # of this run: a keeper may start the next one at once
+        """Order the child to end, and kill it if it does not within `seconds`. Returns whether it carried the order out."""
+        reaper = self._reaper  # of this run: a keeper may start the next one immediately
         if reaper is None or not self.running:
             return False
         done = False
@@ -252,16 +255,16 @@ class Child:
             done = True
         ended, _ = await asyncio.wait([reaper], timeout=seconds)
         if not ended:
-            log.error("%s does not end; it is killed", self.name)
+            log.error("%s does not end when ordered to; killing it", self.name)
             self.kill()
             ended, _ = await asyncio.wait([reaper], timeout=seconds)
             if not ended:
-                log.critical("%s does not end although it was killed", self.name)
+                log.critical("%s was killed but has not ended", self.name)
         return done
 
     def kill_for(self, fault: str) -> None:
-        """The child broke the protocol: assume that it is compromised, and kill it."""
-        log.error("%s broke the protocol and is killed: %s", self.name, fault)
+        """Kill the child because it broke the protocol: assume that it is compromised."""
+        log.error("%s broke the protocol (%s); killing it", self.name, fault)
         self.kill()
 
     def kill(self) -> None:

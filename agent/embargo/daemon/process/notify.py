@@ -1,7 +1,7 @@
-"""What systemd is told and keeps for us: readiness and state (sd_notify(3)), and descriptors over a restart.
+"""Communication with systemd: readiness and state (sd_notify(3)), and file descriptors that survive a restart.
 
-What we listen with is given to its fd store, where it outlives us: what arrives while nobody runs waits in the sockets.
-Without systemd all of it does nothing.
+Listening sockets are put into systemd's fd store, so that queries wait in them while the agent restarts. Without systemd,
+nothing here has any effect.
 """
 
 import array
@@ -13,12 +13,12 @@ import subprocess
 from collections.abc import Sequence
 
 FIRST = 3  # SD_LISTEN_FDS_START
-AT_ONCE = 200  # descriptors in one message; SCM_MAX_FD is 253
-ASKING = 2.0  # seconds for systemd to say what it is about
+MAX_FDS = 200  # descriptors in one message; SCM_MAX_FD is 253
+SYSTEMCTL_SECONDS = 2.0  # for systemctl to answer
 
 
 def notify(state: str, fds: Sequence[int] = ()) -> None:
-    """Tell the service manager. An error is nobody's business: without it the service manager times out and says so."""
+    """Send a state to the service manager. Errors are ignored: without the message, it times out and logs that itself."""
     path = os.environ.get("NOTIFY_SOCKET", "")
     if not path:
         return
@@ -28,25 +28,25 @@ def notify(state: str, fds: Sequence[int] = ()) -> None:
 
 
 def watchdog() -> float:
-    """Seconds within which systemd wants to hear that all is well; 0 when it does not."""
+    """The watchdog interval that systemd expects, in seconds (sd_watchdog_enabled(3)); 0 without one."""
     pid, microseconds = os.environ.get("WATCHDOG_PID", ""), os.environ.get("WATCHDOG_USEC", "")
     return int(microseconds) / 1e6 if microseconds.isdecimal() and pid in ("", str(os.getpid())) else 0.0
 
 
 def store(name: str, fds: Sequence[int]) -> None:
-    """Have these kept under this name, and nothing else. FDPOLL=0: a TCP socket with an error is kept too."""
+    """Store these descriptors under this name, in place of those stored under it. FDPOLL=0 keeps TCP sockets with errors."""
     notify(f"FDSTOREREMOVE=1\nFDNAME={name}")
-    for start in range(0, len(fds), AT_ONCE):
-        notify(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", fds[start : start + AT_ONCE])
+    for start in range(0, len(fds), MAX_FDS):
+        notify(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", fds[start : start + MAX_FDS])
 
 
 def stored_name(*parts: object) -> str:
-    """A name that systemd takes: no colon, 255 octets at most."""
+    """A name that the fd store accepts: no colon, 255 octets at most."""
     return re.sub(r"[^A-Za-z0-9.%-]", ".", "-".join(map(str, parts)))[:255]
 
 
 def inherited() -> list[tuple[str, int]]:
-    """(name, descriptor) of what systemd kept, or opened for us (sd_listen_fds(3)). To be asked once: then they are taken."""
+    """(name, descriptor) of all that systemd stored, or opened for a socket unit (sd_listen_fds(3)). Later calls: none."""
     taken = {name: os.environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")}
     if taken["LISTEN_PID"] != str(os.getpid()) or not taken["LISTEN_FDS"].isdecimal():
         return []
@@ -58,24 +58,24 @@ def inherited() -> list[tuple[str, int]]:
 
 
 def restarting() -> bool:
-    """Is systemd about to start us again? Then nothing is taken away that the next run would put there again."""
-    if not looked_after():
+    """Whether systemd is about to start the agent again. Then the rules stay, since the next run would only add them again."""
+    if not managed():
         return False
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         unit = _unit()
         command = ["systemctl", "list-jobs", "--plain", "--no-legend", "--no-pager"]
-        jobs = subprocess.run(command, capture_output=True, text=True, timeout=ASKING, check=False).stdout
+        jobs = subprocess.run(command, capture_output=True, text=True, timeout=SYSTEMCTL_SECONDS, check=False).stdout
         return any(line.split()[1:3] == [unit, "restart"] for line in jobs.splitlines())
     return False
 
 
-def looked_after() -> bool:
-    """Is there somebody who starts us again?"""
+def managed() -> bool:
+    """Whether a service manager started the agent, and restarts it after a failure."""
     return bool(os.environ.get("NOTIFY_SOCKET"))
 
 
 def _unit() -> str:
-    """Our unit, from the cgroup: `0::/system.slice/embargo.service`."""
+    """The unit of this process, from its cgroup: `0::/system.slice/embargo.service`."""
     with open("/proc/self/cgroup", encoding="utf-8") as file:
         found = re.findall(r"/([^/\n]+\.service)", file.read())
     return found[-1] if found else "embargo.service"

@@ -1,8 +1,8 @@
-"""Event lines on their way to the supervisor: gathered for a moment, sent together, counted as lost beyond a bound.
+"""Event lines on their way to the supervisor: gathered for a moment, sent together, counted as lost beyond a limit.
 
-The ledger is a page that a child writes: how many attempts it has noted. The supervisor's account of it tells how many of them
-were written. What a killed process had noted and not handed over is the difference, so it is counted although nobody can tell
-it any more. Both are files: of a supervisor that is killed, the next one reads what was never written.
+The ledger is a memory page in which a child counts the attempts that it has noted. The account is the supervisor's count of
+those that were written to the event log. The difference is what a killed child had not handed over, so these attempts are
+counted as lost. Both counts are files, so that they survive the supervisor too: the next one reads them at its start.
 """
 
 import asyncio
@@ -12,33 +12,33 @@ import os
 import struct
 from collections.abc import Callable
 
-FLUSH = 0.1  # seconds a line may wait for others
-FULL = 0.003  # seconds until the next try when the channel is full: in a flood the supervisor empties it in less
-MAX_HELD = 4 << 20  # octets held while the supervisor does not read
-MESSAGE = 100_000  # octets of lines in one packet
+FLUSH_SECONDS = 0.1  # that a line may wait for others
+RETRY_SECONDS = 0.003  # until the next attempt when the channel is full; in a flood the supervisor empties it in less
+MAX_HELD_OCTETS = 4 << 20  # while the supervisor does not read
+MAX_PACKET_OCTETS = 100_000  # of lines in one packet
 
-MAX_MISSING = 1 << 32  # attempts of one child that nobody has told of: a page that says more is damaged
+MAX_MISSING = 1 << 32  # attempts of one child; a larger difference means that a count is damaged
 
 _COUNT = struct.Struct("=Q")
-_WRITTEN = ".written"  # the account beside the page
+_WRITTEN = ".written"  # suffix of the account's file, beside the ledger's
 
 
 class Ledger:
-    """The child's end."""
+    """The child's count of the attempts that it has noted."""
 
     def __init__(self, fd: int) -> None:
         self._page = mmap.mmap(fd, mmap.PAGESIZE)
 
     @staticmethod
     def make(path: str = "") -> int:
-        """The descriptor of a new page: a file, or where none can be had, memory that ends with us."""
+        """The descriptor of a new page: a file, or if none can be created, memory that lasts as long as this process."""
         if path:
             with contextlib.suppress(OSError):
                 with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)  # not cut short: an older page may still be mapped
+                    os.unlink(path)  # not truncated: an older child may still have it mapped
                 fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
                 try:
-                    os.posix_fallocate(fd, 0, mmap.PAGESIZE)  # a disk that fills later must not end who writes here
+                    os.posix_fallocate(fd, 0, mmap.PAGESIZE)  # now, so that a full disk cannot raise SIGBUS in the writer
                 except OSError:
                     os.close(fd)
                     os.unlink(path)
@@ -50,7 +50,7 @@ class Ledger:
 
     @property
     def noted(self) -> memoryview:
-        """The number of attempts noted, for whoever counts faster than by `write`."""
+        """The counter in the page itself, for the compiled code, which increments it directly."""
         return memoryview(self._page)[:8].cast("Q")
 
     def write(self, noted: int) -> None:
@@ -58,14 +58,14 @@ class Ledger:
 
 
 class Account:
-    """The supervisor's end.
+    """The supervisor's count of the attempts that were written to the event log, and its view of the child's ledger.
 
-    A child that is taken over may write anything into its page, and cut it short: the page is read and never mapped, which
-    would be our end, and the child has no descriptor of the file in which the rest stands.
+    A compromised child may write anything into its page and truncate it. So the supervisor reads the page instead of mapping
+    it, which could raise SIGBUS, and the child has no descriptor of the account's file.
     """
 
     def __init__(self, path: str) -> None:
-        self.page = Ledger.make(path)  # first: an old page with a new account would tell of attempts that were written
+        self.page = Ledger.make(path)  # first: an old page beside a new account would make written attempts look missing
         try:
             self._file = Ledger.make(path + _WRITTEN)
         except OSError:
@@ -73,14 +73,14 @@ class Account:
             raise
         self._written = 0
 
-    def wrote(self, attempts: int) -> None:
-        """So many more are written, or counted as lost."""
+    def add_written(self, attempts: int) -> None:
+        """Add attempts that were written to the event log, or already counted as lost."""
         self._written += attempts
         with contextlib.suppress(OSError):
             os.pwrite(self._file, _COUNT.pack(self._written), 0)
 
     def missing(self) -> int:
-        """Attempts noted and not written."""
+        """The number of attempts noted but not written."""
         return _missing(os.pread(self.page, _COUNT.size, 0), _COUNT.pack(self._written))
 
     def close(self) -> None:
@@ -88,8 +88,8 @@ class Account:
         os.close(self._file)
 
     @staticmethod
-    def unwritten(directory: str) -> int:
-        """Attempts that were noted below this directory in an earlier run and never written. To be asked once."""
+    def take_unwritten(directory: str) -> int:
+        """The number of attempts that earlier processes noted and never wrote. Removes the files in the directory."""
         found = 0
         paths = [f"{directory}/{name}" for name in os.listdir(directory)]
         for path in paths:
@@ -108,7 +108,7 @@ def _start(path: str) -> bytes:
 
 
 def _missing(noted: bytes, written: bytes) -> int:
-    """The difference, as far as it can be; a page or an account that is cut short tells nothing."""
+    """The difference within its bounds; 0 if one of the counts is truncated."""
     if len(noted) < _COUNT.size or len(written) < _COUNT.size:
         return 0
     missing: int = _COUNT.unpack(noted)[0] - _COUNT.unpack(written)[0]
@@ -116,45 +116,48 @@ def _missing(noted: bytes, written: bytes) -> int:
 
 
 class Outbox:
-    """`send` sends lines, a number of lost events and for how many attempts all of it stands; did the channel take them?"""
+    """`send(lines, lost, attempts)` sends lines, the number of lost events, and the number of attempts that both represent;
+    it returns whether the channel took them. `ledger`: where attempts are counted, if anywhere.
+    """
 
     def __init__(self, send: Callable[[bytes, int, int], bool], ledger: Ledger | None) -> None:
         self._send = send
         self._ledger = ledger
         self._loop = asyncio.get_running_loop()
         self._lines: list[bytes] = []
-        self._counts: list[int] = []  # attempts that each line tells of
+        self._counts: list[int] = []  # attempts per line
         self._held = 0
         self._lost = 0
         self._timer: asyncio.TimerHandle | None = None
         self.page = ledger.noted if ledger is not None else memoryview(bytearray(8)).cast("Q")
 
-    def noted(self, attempts: int) -> None:
-        """So many attempts have been noted in all."""
+    def set_noted(self, attempts: int) -> None:
+        """Write the total number of attempts noted so far into the ledger."""
         if self._ledger is not None:
             self._ledger.write(attempts)
 
     def add(self, line: bytes, count: int = 1) -> None:
-        if self._held + len(line) > MAX_HELD:
+        """Queue a line that represents `count` attempts; beyond the limit they are counted as lost."""
+        if self._held + len(line) > MAX_HELD_OCTETS:
             self._lost += count
             return
         self._lines.append(line)
         self._counts.append(count)
         self._held += len(line)
         if self._timer is None:
-            self._timer = self._loop.call_later(FLUSH, self.flush)
+            self._timer = self._loop.call_later(FLUSH_SECONDS, self.flush)
 
     def flush(self) -> bool:
-        """Send what is held; False when some of it has to wait for the supervisor."""
+        """Send all queued lines. False if some must wait because the channel is full."""
         self._timer = None
         while self._lines or self._lost:
             taken, size = 0, 0
-            while taken < len(self._lines) and (not taken or size + len(self._lines[taken]) <= MESSAGE):
+            while taken < len(self._lines) and (not taken or size + len(self._lines[taken]) <= MAX_PACKET_OCTETS):
                 size += len(self._lines[taken])
                 taken += 1
             attempts = sum(self._counts[:taken]) + self._lost
             if not self._send(b"".join(self._lines[:taken]), self._lost, attempts):
-                self._timer = self._loop.call_later(FULL, self.flush)
+                self._timer = self._loop.call_later(RETRY_SECONDS, self.flush)
                 return False
             self._lost = 0
             self._held -= size
@@ -162,7 +165,7 @@ class Outbox:
         return True
 
     async def empty(self, seconds: float) -> None:
-        """Send all that is held, for at most so long."""
+        """Send all queued lines, retrying for `seconds` at most."""
         deadline = self._loop.time() + seconds
         while not self.flush() and self._loop.time() < deadline:
             await asyncio.sleep(0.005)

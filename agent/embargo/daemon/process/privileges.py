@@ -1,4 +1,4 @@
-"""Giving up power: who a process is and which capabilities it keeps (capabilities(7))."""
+"""Dropping privileges: the user of a process, and the capabilities that it keeps (capabilities(7))."""
 
 import contextlib
 import ctypes
@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER, CAP_KILL, CAP_SETGID, CAP_SETUID = 0, 1, 2, 3, 5, 6, 7
 CAP_NET_BIND_SERVICE, CAP_NET_ADMIN, CAP_SYS_ADMIN = 10, 12, 21
 
-#: what the supervisor acts with: its files, its socket's group, its children, port 53
+#: effective in the supervisor: for its files, its socket's group, its children, port 53
 AT_HAND = (CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_KILL, CAP_NET_BIND_SERVICE)
-#: what it may pick up: its children are started with these, and give up what they do not need
+#: permitted only: children are started with these and drop those that they do not need
 IN_RESERVE = (CAP_DAC_READ_SEARCH, CAP_NET_ADMIN, CAP_SETGID, CAP_SETUID)
 _VERSION_3 = 0x20080522
 _PR_CAPBSET_DROP = 24
@@ -27,17 +27,17 @@ def _call(result: int, what: str) -> None:
 
 
 def effective() -> frozenset[int]:
-    """The capabilities in force in this process."""
+    """The effective capabilities of this process."""
     return _sets()[0]
 
 
 def permitted() -> frozenset[int]:
-    """The capabilities that this process may put in force."""
+    """The permitted capabilities of this process: those that it may make effective."""
     return _sets()[1]
 
 
 def _sets() -> tuple[frozenset[int], frozenset[int], frozenset[int]]:
-    """Effective, permitted, inheritable."""
+    """(effective, permitted, inheritable) capabilities. OSError."""
     header = struct.pack("<II", _VERSION_3, 0)
     data = ctypes.create_string_buffer(24)
     _call(_libc.capget(header, data), "capget")
@@ -57,20 +57,20 @@ def _set(effective_: Iterable[int], permitted_: Iterable[int], inheritable: Iter
 
 
 def settle() -> None:
-    """Act with what is AT_HAND, keep what is IN_RESERVE, give up the rest, for every process started from now on too.
+    """Make AT_HAND effective, keep IN_RESERVE permitted, and drop all others, also for processes started from now on.
 
-    Where we are not root, our children have what is ambient, which needs what is inheritable: both stay.
+    The ambient and inheritable sets stay: without root, children get their capabilities from the ambient set.
     """
     _, held, inheritable = _sets()
     kept = held & {*AT_HAND, *IN_RESERVE}
     for number in held - kept:
-        _libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0)  # without CAP_SETPCAP it was bounded by whoever started us
+        _libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0)  # fails without CAP_SETPCAP; then the service manager has set the bound
     _set(kept & set(AT_HAND), kept, kept & inheritable)
 
 
 @contextlib.contextmanager
 def raised(capability: int) -> Iterator[None]:
-    """Act with this one too, for a moment, if it may be had."""
+    """Make this capability effective within the context, if it is permitted."""
     before, held, inheritable = _sets()
     if capability in before or capability not in held:
         yield
@@ -84,7 +84,9 @@ def raised(capability: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def seeing_as(uid: int, gid: int, groups: Iterable[int]) -> Iterator[None]:
-    """Root reaches files as this user does, for a moment: with the user id go the capabilities that open everything."""
+    """Within the context, root has the file access of this user: changing the effective user id drops the capabilities that
+    override file permissions (capabilities(7)).
+    """
     before, own = os.getgroups(), os.getegid()
     try:
         os.setgroups([*groups])
@@ -98,22 +100,22 @@ def seeing_as(uid: int, gid: int, groups: Iterable[int]) -> Iterator[None]:
 
 
 def keep(capabilities: Sequence[int]) -> None:
-    """Keep these capabilities of those held, effective and permitted, and nothing else, now and through any exec."""
+    """Keep only these of the permitted capabilities, effective and permitted, also after an exec. OSError."""
     _, held, inheritable = _sets()
     kept = held & set(capabilities)
     _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-    if held or inheritable:  # capset may be forbidden where there is nothing to give up
+    if held or inheritable:  # a sandbox may forbid capset; it is not needed if there is nothing to drop
         _set(kept, kept, ())
     _call(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
 
 
-def shut_off() -> None:
-    """Let no other process of the same user look into this one or change it (ptrace(2), "access mode checking")."""
+def forbid_inspection() -> None:
+    """Forbid other processes of the same user to read or change this one (ptrace(2), "access mode checking"). OSError."""
     _call(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "not dumpable")
 
 
 def become(uid: int, gid: int) -> None:
-    """Run as this user and group, with no capability left."""
+    """Change to this user and group if CAP_SETUID allows it, and drop all capabilities. OSError."""
     if CAP_SETUID in effective():
         os.setgroups([])
         os.setresgid(gid, gid, gid)

@@ -1,7 +1,7 @@
-"""What a resolver and the guardian say to each other over the channel between them.
+"""Records on the channel between a resolver and the guardian.
 
-A resolver may be taken over: the guardian accepts these records and no others, and gives up a channel that brings anything
-else. Packed addresses are `answered.pack`'s; numbers tie an answer to its question.
+A resolver may be compromised: the guardian accepts only these records, and closes a channel on which anything else arrives.
+Packed addresses are encoded by `answered.pack`; an answer repeats the number of its question.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from embargo.lists.policy import Class
 
 @dataclass(frozen=True, slots=True)
 class Leads:
-    """A blocked name leads to these addresses, by the decision of this class, list and line."""
+    """A blocked name leads to these addresses; it was blocked by this line of this list, for this class."""
 
     packed: bytes
     class_: Class
@@ -23,7 +23,7 @@ class Leads:
 
 @dataclass(frozen=True, slots=True)
 class Free:
-    """An unblocked name was answered with blocked addresses: free them, then say Ready. The reply waits for it."""
+    """An unblocked name was answered with blocked addresses: free them, then send Ready. The client's reply waits for it."""
 
     number: int
     packed: bytes
@@ -31,7 +31,7 @@ class Free:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """Let these addresses of an allowed name go ahead of the block sets, each for so many seconds, then say Ready."""
+    """Accept packets to these addresses of an allowed name ahead of the block sets, each for its seconds, then send Ready."""
 
     number: int
     addresses: tuple[tuple[bytes, int], ...]
@@ -39,21 +39,21 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Flushed:
-    """Everything that was answered before Flush has been sent."""
+    """All addresses answered before Flush was received have been sent."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The guardian has done what Free or Pass asked for."""
+    """The guardian has carried out Free or Pass."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class Flush:
-    """The guardian is about to block an address: send every answer that is still held back, then say Flushed."""
+    """The guardian is about to block an address: send all answered addresses that are still queued, then Flushed."""
 
     number: int
 

@@ -1,7 +1,7 @@
-"""How a process of ours begins: started here, or by systemd in a unit of its own.
+"""Starting processes: as children of this one, or by systemd in a unit of their own.
 
-A unit of its own gives a process its user and its sandbox, so the agent needs no capability to give it one, nor to end a
-process of another user. `handover` is the other end of that.
+A separate unit sets the user and the sandbox of its process, so the agent needs no capability to do that, nor to kill a process
+of another user. `handover` is the program at the other end.
 """
 
 import asyncio
@@ -17,43 +17,43 @@ from typing import Protocol
 
 from embargo.daemon.process import MODULES
 
-START = 30.0  # seconds for systemd to start a unit: a machine that boots is slow
-KILLED = 2.0  # seconds for systemd to kill what a warden leaves
-_WORD = 64  # octets that the warden says at once
+START_SECONDS = 30.0  # for systemd to start a unit, even while the machine boots
+KILL_SECONDS = 2.0  # for systemd to kill the remaining processes of a unit whose warden has ended
+_MAX_MESSAGE = 64  # octets of a message of the warden
 
 
 class Process(Protocol):
-    """What was started; it has the descriptors that it was given, and no others of ours."""
+    """A started process. It has the descriptors that it was given, and no others of this process."""
 
     @property
     def pid(self) -> int: ...
 
     @property
     def uid(self) -> int:
-        """Whom it runs as, at its start."""
+        """The user id that it started with."""
         ...
 
     async def wait(self) -> int:
-        """Its exit status, when it has ended; the negative signal that ended it."""
+        """Wait for its end. Its exit status, or the negated number of the signal that killed it."""
         ...
 
     def kill(self) -> None:
-        """End it, whatever it does. Nothing happens when it has ended already."""
+        """Kill it. No effect if it has already ended."""
         ...
 
 
 class Spawn(Protocol):
-    """A way to begin processes."""
+    """A way to start processes."""
 
-    gives_user: bool  # has the process its user from the beginning, or is it us until it becomes somebody else?
+    gives_user: bool  # whether the process starts with its final user; otherwise with ours, and it changes by itself
 
     async def __call__(self, name: str, fds: Sequence[int]) -> Process:
-        """Run this process (`process.MODULES`); it finds the numbers of these descriptors in `sys.argv`. OSError."""
+        """Start this process (a key of `process.MODULES`) with these descriptors; their numbers are its `sys.argv`. OSError."""
         ...
 
 
 class Here:
-    """As a child of this process, in our sandbox."""
+    """Starts children of this process, in the same sandbox."""
 
     gives_user = False
 
@@ -81,7 +81,7 @@ class _Child:
 
 
 class Units:
-    """Each in a unit of its own: a connection to `directory/name` has systemd start that process's (Accept=yes)."""
+    """Has systemd start each process in a unit of its own, by connecting to the socket `directory/name` (Accept=yes)."""
 
     gives_user = True
 
@@ -102,12 +102,12 @@ class Units:
                     raise OSError(error.errno, error.strerror, path) from None
                 its_end.close()
                 its_life.close()
-                word = await _heard(leash, START)
-            found = re.fullmatch(rb"(\d{1,9}) (\d{1,10})", word)
-            if not found:
-                raise OSError(errno.ECHILD, f"systemd did not start it; see journalctl -u 'embargo-{name}@*'", path)
+                message = await _received(leash, START_SECONDS)
+            ids = re.fullmatch(rb"(\d{1,9}) (\d{1,10})", message)
+            if not ids:
+                raise OSError(errno.ECHILD, f"systemd did not start the process; see journalctl -u 'embargo-{name}@*'", path)
             undo.pop_all()
-        return _OnLeash(int(found[1]), int(found[2]), leash, life)
+        return _OnLeash(int(ids[1]), int(ids[2]), leash, life)
 
 
 def _pair(undo: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
@@ -117,17 +117,17 @@ def _pair(undo: contextlib.ExitStack) -> tuple[socket.socket, socket.socket]:
     return ours, theirs
 
 
-async def _heard(sock: socket.socket, seconds: float | None) -> bytes:
-    """What comes next; empty when nobody has the other end any more, or says nothing for so long."""
+async def _received(sock: socket.socket, seconds: float | None) -> bytes:
+    """The next message; empty if the other end is closed or sends nothing within `seconds`."""
     with contextlib.suppress(TimeoutError, ConnectionError):
-        return await asyncio.wait_for(asyncio.get_running_loop().sock_recv(sock, _WORD), seconds)
+        return await asyncio.wait_for(asyncio.get_running_loop().sock_recv(sock, _MAX_MESSAGE), seconds)
     return b""
 
 
 class _OnLeash:
-    """A process under a warden, whom the kernel kills when the leash is let go: by us, or because we have ended.
+    """A process under a warden, which the kernel kills when this end of the leash closes, also because this process has ended.
 
-    `life`: a socket whose other end the process holds, and whatever it leaves behind, so that their end is seen.
+    `life`: a socket whose other end is open in the process and its descendants; it closes when all of them have ended.
     """
 
     def __init__(self, pid: int, uid: int, leash: socket.socket, life: socket.socket) -> None:
@@ -137,9 +137,9 @@ class _OnLeash:
 
     async def wait(self) -> int:
         if self._status is None:
-            word = await _heard(self._leash, None)
-            await _heard(self._life, KILLED)
-            self._status = int(word) if re.fullmatch(rb"-?\d{1,3}", word) else -signal.SIGKILL
+            message = await _received(self._leash, None)
+            await _received(self._life, KILL_SECONDS)
+            self._status = int(message) if re.fullmatch(rb"-?\d{1,3}", message) else -signal.SIGKILL
             self._leash.close()
             self._life.close()
         return self._status

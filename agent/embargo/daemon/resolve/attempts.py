@@ -58,7 +58,7 @@ class Attempts:
         self.folder.noted += noted
         if records:
             self._outbox.add(lines, records)
-        self._outbox.noted(self.folder.noted)
+        self._outbox.set_noted(self.folder.noted)
 
     def note(self, pairs: Iterable[tuple[str, Attempt]], now: float, wall: float) -> None:
         """Count and log what these clients tried."""
@@ -76,7 +76,7 @@ class Attempts:
                 lines.append(line)
         if lines:
             self._outbox.add(b"".join(lines), len(lines))
-        self._outbox.noted(folder.noted)
+        self._outbox.set_noted(folder.noted)
 
     def _first(self, client: str, attempt: Attempt, now: float, wall: float) -> bytes:
         """The line of an attempt that this client did not make before, as far as the attempt knows."""

@@ -15,7 +15,7 @@ from embargo.daemon.host import endpoints
 from embargo.daemon.log.journal import Journal
 from embargo.daemon.process import notify, privileges
 from embargo.daemon.process.answered import Marks
-from embargo.daemon.process.child import Child, ChildError, News
+from embargo.daemon.process.child import Child, ChildError, OnEvents
 from embargo.daemon.resolve.orders import Meet
 from embargo.daemon.supervise import surroundings
 from embargo.daemon.supervise.generations import Generation
@@ -42,7 +42,7 @@ class Guarding:
     """`changing`: held while a generation is put in force, so that a guardian that starts anew gets a whole one."""
 
     def __init__(
-        self, in_force: InForce, workers: Workers, journal: Journal, changing: asyncio.Lock, news: News, ledgers: str,
+        self, in_force: InForce, workers: Workers, journal: Journal, changing: asyncio.Lock, on_events: OnEvents, ledgers: str,
         netlink_socket: socket.socket | None,
     ) -> None:  # fmt: skip
         self._in_force = in_force
@@ -52,7 +52,7 @@ class Guarding:
         self._marks = Marks.make()
         self._marks_to_read = Marks.for_reading(self._marks)
         self._rules_gone = False
-        self.child = Child("guardian", "guardian", orders.ORDERS, news, ledgers)
+        self.child = Child("guardian", "guardian", orders.ORDERS, on_events, ledgers)
         self._keeper = Keeper(
             self.child, self._begin_again,
             lambda status: journal.event({"event": "firewall", "what": "guardian restarted", "status": status}),

@@ -50,7 +50,7 @@ def take(settings: Config, ledgers: str, store: Store, journal: Journal) -> list
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # a full disk is emptied while we run
             hint = _way_in(error, "[log] events", (os.path.dirname(settings.log.events),))
             raise StartError(f"{error.filename}: {error.strerror}; {hint}") from None
-    journal.note_lost(Account.unwritten(ledgers))
+    journal.note_lost(Account.take_unwritten(ledgers))
     return held
 
 

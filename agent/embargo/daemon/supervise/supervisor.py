@@ -57,11 +57,11 @@ class Supervisor:
         self.journal = Journal(settings.log.events, settings.log.max_bytes, settings.log.keep)
         self.sockets = Sockets()
         self._ledgers = f"{settings.state.dir}/{LEDGERS}"
-        self.workers = Workers(self._in_force.for_resolver, self._news, self._introduce, self._ledgers, spawn)
+        self.workers = Workers(self._in_force.for_resolver, self._record_events, self._introduce, self._ledgers, spawn)
         netlink_socket = self._inherit()
         changing = asyncio.Lock()
         self.guarding = (
-            Guarding(self._in_force, self.workers, self.journal, changing, self._news, self._ledgers, netlink_socket)
+            Guarding(self._in_force, self.workers, self.journal, changing, self._record_events, self._ledgers, netlink_socket)
             if settings.firewall.enabled else None
         )  # fmt: skip
         self.pauses = Pauses(f"{settings.state.dir}/{watched.LOCAL}", self._loop.time)
@@ -156,7 +156,7 @@ class Supervisor:
 
     async def _back_off(self) -> None:
         """Wait before a failed start is told, the longer the oftener: systemd has a way of its own only from 254 on."""
-        pause = premises.pause(self.settings.state.runtime) if notify.looked_after() else 0.0
+        pause = premises.pause(self.settings.state.runtime) if notify.managed() else 0.0
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stop.wait(), pause)
 
@@ -360,9 +360,9 @@ class Supervisor:
         """What the guardian reports; None where there is none, or it does not answer."""
         return await self.guarding.stats() if self.guarding is not None else None
 
-    # ── news from the children ───────────────────────────────────────────────────────────────────────────────────────
+    # ── events of the children ───────────────────────────────────────────────────────────────────────────────────────
 
-    def _news(self, child: Child, events: Events) -> None:
+    def _record_events(self, child: Child, events: Events) -> None:
         if events.lost:
             self.journal.note_lost(events.lost)
         if events.lines:

@@ -16,9 +16,9 @@ from functools import partial
 from embargo.daemon.host.endpoints import Sockets
 from embargo.daemon.process import channel
 from embargo.daemon.process.channel import Channel
-from embargo.daemon.process.child import Child, ChildError, ChildGone, ChildSilent, News
+from embargo.daemon.process.child import Child, ChildError, ChildGone, ChildSilent, OnEvents
 from embargo.daemon.process.outbox import Account, Ledger
-from embargo.daemon.process.spawn import HERE, START, Spawn
+from embargo.daemon.process.spawn import HERE, START_SECONDS, Spawn
 from embargo.daemon.resolve import resolver
 from embargo.daemon.resolve.orders import LEVELS, ORDERS, Adopt, Counted, Judgement, Settings, Start, Stats, Stop
 from embargo.daemon.supervise.generations import Generation
@@ -34,8 +34,8 @@ MISSES = 3  # questions in a row that a worker may leave without an answer
 class Inside(Child):
     """A Resolver in this process, behind the face of a child."""
 
-    def __init__(self, name: str, news: News, ledgers: str) -> None:
-        super().__init__(name, "", ORDERS, news, ledgers)
+    def __init__(self, name: str, on_events: OnEvents, ledgers: str) -> None:
+        super().__init__(name, "", ORDERS, on_events, ledgers)
         self._theirs: socket.socket
         self._task: asyncio.Task[None] | None = None
 
@@ -49,7 +49,7 @@ class Inside(Child):
         account = Account(self._page)
         work = resolver.serve(Channel(theirs, ORDERS), Ledger(account.page))
         self._task = asyncio.get_running_loop().create_task(work, name=f"keeper: {self.name}")
-        self.adopt(ours, account)
+        self.attach(ours, account)
 
     async def _reap(self) -> None:
         assert self._task is not None
@@ -75,14 +75,14 @@ class Workers:
     def __init__(
         self,
         in_force: Callable[[], tuple[Generation, Settings]],
-        news: News,
+        on_events: OnEvents,
         started: Callable[[Child], Awaitable[None]],
         ledgers: str,
         spawn: Spawn = HERE,
     ) -> None:
         self._in_force = in_force
         self._started = started
-        self._news = news
+        self._on_events = on_events
         self._ledgers = ledgers
         self._spawn = spawn
         self._sockets = Sockets()
@@ -116,8 +116,8 @@ class Workers:
         for number in range(max(count, 1)):
             name = f"resolver {number}"
             child: Child = (
-                Inside(name, self._news, self._ledgers) if self.inside
-                else Child(name, "resolver", ORDERS, self._news, self._ledgers, self._spawn)
+                Inside(name, self._on_events, self._ledgers) if self.inside
+                else Child(name, "resolver", ORDERS, self._on_events, self._ledgers, self._spawn)
             )  # fmt: skip
             self.add(child)
         _raise_any(await asyncio.gather(*(keeper.start() for keeper in self._keepers), return_exceptions=True))
@@ -179,7 +179,7 @@ class Workers:
             if keeper.child.running:
                 self._settings[number] = None
                 await keeper.renew(Stop())
-                for _ in range(int(START * 100)):
+                for _ in range(int(START_SECONDS * 100)):
                     if self._settings[number] is not None:
                         break
                     await asyncio.sleep(0.01)
