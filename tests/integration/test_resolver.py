@@ -334,7 +334,7 @@ def test_the_addresses_behind_a_blocked_name_are_reported_to_the_guardian(accele
 
 def test_what_could_not_be_looked_up_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is no upstream yet when the name is asked for, and none comes of itself."""
-    monkeypatch.setattr(witness, "LATEST", 0.3)
+    monkeypatch.setattr(witness, "MAX_INTERVAL", 0.3)
     octets, board = compiled(BLOCKED)
     channel, guardian = pair()
     marks = Marks.make()
@@ -343,7 +343,7 @@ def test_what_could_not_be_looked_up_is_tried_again(monkeypatch: pytest.MonkeyPa
         udp, tcp = bound(["127.0.0.1"])
         resolver = Resolver(lambda *_: True, None)
         resolver.adopt(Image(octets), Judgement(1, board, ()), settings(learn=True))
-        resolver.meet(channel, marks)
+        resolver.connect_guardian(channel, marks)
         await resolver.listen([udp], [tcp])
         try:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:

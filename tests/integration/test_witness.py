@@ -1,4 +1,4 @@
-"""A worker's end of what it tells the guardian, when that does not read for a while."""
+"""A worker's reports to a guardian that does not read for a while."""
 
 import asyncio
 import os
@@ -18,11 +18,11 @@ ANSWERS = 2500  # several packets of them
 RULES: Any = None  # of no interest to an answer that nothing blocks
 
 
-def heard(number: int) -> Resolved:
+def resolved(number: int) -> Resolved:
     return Resolved(names.from_text(f"n{number}.test"), None, (number.to_bytes(4),), 300)
 
 
-def test_what_a_guardian_did_not_take_is_told_later_and_before_it_is_told_that_this_is_all() -> None:
+def test_answers_that_a_guardian_did_not_read_are_sent_before_it_gets_flushed() -> None:
     asyncio.run(tell(RULES))
 
 
@@ -32,13 +32,13 @@ async def tell(rules: Rules) -> None:
     page = Marks.make()
     one = Witness(lambda name, qtype: True, lambda number: None)
     theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    one.meet(ours, Marks(page))
+    one.connect(ours, Marks(page))
     os.close(page)
     filled = 0
     while one._send(Flushed(0)):  # until it would block
         filled += 1
     for number in range(ANSWERS):
-        assert not one.hear(heard(number), rules)
+        assert not one.report(resolved(number), rules)
     guardian.send(Flush(7))
     await asyncio.sleep(0.05)
     for _ in range(filled):

@@ -21,7 +21,7 @@ from embargo.dns import message
 from embargo.dns.message import Answer
 from embargo.names import Name
 
-#: names of the SOA record in negative answers; nobody can own them (RFC 6761 section 6.4)
+#: names of the SOA record in negative answers; names below `invalid` never exist (RFC 6761 section 6.4)
 _MNAME, _RNAME = names.from_text("blocked.invalid"), names.from_text("hostmaster.invalid")
 #: serial, refresh, retry, expire of that record: no secondary server ever reads them
 _SOA_TIMES = (1, 3600, 600, 86400)

@@ -69,7 +69,7 @@ class Engine:
     def __init__(self, rules: Rules, zones: Zones, cache: Cache) -> None:
         self.rules = rules
         self.exempt: tuple[tuple[Acl, Rules], ...] = ()  # clients that are judged by rules of their own
-        self.acl = rules.acl  # who gets an answer, by whatever rules
+        self.acl = rules.acl  # the clients that are answered, by whichever rules
         self.zones = zones
         self.cache = cache
         self._questions = Questions(zones)
@@ -87,7 +87,7 @@ class Engine:
     ) -> None:
         """Judge by other rules from the next packet on. Cached answers stay and are judged again when asked for.
 
-        `exempt`: clients with rules of their own, the first that holds one decides; `acl`: all who are answered, when
+        `exempt`: clients with rules of their own, the first that holds one decides; `acl`: all clients that are answered, when
         `rules.acl` leaves these out (so that the fast path declines them). Other zones empty the cache.
         """
         self.rules, self.exempt = rules, tuple(exempt)
@@ -97,7 +97,7 @@ class Engine:
             self.cache.clear()
             self._questions.follow(zones)
 
-    # ── a query ──────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── a query ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def handle(
         self, packet: bytes, client: str, peer: object, now: float, *, udp: bool = True
@@ -167,7 +167,7 @@ class Engine:
         outcome = self._questions.open(key, waiter.query, now, waiter)
         return outcome if isinstance(outcome, Forward) else self._failed(outcome.question, now)[0]
 
-    # ── replies ──────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── replies ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _block(self, rules: Rules, waiter: Waiter, decision: Decision) -> Reply:
         query = waiter.query
@@ -199,7 +199,7 @@ class Engine:
         wire = message.reply(waiter.query, Answer(message.SERVFAIL), ede=message.ede(*trouble), udp=waiter.udp)
         return Reply(wire, waiter.peer, waiter.client)
 
-    # ── the end of a question ────────────────────────────────────────────────────────────────────────────────────────
+    # ── the end of a question ──────────────────────────────────────────────────────────────────────────────────────────
 
     def complete(self, token: int, packet: bytes, now: float) -> Settled | Forward | KeepWaiting:
         """A response that `response.matches` what was asked."""
@@ -248,7 +248,7 @@ class Engine:
         expired.retry_at = now + RETRY
         return [self._reply_stale(waiter, expired) for waiter in question.waiters]
 
-    # ── questions that no client waits for ───────────────────────────────────────────────────────────────────────────
+    # ── questions that no client waits for ─────────────────────────────────────────────────────────────────────────────
 
     def refresh(self, now: float) -> list[Forward]:
         """Ask for what the cache wants to have renewed, as far as there is room beside what clients wait for."""
@@ -273,7 +273,7 @@ class Engine:
         outcome = self._questions.open(query.key, query, now, background=True)
         return outcome if isinstance(outcome, Forward) else None  # Failed: there is no upstream to ask
 
-    # ── addresses for the firewall ───────────────────────────────────────────────────────────────────────────────────
+    # ── addresses for the firewall ─────────────────────────────────────────────────────────────────────────────────────
 
     def note_cached(self, entries: Iterable[Entry]) -> None:
         """Add what these cached answers say about addresses to `resolved`, as if they came now."""

@@ -94,7 +94,7 @@ def parse_query(packet: bytes) -> Query:
         return usual
     ident, flags, questions, answers, authorities, additionals = HEADER.unpack_from(packet)
     # An opcode other than QUERY: "Not Implemented - The name server does not support the requested kind of query"
-    # (RFC 1035 section 4.1.1). The rest of the message has a meaning that only the opcode tells.
+    # (RFC 1035 section 4.1.1). What the rest of the message means depends on the opcode.
     if flags & 0x7800:
         raise RejectedQuery(NOTIMP, _without_question(ident, flags))
     # More than one question, or none, is a format error (RFC 9619 section 4); so are sections that no query has.

@@ -134,11 +134,11 @@ class Questions:
         return len(self._questions)
 
     def follow(self, zones: Zones) -> None:
-        """Ask by other settings. Who asks from now on does not wait for an answer by the old ones."""
+        """Ask by other settings. Clients that ask from now on do not wait for answers by the old ones."""
         self.zones = zones
         self._tokens.clear()
 
-    # ── who waits ────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── clients ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def full(self, key: bytes) -> bool:
         """Whether no client may wait for this question, because too many do or too many questions are on their way."""
@@ -171,7 +171,7 @@ class Questions:
             if question.waiters:
                 yield question
 
-    # ── what is asked ────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── what is asked ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def open(
         self, key: bytes, query: Query, now: float, waiter: Waiter | None = None, *, background: bool = False
@@ -211,7 +211,7 @@ class Questions:
         upstreams.succeeded(server, now - exchange.asked_at)
         for other in question.unhelpful:  # the name was not at fault
             upstreams.set_aside(other, question.started, now)
-        if answer.flags & message.AD and not server.tls:  # anybody on the way could have set it
+        if answer.flags & message.AD and not server.tls:  # it could have been set on the way
             answer = answer._replace(flags=answer.flags & message.AA)
         self._close(token)
         return Answered(question, answer)

@@ -1,7 +1,7 @@
 """Special-use names: answered here whatever a list says, and never sent on.
 
 RFC 6761 (localhost, invalid, reverse names of private addresses), 6762 (local), 7686 (onion), 8375 (home.arpa), 6303 (other
-reverse names of addresses that nobody has on the Internet), 9462 (resolver.arpa). `test` is not among them: the servers
+reverse names of addresses that do not exist on the Internet), 9462 (resolver.arpa). `test` is not among them: the servers
 asked here are configured ones, not the root, and test networks use it.
 """
 

@@ -79,7 +79,7 @@ class Strip(NamedTuple):
     """What is taken out of answers (see `response`)."""
 
     ech: bool = False  # keys of Encrypted Client Hello in SVCB and HTTPS records (RFC 9848)
-    private: bool = False  # records with an address that nobody has on the Internet, against DNS rebinding
+    private: bool = False  # records with an address that cannot exist on the Internet, against DNS rebinding
 
 
 KEEP_ALL = Strip()

@@ -28,7 +28,7 @@ class Attempts:
         self.tally = array("Q")  # hits of the classes of `_rules`; the compiled fast path counts here too
         self.names = True
         self.asked: dict[bytes, None] = {}  # names of first attempts since the last tick; the compiled fast path adds to it
-        self.curious: Callable[[list[Name]], None] = lambda asked: None
+        self.on_asked: Callable[[list[Name]], None] = lambda asked: None
         self._timer = self._loop.call_later(TICK, self._tick)
 
     def adopt(self, rules: Rules, *, names: bool) -> None:
@@ -39,7 +39,7 @@ class Attempts:
 
     @property
     def page(self) -> memoryview:
-        """Where the number of attempts noted stands, for whoever counts them sooner than `note` does."""
+        """The shared page with the number of attempts noted, which the compiled fast path counts up before `logged`."""
         return self._outbox.page
 
     @property
@@ -101,7 +101,7 @@ class Attempts:
         if self.asked:
             asked = [Name(name) for name in self.asked]
             self.asked.clear()
-            self.curious(asked)
+            self.on_asked(asked)
         for line, count in self.folder.due(self._loop.time(), KINDS_A_TICK):
             self._outbox.add(line, count)
         self._timer = self._loop.call_later(TICK, self._tick)

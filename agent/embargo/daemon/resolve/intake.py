@@ -23,7 +23,7 @@ _native = accelerator.load("intake")
 
 
 class Packet(NamedTuple):
-    """A query for the engine, and the way back to who sent it."""
+    """A query for the engine, and the way back to its client."""
 
     data: bytes
     client: str
@@ -41,7 +41,7 @@ class Way(NamedTuple):
 
 
 class Listener:
-    """One UDP socket. Whoever sends to it is a sender: a tuple that begins with the address, for `sendto` to send back to.
+    """One UDP socket. A sender is a tuple that begins with the client's address and that `sendto` sends back to.
 
     Bound to a wildcard address, it asks the kernel which address each query was sent to, and answers from there.
     """
@@ -65,7 +65,7 @@ class Listener:
     def send(self, wire: bytes, sender: Any) -> None:
         try:
             self.sendto(wire, sender)
-        except OSError:  # the client is gone, the buffer is full: UDP may lose it, the client asks again
+        except OSError:  # the client has gone or the buffer is full: the client asks again, as after any lost datagram
             self.unsent += 1
 
     def _receive(self, size: int) -> tuple[bytes, tuple[str, Any, list[tuple[int, int, bytes]]]]:

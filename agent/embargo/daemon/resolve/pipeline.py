@@ -3,7 +3,7 @@
 A server has one connection, and a second one while many questions wait on the first. Questions of one turn of the loop leave
 together. When a connection breaks that has brought an answer, the questions on it are asked once more on the next one:
 servers close idle connections, and a question may cross that. When no connection can be made, its questions fail, and so do
-all others to that server for a moment. Over TLS no question is sent before the server has proven who it is.
+all others to that server for a moment. Over TLS no question is sent before the server has proven its name.
 """
 
 import asyncio
@@ -297,7 +297,7 @@ class _Connection(asyncio.Protocol):
             self._finish()
 
     def _finish(self) -> None:
-        """Close in order: TLS is told that no more comes."""
+        """Close in order: TLS announces that no more comes."""
         if self._transport is not None and self._layer is not None and self._layer.ready:
             self._layer.end()
             self._transport.write(self._layer.take())

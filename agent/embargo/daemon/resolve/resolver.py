@@ -1,7 +1,7 @@
 """One worker: sockets around one Engine.
 
-Started by the supervisor with one end of a channel. Everything it may touch comes over that channel: its sockets and the
-policy image as descriptors, its settings as a message. After `start` it has no privilege left, and between generations it
+The supervisor starts it with one end of a channel. Everything it may touch comes over that channel: its sockets and the
+policy image as descriptors, its settings in an order. After `Start` it has no privilege left, and between generations it
 needs nothing from the supervisor.
 """
 
@@ -18,13 +18,13 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from embargo import names
 from embargo.daemon.process import privileges
 from embargo.daemon.process.answered import Marks
 from embargo.daemon.process.channel import Channel, Events, Failed, orders
 from embargo.daemon.process.outbox import Ledger, Outbox
 from embargo.daemon.process.sightings import TO_RESOLVER
 from embargo.daemon.resolve import intake
+from embargo.daemon.resolve import settings as engine_settings
 from embargo.daemon.resolve.attempts import Attempts
 from embargo.daemon.resolve.forward import Forwarder
 from embargo.daemon.resolve.orders import (
@@ -44,62 +44,61 @@ from embargo.daemon.resolve.witness import Witness
 from embargo.dns.acl import Acl
 from embargo.dns.cache import Cache, Entry
 from embargo.dns.engine import Drop, Engine, Joined, Reply, Settled
-from embargo.dns.judgement import BlockMode, Rules
+from embargo.dns.judgement import Rules
 from embargo.dns.questions import Forward, KeepWaiting
-from embargo.dns.upstream import Strip, Upstreams, server
-from embargo.dns.zones import Zones
-from embargo.lists import lists
 from embargo.lists.image import Image
 from embargo.lists.policy import Action, Switchboard
+from embargo.names import Name
 from embargo.records import Done
 from embargo.report import UpstreamStats
 
-RUBBISH = 20_000, 20, 50  # containers between collections: we make few cycles and hold many containers
-PATIENCE = 0.2  # seconds between two looks for clients that have waited too long
-AT_ONCE, PAUSE = 200, 0.02  # cached answers told a new guardian at once, a millisecond or two; seconds between
-PASS_PATIENCE = 1.0  # seconds a reply waits for the firewall to let its addresses through: clients ask again after five
+GC_THRESHOLDS = 20_000, 20, 50  # containers between collections: a worker makes few cycles and holds many containers
+STALE_CHECK_SECONDS = 0.2  # between two checks for clients that have waited long enough for an expired answer
+REPORT_BATCH, REPORT_SECONDS = 200, 0.02  # cached answers reported at once, which takes 1 or 2 ms; seconds between two batches
+FIREWALL_SECONDS = 1.0  # that a reply waits for the firewall to let its addresses pass: clients ask again after five
 ANSWER_TRIES = 500  # hundredths of a second that an answer waits for the supervisor to read
-MAX_FILE = 1 << 20  # octets: the ledger, an answer in memory, what goes to stderr. Whoever takes us over must not fill a disk
-LAST_BATCHES = 64  # of queries that wait in a socket when the worker stops; in a flood the rest is the next worker's
-LAST_WORDS = 1.0  # seconds for what is on its way when the worker stops, and again for its events
+MAX_FILE = 1 << 20  # octets of a file (ledger, memory of an answer, stderr): a worker taken over must not fill a disk
+LAST_BATCHES = 64  # of queries taken from each socket when the worker stops; in a flood the next worker takes the rest
+STOP_SECONDS = 1.0  # for what is on its way when the worker stops, and again for its events
 
-SendEvents = Callable[[bytes, int, int], bool]  # lines, the events lost before them, the attempts that all stands for
+SendEvents = Callable[[bytes, int, int], bool]  # event lines, events lost before them, the attempts that both stand for
 
 
 class Resolver:
-    """Answers queries by one judgement until it is given the next."""
+    """Answers queries by one judgement until it is given the next. Sockets, timers and the guardian around an Engine."""
 
     def __init__(self, send_events: SendEvents, ledger: Ledger | None, selector: Selector | None = None) -> None:
         self._loop = asyncio.get_running_loop()
-        # queries are answered where the loop waits: it has to be woken
+        # the selector answers queries while the loop waits, so the loop has to be woken
         self._cache = Cache(on_wanted=lambda: self._loop.call_soon_threadsafe(self._refresh))
-        self._judged = 0
+        self._judged = 0  # judgements so far
         self._engine: Engine | None = None
         self._forwarder = Forwarder(self._completed, self._expired)
         self._selector = selector  # the loop's, if it takes queries by itself
         self._listeners: list[intake.Listener] = []
         self._streams = Streams(lambda client: self.engine.acl.allows(client), self._stream_query)
         self._attempts = Attempts(Outbox(send_events, ledger))
-        self._witness = Witness(self._shadow, self.passed)
-        self._attempts.curious = self._witness.curious
+        self._witness = Witness(self._look_behind, self.release)
+        self._attempts.on_asked = self._witness.watch
         self._intake = intake.make(self._cache, self._attempts)
         self._allow_from: tuple[str, ...] = ()
         self._log_names = "blocked"
-        self._number = 0
-        self._patience: asyncio.TimerHandle | None = None
-        self._telling: asyncio.TimerHandle | None = None
-        self._held_back: dict[int, list[Reply]] = {}
+        self._stale_timer: asyncio.TimerHandle | None = None
+        self._report_timer: asyncio.TimerHandle | None = None
+        self._held: dict[int, list[Reply]] = {}  # replies that wait for the guardian, by the number of the request
+        self._last_request = 0
         self.counters: Counter[str] = Counter()
 
     @property
     def engine(self) -> Engine:
+        """The engine, which the first `adopt` makes."""
         assert self._engine is not None, "adopt comes first"
         return self._engine
 
     def adopt(self, image: Image, judgement: Judgement, settings: Settings | None) -> None:
-        """Judge by this from the next packet on. Without `settings` the ones from before stay."""
+        """Judge by this from the next packet on. Without `settings` those of before stay."""
         if settings is not None:
-            mode, zones = block_mode(settings), zones_from(settings)
+            mode, zones = engine_settings.block_mode(settings), engine_settings.zones(settings)
             self._allow_from = settings.allow_from
             self._log_names = settings.log_names
             self._witness.learning = settings.learn
@@ -122,37 +121,39 @@ class Resolver:
             assert zones is not None
             self._engine = Engine(rules, zones, self._cache)
         self._engine.adopt(rules, zones, others, everybody)
-        self._listen_in()
+        self._collect_resolved()
         self._attempts.adopt(rules, names=self._log_names != "none")
         self._intake.adopt(rules)
-        self._tell_all_again()  # what was answered till now may lead to addresses that are blocked from now on
+        self._report_cache()  # its answers may lead to addresses that are blocked from now on
 
-    def meet(self, channel: Channel, marks: int) -> None:
-        """The guardian is at the other end, or the next one; `marks`: the descriptor of the page that it writes."""
-        self._witness.meet(channel, Marks(marks))
-        self._listen_in()
-        self._tell_all_again()  # it knows nothing of what was answered before it came
+    def connect_guardian(self, channel: Channel, marks: int) -> None:
+        """Report to the guardian at the other end; `marks`: the descriptor of the page that it writes."""
+        self._witness.connect(channel, Marks(marks))
+        self._collect_resolved()
+        self._report_cache()  # a guardian knows nothing of answers from before its start
 
-    def _tell_all_again(self) -> None:
-        """What clients were given and still use. The guardian hears of it as if it were answered now."""
-        if self._telling is not None:
-            self._telling.cancel()
-            self._telling = None
-        if self._witness.listening:
-            self._tell_again(self._cache.live(self._loop.time()))
+    def _report_cache(self) -> None:
+        """Report the cached answers, which clients still use, as if they came now."""
+        if self._report_timer is not None:
+            self._report_timer.cancel()
+            self._report_timer = None
+        if self._witness.connected:
+            self._report_entries(self._cache.live(self._loop.time()))
 
-    def _tell_again(self, entries: list[Entry]) -> None:
-        """A few at a time."""
-        if entries and self._engine is not None and self._witness.listening:
-            self._engine.note_cached(entries[-AT_ONCE:])
-            self._hear([])
-            self._telling = self._loop.call_later(PAUSE, self._tell_again, entries[:-AT_ONCE])
+    def _report_entries(self, entries: list[Entry]) -> None:
+        """Report cached answers, a few at a time."""
+        if entries and self._engine is not None and self._witness.connected:
+            self._engine.note_cached(entries[-REPORT_BATCH:])
+            self._report_resolved([])
+            self._report_timer = self._loop.call_later(REPORT_SECONDS, self._report_entries, entries[:-REPORT_BATCH])
 
-    def _listen_in(self) -> None:
-        if self._engine is not None and self._witness.listening and self._engine.resolved is None:
+    def _collect_resolved(self) -> None:
+        """Have the engine collect what is reported, once there is a guardian."""
+        if self._engine is not None and self._witness.connected and self._engine.resolved is None:
             self._engine.resolved = []
 
     async def listen(self, udp: list[socket.socket], tcp: list[socket.socket]) -> None:
+        """Answer clients at these sockets, which are bound."""
         for sock in udp:
             listener = intake.Listener(sock)
             self._listeners.append(listener)
@@ -164,13 +165,13 @@ class Resolver:
             await self._streams.listen(sock)
 
     def _readable(self, listener: intake.Listener) -> int:
-        """Take a batch; how many were there."""
+        """Take a batch of queries, and return how many."""
         drained = self._intake.drain(listener, self._loop.time(), time.time())
         self._taken(drained)
         return drained[1]
 
     def _taken(self, drained: intake.Drained) -> None:
-        """What is left to do about a batch."""
+        """Do what the fast path has left of a batch."""
         declined, taken = drained
         now = self._loop.time()
         self.counters["queries_udp"] += taken
@@ -179,12 +180,13 @@ class Resolver:
             self._dispatch(self.engine.handle(packet.data, packet.client, packet.way, now), now)
 
     def _refresh(self) -> None:
-        """Ask for what the cache wants to have fetched anew."""
+        """Ask for what the cache wants to have renewed."""
         now = self._loop.time()
         for forward in self.engine.refresh(now):
             self._dispatch(forward, now)
 
     def _stream_query(self, packet: bytes, client: str, connection: Connection) -> bool:
+        """Take a query over TCP; False when its client gets no answers."""
         now = self._loop.time()
         self.counters["queries_tcp"] += 1
         outcome = self.engine.handle(packet, client, connection, now, udp=False)
@@ -198,46 +200,46 @@ class Resolver:
             case Forward():
                 self.counters["upstream_queries"] += 1
                 self._forwarder.start(outcome)
-                if self._patience is None:
-                    self._patience = self._loop.call_later(PATIENCE, self._impatient)
+                if self._stale_timer is None:
+                    self._stale_timer = self._loop.call_later(STALE_CHECK_SECONDS, self._reply_stale)
             case Drop(reason):
                 self.counters[f"dropped_{reason}"] += 1
             case Joined():
                 self.counters["joined"] += 1
 
-    def _impatient(self) -> None:
-        """Give out old answers to those who wait too long for a new one, as long as anybody waits."""
-        self._patience = None
+    def _reply_stale(self) -> None:
+        """Give out expired answers to clients that have waited long enough; again while questions are on their way."""
+        self._stale_timer = None
         self._settled(Settled(self.engine.reply_stale(self._loop.time())), self._loop.time())
-        if self.engine.pending and self._patience is None:
-            self._patience = self._loop.call_later(PATIENCE, self._impatient)
+        if self.engine.pending and self._stale_timer is None:
+            self._stale_timer = self._loop.call_later(STALE_CHECK_SECONDS, self._reply_stale)
 
     def _deliver(self, reply: Reply, now: float) -> None:
-        if reply.passing and self._pass(reply):
+        if reply.passing and self._wait_to_pass(reply):
             return
         reply.peer.send(reply.wire)  # type: ignore[attr-defined] # a Way or a Connection: what `handle` was given
         if reply.attempt is not None:
             self._attempts.note(((reply.client, reply.attempt),), now, time.time())
 
-    def _pass(self, reply: Reply) -> bool:
+    def _wait_to_pass(self, reply: Reply) -> bool:
         """Hold a reply until its addresses pass the firewall, or the client would come too early. False: do not wait."""
-        number = self._number = self._number + 1
-        if not self._witness.ask_to_pass(number, reply.passing):
+        number = self._last_request = self._last_request + 1
+        if not self._witness.request_pass(number, reply.passing):
             return False
         self._hold(number, [reply._replace(passing=())])
         return True
 
     def _hold(self, number: int, replies: list[Reply]) -> None:
-        self._held_back[number] = replies
-        self._loop.call_later(PASS_PATIENCE, self.passed, number)
+        self._held[number] = replies
+        self._loop.call_later(FIREWALL_SECONDS, self.release, number)
 
-    def passed(self, number: int) -> None:
-        """The firewall lets the addresses of these replies through, or has been waited for long enough."""
-        for reply in self._held_back.pop(number, ()):
+    def release(self, number: int) -> None:
+        """Send held replies: the guardian has carried out the request, or has been waited for long enough."""
+        for reply in self._held.pop(number, ()):
             self._deliver(reply, self._loop.time())
 
-    def _shadow(self, name: names.Name, qtype: int) -> bool:
-        """Look up what is behind a blocked name; False when it is not blocked any more."""
+    def _look_behind(self, name: Name, qtype: int) -> bool:
+        """Ask which addresses are behind a blocked name; False when it is no longer blocked."""
         now, rules = self._loop.time(), self.engine.rules
         if rules.board.choose(rules.image.lookup(name))[0] is Action.PASS:
             return False
@@ -247,6 +249,7 @@ class Resolver:
         return True
 
     def _completed(self, token: int, packet: bytes) -> bool:
+        """A response came; False when it may be forged."""
         now = self._loop.time()
         outcome = self.engine.complete(token, packet, now)
         if isinstance(outcome, KeepWaiting):
@@ -262,19 +265,19 @@ class Resolver:
         if isinstance(outcome, Forward):
             self._dispatch(outcome, now)
             return
-        if self.engine.resolved and self._hear(outcome.replies):
+        if self.engine.resolved and self._report_resolved(outcome.replies):
             return
         for reply in outcome.replies:
             self._deliver(reply, now)
 
-    def _hear(self, replies: list[Reply]) -> bool:
-        """Tell the guardian what an upstream answered. True: the replies wait, an address in them was blocked till now."""
+    def _report_resolved(self, replies: list[Reply]) -> bool:
+        """Report answers to the guardian. True: the replies are held, because an address in them may still be blocked."""
         assert self.engine.resolved is not None
         held = False
-        for heard in self.engine.resolved:
-            if self._witness.hear(heard, self.engine.rules):
-                number = self._number = self._number + 1
-                if self._witness.ask_to_free(number, heard) and replies:
+        for resolved in self.engine.resolved:
+            if self._witness.report(resolved, self.engine.rules):
+                number = self._last_request = self._last_request + 1
+                if self._witness.request_free(number, resolved) and replies:
                     self._hold(number, replies)
                     held = True
         self.engine.resolved.clear()
@@ -306,7 +309,7 @@ class Resolver:
         )
 
     async def stop(self) -> None:
-        """Take no more, answer what is held (for at most a second), hand over the events."""
+        """Take no more queries, answer those on their way for at most STOP_SECONDS, and hand over the events."""
         if self._selector is not None:
             self._selector.leave()
         for listener in self._listeners:
@@ -316,50 +319,17 @@ class Resolver:
                 if self._readable(listener) < intake.BATCH:
                     break
         self._streams.stop_listening()
-        deadline = self._loop.time() + LAST_WORDS
-        while self._engine is not None and (self.engine.pending or self._held_back) and self._loop.time() < deadline:
+        deadline = self._loop.time() + STOP_SECONDS
+        while self._engine is not None and (self.engine.pending or self._held) and self._loop.time() < deadline:
             await asyncio.sleep(0.02)
-        if self._patience is not None:
-            self._patience.cancel()
+        if self._stale_timer is not None:
+            self._stale_timer.cancel()
         self._forwarder.close()
         await self._streams.close()
         for listener in self._listeners:
             listener.sock.close()
         self._witness.stop()
-        await self._attempts.stop(LAST_WORDS)
-
-
-def block_mode(settings: Settings) -> BlockMode:
-    mode, ttl = settings.block_mode, settings.block_ttl
-    if mode == "null":
-        return BlockMode("null", ttl, (bytes(4),), (bytes(16),))
-    if isinstance(mode, str):
-        return BlockMode(mode, ttl)
-    packed = [_packed(address) for address in mode]
-    return BlockMode("address", ttl, tuple(p for p in packed if len(p) == 4), tuple(p for p in packed if len(p) == 16))
-
-
-def _packed(address: str) -> bytes:
-    return lists.address_to_int(address).to_bytes(16 if ":" in address else 4)
-
-
-def zones_from(settings: Settings) -> Zones:
-    """The zones that the engine answers and forwards."""
-    hosts: dict[names.Name, tuple[bytes, ...]] = {}
-    reverse: dict[names.Name, names.Name] = {}
-    for text, addresses in settings.hosts.items():
-        name = names.from_text(text)
-        hosts[name] = tuple(map(_packed, addresses))
-        for packed in hosts[name]:
-            reverse.setdefault(names.reverse(packed), name)
-    # a zone's own servers may answer with private addresses: who names them wants what they say
-    own = Strip(ech=settings.strip_ech)
-    return Zones(
-        Upstreams(tuple(map(server, settings.upstream)), own._replace(private=settings.rebind)),
-        {names.from_text(zone): Upstreams(tuple(map(server, to)), own) for zone, to in settings.forward.items()},
-        hosts,
-        reverse,
-    )
+        await self._attempts.stop(STOP_SECONDS)
 
 
 def _image(fd: int) -> Image:
@@ -371,7 +341,7 @@ def _image(fd: int) -> Image:
 
 
 async def serve(channel: Channel, ledger: Ledger | None = None, selector: Selector | None = None) -> None:
-    """A resolver's life: orders until Stop, or until the supervisor is gone."""
+    """A resolver's life: orders until Stop, or until the supervisor has ended."""
 
     def send(record: object, number: int | None = None) -> bool:
         """False: the supervisor does not read at the moment."""
@@ -380,7 +350,7 @@ async def serve(channel: Channel, ledger: Ledger | None = None, selector: Select
         except BlockingIOError:
             return False
         except OSError:
-            return True  # the supervisor is gone; the reader sees the end of the channel
+            return True  # the supervisor has ended; the reader sees the end of the channel
         return True
 
     resolver = Resolver(lambda lines, lost, attempts: send(Events(lines, lost, attempts)), ledger, selector)
@@ -406,7 +376,7 @@ async def _obey(resolver: Resolver, order: Any, fds: list[int]) -> Done | Failed
                 resolver.adopt(_image(fds[0]), order.judgement, order.settings)
             case Meet():
                 channel, marks = fds
-                resolver.meet(Channel(socket.socket(fileno=channel), TO_RESOLVER), marks)
+                resolver.connect_guardian(Channel(socket.socket(fileno=channel), TO_RESOLVER), marks)
                 os.close(marks)
             case Stats():
                 return resolver.stats()
@@ -432,8 +402,9 @@ async def _start(resolver: Resolver, order: Start, fds: list[int]) -> None:
 
 
 def main() -> None:
+    """The process of a worker. Arguments: the descriptors of its channel and of its ledger."""
     gc.freeze()
-    gc.set_threshold(*RUBBISH)
+    gc.set_threshold(*GC_THRESHOLDS)
     channel = Channel(socket.socket(fileno=int(sys.argv[1])), ORDERS)
     selector = Selector()
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:

@@ -94,7 +94,7 @@ class Layer:
 
     def __init__(self, context: ssl.SSLContext, server: Server, known: _Session | None = None) -> None:
         self.context = context
-        self.ready = False  # the handshake is complete: the server has proven who it is
+        self.ready = False  # the handshake is complete: the server has proven its name
         self.proven = known.proven if known else 0.0  # when its certificate was checked, here or where the session began
         self.ended = False  # the server has announced that nothing more comes
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -108,7 +108,7 @@ class Layer:
         return session if session is not None and session.has_ticket else None
 
     def take(self) -> bytes:
-        """The octets to be sent, after an error too: the server is told of it."""
+        """The octets to be sent, after an error too: TLS reports it to the server."""
         return self._out.read()
 
     def begin(self, now: float) -> None:

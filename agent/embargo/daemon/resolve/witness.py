@@ -1,9 +1,9 @@
-"""What a worker tells the guardian: which addresses names were answered with, and what is behind those that are blocked.
+"""What a worker reports to the guardian: the addresses of answers, and the addresses behind blocked names.
 
-Answers of unblocked names are gathered for a moment and told together. Where one holds an address that is blocked because
-of another name, its reply waits until the guardian has freed that address; a page that both share tells which those are.
-Blocked names that clients ask for are looked up in the background, again whenever the answer's time is over, for as long
-as somebody has asked lately.
+Answers of unblocked names are gathered for a moment and reported together. When one holds an address that is blocked because
+of another name, its reply waits until the guardian has freed that address; the page of marks, which both share, says which
+addresses these are. Blocked names that clients ask for are looked up in the background, and again whenever the answer has
+expired, for a day after the last query.
 """
 
 import asyncio
@@ -20,64 +20,74 @@ from embargo.dns import message
 from embargo.dns.engine import Resolved
 from embargo.dns.judgement import Rules
 from embargo.firewall import learning
+from embargo.lists.policy import Decision
 from embargo.names import Name
 
-FLUSH = 0.1  # seconds an answer may wait for others to be told
+FLUSH_SECONDS = 0.1  # that an answer may wait to be reported with others
 MAX_UNSENT = 32  # packets of answers kept for a guardian that does not read for a moment
-REPEAT = 60.0  # seconds for which an address and name that were told need not be told again
-MAX_TOLD = 8192  # addresses remembered for that
-INTEREST = 86_400.0  # seconds for which a blocked name is looked up again after somebody asked for it
-MAX_INTERESTS = 1024  # names
-SOONEST, LATEST = 60.0, 300.0  # seconds between two look-ups of a name, in between as its answer says
+REPEAT_SECONDS = 60.0  # within which a name with the same address is not reported again
+MAX_REPORTED = 8192  # addresses remembered for that
+WATCH_SECONDS = 86_400.0  # for which a blocked name is looked up again and again after a client has asked for it
+MAX_WATCHED = 1024  # names
+MIN_INTERVAL, MAX_INTERVAL = 60.0, 300.0  # seconds between two look-ups of a name; its TTL decides in between
 BURST = 5  # look-ups at once; a flood of blocked names must not become one of questions to the upstream
-PACE = 0.25  # seconds between two bursts
+BURST_SECONDS = 0.25  # between two bursts
 
 
-class _Interest(NamedTuple):
-    until: float
-    due: float
+class _Watch(NamedTuple):
+    """A blocked name that clients ask for."""
+
+    until: float  # when it is no longer looked up
+    due: float  # when it is looked up next
 
 
 class Witness:
-    """`resolve` looks a name up in the background, what comes of it is told to `hear`; False: it is not blocked any more."""
+    """A worker's end of its channel to the guardian.
 
-    def __init__(self, resolve: Callable[[Name, int], bool], ready: Callable[[int], None]) -> None:
+    `look_up` asks for a blocked name in the background, and its answer comes to `report`; False means that the name is no
+    longer blocked. `ready` is called with the number of a `request_pass` or `request_free` that the guardian has carried out.
+    """
+
+    def __init__(self, look_up: Callable[[Name, int], bool], ready: Callable[[int], None]) -> None:
         self._loop = asyncio.get_running_loop()
-        self._resolve = resolve
+        self._look_up = look_up
         self._ready = ready
         self._channel: Channel | None = None
         self._marks: Marks | None = None
         self._packets: deque[bytes] = deque()  # answers that are not sent yet
-        self._told: dict[bytes, tuple[Name, ...]] = {}
-        self._told_since = 0.0
-        self._timer: asyncio.TimerHandle | None = None
-        self._interests: dict[Name, _Interest] = {}  # who was asked for longest ago first
-        self._due: list[tuple[float, Name]] = []
-        self._next: asyncio.TimerHandle | None = None
-        self._rest_until = 0.0
-        self.learning = False
+        self._reported: dict[bytes, tuple[Name, ...]] = {}  # address → names with which it was reported lately
+        self._reported_since = 0.0
+        self._flush_timer: asyncio.TimerHandle | None = None
+        self._watched: dict[Name, _Watch] = {}  # in the order of the last query, the oldest first
+        self._due: list[tuple[float, Name]] = []  # a heap; a name whose watch has another time stands there in vain
+        self._look_up_timer: asyncio.TimerHandle | None = None
+        self._no_burst_before = 0.0
+        self.learning = False  # whether blocked names are looked up
         self.counters: Counter[str] = Counter()
 
     @property
-    def listening(self) -> bool:
+    def connected(self) -> bool:
+        """Whether a guardian is at the other end."""
         return self._channel is not None
 
-    def meet(self, channel: Channel, marks: Marks) -> None:
-        """A guardian, or the next one, listens at the other end."""
+    def connect(self, channel: Channel, marks: Marks) -> None:
+        """Report to this guardian from now on; an earlier one has ended."""
         self.close()
         channel.setblocking(False)
         self._channel, self._marks = channel, marks
-        self._told.clear()
+        self._reported.clear()
         self._loop.add_reader(channel.fileno(), self._readable)
 
     def close(self) -> None:
+        """Report to no guardian."""
         if self._channel is not None:
             self._loop.remove_reader(self._channel.fileno())
             self._channel.close()
             self._channel = None
 
     def stop(self) -> None:
-        for timer in (self._timer, self._next):
+        """Report what is gathered, and end."""
+        for timer in (self._flush_timer, self._look_up_timer):
             if timer is not None:
                 timer.cancel()
         self._flush()
@@ -91,7 +101,7 @@ class Witness:
                 return
             except (OSError, ChannelError):
                 received = None
-            if received is None:  # it ended; the supervisor introduces the next one
+            if received is None:  # the guardian has ended; the supervisor connects the next one
                 self.close()
                 return
             for fd in received.fds:
@@ -100,139 +110,139 @@ class Witness:
                 case Ready(number):
                     self._ready(number)
                 case Flush(number):
-                    self._tell_all(number)
+                    self._report_all(number)
 
     def _send(self, record: object) -> bool:
-        """Whether the guardian takes it."""
+        """Send a record; False when it could not be sent, which is counted."""
         if self._channel is None:
             return False
         try:
             self._channel.send(record)
-        except OSError:  # it does not read, or is gone
+        except OSError:  # the guardian does not read, or has ended
             self.counters["untold"] += 1
             return False
         return True
 
-    # ── what was answered ────────────────────────────────────────────────────────────────────────────────────────────
+    # ── addresses of answers ───────────────────────────────────────────────────────────────────────────────────────────
 
-    def ask_to_pass(self, number: int, addresses: Iterable[tuple[bytes, int]]) -> bool:
-        """Let these addresses go ahead of the block sets, each for so many seconds, then say that they do."""
+    def request_pass(self, number: int, addresses: Iterable[tuple[bytes, int]]) -> bool:
+        """Ask for these addresses to pass the block sets, each for so many seconds. False: the guardian cannot be asked."""
         return self._send(Pass(number, tuple(addresses)))
 
-    def ask_to_free(self, number: int, heard: Resolved) -> bool:
-        """Free the addresses of this answer, then say that they are."""
+    def request_free(self, number: int, resolved: Resolved) -> bool:
+        """Ask for the addresses of an answer to be freed. False: the guardian cannot be asked."""
         self._flush()
-        return self._send(Free(number, pack(heard.qname, heard.addresses, heard.seconds)))
+        return self._send(Free(number, pack(resolved.qname, resolved.addresses, resolved.seconds)))
 
-    def hear(self, heard: Resolved, rules: Rules) -> bool:
-        """An upstream's answer. True when its reply has to wait until addresses in it are free."""
-        if heard.decision is not None:
-            self._tell_learnt(heard, rules)
+    def report(self, resolved: Resolved, rules: Rules) -> bool:
+        """Report an answer. True when its reply must wait for `request_free`: an address in it may be blocked."""
+        if resolved.decision is not None:
+            self._report_blocked(resolved, resolved.decision, rules)
             return False
         marks = self._marks
-        if marks is not None and any(address in marks for address in heard.addresses):
+        if marks is not None and any(address in marks for address in resolved.addresses):
             return True
-        self._gather(heard)
+        self._gather(resolved)
         return False
 
-    def _gather(self, heard: Resolved) -> None:
+    def _gather(self, resolved: Resolved) -> None:
+        """Report the addresses that were not reported for this name lately, together with others."""
         now = self._loop.time()
-        if len(self._told) >= MAX_TOLD or now > self._told_since + REPEAT:
-            self._told.clear()
-            self._told_since = now
-        told, fresh = self._told, []
-        for address in heard.addresses:
-            known = told.get(address, ())
-            if heard.qname not in known and len(known) < learning.MAX_NAMES:
-                told[address] = (*known, heard.qname)
+        if len(self._reported) >= MAX_REPORTED or now > self._reported_since + REPEAT_SECONDS:
+            self._reported.clear()
+            self._reported_since = now
+        fresh = []
+        for address in resolved.addresses:
+            known = self._reported.get(address, ())
+            if resolved.qname not in known and len(known) < learning.MAX_NAMES:
+                self._reported[address] = (*known, resolved.qname)
                 fresh.append(address)
         if not fresh:
             return
-        if gather(self._packets, pack(heard.qname, fresh, heard.seconds)) and len(self._packets) > 1:
+        if gather(self._packets, pack(resolved.qname, fresh, resolved.seconds)) and len(self._packets) > 1:
             self._flush()
-        elif self._timer is None:
-            self._timer = self._loop.call_later(FLUSH, self._flush)
+        elif self._flush_timer is None:
+            self._flush_timer = self._loop.call_later(FLUSH_SECONDS, self._flush)
 
     def _flush(self) -> bool:
-        """Tell all that is gathered. False: the guardian does not read, and is told later, unless it becomes too much."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        """Send all that is gathered. False: the guardian does not read; it is tried again, unless too much has gathered."""
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+            self._flush_timer = None
         while self._packets:
             if not self._send(Answered(self._packets[0])):
                 if len(self._packets) > MAX_UNSENT:
                     self._packets.clear()
-                    self._told.clear()  # it was not told
-                self._timer = self._loop.call_later(FLUSH, self._flush)
+                    self._reported.clear()  # some of it was not
+                self._flush_timer = self._loop.call_later(FLUSH_SECONDS, self._flush)
                 return False
             self._packets.popleft()
         return True
 
-    def _tell_all(self, number: int) -> None:
-        """The guardian is about to block an address, and must not miss who else was answered with it."""
+    def _report_all(self, number: int) -> None:
+        """The guardian is about to block an address: it must know first which other names were answered with it."""
         if self._flush():
             self._send(Flushed(number))
 
-    def _tell_learnt(self, heard: Resolved, rules: Rules) -> None:
-        decision = heard.decision
-        assert decision is not None
+    def _report_blocked(self, resolved: Resolved, decision: Decision, rules: Rules) -> None:
+        """Report the addresses behind a blocked or audited name, which the guardian may block."""
         class_ = rules.image.classes[decision.class_]
-        if heard.qname in self._interests and heard.addresses:
-            self._again(heard.qname, self._loop.time() + max(heard.seconds, SOONEST))
-        if heard.addresses and class_ not in learning.UNLEARNT:
-            packed, source = pack(heard.qname, heard.addresses, heard.seconds), rules.image.sources[decision.source]
+        if resolved.qname in self._watched and resolved.addresses:
+            self._look_up_sooner(resolved.qname, self._loop.time() + max(resolved.seconds, MIN_INTERVAL))
+        if resolved.addresses and class_ not in learning.UNLEARNT:
+            packed, source = pack(resolved.qname, resolved.addresses, resolved.seconds), rules.image.sources[decision.source]
             self._send(Leads(packed, class_, source.path, decision.line, decision.rule))
 
-    # ── blocked names that clients ask for ───────────────────────────────────────────────────────────────────────────
+    # ── blocked names that clients ask for ─────────────────────────────────────────────────────────────────────────────
 
-    def curious(self, asked: Iterable[Name]) -> None:
-        """Clients asked for these, which are blocked or audited."""
+    def watch(self, names: Iterable[Name]) -> None:
+        """Look these names up, which are blocked or audited: clients have just asked for them."""
         if not self.learning or self._channel is None:
             return
         now = self._loop.time()
-        for name in asked:
-            known = self._interests.pop(name, None)
-            if known is None and len(self._interests) >= MAX_INTERESTS:
-                del self._interests[next(iter(self._interests))]
-            self._interests[name] = _Interest(now + INTEREST, known.due if known else now)
-            if known is None:
+        for name in names:
+            watch = self._watched.pop(name, None)
+            if watch is None and len(self._watched) >= MAX_WATCHED:
+                del self._watched[next(iter(self._watched))]
+            self._watched[name] = _Watch(now + WATCH_SECONDS, watch.due if watch else now)
+            if watch is None:
                 heapq.heappush(self._due, (now, name))
-        self._wait()
+        self._schedule()
 
-    def _again(self, name: Name, due: float) -> None:
-        """Look it up sooner than without an answer."""
-        interest = self._interests[name]
-        if due < interest.due:
-            self._interests[name] = interest._replace(due=due)
+    def _look_up_sooner(self, name: Name, due: float) -> None:
+        """Look a name up at this time, unless it is due before."""
+        watch = self._watched[name]
+        if due < watch.due:
+            self._watched[name] = watch._replace(due=due)
             heapq.heappush(self._due, (due, name))
-            self._wait()
+            self._schedule()
 
-    def _wait(self) -> None:
-        """See to it that `_look_up` comes when the next one is due, and not too soon after the last burst."""
+    def _schedule(self) -> None:
+        """Set the timer for the next look-up, not too soon after the last burst."""
         if not self._due:
             return
-        at = max(self._due[0][0], self._rest_until)
-        if self._next is None or at < self._next.when():
-            if self._next is not None:
-                self._next.cancel()
-            self._next = self._loop.call_at(at, self._look_up)
+        at = max(self._due[0][0], self._no_burst_before)
+        if self._look_up_timer is None or at < self._look_up_timer.when():
+            if self._look_up_timer is not None:
+                self._look_up_timer.cancel()
+            self._look_up_timer = self._loop.call_at(at, self._look_up_due)
 
-    def _look_up(self) -> None:
-        """Look up the names whose time has come, a few at once."""
-        self._next = None
+    def _look_up_due(self) -> None:
+        """Look up the names that are due, a few at once."""
+        self._look_up_timer = None
         now, done = self._loop.time(), 0
         while self._due and self._due[0][0] <= now and done < BURST:
             due, name = heapq.heappop(self._due)
-            interest = self._interests.get(name)
-            if interest is None or interest.due != due:
-                continue  # forgotten, or it stands there again
-            wanted = now < interest.until and self.learning
-            if not wanted or not (self._resolve(name, message.A) and self._resolve(name, message.AAAA)):
-                del self._interests[name]
+            watch = self._watched.get(name)
+            if watch is None or watch.due != due:  # no longer watched, or due at another time
+                continue
+            wanted = now < watch.until and self.learning
+            if not wanted or not (self._look_up(name, message.A) and self._look_up(name, message.AAAA)):
+                del self._watched[name]
                 continue
             done += 1
             self.counters["looked_up"] += 1
-            self._interests[name] = interest._replace(due=now + LATEST)
-            heapq.heappush(self._due, (now + LATEST, name))
-        self._rest_until = now + PACE
-        self._wait()
+            self._watched[name] = watch._replace(due=now + MAX_INTERVAL)
+            heapq.heappush(self._due, (now + MAX_INTERVAL, name))
+        self._no_burst_before = now + BURST_SECONDS
+        self._schedule()
