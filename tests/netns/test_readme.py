@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tools import excerpt
-from tools.rig import Rig, until
+from tools.rig import until
 
 pytestmark = pytest.mark.root
 
@@ -142,16 +142,22 @@ def test_the_demonstration_runs_and_finds_nothing_wrong() -> None:
         assert app in done.stdout
 
 
-def test_the_gateways_commands_work_on_a_gateway(tmp_path: Path) -> None:
-    assert GATEWAY == ["embargo check", "embargo run", "embargo verify"]
-    with Rig() as rig:
-        done = excerpt.on_gateway(rig, tmp_path, "dig +tries=1 @192.0.2.1 www.alipay.com\nembargo status\nembargo verify")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.startswith("no problems\n")
-    assert "app=alipay function=payment" in done.stdout
-    assert "port 53 intercepted" in done.stdout
-    assert re.search(r"held, 0 unproven, no leaks$", done.stdout, re.MULTILINE)
+def test_the_gateways_commands_work_and_print_what_the_excerpt_shows() -> None:
+    assert GATEWAY == ["embargo check", "embargo run", "embargo verify"], "the transcript is of an agent after all three"
+    printed = excerpt.transcript()
+    assert "app=alipay function=payment" in printed
+    assert "port 53 intercepted" in printed
+    assert re.search(r"held, 0 unproven, no leaks$", printed, re.MULTILINE)
+    assert excerpt.shape(excerpt.printed(README)) == excerpt.shape(printed), "run: python -m tools.excerpt"
 
 
-def test_the_excerpt_is_what_the_program_prints() -> None:
-    assert excerpt.shape(excerpt.printed(README)) == excerpt.shape(excerpt.transcript()), "run: python -m tools.excerpt"
+@pytest.mark.parametrize("change", ["verdict", "word", "line"])
+def test_the_shape_of_an_excerpt_is_more_than_its_length(change: str) -> None:
+    text = excerpt.printed(README)
+    other = {
+        "verdict": text.replace("NXDOMAIN", "NOERROR"),
+        "word": text.replace("queries ", "asked   "),
+        "line": text + "more\n",
+    }
+    assert excerpt.shape(other[change]) != excerpt.shape(text)
+    assert excerpt.shape(text.replace("0:00:01", "0:12:59")) == excerpt.shape(text)
