@@ -69,7 +69,7 @@ print(tried, opened)
 #: looks at the table every three milliseconds until its input ends; says how often it looked, and saw no chain with a hook
 _LOOK = r"""
 import select, sys
-from embargo.daemon.guard.netlink import Nftables
+from embargo.daemon.host.nftables import Nftables
 kernel, looks, missing = Nftables(), 0, 0
 while not select.select([sys.stdin], [], [], 0.003)[0]:
     looks += 1

@@ -17,8 +17,8 @@ from embargo.config import CT_MARK
 from embargo.daemon.guard import conntrack
 from embargo.daemon.guard.conntrack import Conntrack
 from embargo.daemon.guard.neighbours import FRESH_SECONDS, WAIT_SECONDS, Neighbours
-from embargo.daemon.guard.netlink import Nftables
 from embargo.daemon.host import rtnetlink
+from embargo.daemon.host.nftables import Nftables
 from embargo.firewall import ruleset, spans
 from embargo.firewall.ruleset import Spec, value_of
 from embargo.lists.policy import Action, Class

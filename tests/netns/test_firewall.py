@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from embargo.daemon.guard.netlink import Nftables
 from embargo.daemon.guard.nflog import NfLog, Record
+from embargo.daemon.host.nftables import Nftables
 from embargo.firewall import nft, ruleset, spans
 from embargo.firewall.ruleset import Spec
 from embargo.firewall.table import TABLE

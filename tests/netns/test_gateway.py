@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from embargo.daemon.guard.netlink import Nftables
+from embargo.daemon.host.nftables import Nftables
 from embargo.daemon.process import privileges
 from embargo.firewall import wire
 from embargo.firewall.nft import Message

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from embargo.daemon.guard.netlink import Nftables
 from embargo.daemon.guard.nflog import NfLog, Record
+from embargo.daemon.host.nftables import Nftables
 from embargo.errors import FirewallError
 from embargo.firewall import ruleset, spans
 from embargo.firewall.ruleset import LOG_RATE, Spec

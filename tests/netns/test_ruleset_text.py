@@ -18,7 +18,7 @@ CASES = list(rulesets.CASES)
 #: what a fresh namespace's kernel holds after `Nftables.replace`
 _WRITE = """
 import subprocess, sys
-from embargo.daemon.guard.netlink import Nftables
+from embargo.daemon.host.nftables import Nftables
 from golden import rulesets
 Nftables().replace(rulesets.CASES[sys.argv[1]]())
 sys.exit(subprocess.run(["nft", "list", "table", "inet", "embargo"]).returncode)

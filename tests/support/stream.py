@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from embargo.daemon.guard.netlink import Nftables
+from embargo.daemon.host.nftables import Nftables
 from tools.rig import Rig, until
 
 PORT = 9000

@@ -54,14 +54,10 @@ ASKING = ("daemon.supervise", "daemon.ask", "cli", "verify")
 EXCEPTIONS = {
     ("daemon.supervise.workers", "daemon.resolve.resolver"): "workers = 0 runs the resolver inside the supervisor",
     ("cli.check", "daemon.resolve.tls"): "check looks at certificates as a resolver does",
-    ("daemon.supervise.guarding", "daemon.guard.netlink"): "the socket that owns the table outlives the guardian",
-    ("daemon.supervise.premises", "daemon.guard.netlink"): "with the firewall off no guardian runs that could look",
-    ("cli.check", "daemon.guard.netlink"): "the dry run: no agent has to run",
     ("cli.check", "daemon.compile.compiler"): "no agent has to run: check does a compiler's work itself",
     ("cli.check", "daemon.compile.sources"): "the same",
     ("cli.offline", "daemon.compile.compiler"): "no agent has to run: export and why do a compiler's work",
     ("cli.offline", "daemon.compile.sources"): "the same",
-    ("verify.addresses", "daemon.guard.netlink"): "reads the counters, to prove whose rule refused a packet",
 }
 
 #: compiled twin → the module whose functions it compiles. It may import that module and what that module may import
@@ -292,8 +288,8 @@ def test_scapy_is_loaded_for_hand_made_packets_alone() -> None:
         ("from embargo.lists.image import Image", "lists.policy:1: imports embargo.lists.image, which does not stand below it"),
         ("import embargo.dns.engine", "lists.policy:1: imports embargo.dns.engine, which does not stand below it"),
         ("from embargo.lists.policy import App", "lists.policy:1: imports embargo.lists.policy, which does not stand below it"),
-        ("from embargo.daemon.guard import netlink",
-            "lists.policy:1: imports embargo.daemon.guard.netlink, which is no core module: an arrow from core to shell"),
+        ("from embargo.daemon.host import nftables",
+            "lists.policy:1: imports embargo.daemon.host.nftables, which is no core module: an arrow from core to shell"),
         ("from embargo.cli import show",
             "lists.policy:1: imports embargo.cli.show, which is no core module: an arrow from core to shell"),
         ("x = open('a')", "lists.policy:1: uses open; the core reaches nothing but its arguments"),

@@ -30,8 +30,8 @@ from embargo import names
 from embargo.cli import show
 from embargo.config import CT_MARK
 from embargo.daemon.guard.conntrack import Conntrack
-from embargo.daemon.guard.netlink import Nftables
 from embargo.daemon.guard.orders import Applied, Apply, Meet
+from embargo.daemon.host.nftables import Nftables
 from embargo.daemon.process import answered, channel
 from embargo.daemon.process.answered import Marks
 from embargo.daemon.process.channel import Events, Failed

@@ -12,10 +12,10 @@ from embargo.daemon.ask import client
 from embargo.daemon.ask.client import ControlError, NotRunning
 from embargo.daemon.ask.orders import GetApps
 from embargo.daemon.compile import compiler, sources
-from embargo.daemon.guard.netlink import Nftables
 from embargo.daemon.host import endpoints
 from embargo.daemon.host.authorities import certificates
 from embargo.daemon.host.endpoints import ListenError
+from embargo.daemon.host.nftables import Nftables
 from embargo.daemon.process import privileges
 from embargo.daemon.resolve import tls
 from embargo.daemon.supervise import surroundings

@@ -1,7 +1,7 @@
 """The nftables side of a policy, as values.
 
 `spec` works out what is to be enforced (addresses by class, interfaces, ports); `build` makes one table of it, of sets, chains
-and rules; `listing` shows the table as `nft` would, `nft` encodes it, `guard.netlink` sends it to the kernel.
+and rules; `listing` shows the table as `nft` would, `nft` encodes it, `host.nftables` sends it to the kernel.
 
 The rules look an address up instead of comparing it with one entry after the other: verdict maps lead from an address to the
 chain of its class, so the number of look-ups does not grow with apps or entries (`layout` says which kind of set an address

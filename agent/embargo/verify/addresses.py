@@ -8,7 +8,7 @@ the counter of the class in the kernel must account for the packets.
 import ipaddress
 from collections.abc import Collection, Iterator, Sequence
 
-from embargo.daemon.guard.netlink import Nftables
+from embargo.daemon.host.nftables import Nftables
 from embargo.errors import FirewallError
 from embargo.firewall import ruleset
 from embargo.firewall.table import TABLE

@@ -7,7 +7,7 @@ lock: the kernel takes each of them whole. A change of the rules takes several s
 import asyncio
 import socket
 
-from embargo.daemon.guard.netlink import Nftables
+from embargo.daemon.host.nftables import Nftables
 from embargo.firewall.ruleset import Spec
 
 

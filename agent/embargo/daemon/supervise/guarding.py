@@ -8,10 +8,10 @@ import asyncio
 import logging
 import socket
 
-from embargo.daemon.guard import netlink, orders
-from embargo.daemon.guard.netlink import NEEDS
+from embargo.daemon.guard import orders
 from embargo.daemon.guard.orders import About, Alive, Apply, Guarded, Intact, Rules, Use
-from embargo.daemon.host import endpoints
+from embargo.daemon.host import endpoints, nftables
+from embargo.daemon.host.nftables import NEEDS
 from embargo.daemon.log.journal import Journal
 from embargo.daemon.process import notify, privileges
 from embargo.daemon.process.answered import Marks
@@ -68,7 +68,7 @@ class Guarding:
             raise FirewallError("firewall", NEEDS)
         if self._netlink is None:
             with privileges.raised(privileges.CAP_NET_ADMIN):
-                self._netlink = netlink.opened()
+                self._netlink = nftables.opened()
             notify.store(NETLINK, [self._netlink.fileno()])
         await self._keeper.start()
 

@@ -10,8 +10,8 @@ import pwd
 from collections.abc import Sequence
 
 from embargo.config import Config
-from embargo.daemon.guard.netlink import Nftables
 from embargo.daemon.host import watched
+from embargo.daemon.host.nftables import Nftables
 from embargo.daemon.log.journal import Journal
 from embargo.daemon.process import privileges
 from embargo.daemon.process.outbox import Account

@@ -3,6 +3,9 @@
 A transaction is one batch in one send: BEGIN, messages, END; the kernel takes all of it or nothing. Only the last message
 asks for an acknowledgement (with one for each the receive buffer overruns, although the batch is applied); an error comes for
 every message that failed, with its sequence number, which leads to the object that the message was about.
+
+Only the guardian changes rules. The supervisor opens the socket, because the table belongs to it and must outlive a guardian;
+`check` does a dry run, `verify` reads counters.
 """
 
 import contextlib

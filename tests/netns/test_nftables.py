@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from embargo.daemon.guard.netlink import Nftables
+from embargo.daemon.host.nftables import Nftables
 from embargo.errors import FirewallError
 from embargo.firewall import nft, ruleset, spans, wire
 from embargo.firewall.nft import Message
@@ -249,7 +249,7 @@ def test_a_dry_run_leaves_nothing(rig: Rig, kernel: Nftables) -> None:
 
 def test_without_cap_net_admin_it_says_what_is_needed() -> None:
     code = """if True:
-        from embargo.daemon.guard.netlink import Nftables
+        from embargo.daemon.host.nftables import Nftables
         from embargo.firewall import nft
         Nftables().transact([nft.new_table('x')])"""
     done = subprocess.run(
@@ -290,7 +290,7 @@ def test_a_flood_of_refusals_is_one_error_and_the_next_change_works(rig: Rig, ke
 _CHANGE = """
 import time
 from embargo.firewall import nft
-from embargo.daemon.guard.netlink import Nftables
+from embargo.daemon.host.nftables import Nftables
 from embargo.firewall.table import Chain
 kernel = Nftables()
 chains = [Chain(f"theirs{n}", ()) for n in range(100)]
