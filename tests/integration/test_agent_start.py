@@ -131,7 +131,7 @@ def test_check_reads_the_lists_of_a_configuration_that_cannot_be_used(tmp_path: 
     assert "dns.lisen: unknown key" in done.stderr
     assert "policy.mode" in done.stderr
     assert f"{tmp_path}/block.list:1: " in done.stdout
-    assert "3 problems\nnot checked yet: ruleset, addresses, upstreams; the configuration first\n" in done.stdout
+    assert "3 problems\nnot checked: ruleset, addresses, upstreams; correct the configuration first\n" in done.stdout
     told = agent.told("check", status=2)
     assert [Path(problem["file"]).name for problem in told["problems"]] == ["embargo.toml", "embargo.toml", "block.list"]
     assert (told["ok"], told["unchecked"]) == (False, ["ruleset", "addresses", "upstreams"])
@@ -205,14 +205,14 @@ def test_check_by_root_names_what_the_agents_user_cannot_read(tmp_path: Path) ->
         (root / "apps/qq").chmod(0o700)
         (root / "apps/alipay/payment.list").chmod(0o600)
         (root / "block.list").chmod(0o640)
-        assert agent.cli("check").stdout == "no problems\n", "root itself may be whom the agent runs as"
+        assert agent.cli("check").stdout == "no problems\n", "the agent may run as root itself"
         os.chown(root / "state", nobody.pw_uid, nobody.pw_gid)
         said = agent.cli("check", status=1).stdout
-        whom = "nobody, whom the agent runs as,"
+        whom = "nobody, the user that the agent runs as,"
         for path, letters in (("apps/qq", "rx"), ("apps/alipay/payment.list", "r"), ("block.list", "r")):
             place = root / path
             assert f"{place}: {whom} cannot read it, chgrp {group} {place} && chmod g+{letters} {place}\n" in said
-        assert re.search(rf"^/\S+: {whom} cannot reach what is in it, chmod o\+x /\S+, or put", said, re.MULTILINE)
+        assert re.search(rf"^/\S+: {whom} cannot reach the files in it, chmod o\+x /\S+, or move", said, re.MULTILINE)
         assert said.endswith("4 problems\n"), "one for each that is shut, none for what is below"
         for path, mode in (("apps/qq", 0o750), ("apps/alipay/payment.list", 0o640), ("block.list", 0o640)):
             os.chown(root / path, 0, nobody.pw_gid)

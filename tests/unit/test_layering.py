@@ -54,10 +54,6 @@ ASKING = ("daemon.supervise", "daemon.ask", "cli", "verify")
 EXCEPTIONS = {
     ("daemon.supervise.workers", "daemon.resolve.resolver"): "workers = 0 runs the resolver inside the supervisor",
     ("cli.check", "daemon.resolve.tls"): "check looks at certificates as a resolver does",
-    ("cli.check", "daemon.compile.compiler"): "no agent has to run: check does a compiler's work itself",
-    ("cli.check", "daemon.compile.sources"): "the same",
-    ("cli.offline", "daemon.compile.compiler"): "no agent has to run: export and why do a compiler's work",
-    ("cli.offline", "daemon.compile.sources"): "the same",
 }
 
 #: compiled twin → the module whose functions it compiles. It may import that module and what that module may import

@@ -6,12 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from embargo import config
-from embargo.cli import command
+from embargo.cli import command, offline, permissions
 from embargo.config import Config
 from embargo.daemon.ask import client
 from embargo.daemon.ask.client import ControlError, NotRunning
 from embargo.daemon.ask.orders import GetApps
-from embargo.daemon.compile import compiler, sources
 from embargo.daemon.host import endpoints
 from embargo.daemon.host.authorities import certificates
 from embargo.daemon.host.endpoints import ListenError
@@ -23,7 +22,6 @@ from embargo.daemon.supervise.surroundings import Surroundings
 from embargo.errors import ConfigError, FirewallError, Problem
 from embargo.firewall import ruleset
 from embargo.firewall.ruleset import Own
-from embargo.lists.image import Image
 
 REST = ("ruleset", "addresses", "upstreams")  # checked only with a configuration that has no problems
 PROBES = 8  # upstreams whose certificates are fetched at the same time
@@ -38,33 +36,31 @@ def run(file: str) -> tuple[tuple[Problem, ...], list[Problem], list[str]]:
         return error.problems, [], ["lists", *REST]
     if not reading.problems:
         settings = reading.config
-        return (), [*_lists_and_ruleset(settings), *sources.closed(settings), *_machine(settings)], []
+        problems = [*_lists(settings), *_ruleset(settings), *permissions.unreadable(settings), *_machine(settings)]
+        return (), problems, []
     if reading.wrong <= config.OPTIONS.keys() - {"lists", "state"}:  # the location of the lists is known
-        return reading.problems, _lists(reading.config)[1], [*REST]
+        return reading.problems, _lists(reading.config), [*REST]
     return reading.problems, [], ["lists", *REST]
 
 
-def _lists_and_ruleset(settings: Config) -> list[Problem]:
-    loaded, problems = _lists(settings)
-    return [*problems, *_ruleset(settings, loaded)] if loaded else problems
-
-
-def _lists(settings: Config) -> tuple[sources.Loaded | None, list[Problem]]:
+def _lists(settings: Config) -> list[Problem]:
     try:
-        loaded = sources.load(settings, compiler.guard(surroundings.protected(settings, surroundings.look(settings))))
+        return list(offline.check(settings))
     except ConfigError as error:
-        return None, list(error.problems)
-    return loaded, [*loaded.problems, *compiler.harmed(loaded)]
+        return list(error.problems)
 
 
-def _ruleset(settings: Config, loaded: sources.Loaded) -> Iterator[Problem]:
-    """The kernel's opinion of the ruleset, in a transaction that is never committed."""
+def _ruleset(settings: Config) -> Iterator[Problem]:
+    """The kernel's verdict on the ruleset, in a transaction that is never committed."""
     firewall = settings.firewall
     if firewall.enabled and privileges.CAP_NET_ADMIN in privileges.effective():
-        data, board = compiler.build(settings, loaded)
+        try:
+            image, report = offline.compiled(settings)
+        except ConfigError:
+            return  # reported with the lists
         around = surroundings.look(settings)
         wanted = ruleset.spec(
-            Image(data), board, 1, lan=firewall.lan, except_=firewall.except_, fail=firewall.fail,
+            image, report.switchboard, 1, lan=firewall.lan, except_=firewall.except_, fail=firewall.fail,
             intercept_port=endpoints.intercept_port(settings), log_group=firewall.log_group,
             own=(Own(*each) for each in surroundings.own_questions(settings, around, os.geteuid())),
             system=(each.address for each in around.system),

@@ -20,7 +20,7 @@ from publicsuffixlist import PSLFILE, PublicSuffixList
 from embargo import config, explain, names, records
 from embargo.config import Config
 from embargo.daemon.compile import sources
-from embargo.daemon.compile.orders import ORDERS, Compile, Compiled, Match, Matches, Rejected
+from embargo.daemon.compile.orders import ORDERS, Check, Checked, Compile, Compiled, Match, Matches, Rejected
 from embargo.daemon.host import whole
 from embargo.daemon.process import privileges
 from embargo.errors import ConfigError, Problem
@@ -134,12 +134,19 @@ def main() -> None:
         json.dump(records.tagged(answer), file)
 
 
-def _obey(order: Compile | Match, image_fd: int = -1, report_fd: int = -1) -> Compiled | Matches | Rejected:
+def _obey(
+    order: Compile | Match | Check, image_fd: int = -1, report_fd: int = -1
+) -> Compiled | Matches | Checked | Rejected:  # fmt: skip
     try:
-        settings = config.parse(order.config.encode(), order.file)
+        reading = config.read(order.config.encode(), order.file)
+        if reading.problems and not isinstance(order, Check):
+            return Rejected(reading.problems)
+        settings = reading.config
         loaded = sources.load(settings, guard(order.protected))
     except ConfigError as error:
         return Rejected(error.problems)
+    if isinstance(order, Check):
+        return Checked((*loaded.problems, *harmed(loaded)))
     if isinstance(order, Match):
         return Matches(tuple(explain.matching(loaded.lists, explain.subject(order.subject))))
     data, board = build(settings, loaded)

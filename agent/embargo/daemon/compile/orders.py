@@ -3,11 +3,34 @@
 from dataclasses import dataclass
 
 from embargo.errors import Problem
+from embargo.records import Order
 from embargo.report import Line
 
 
 @dataclass(frozen=True, slots=True)
-class Compile:
+class Compiled:
+    digest: str  # of the image
+
+
+@dataclass(frozen=True, slots=True)
+class Matches:
+    lines: tuple[Line, ...]  # the more specific first
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """The configuration or a file cannot be used."""
+
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Compile(Order[Compiled]):
     """Read the lists and write the image and the report.
 
     `config`, `file`: the text of the configuration and where it stands; `protected`: networks that no list may block, each
@@ -22,7 +45,7 @@ class Compile:
 
 
 @dataclass(frozen=True, slots=True)
-class Match:
+class Match(Order[Matches]):
     """Read the lists and tell which lines match `subject`, a name or an address."""
 
     config: str
@@ -32,21 +55,15 @@ class Match:
 
 
 @dataclass(frozen=True, slots=True)
-class Compiled:
-    digest: str  # of the image
+class Check(Order[Checked]):
+    """Read the lists and report all their problems, and the neighbours of apps that the catalogue would block.
+
+    Problems of the configuration itself are not reported: a value that cannot be used has its default.
+    """
+
+    config: str
+    file: str
+    protected: tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Matches:
-    lines: tuple[Line, ...]  # the more specific first
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """The configuration or a file cannot be used."""
-
-    problems: tuple[Problem, ...]
-
-
-ORDERS = (Compile, Match)
-ANSWERS = (Compiled, Matches, Rejected)
+ORDERS = (Compile, Match, Check)

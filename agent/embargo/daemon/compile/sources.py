@@ -8,9 +8,7 @@ themselves alone.
 
 import contextlib
 import difflib
-import grp
 import os
-import pwd
 import stat
 import time
 from collections.abc import Iterable, Iterator
@@ -21,7 +19,6 @@ from embargo import names
 from embargo.config import Config, unknown_apps
 from embargo.daemon.host import watched
 from embargo.daemon.host.authorities import certificates
-from embargo.daemon.process import privileges
 from embargo.errors import ConfigError, ListError, Problem
 from embargo.lists import lists, policy
 from embargo.lists.lists import Guard
@@ -90,56 +87,6 @@ def _owners(config: Config) -> frozenset[int]:
         with contextlib.suppress(OSError):
             found.add(os.stat(path).st_uid)
     return frozenset(found)
-
-
-def closed(config: Config) -> Iterator[Problem]:
-    """What root can read here and the agent's user, who owns [state] dir, cannot. Only root can tell."""
-    needs = {privileges.CAP_SETUID, privileges.CAP_SETGID}
-    try:
-        owner = pwd.getpwuid(os.stat(config.state.dir).st_uid)
-    except (OSError, KeyError):
-        return  # no agent has run yet
-    if not owner.pw_uid or os.geteuid() or not needs <= privileges.effective():
-        return
-    ways: dict[str, int] = {}
-    for path in watched.paths(config):
-        for step, mode in _steps(path, depth=2):
-            ways[step] = ways.get(step, 0) | mode
-    with privileges.seeing_as(owner.pw_uid, owner.pw_gid, os.getgrouplist(owner.pw_name, owner.pw_gid)):
-        shut = [path for path, mode in ways.items() if not os.access(path, mode, effective_ids=True)]
-    for path in shut:
-        if not any(path.startswith(f"{other}/") for other in shut):  # the first on the way there is enough
-            yield _closed(path, ways[path], owner)
-
-
-def _steps(path: str, depth: int) -> Iterator[tuple[str, int]]:
-    """(path, what must be allowed) of the directories on the way to a file, and of everything at and below it."""
-    real = os.path.realpath(path)
-    if not os.path.exists(real):
-        return
-    way = os.path.dirname(real)
-    while way != os.path.dirname(way):
-        yield way, os.X_OK
-        way = os.path.dirname(way)
-    if not os.path.isdir(real):
-        yield real, os.R_OK
-        return
-    yield real, os.R_OK | os.X_OK
-    for name in sorted(os.listdir(real)) if depth else ():
-        if not name.startswith("."):
-            yield from _steps(f"{real}/{name}", depth - 1)
-
-
-def _closed(path: str, mode: int, owner: pwd.struct_passwd) -> Problem:
-    whom = f"{owner.pw_name}, whom the agent runs as,"
-    if mode == os.X_OK:
-        return Problem(path, 0, f"{whom} cannot reach what is in it", f"chmod o+x {path}, or put the files elsewhere")
-    try:
-        group = grp.getgrgid(owner.pw_gid).gr_name
-    except KeyError:
-        group = str(owner.pw_gid)
-    letters = "rx" if mode & os.X_OK else "r"
-    return Problem(path, 0, f"{whom} cannot read it", f"chgrp {group} {path} && chmod g+{letters} {path}")
 
 
 def read(path: str, owners: frozenset[int], *, below: str = "") -> bytes:

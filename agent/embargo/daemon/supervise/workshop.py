@@ -11,7 +11,7 @@ from dataclasses import replace
 import embargo
 from embargo import records
 from embargo.config import Config, unknown_apps
-from embargo.daemon.compile.orders import ANSWERS, Compile, Compiled, Match, Matches, Rejected
+from embargo.daemon.compile.orders import Rejected
 from embargo.daemon.host import whole
 from embargo.daemon.host.watched import Snapshot
 from embargo.daemon.process.spawn import Spawn
@@ -20,14 +20,11 @@ from embargo.daemon.supervise.surroundings import Surroundings
 from embargo.errors import ConfigError, Problem
 from embargo.lists import image, policy
 from embargo.lists.policy import App, Class
-from embargo.records import RecordError
+from embargo.records import Answer, Order, RecordError
 from embargo.report import AppReport, Report
 
 COMPILE = 120.0  # seconds for one compile
 MAX_ANSWER = 64 << 20  # octets: every line of every list may be a problem to tell
-
-
-_ANSWERS = records.by_name(ANSWERS)
 
 
 class Hindered(ConfigError):
@@ -68,13 +65,14 @@ def switched(old: Report, classes: Sequence[Class], settings: Config, fingerprin
     return replace(old, switchboard=board, apps=tuple(map(reported, old.apps)), fingerprint=fingerprint)
 
 
-async def run(spawn: Spawn, order: Compile | Match, results: Sequence[str] = ()) -> Compiled | Matches:
-    """One order to one compiler process. `results`: paths of the files that Compile fills, which must not exist.
+async def run(spawn: Spawn, order: Order[Answer], results: Sequence[str] = ()) -> Answer:
+    """Give an order to a new compiler process. `results`: paths of the files that Compile fills, which must not exist.
 
     ConfigError when the configuration or a file cannot be used, Hindered when the compiler does not answer as it should,
     OSError when none can be started. The compiler gets the files and not their directory: from the descriptor of a directory
     `..` leads out of any sandbox.
     """
+    answers = records.by_name((records.answer_of(type(order)), Rejected))
     with contextlib.ExitStack() as held:
 
         def opened(fd: int) -> int:
@@ -90,7 +88,7 @@ async def run(spawn: Spawn, order: Compile | Match, results: Sequence[str] = ())
         process = await spawn("compiler", fds)
         try:
             status = await asyncio.wait_for(process.wait(), COMPILE)
-            answered = records.untagged(_ANSWERS, json.loads(_content(answer)))
+            answered = records.untagged(answers, json.loads(_content(answer)))
         except TimeoutError:
             process.kill()
             await process.wait()
@@ -103,7 +101,7 @@ async def run(spawn: Spawn, order: Compile | Match, results: Sequence[str] = ())
             process.kill()
     if isinstance(answered, Rejected):
         raise ConfigError(answered.problems)
-    made: Compiled | Matches = answered
+    made: Answer = answered
     return made
 
 
