@@ -20,29 +20,32 @@ _NUMBER = struct.Struct("=i")
 _NETFILTER = struct.Struct("!BBH")  # nfgenmsg: family, version, resource
 NETFILTER_HEADER = _NETFILTER.size
 _NESTED = 0x8000
+_PADDING = (b"", bytes(3), bytes(2), bytes(1))  # to a multiple of four octets, by what is over
 _KIND = 0x3FFF  # of an attribute, without its two flags
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
     """(kind, flags, sequence number, payload) of each message of a datagram."""
-    offset, size = 0, len(data)
+    offset, size, unpack = 0, len(data), _MESSAGE.unpack_from
     while offset + 16 <= size:
-        length, kind, flags, sequence, _ = _MESSAGE.unpack_from(data, offset)
-        if length < 16 or offset + length > size:
+        length, kind, flags, sequence, _ = unpack(data, offset)
+        end = offset + length
+        if length < 16 or end > size:
             return
-        yield kind, flags, sequence, data[offset + 16 : offset + length]
+        yield kind, flags, sequence, data[offset + 16 : end]
         offset += (length + 3) & ~3
 
 
 def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
     """Kind → value of the attributes from this offset on; of two of one kind the last."""
     values = {}
-    size = len(data)
+    size, unpack = len(data), _ATTRIBUTE.unpack_from
     while offset + 4 <= size:
-        length, kind = _ATTRIBUTE.unpack_from(data, offset)
-        if length < 4 or offset + length > size:
+        length, kind = unpack(data, offset)
+        end = offset + length
+        if length < 4 or end > size:
             break
-        values[kind & _KIND] = data[offset + 4 : offset + length]
+        values[kind & _KIND] = data[offset + 4 : end]
         offset += (length + 3) & ~3
     return values
 
@@ -65,12 +68,13 @@ def string(value: bytes) -> str:
 
 def error(payload: bytes) -> int:
     """The errno of an ERROR message; 0 for an acknowledgement. struct.error for less than four octets."""
-    return -int(_NUMBER.unpack_from(payload)[0])
+    (number,) = _NUMBER.unpack_from(payload)
+    return -int(number)
 
 
 def message(kind: int, flags: int, sequence: int, payload: bytes) -> bytes:
     """A message, padded so that another one can follow."""
-    return _MESSAGE.pack(16 + len(payload), kind, flags, sequence, 0) + payload + bytes(-len(payload) % 4)
+    return _MESSAGE.pack(16 + len(payload), kind, flags, sequence, 0) + payload + _PADDING[len(payload) % 4]
 
 
 def netfilter(family: int = 0, resource: int = 0) -> bytes:
@@ -80,7 +84,7 @@ def netfilter(family: int = 0, resource: int = 0) -> bytes:
 
 def attribute(kind: int, value: bytes) -> bytes:
     """An attribute, padded so that another one can follow."""
-    return _ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
+    return _ATTRIBUTE.pack(4 + len(value), kind) + value + _PADDING[len(value) % 4]
 
 
 def nest(kind: int, *parts: bytes) -> bytes:

@@ -22,6 +22,7 @@ _NETLINK_NETFILTER, _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 12, 32, 33
 _NEW, _GET, _DELETE = 1 << 8 | 0, 1 << 8 | 1, 1 << 8 | 2  # NFNL_SUBSYS_CTNETLINK
 _TUPLE_ORIG, _TUPLE_REPLY, _MARK, _ID, _ZONE, _MARK_MASK = 1, 2, 8, 12, 18, 21  # CTA_*
 _V4_SRC = 1  # CTA_IP_V4_SRC
+_HEAD4, _HEAD6 = wire.netfilter(socket.AF_INET), wire.netfilter(socket.AF_INET6)
 _MIN_TUPLE = 20  # octets: the header of CTA_TUPLE_IP, then source and destination, each with a header
 
 
@@ -131,9 +132,9 @@ def _addresses(tuple_: bytes) -> tuple[bytes, bytes]:
 
 def _naming(flow: Flow) -> bytes:
     """The payload of a request about this entry."""
-    family = socket.AF_INET if len(flow.source) == 4 else socket.AF_INET6
-    payload = wire.netfilter(family) + wire.nest(_TUPLE_ORIG, flow.original)
-    return payload + b"".join(wire.attribute(kind, value) for kind, value in ((_ID, flow.id), (_ZONE, flow.zone)) if value)
+    head = _HEAD4 if len(flow.source) == 4 else _HEAD6
+    payload = head + wire.nest(_TUPLE_ORIG, flow.original) + wire.attribute(_ID, flow.id)
+    return payload + wire.attribute(_ZONE, flow.zone) if flow.zone else payload
 
 
 def in_use() -> bool:
