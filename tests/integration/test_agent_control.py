@@ -260,8 +260,7 @@ def test_every_verb_and_option_has_help(agent: Agent) -> None:
 
 #: what only the agent and a few verbs need; loading it takes longer than asking a running agent
 HEAVY = {
-    "asyncio", "ssl", "logging", "dnslib", "idna", "publicsuffixlist", "pyroute2", "scapy", "watchdog", "difflib",
-    "concurrent.futures",
+    "asyncio", "ssl", "logging", "dnslib", "idna", "publicsuffixlist", "pyroute2", "scapy", "watchdog", "concurrent.futures",
     "embargo.daemon.supervise.supervisor", "embargo.dns.engine", "embargo.export.effective", "embargo.lists.image",
 }  # fmt: skip
 LOADED = "import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr)); from embargo.cli import verbs; "

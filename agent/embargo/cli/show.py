@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from embargo import records
-from embargo.cli import columns
+from embargo.cli.table import layout
 from embargo.daemon.ask.orders import (
     AppStatus,
     Explained,
@@ -46,7 +46,7 @@ def table(head: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
     """Print rows in columns below bold headings; on a terminal, long cells are folded."""
     on_terminal = sys.stdout.isatty()
     width = (os.get_terminal_size(sys.stdout.fileno()).columns or USUAL_WIDTH) if on_terminal else None
-    made = columns.layout([head, *([clean(cell) for cell in row] for row in rows)], width)
+    made = layout([head, *([clean(cell) for cell in row] for row in rows)], width)
     if on_terminal:
         made[0] = f"\033[1m{made[0]}\033[0m"
     print("\n".join(made))

@@ -1,6 +1,6 @@
 """Tables as people see them."""
 
-from embargo.cli.columns import cells, layout
+from embargo.cli.table import cells, layout
 
 
 def test_columns_are_as_wide_as_their_widest_cell_and_end_without_spaces() -> None:
