@@ -179,7 +179,7 @@ def _over_a_socket(draw: random.Random, rules: Any, cache: Any, listening: socke
         assert count, "loopback loses nothing here"
         taken += count
         for each in declined:
-            each.way.send(b"\0" * 12)
+            each.peer.send(b"\0" * 12)
     for _ in range(sent):
         try:
             client.recv(4096)

@@ -11,7 +11,7 @@ from embargo.lists.image import Image
 from embargo.lists.policy import Action, Network, Switchboard
 from embargo.names import Name
 
-_SPECIAL = tuple(ipaddress.ip_network(text) for text, _ in lists.SPECIAL)
+_RESERVED = tuple(ipaddress.ip_network(text) for text, _ in lists.RESERVED)
 
 
 def judge(image: Image, board: Switchboard, *, learn: bool) -> Callable[[Reason], Reason | None]:
@@ -36,7 +36,7 @@ def names_blocked(image: Image, board: Switchboard) -> Callable[[Name], bool]:
 
 def guard(image: Image, protected: Iterable[str]) -> Callable[[bytes], bool]:
     """Tells the addresses that are never blocked because of a name: special ones, ours and our networks', listed ones."""
-    ranges = [_range(ipaddress.ip_network(text)) for text in protected] + [_range(network) for network in _SPECIAL]
+    ranges = [_range(ipaddress.ip_network(text)) for text in protected] + [_range(network) for network in _RESERVED]
     special = learning.guard(ranges)
     return lambda address: special(address) or bool(image.lookup_address(address))
 

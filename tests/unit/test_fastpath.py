@@ -8,7 +8,7 @@ import pytest
 
 from embargo import names
 from embargo.dns import message
-from embargo.dns.cache import SCREEN_ALWAYS, Cache, Entry
+from embargo.dns.cache import SCREEN_ALWAYS, Cache, CachedAnswer
 from embargo.dns.fastpath import MEMO_HALF, Known, Memo
 from embargo.dns.judgement import Attempt, BlockMode, Rules
 from embargo.dns.message import Lead
@@ -254,7 +254,7 @@ def test_what_an_earlier_judgement_passed_is_judged_again() -> None:
 @pytest.mark.parametrize("claimed", ["led.test", "also.test", "203.0.113.0/24"])
 @pytest.mark.parametrize("extra", [False, True])
 def test_what_leads_to_a_claimed_name_or_address_is_left_to_the_engine(claimed: str, extra: bool) -> None:
-    def judged_again(*entries: str) -> Entry | None:
+    def judged_again(*entries: str) -> CachedAnswer | None:
         leads = (
             Lead(names.from_text("free.test"), (names.from_text("led.test"),), ()),
             Lead(names.from_text("also.test"), (), (b"\xcb\0\x71\7",)),

@@ -38,7 +38,7 @@ MAX_WANTED = 256  # keys to be renewed at a time
 _NOTHING = Answer(0)
 
 
-class Entry:
+class CachedAnswer:
     """An answer, when it was stored, and its octets with the TTLs of the second of the last hit."""
 
     __slots__ = (
@@ -118,8 +118,8 @@ class Cache:
         self._limit = limit
         self._on_wanted = on_wanted
         self._enough = limit - limit // MARGIN
-        self._entries: dict[bytes, Entry] = {}
-        self._queues: tuple[deque[Entry], deque[Entry]] = deque(), deque()  # probation, main
+        self._entries: dict[bytes, CachedAnswer] = {}
+        self._queues: tuple[deque[CachedAnswer], deque[CachedAnswer]] = deque(), deque()  # probation, main
         self._octets = [0, 0]  # of the entries in them
         self._dropped = 0  # entries that are left in a queue, but no longer in the cache
         self._ghosts: set[int] = set()
@@ -136,7 +136,7 @@ class Cache:
         """Octets taken, estimated."""
         return sum(self._octets)
 
-    def get(self, key: bytes, now: float) -> Entry | None:
+    def get(self, key: bytes, now: float) -> CachedAnswer | None:
         """The live entry for a question. The caller looks at `judged`, and counts the hit: the fast path may decline it."""
         entry = self._entries.get(key)
         if entry is None or entry.expires <= now:
@@ -146,11 +146,11 @@ class Cache:
         entry.used = True
         return entry
 
-    def live(self, now: float) -> list[Entry]:
+    def live(self, now: float) -> list[CachedAnswer]:
         """The entries whose answers have not expired."""
         return [entry for entry in self._entries.values() if entry.expires > now]
 
-    def _want(self, key: bytes, entry: Entry) -> None:
+    def _want(self, key: bytes, entry: CachedAnswer) -> None:
         """A popular entry is about to expire: have it renewed, once."""
         entry.refresh_at = math.inf
         if not self.wanted:
@@ -158,7 +158,7 @@ class Cache:
         if len(self.wanted) < MAX_WANTED:
             self.wanted.append(key)
 
-    def stale(self, key: bytes, now: float) -> Entry | None:
+    def stale(self, key: bytes, now: float) -> CachedAnswer | None:
         """An expired entry that may still be given out when no upstream answers."""
         entry = self._entries.get(key)
         return entry if entry is not None and entry.expires <= now < entry.expires + STALE_FOR else None
@@ -170,7 +170,7 @@ class Cache:
             return
         entry = self._entries.get(key)
         if entry is None:
-            entry = self._entries[key] = Entry(key)
+            entry = self._entries[key] = CachedAnswer(key)
             entry.main = hash(key) in self._ghosts or hash(key) in self._old_ghosts
             self._queues[entry.main].append(entry)
         else:

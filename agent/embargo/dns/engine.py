@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 from embargo.dns import message
 from embargo.dns.acl import Acl
-from embargo.dns.cache import RETRY, SCREEN_ALWAYS, Cache, Entry
+from embargo.dns.cache import RETRY, SCREEN_ALWAYS, Cache, CachedAnswer
 from embargo.dns.judgement import Attempt, Rules
 from embargo.dns.message import Answer
-from embargo.dns.questions import Answered, Failed, Forward, KeepWaiting, Question, Questions, Trouble, Waiter
+from embargo.dns.questions import Exhausted, Forward, KeepWaiting, Question, Questions, Succeeded, Trouble, Waiter
 from embargo.dns.screening import Screened, screen
 from embargo.dns.zones import Zones
 from embargo.lists.policy import Action, Decision
@@ -186,7 +186,7 @@ class Engine:
         attempt = Attempt(rules, query.qname, query.qtype, decision, "pass", audit=decision is not None)
         return Reply(wire, waiter.peer, waiter.client, attempt, screened.passing)
 
-    def _reply_stale(self, waiter: Waiter, expired: Entry) -> Reply:
+    def _reply_stale(self, waiter: Waiter, expired: CachedAnswer) -> Reply:
         """An expired answer, judged as it would be today (RFC 8767)."""
         self.stale += 1
         answer = expired.stale()
@@ -204,9 +204,9 @@ class Engine:
     def complete(self, token: int, packet: bytes, now: float) -> Settled | Forward | KeepWaiting:
         """A response that `response.matches` what was asked."""
         match self._questions.complete(token, packet, now):
-            case Answered() as answered:
+            case Succeeded() as answered:
                 return Settled(self._answered(answered.question, answered.answer, now))
-            case Failed() as failed:
+            case Exhausted() as failed:
                 return Settled(self._failed(failed.question, now))
             case outcome:
                 return outcome
@@ -271,11 +271,11 @@ class Engine:
         if self._questions.busy(query.key):
             return None
         outcome = self._questions.open(query.key, query, now, background=True)
-        return outcome if isinstance(outcome, Forward) else None  # Failed: there is no upstream to ask
+        return outcome if isinstance(outcome, Forward) else None  # Exhausted: there is no upstream to ask
 
     # ── addresses for the firewall ─────────────────────────────────────────────────────────────────────────────────────
 
-    def note_cached(self, entries: Iterable[Entry]) -> None:
+    def note_cached(self, entries: Iterable[CachedAnswer]) -> None:
         """Add what these cached answers say about addresses to `resolved`, as if they came now."""
         for entry in entries:
             qname = message.query_of(entry.key).qname

@@ -13,7 +13,7 @@ import math
 from typing import NamedTuple
 
 from embargo.dns import message, special
-from embargo.dns.cache import SCREEN_ALWAYS, Cache, Entry
+from embargo.dns.cache import SCREEN_ALWAYS, Cache, CachedAnswer
 from embargo.dns.judgement import Attempt, Rules, unclaimed
 from embargo.lists.policy import Action
 from embargo.names import Name
@@ -26,7 +26,7 @@ class Known:
 
     __slots__ = ("attempt", "entry", "rest", "until")
 
-    def __init__(self, rest: bytes, until: float, attempt: Attempt | None, entry: Entry | None) -> None:
+    def __init__(self, rest: bytes, until: float, attempt: Attempt | None, entry: CachedAnswer | None) -> None:
         self.rest = rest
         self.until = until  # when the TTLs in it change
         self.attempt = attempt  # of a blocked packet
@@ -169,7 +169,7 @@ def _cached(query: _Query, rules: Rules, cache: Cache, now: float) -> Known | No
     return Known(rest, entry.steady(now), None, entry)
 
 
-def passes(entry: Entry, qname: Name, rules: Rules) -> bool:
+def passes(entry: CachedAnswer, qname: Name, rules: Rules) -> bool:
     """Judge again what an earlier judgement has passed whole: True, and noted so, when no entry claims anything of it.
 
     After a change of policy every cached answer comes this way once, so it must cost little; all else is the engine's.

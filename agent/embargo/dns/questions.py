@@ -107,14 +107,14 @@ class Question:
         self.unhelpful: frozenset[Server] = frozenset()  # these answered and could not help
 
 
-class Answered(NamedTuple):
+class Succeeded(NamedTuple):
     """A question ended with a useful answer."""
 
     question: Question
     answer: Answer
 
 
-class Failed(NamedTuple):
+class Exhausted(NamedTuple):
     """A question ended without an answer; `question.trouble` says why."""
 
     question: Question
@@ -175,7 +175,7 @@ class Questions:
 
     def open(
         self, key: bytes, query: Query, now: float, waiter: Waiter | None = None, *, background: bool = False
-    ) -> Forward | Failed:
+    ) -> Forward | Exhausted:
         """Ask a question, for a client or for none."""
         self._last_token = token = self._last_token + 1
         question = self._questions[token] = Question(key, query, self.zones, now)
@@ -186,7 +186,7 @@ class Questions:
             self._waiting += 1
         return self._next(token, now)
 
-    def complete(self, token: int, packet: bytes, now: float) -> Forward | KeepWaiting | Answered | Failed:
+    def complete(self, token: int, packet: bytes, now: float) -> Forward | KeepWaiting | Succeeded | Exhausted:
         """A response came that `response.matches` the question."""
         question = self._questions[token]
         exchange, upstreams = question.exchange, question.upstreams
@@ -214,9 +214,9 @@ class Questions:
         if answer.flags & message.AD and not server.tls:  # it could have been set on the way
             answer = answer._replace(flags=answer.flags & message.AA)
         self._close(token)
-        return Answered(question, answer)
+        return Succeeded(question, answer)
 
-    def expire(self, token: int, reason: str, now: float, *, network: bool = False) -> Forward | Failed:
+    def expire(self, token: int, reason: str, now: float, *, network: bool = False) -> Forward | Exhausted:
         """No usable response came in time. `network`: because of an error of the network, not of silence."""
         question = self._questions[token]
         exchange = question.exchange
@@ -227,7 +227,7 @@ class Questions:
         question.upstreams.failed(exchange.server, question.trouble.text, exchange.asked_at, now)
         return self._next(token, now)
 
-    def _unhelpful(self, token: int, reason: str, now: float) -> Forward | Failed:
+    def _unhelpful(self, token: int, reason: str, now: float) -> Forward | Exhausted:
         """The server answered and could not help: it is not asked again for this question."""
         question = self._questions[token]
         exchange = question.exchange
@@ -236,7 +236,7 @@ class Questions:
         question.upstreams.unhelpful(exchange.server, question.trouble.text, exchange.asked_at, now)
         return self._next(token, now)
 
-    def _next(self, token: int, now: float) -> Forward | Failed:
+    def _next(self, token: int, now: float) -> Forward | Exhausted:
         """Ask the next server, or end the question."""
         question = self._questions[token]
         if question.zones is not self.zones:
@@ -245,7 +245,7 @@ class Questions:
         server = upstreams.choose(question.asked, question.unhelpful, now)
         if server is None or now >= question.started + DEADLINE:
             self._close(token)
-            return Failed(question)
+            return Exhausted(question)
         question.asked = (*question.asked, server)
         question.exchange = _Exchange(server, upstreams.health[server].plain_until <= now, now)
         upstreams.asked(server, now)

@@ -56,7 +56,7 @@ def server(text: str) -> Server:
 
 
 @dataclass(slots=True)
-class Health:
+class ServerHealth:
     """What the exchanges with one server say about it. Counts are since the start."""
 
     asked: int = 0
@@ -91,11 +91,11 @@ class Upstreams:
 
     servers: tuple[Server, ...]
     strip: Strip = KEEP_ALL
-    health: dict[Server, Health] = field(default_factory=dict, compare=False)
+    health: dict[Server, ServerHealth] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         for known in self.servers:
-            self.health.setdefault(known, Health())
+            self.health.setdefault(known, ServerHealth())
 
     def choose(self, asked: Sequence[Server], unhelpful: Collection[Server], now: float) -> Server | None:
         """The server for the next attempt of a question: one not asked yet, then the one asked longest ago; None to give up.

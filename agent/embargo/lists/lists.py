@@ -29,7 +29,7 @@ MIN_PREFIX = {4: 8, 6: 19}  # by family: the shortest prefixes that a registry h
 
 UPSTREAM = "the upstream resolver's"  # the role of protected addresses that the agent itself asks
 #: never a block entry: blocking one of these would cut the network itself, not an app. (network, what it is)
-SPECIAL = (
+RESERVED = (
     ("0.0.0.0/8", "unspecified"),
     ("10.0.0.0/8", "private"),
     ("100.64.0.0/10", "shared by carriers"),
@@ -308,7 +308,7 @@ def network_from_text(text: str) -> Network:
     return network
 
 
-_SPECIAL = tuple((network_from_text(text), what) for text, what in SPECIAL)
+_RESERVED = tuple((network_from_text(text), what) for text, what in RESERVED)
 
 
 def _check(entry: Entry, guard: Guard) -> None:
@@ -329,7 +329,7 @@ def _refuse_dangerous(entry: Entry, guard: Guard) -> None:
     prefix = (32 if family == 4 else 128) - host_bits
     if prefix < guard.prefixes[family]:
         raise Refused("is too wide a network", f"/{guard.prefixes[family]} is the widest for IPv{family}")
-    for network, role in (*_SPECIAL, *guard.protected):
+    for network, role in (*_RESERVED, *guard.protected):
         if network.family == family and first <= network.last and network.first <= last:
             hint = _CARRIER_HINT if role in _CARRIERS else "blocking them would cut the network itself; remove the line"
             raise Refused(f"covers addresses that are {role}", hint)

@@ -1,9 +1,9 @@
-from embargo.dns.cache import Cache, Entry
+from embargo.dns.cache import Cache, CachedAnswer
 from embargo.dns.judgement import Rules
 
 class Known:
     until: float
-    entry: Entry | None
+    entry: CachedAnswer | None
     kind: bytes | None
     members: bytes | None
     class_: int

@@ -195,9 +195,9 @@ cdef class _Noting:
 
 
 cdef class Intake:
-    """The twin of `intake.Intake`. `packet`, `way`: the types `intake.Packet` and `intake.Way`."""
+    """The twin of `intake.Intake`. `packet`, `peer`: the types `intake.Packet` and `intake.UdpPeer`."""
 
-    cdef type _packet, _way
+    cdef type _packet, _peer
     cdef object _cache, _attempts
     cdef dict _listeners
     cdef Shortcut _shortcut
@@ -213,9 +213,9 @@ cdef class Intake:
     cdef sockaddr_storage *_peers
     cdef int _used  # places that the kernel has written over
 
-    def __cinit__(self, cache, attempts, type packet, type way):
+    def __cinit__(self, cache, attempts, type packet, type peer):
         cdef int i
-        self._cache, self._attempts, self._packet, self._way, self._listeners = cache, attempts, packet, way, {}
+        self._cache, self._attempts, self._packet, self._peer, self._listeners = cache, attempts, packet, peer, {}
         self._in = <uint8_t *>calloc(BATCH, MAX_QUERY)
         self._out = <uint8_t *>calloc(BATCH, MAX_REPLY)
         self._control = <uint8_t *>calloc(BATCH, CONTROL)
@@ -354,7 +354,7 @@ cdef class Intake:
         """A packet for the engine."""
         sender = sender_of(&self._peers[i], client, &self._received[i].msg_hdr, wildcard)
         data = PyBytes_FromStringAndSize(<const char *>self._in + i * MAX_QUERY, self._received[i].msg_len)
-        return made(self._packet, (data, client, made(self._way, (listener, sender))))
+        return made(self._packet, (data, client, made(self._peer, (listener, sender))))
 
     cdef void _reply(self, int i, int place, Known known, double now, bint wildcard) noexcept:  # nothing to raise
         """Write the reply to a packet at a place of the batch that is to be sent."""

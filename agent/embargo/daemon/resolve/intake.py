@@ -27,11 +27,11 @@ class Packet(NamedTuple):
 
     data: bytes
     client: str
-    way: "Way"
+    peer: "UdpPeer"
 
 
-class Way(NamedTuple):
-    """Back to a UDP client."""
+class UdpPeer(NamedTuple):
+    """A UDP client, as replies see it."""
 
     listener: "Listener"
     sender: Any
@@ -137,7 +137,7 @@ class Intake:
             client = sender[0]
             known = answer(data, client, now)
             if known is None:
-                declined.append(Packet(data, client, Way(listener, sender)))
+                declined.append(Packet(data, client, UdpPeer(listener, sender)))
                 continue
             if known.attempt is not None:
                 blocked.append((client, known.attempt))
@@ -152,4 +152,4 @@ class Intake:
 
 def make(cache: Cache, attempts: Attempts) -> Intake:
     """The compiled one where it is there."""
-    return _native.Intake(cache, attempts, Packet, Way) if _native else Intake(cache, attempts)
+    return _native.Intake(cache, attempts, Packet, UdpPeer) if _native else Intake(cache, attempts)

@@ -42,7 +42,7 @@ from embargo.daemon.resolve.selector import Selector
 from embargo.daemon.resolve.stream import Connection, Streams
 from embargo.daemon.resolve.witness import Witness
 from embargo.dns.acl import Acl
-from embargo.dns.cache import Cache, Entry
+from embargo.dns.cache import Cache, CachedAnswer
 from embargo.dns.engine import Drop, Engine, Joined, Reply, Settled
 from embargo.dns.judgement import Rules
 from embargo.dns.questions import Forward, KeepWaiting
@@ -140,7 +140,7 @@ class Resolver:
         if self._witness.connected:
             self._report_entries(self._cache.live(self._loop.time()))
 
-    def _report_entries(self, entries: list[Entry]) -> None:
+    def _report_entries(self, entries: list[CachedAnswer]) -> None:
         """Report cached answers, a few at a time."""
         if entries and self._engine is not None and self._witness.connected:
             self._engine.note_cached(entries[-REPORT_BATCH:])
@@ -177,7 +177,7 @@ class Resolver:
         self.counters["queries_udp"] += taken
         self.counters["fast"] += taken - len(declined)
         for packet in declined:
-            self._dispatch(self.engine.handle(packet.data, packet.client, packet.way, now), now)
+            self._dispatch(self.engine.handle(packet.data, packet.client, packet.peer, now), now)
 
     def _refresh(self) -> None:
         """Ask for what the cache wants to have renewed."""
@@ -217,7 +217,7 @@ class Resolver:
     def _deliver(self, reply: Reply, now: float) -> None:
         if reply.passing and self._wait_to_pass(reply):
             return
-        reply.peer.send(reply.wire)  # type: ignore[attr-defined] # a Way or a Connection: what `handle` was given
+        reply.peer.send(reply.wire)  # type: ignore[attr-defined] # a UdpPeer or a Connection: what `handle` was given
         if reply.attempt is not None:
             self._attempts.note(((reply.client, reply.attempt),), now, time.time())
 
