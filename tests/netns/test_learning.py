@@ -92,7 +92,7 @@ def test_the_addresses_behind_a_blocked_name_are_blocked(rig: Rig, agent: Agent)
     assert (told["verdict"], told["learnt"], told["list"], told["line"]) == (
         "blocked", "www.alipay.example", "alipay/payment.list", 1,
     )  # fmt: skip
-    assert "learnt: www.alipay.example led there" in agent.cli("why", "203.0.113.30").stdout
+    assert "learnt: www.alipay.example resolved to it" in agent.cli("why", "203.0.113.30").stdout
     expected = {
         "client": f"{LAN4}.10", "dst": "203.0.113.30", "app": "alipay", "function": "payment", "names": ["www.alipay.example"],
         "list": "alipay/payment.list", "line": 1, "rule": "alipay.example", "learnt": True, "action": "reject",
@@ -118,7 +118,7 @@ def test_an_address_where_an_unblocked_name_lives_is_spared(rig: Rig, agent: Age
             "neighbour": "neighbour.test",
         }
         assert rig.reach("client", address) == "open"
-    assert "shared.alipay.example leads there and is blocked, but neighbour.test is there too" in (
+    assert "shared: shared.alipay.example, which is blocked, and neighbour.test, which is not" in (
         agent.cli("why", "203.0.113.31", status=1).stdout
     )
     learning = agent.told("status")["firewall"]["learning"]

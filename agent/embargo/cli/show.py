@@ -1,4 +1,4 @@
-"""What the command line prints for people. The same facts come as JSON with --json."""
+"""What the command line prints for people; --json prints the same facts as JSON."""
 
 import json
 import os
@@ -28,12 +28,12 @@ Told = dict[str, Any]
 
 
 def clean(text: object) -> str:
-    """Text that cannot move a terminal's cursor."""
+    """Text without control characters, which could manipulate a terminal."""
     return printable(str(text))
 
 
 def as_json(told: object) -> None:
-    """A record, or what one holds, as JSON."""
+    """Print a record, or a part of one, as JSON."""
     print(json.dumps(records.encode(told), indent=2, ensure_ascii=True))
 
 
@@ -61,14 +61,14 @@ def seconds(count: float) -> str:
 
 def status(now: Status, *, every_list: bool) -> None:
     print(f"running    pid {now.pid}, version {now.version}, up {seconds(now.uptime)}, {now.config}")
-    print(f"policy     generation {now.generation} for {seconds(now.since)}: {now.names} names, {now.networks} networks, "
-          f"mode {now.mode}")  # fmt: skip
-    word = "ok" if now.reload.ok else "FAILED, the policy from before stays in force"
-    print(f"reload     {word}, {seconds(now.reload.ago)} ago")
+    print(f"policy     generation {now.generation}, in force for {seconds(now.since)}: {now.names} names, "
+          f"{now.networks} networks, mode {now.mode}")  # fmt: skip
+    word = "ok" if now.reload.ok else "FAILED, the previous policy stays in force"
+    print(f"reload     {seconds(now.reload.ago)} ago: {word}")
     lines(f"             {error}" for error in now.reload.errors)
     where = "inside the main process" if now.inside else f"pids {', '.join(map(str, now.workers)) or 'none'}"
-    print(f"resolvers  {where}, {now.worker_restarts} restarts, accelerator {now.accelerator}")
-    print(f"listening  {', '.join(now.listen) or 'nowhere'}")
+    print(f"resolvers  {where}; {now.worker_restarts} restarts; accelerator {now.accelerator}")
+    print(f"listening  {', '.join(now.listen) or 'on no address'}")
     _firewall(now.firewall)
     _counters(now)
     lost = now.events.lost
@@ -109,7 +109,7 @@ def _firewall(wall: FirewallStatus | FirewallOff) -> None:
         there += f" (restored {wall.restored} times after other programs changed it)"
     lan = ", ".join(wall.lan) or "none, all forwarded traffic is policed"
     port = "intercepted" if wall.intercept_dns else "not intercepted"
-    print(f"firewall   table {wall.table} {there}, lan {lan}, port 53 {port}, fail {wall.fail}, on_stop {wall.on_stop}")
+    print(f"firewall   table {wall.table} {there}; lan: {lan}; port 53 {port}; fail {wall.fail}; on_stop {wall.on_stop}")
     if wall.learning is not None and wall.learning.on:
         _learning(wall.learning)
     hit = {name: packets for name, (packets, _) in wall.counters.items() if packets}
@@ -120,15 +120,16 @@ def _firewall(wall: FirewallStatus | FirewallOff) -> None:
 def _learning(learning: Learning) -> None:
     freed, shared = (learning.counters.get(name, 0) for name in ("freed", "shared"))
     wait = f"; learning only, blocking starts in {seconds(learning.proving)}" if learning.proving else ""
-    print(f"learnt     {learning.addresses} addresses behind blocked names, spared {shared} times, freed {freed}{wait}")
+    print(f"learnt     {learning.addresses} addresses of blocked names; {shared} left open (shared with other names); "
+          f"{freed} unblocked later{wait}")  # fmt: skip
 
 
 def _counters(now: Status) -> None:
     counters, cache = now.counters, now.cache
     queries = counters.get("queries_udp", 0) + counters.get("queries_tcp", 0)
     asked = cache.get("hits", 0) + cache.get("misses", 0)
-    share = f", cache {100 * cache.get('hits', 0) // asked} % hits" if asked else ""
-    print(f"queries    {queries}, {counters.get('upstream_queries', 0)} sent upstream{share}")
+    share = f"; {100 * cache.get('hits', 0) // asked} % cache hits" if asked else ""
+    print(f"queries    {queries} from clients; {counters.get('upstream_queries', 0)} sent to upstreams{share}")
 
 
 def _upstreams(rows: Sequence[UpstreamStats]) -> None:
@@ -199,15 +200,15 @@ def why(found: Explained) -> None:
     known = [(found.list, found.line), *((other.list, other.line) for other in found.also)]
     for line in found.lines:
         if (line.list, line.line) not in known:
-            print(f"  beaten: {_place(line.list, line.line, line.rule)}")
+            print(f"  overridden: {_place(line.list, line.line, line.rule)}")
     if found.learnt:
-        print(f"  learnt: {clean(found.learnt)} led there")
+        print(f"  learnt: {clean(found.learnt)} resolved to it")
     elif found.spared:
-        print(f"  {clean(found.spared.name)} leads there and is blocked, but {clean(found.spared.neighbour)} is there too")
+        print(f"  shared: {clean(found.spared.name)}, which is blocked, and {clean(found.spared.neighbour)}, which is not")
     if found.names:
-        print(f"  names answered with it: {clean(', '.join(found.names))}")
+        print(f"  names that resolved to it: {clean(', '.join(found.names))}")
     if found.passing:
-        print("  passes for now: a name on the allow list leads there")
+        print("  passes for now: a name on the allow list resolved to it")
     for each in found.paused or ():
         print(f"  paused: {paused(each)}")
     if found.client_refused:
@@ -253,7 +254,7 @@ def top(counted: dict[str, Counter[str]], rows: int, since: str, *, clear: bool)
 
 
 def event(told: Told) -> str:
-    """One line for one event."""
+    """An event as one line of text."""
     stamp = str(told.get("ts", ""))[:19].replace("T", " ")
     kind = told.get("event")
     times = f"  x{told['count']}" if told.get("count", 1) != 1 else ""
