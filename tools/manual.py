@@ -28,7 +28,7 @@ FILES = {
     "/etc/embargo/allow.list, /etc/embargo/block.list": "the administrator's exceptions and additions: **embargo-lists**(5)",
     "/etc/embargo/apps.d": "your own apps, which may replace shipped ones",
     "/usr/share/embargo/blocklists": "the shipped apps",
-    "/var/log/embargo/events.jsonl": "the block log: **embargo-events**(5)",
+    "/var/log/embargo/events.jsonl": "the event log: **embargo-events**(5)",
     "/var/lib/embargo": "compiled policies, the agent's own lists, learnt addresses",
     "/run/embargo/control.sock": "the socket for requests to a running agent, open to members of the group **embargo**",
 }
@@ -40,7 +40,7 @@ def pages() -> dict[str, str]:
         "embargo.1": _page("embargo", 1, "block named apps on a network", _commands()),
         "embargo.toml.5": _page("embargo.toml", 5, "configuration of embargo(1)", _options()),
         "embargo-lists.5": _page("embargo-lists", 5, "lists and apps of embargo(1)", _document("lists")),
-        "embargo-events.5": _page("embargo-events", 5, "the block log of embargo(1)", _document("events")),
+        "embargo-events.5": _page("embargo-events", 5, "the event log of embargo(1)", _document("events")),
     }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 SEED = 53
 # blocked, cached: few names again and again, as clients ask. scattered: the whole list and below it, which finds the end of
-# every processor cache, and of the block log, where each name is a record of its own. miss: no name twice.
+# every processor cache, and of the event log, where each name is a record of its own. miss: no name twice.
 KINDS = ("blocked", "scattered", "cached", "mixed", "miss")
 BLOCKED_SHARE = {"blocked": 1.0, "scattered": 1.0, "cached": 0.0, "mixed": 0.3, "miss": 0.0}
 ALLOWED, ASKED = 5_000, 2_000  # names that are asked again and again, allowed and listed; they fit every server's cache

@@ -250,7 +250,7 @@ def top(counted: dict[str, Counter[str]], rows: int, since: str, *, clear: bool)
             table((title.upper(), "ATTEMPTS"), found.most_common(rows))
 
 
-# ── the block log ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the event log ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def event(told: Told) -> str:

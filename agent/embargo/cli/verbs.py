@@ -175,7 +175,7 @@ def export(file: str, format_: str, serial: int | None, as_json: bool) -> None:
         command.complain([f"{problems} problems with the lists; embargo check shows them"])
 
 
-# ── the block log ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the event log ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @verb(reads=True)
@@ -185,7 +185,7 @@ def export(file: str, format_: str, serial: int | None, as_json: bool) -> None:
 @click.option("--since", default="", help="Show events since: 10m, 2h, 1d, or 2026-01-31T12:00:00Z.")
 @click.option("--layer", type=click.Choice(["dns", "drop"]), help="Show only blocked queries (dns) or packets (drop).")
 def log(file: str, follow: bool, app: str, client: str, since: str, layer: str | None, as_json: bool) -> None:
-    """Print the block log.
+    """Print the event log.
 
     Each blocked attempt with its client, name or address, app, list and line. --json prints the lines as they are stored.
     """

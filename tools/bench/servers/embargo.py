@@ -1,4 +1,4 @@
-"""Embargo as it comes: a supervisor, one resolver, the block log on. Only the firewall is off, as nobody else has one."""
+"""Embargo as it comes: a supervisor, one resolver, the event log on. Only the firewall is off, as nobody else has one."""
 
 import json
 import socket
