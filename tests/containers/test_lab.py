@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,12 @@ def groups(pid: int) -> list[Path]:
 
 
 def mounts() -> list[str]:
-    """Without named network namespaces: the lab's own are below a /run of its own, and other test runs make some of theirs."""
-    return [line for line in Path("/proc/mounts").read_text().splitlines() if not line.startswith("nsfs /run/netns/")]
+    """Without those of other tests that run at the same time: named network namespaces, and file systems in their directories.
+
+    A lab's own are below a /run of its own.
+    """
+    others = ("/run/netns", tempfile.gettempdir())
+    return [line for line in Path("/proc/mounts").read_text().splitlines() if not line.split()[1].startswith(others)]
 
 
 def test_a_killed_run_leaves_no_process_and_the_next_one_sweeps_the_rest() -> None:
