@@ -73,8 +73,8 @@ class FirewallError(EmbargoError):
         super().__init__(f"{operation}: {reason}")
 
 
-def said(error: EmbargoError | OSError) -> str:
-    """In words, with the file where one is concerned."""
+def describe(error: EmbargoError | OSError) -> str:
+    """The error as text for people, with the file if it concerns one."""
     if not isinstance(error, OSError):
         return str(error)
     return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)

@@ -145,7 +145,7 @@ def test_the_control_socket_is_closed_to_others(agent: Agent) -> None:
 
 
 def test_a_second_agent_with_the_same_state_is_refused(agent: Agent) -> None:
-    assert "another agent runs" in agent.cli("run", status=1).stderr
+    assert "another agent is using" in agent.cli("run", status=1).stderr
 
 
 def test_a_running_agent_can_be_asked_despite_mistakes_in_the_file(agent: Agent) -> None:

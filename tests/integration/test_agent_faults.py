@@ -149,8 +149,8 @@ def test_a_log_that_cannot_be_written_refuses_the_reload(agent: Agent) -> None:
 
 def test_the_agent_cannot_be_its_own_upstream(agent: Agent) -> None:
     agent.write_config(dns={"upstream": [f"127.0.0.1:{agent.port}"]})
-    assert "is this agent itself" in agent.cli("reload", status=1).stderr
-    assert "is this agent itself" in agent.cli("check", status=1).stdout
+    assert "is an address of this agent" in agent.cli("reload", status=1).stderr
+    assert "is an address of this agent" in agent.cli("check", status=1).stdout
 
 
 def test_a_specific_address_can_become_a_wildcard(agent: Agent) -> None:
@@ -166,7 +166,7 @@ def test_a_second_agent_cannot_take_the_control_socket(agent: Agent, tmp_path: P
     second.start(wait=False)
     assert second.process is not None
     assert second.process.wait(30) == 1
-    assert "another agent runs" in second.errors
+    assert "another agent is using" in second.errors
     assert agent.told("status")["running"] is True
 
 

@@ -156,7 +156,7 @@ def test_what_was_over_by_a_start_is_told_once_and_never_in_force(tmp_path: Path
     (tmp_path / "pauses.json").write_text(json.dumps([["alipay", "", now - 1, 60.0, 0], ["qq", "", now + 60, 60.0, 0]]))
     for over in (["alipay"], []):
         kept = Pauses(str(tmp_path), lambda: 0.0)
-        assert [each.app for each in kept.recall()] == over
+        assert [each.app for each in kept.load()] == over
         assert [each.app for each in kept.all] == ["qq"]
 
 
@@ -173,7 +173,7 @@ def test_a_damaged_file_pauses_nothing_and_is_told(agent: Agent) -> None:
         agent.start()
         assert blocked(agent, LISTED)
         assert "pauses.json" in agent.errors
-        assert "nothing is paused any more" in agent.errors
+        assert "all pauses have ended" in agent.errors
         agent.stop()
     path.unlink()
     agent.start()
@@ -213,7 +213,7 @@ def test_a_full_disk_begins_no_pause_and_ends_each(agent: Agent) -> None:
         assert blocked(agent, LISTED)
         until(lambda: blocked(agent, "pay.qq.example"), "it ends at its time")
         assert agent.told("status")["pauses"] == []
-        assert "come back with a restart" in agent.errors
+        assert "are in force again" in agent.errors
     finally:
         (directory / ".pauses.json").rmdir()
 

@@ -203,7 +203,7 @@ def test_a_rollback_takes_lists_and_apps_back_and_says_what_it_leaves(agent: Age
 
 def test_without_an_older_generation_a_rollback_is_refused(tmp_path: Path) -> None:
     with running(tmp_path) as fresh:
-        assert "no generation before" in fresh.cli("rollback", status=1).stderr
+        assert "no earlier generation" in fresh.cli("rollback", status=1).stderr
         assert fresh.blocked("alipay.example")
 
 

@@ -243,7 +243,7 @@ def test_a_place_that_the_service_may_not_write_is_named_with_the_setting_that_l
     agent = Agent(tmp_path, ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o ro tmpfs "$0" && exec "$@"', str(place)])
     agent.write_config(**{section: {key: f"{place}{below}"}})
     said = refuses(agent, 1)
-    assert "Read-only file system; make " in said
+    assert "Read-only file system; create " in said
     wanted = place / "state" if below == "/state" else place
     assert (
         f"owned by root, and let the service write there: `systemctl edit embargo`, [Service] ReadWritePaths={wanted}\n" in said

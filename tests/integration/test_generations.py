@@ -27,7 +27,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def compiled(store: Store, text: str = "alipay.example\n") -> int:
-    """What the compiler leaves behind, numbered."""
+    """Write the files of a compilation and number them."""
     source = Source("alipay/payment.list", Level.APPS, "alipay", "payment", False)
     list_ = lists.parse(text.encode(), file="payment.list", source=source, guard=Guard())
     apps = [App("alipay", "Alipay", default=True, lists=(list_,))]
@@ -54,7 +54,7 @@ def test_generations_are_numbered_and_the_current_one_is_remembered(store: Store
     generation.close()
 
 
-def test_old_generations_go_but_never_the_current_one(store: Store, tmp_path: Path) -> None:
+def test_old_generations_are_removed_but_never_the_current_one(store: Store, tmp_path: Path) -> None:
     first = compiled(store)
     store.make_current(first)
     numbers = [compiled(store) for _ in range(KEEP + 3)]
@@ -83,7 +83,7 @@ def test_a_damaged_image_is_refused(store: Store, tmp_path: Path, place: int) ->
         lambda report: report | {"more": 1},
     ],
 )  # fmt: skip
-def test_a_report_that_does_not_fit_is_refused(store: Store, tmp_path: Path, change: Callable[[Any], Any]) -> None:
+def test_a_report_that_does_not_match_is_refused(store: Store, tmp_path: Path, change: Callable[[Any], Any]) -> None:
     number = compiled(store)
     path = tmp_path / f"generations/{number:06}/report.json"
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
@@ -91,7 +91,7 @@ def test_a_report_that_does_not_fit_is_refused(store: Store, tmp_path: Path, cha
         store.load(number, SETTINGS)
 
 
-def test_what_a_crash_left_half_done_is_removed(store: Store, tmp_path: Path) -> None:
+def test_incomplete_results_of_a_crash_are_removed(store: Store, tmp_path: Path) -> None:
     half = Path(store.workshop())
     (half / "policy.img").write_bytes(b"half")
     Store(str(tmp_path)).prepare()

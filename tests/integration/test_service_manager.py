@@ -123,7 +123,7 @@ def test_the_sockets_of_a_socket_unit_are_used(manager: Manager) -> None:
     manager.start()
     assert answered(waiting, 20) == set(range(20))
     assert "127.0.0.1" in agent.dig("+tcp", "localhost")
-    assert "of no use and is closed: stray" in agent.errors
+    assert "closed the socket stray" in agent.errors
     stray[1].close()
 
 

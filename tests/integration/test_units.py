@@ -220,7 +220,7 @@ def test_a_compiler_that_does_not_answer_as_it_should_is_in_the_way_and_no_more(
             os.write(fds[1], said)
             return Ended()
 
-    with pytest.raises(workshop.Hindered, match="it ended with status 0"):
+    with pytest.raises(workshop.TemporaryError, match="it ended with status 0"):
         asyncio.run(workshop.run(Odd(), Match("", "", (), "x")))
 
 
@@ -244,7 +244,7 @@ def test_what_does_not_begin_in_time_is_given_up(nobody: str, monkeypatch: pytes
 
 
 def test_a_compiler_that_does_not_end_in_time_is_killed(units: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(workshop, "COMPILE", 0.5)
+    monkeypatch.setattr(workshop, "COMPILE_SECONDS", 0.5)
     os.mkfifo(tmp_path / "order")
 
     class Waiting(Units):
@@ -256,7 +256,7 @@ def test_a_compiler_that_does_not_end_in_time_is_killed(units: str, monkeypatch:
             return begun[0]
 
     begun: list[Process] = []
-    with pytest.raises(workshop.Hindered, match="did not end in"):
+    with pytest.raises(workshop.TemporaryError, match="did not end in"):
         asyncio.run(workshop.run(Waiting(units), Match("", "", (), "x")))
     os.kill(begun[0].pid, signal.SIGKILL)  # what systemd does
 
@@ -346,7 +346,10 @@ def test_an_agent_whose_resolvers_are_another_user_than_it_was_told_says_so(tmp_
     agent.write_config(state={"user": "nobody"})
     agent.start()
     try:
-        assert "resolver 0 runs as user 0, which its unit sets; [state] user is user 65534: make them the same" in agent.errors
+        assert (
+            "resolver 0 runs as user 0, set by its unit, but [state] user is user 65534; set both to the same user"
+            in agent.errors
+        )
         assert agent.blocked("alipay.example")
     finally:
         agent.stop()

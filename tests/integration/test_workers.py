@@ -126,7 +126,7 @@ def test_workers_are_renewed_no_further_when_one_does_not_come_back(tmp_path: Pa
         renewing = asyncio.create_task(made.renew())
         await asyncio.sleep(0.05)
         first.killed.set()  # it ends as it was told, and nobody starts it again
-        with pytest.raises(ChildError, match="does not come back"):
+        with pytest.raises(ChildError, match="did not start again"):
             await renewing
         assert second.running
         second.kill()

@@ -99,7 +99,7 @@ def main() -> None:
 
     async def run() -> None:
         agent = Supervisor(settings, await asyncio.to_thread(surroundings.look, settings))
-        for method in ("files", "machine"):  # nothing but the test reloads
+        for method in ("files", "machine"):  # only the test reloads
             setattr(agent.follower, method, forever)
         work: list[Awaitable[None]] = []
 

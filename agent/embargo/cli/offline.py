@@ -19,7 +19,7 @@ from embargo.daemon.host import endpoints, machine
 from embargo.daemon.process.spawn import HERE
 from embargo.daemon.supervise import surroundings, workshop
 from embargo.dns.acl import Acl
-from embargo.errors import EmbargoError, Problem, said
+from embargo.errors import EmbargoError, Problem, describe
 from embargo.export import effective, render
 from embargo.lists.image import Image
 from embargo.records import Answer, Order
@@ -83,4 +83,4 @@ def _run(order: Order[Answer], results: Sequence[str] = ()) -> Answer:
     try:
         return asyncio.run(workshop.run(HERE, order, results))
     except OSError as error:
-        raise EmbargoError(f"the lists cannot be compiled: {said(error)}") from None
+        raise EmbargoError(f"the lists cannot be compiled: {describe(error)}") from None

@@ -43,7 +43,7 @@ from embargo.daemon.supervise.premises import StartError
 from embargo.daemon.supervise.reload import Outcome
 from embargo.daemon.supervise.supervisor import Supervisor
 from embargo.dns.acl import Acl
-from embargo.errors import ConfigError, said
+from embargo.errors import ConfigError, describe
 from embargo.lists import lists, pauses
 from embargo.lists.policy import Network, Switchboard
 from embargo.records import RecordError
@@ -123,7 +123,7 @@ class _Control:
         except _Refused as error:
             return error.refusal
         except OSError as error:
-            return Refusal(said(error))
+            return Refusal(describe(error))
         except UnicodeDecodeError:
             return Refusal(f"{watched.local_path(self._agent.settings, 'block')} and allow.list must be UTF-8")
 
@@ -234,7 +234,7 @@ class _Control:
             raise _Refused(f"{pauses.MOST} pauses are in force already; embargo resume ends some")
         outcome = await self._agent.pause(begin=begin)
         if outcome.ok:
-            self._agent.journal.event({"event": "policy", "verb": "pause", **pausing.told_of(begin)})
+            self._agent.journal.event({"event": "policy", "verb": "pause", **pausing.event_members(begin)})
         return _changed(outcome, pauses=self._all_pauses())
 
     async def _resume(self, request: Resume, uid: int) -> Changed:
@@ -248,7 +248,7 @@ class _Control:
             raise _Refused("nothing is paused" if not app and not client else "no such pause; see embargo status")
         outcome = await self._agent.pause(end=over)
         for each in over if outcome.ok else ():
-            event = {"event": "policy", "verb": "resume", **pausing.told_of(each), "uid": uid}
+            event = {"event": "policy", "verb": "resume", **pausing.event_members(each), "uid": uid}
             self._agent.journal.event(event)
         return _changed(outcome, pauses=self._all_pauses())
 

@@ -17,7 +17,7 @@ from embargo.daemon.process import channel
 from embargo.daemon.process.channel import Channel, ChannelError, Events, Failed, Received
 from embargo.daemon.process.outbox import Account
 from embargo.daemon.process.spawn import HERE, Process, Spawn
-from embargo.errors import EmbargoError, said
+from embargo.errors import EmbargoError, describe
 from embargo.records import Answer, Done, Order, answer_of
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ class Child:
                     self._process = await self._spawn(self._module, [theirs.fileno(), account.page])
                 undo.pop_all()
         except OSError as error:
-            raise ChildError(f"{self.name} cannot be started: {said(error)}") from None
+            raise ChildError(f"{self.name} cannot be started: {describe(error)}") from None
         self.attach(ours, account)
 
     def attach(self, ours: Channel, account: Account) -> None:

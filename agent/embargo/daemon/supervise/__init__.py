@@ -1,1 +1,1 @@
-"""The supervisor process: starts the others, runs the reloads, keeps the generations."""
+"""The supervisor process: starts the other processes, carries out reloads, stores the generations."""

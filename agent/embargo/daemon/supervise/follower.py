@@ -1,6 +1,7 @@
-"""What changes beside us is reloaded: files whose content is another, addresses and resolvers of the machine.
+"""Triggers a reload when watched files, local addresses, next hops or system resolvers change.
 
-Hints say when to look; whether something is another is seen by looking, and where no hint comes a look is due all the same.
+Notifications of the kernel only say when to compare: a reload follows if the content differs from the last time. Because
+notifications may be missing, the comparison is also made at fixed intervals.
 """
 
 import asyncio
@@ -15,15 +16,15 @@ from embargo.daemon.supervise import surroundings
 from embargo.daemon.supervise.reload import Outcome
 from embargo.daemon.supervise.surroundings import Surroundings
 
-STABLE = 0.25  # seconds without a change before a changed file is read: editors write in pieces
-PATIENCE = 0.5  # seconds after which it is read all the same
-RESCAN = 30.0  # seconds; bind and network mounts send no hints
-RETRY = 5.0  # seconds until a reload is tried again that the machine was in the way of: a full disk, no descriptor left
-AGAIN = "tried again"  # why: not told while the same is in the way
+STABLE_SECONDS = 0.25  # without a change before a changed file is read: editors write in pieces
+MAX_UNSTABLE_SECONDS = 0.5  # of changes after which the file is read anyway
+RESCAN_SECONDS = 30.0  # between comparisons; bind and network mounts send no notifications
+RETRY_SECONDS = 5.0  # until a reload is retried that failed for a temporary reason: full disk, no descriptors left
+RETRIED = "tried again"  # the `why` of such a reload, which is logged only if its errors differ from the last ones
 
 
 class Reloadable(Protocol):
-    """What a follower needs of the supervisor."""
+    """The part of the supervisor that a Follower uses."""
 
     @property
     def settings(self) -> Config: ...
@@ -38,25 +39,27 @@ class Reloadable(Protocol):
 
 
 class Follower:
+    """Compares files and machine with their state at the last reload. `files` and `machine` run until they are cancelled."""
+
     def __init__(self, agent: Reloadable) -> None:
         self._agent = agent
         self._loop = asyncio.get_running_loop()
         self._hint = asyncio.Event()
         self._watch = Watch(self._hinted)
-        self.seen: Snapshot = frozenset()
+        self._seen: Snapshot = frozenset()
 
     def _hinted(self) -> None:
         self._loop.call_soon_threadsafe(self._hint.set)
 
     def look(self) -> Snapshot:
-        """The files as they are now: what is other later is a change."""
-        self.seen = self._snapshot()
-        return self.seen
+        """Take a snapshot of the files; later differences from it are changes."""
+        self._seen = self._snapshot()
+        return self._seen
 
     def watch(self) -> None:
-        """Take hints from what the configuration of now names."""
+        """Watch the files that the current configuration names."""
         if self._watch.follow(self._watched(), ours=self._agent.settings.log.events):
-            self._hint.set()  # what changed there before it was watched
+            self._hint.set()  # it may have changed before it was watched
 
     def close(self) -> None:
         self._watch.close()
@@ -68,49 +71,49 @@ class Follower:
         return (*watched.paths(self._agent.settings), machine.RESOLV_CONF, machine.RESOLVED_CONF)
 
     async def files(self) -> None:
-        """Reload when the content of a watched file is another than at the last look, and stays so for a moment."""
+        """Reload when a watched file has changed since the last snapshot, once it is stable."""
         self.watch()
-        again = 0.0
+        retry_at = 0.0
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._hint.wait(), RETRY if self._hindered() else RESCAN)
+                await asyncio.wait_for(self._hint.wait(), RETRY_SECONDS if self._failed_temporarily() else RESCAN_SECONDS)
             if self._hint.is_set():
                 self._hint.clear()
-                self.watch()  # what was missing may be a directory now
+                self.watch()  # a path that was missing may be a directory now
             now = self._snapshot()
-            if now != self.seen:
+            if now != self._seen:
                 await self._stable(now)
                 await self._agent.reload("files changed")
                 self.watch()
-            elif self._hindered() and self._loop.time() > again:
-                await self._agent.reload(AGAIN)
-                again = self._loop.time() + RETRY
+            elif self._failed_temporarily() and self._loop.time() > retry_at:
+                await self._agent.reload(RETRIED)
+                retry_at = self._loop.time() + RETRY_SECONDS
 
-    def _hindered(self) -> bool:
-        return self._agent.last is not None and self._agent.last.hindered
+    def _failed_temporarily(self) -> bool:
+        return self._agent.last is not None and self._agent.last.temporary
 
     async def _stable(self, now: Snapshot) -> None:
-        """Wait until whoever writes has finished, but not for ever."""
-        deadline = self._loop.time() + PATIENCE
+        """Wait until the files no longer change, for a limited time."""
+        deadline = self._loop.time() + MAX_UNSTABLE_SECONDS
         while self._loop.time() < deadline:
-            await asyncio.sleep(STABLE)
+            await asyncio.sleep(STABLE_SECONDS)
             latest = self._snapshot()
             if latest == now:
                 return
             now = latest
 
     async def machine(self) -> None:
-        """Reload when an address, a resolver or the next hop is another."""
+        """Reload when an address, a system resolver or a next hop of the machine changes."""
         hints = machine.Hints()
         self._loop.add_reader(hints.fileno(), hints.drain)
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(hints.news.wait(), RESCAN)
-            await asyncio.sleep(STABLE)  # addresses come in twos and threes
+                await asyncio.wait_for(hints.news.wait(), RESCAN_SECONDS)
+            await asyncio.sleep(STABLE_SECONDS)  # addresses change in groups
             hints.news.clear()
             try:
                 changed = await asyncio.to_thread(surroundings.look, self._agent.settings) != self._agent.around
             except OSError:
-                changed = True  # the reload tells what is the matter, and is tried again
+                changed = True  # the reload will report the error and be retried
             if changed:
                 await self._agent.reload("the machine's addresses or resolvers changed")

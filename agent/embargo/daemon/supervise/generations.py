@@ -1,7 +1,7 @@
-"""The numbered results of compiling, on disk: what is in force, what was before, and what a start falls back on.
+"""The generations on disk: numbered results of compilation, for the policy in force, for rollback, and for the next start.
 
-`generations/000042/` holds one; `generations/current` is a link to the one in force and is replaced by rename, so it names
-the old or the new one whatever happens. A directory gets its number only when it is whole.
+`generations/000042/` holds one of them. `generations/current` is a symbolic link to the one in force; it is replaced by rename,
+so it always names either the old or the new one. A directory gets its number only when its files are complete.
 """
 
 import contextlib
@@ -22,12 +22,12 @@ from embargo.records import RecordError
 from embargo.report import Report
 
 IMAGE, REPORT = "policy.img", "report.json"
-KEEP = 5  # generations on disk; they are small, and the one before must be there for a rollback
+KEEP = 5  # generations on disk; they are small, and a rollback needs the previous one
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """A compiled policy, mapped, with its settings. `fd` is the image's, for other processes."""
+    """A compiled policy with its settings; the image is mapped read-only. `fd`: the image's, for other processes."""
 
     number: int
     settings: Config
@@ -35,29 +35,31 @@ class Generation:
     board: Switchboard
     report: Report
     fd: int
-    exempt: tuple[Exempt, ...] = ()  # clients with a switchboard of their own, see `pauses`
+    exempt: tuple[Exempt, ...] = ()  # clients with a switchboard of their own (`pauses`)
 
     @property
     def compiled_board(self) -> Switchboard:
-        """What the configuration asks for, whatever is paused."""
+        """The switchboard of the configuration, without pauses."""
         return self.report.switchboard
 
     def again(self) -> "Generation":
-        """The same one with a descriptor of its own. OSError."""
+        """A copy with its own descriptor. OSError if there is none left."""
         return replace(self, fd=os.dup(self.fd))
 
     def close(self) -> None:
-        """Give the descriptor back; the mapping lives as long as the image."""
+        """Close the descriptor. The mapping lasts as long as the image."""
         os.close(self.fd)
 
 
 class Store:
+    """The directory `generations` below [state] dir."""
+
     def __init__(self, state_dir: str) -> None:
         self._root = f"{state_dir}/generations"
         self._link = f"{self._root}/current"
 
     def prepare(self) -> None:
-        """Make the directory and remove what a crash left half done. OSError when that cannot be."""
+        """Create the directory and remove incomplete results of a crash. OSError."""
         os.makedirs(self._root, mode=0o750, exist_ok=True)
         for name in os.listdir(self._root):
             path = f"{self._root}/{name}"
@@ -73,31 +75,31 @@ class Store:
         return f"{self._root}/{number:06}"
 
     def workshop(self) -> str:
-        """An empty directory to compile into."""
+        """A new empty directory to compile into. OSError."""
         path = f"{self._root}/.new"
         shutil.rmtree(path, ignore_errors=True)
         os.mkdir(path, 0o750)
         return path
 
     def number(self, workshop: str) -> int:
-        """Give what was compiled its number."""
+        """Give a directory with a complete result the next number, and return it. OSError."""
         number = max(self._numbers(), default=0) + 1
         os.rename(workshop, self._path(number))
         whole.sync(self._root)
         return number
 
     def again(self, number: int, report: Report) -> int:
-        """A new number for the image of another one, with a report of its own. OSError when that cannot be."""
+        """Store the image of another generation under a new number, with another report. OSError."""
         path = self.workshop()
         os.link(f"{self._path(number)}/{IMAGE}", f"{path}/{IMAGE}")
         whole.fill(whole.new(f"{path}/{REPORT}"), json.dumps(records.encode(report)).encode())
         return self.number(path)
 
     def load(self, number: int, settings: Config, verified: str = "") -> Generation:
-        """Map and verify a generation. ImageError when it is damaged or gone.
+        """Map and verify a generation. ImageError if it is missing or damaged.
 
-        `verified`: the digest of the image that the compiler has verified and written just now. A second time would keep a
-        processor from those who answer queries, 25 ms for a million names.
+        `verified`: the digest that the compiler has just computed and verified; then the image is not verified again, which
+        would take a processor from the resolvers for 25 ms per million names.
         """
         path = self._path(number)
         try:
@@ -107,10 +109,10 @@ class Store:
             try:
                 image = Image(memoryview(mmap.mmap(fd, 0, prot=mmap.PROT_READ)), trusted=bool(verified))
                 if verified and image.digest != verified:
-                    raise ImageError("it is not what the compiler has written")
+                    raise ImageError("its digest is not the one that the compiler computed")
                 board = report.switchboard
                 if len(board.actions) != len(image.classes):
-                    raise ImageError("the report belongs to another image")
+                    raise ImageError("its report belongs to another image")
             except BaseException:
                 os.close(fd)
                 raise
@@ -119,16 +121,17 @@ class Store:
         return Generation(number, settings, image, board, report, fd)
 
     def before(self, number: int) -> int:
-        """The newest generation on disk that is older; 0 without one."""
-        return max((each for each in self._numbers() if each < number), default=0)
+        """The number of the newest older generation on disk; 0 if there is none."""
+        return max((older for older in self._numbers() if older < number), default=0)
 
     def current(self) -> int:
-        """The number in force when the agent last ran; 0 without one."""
+        """The number that the link names: the generation in force, or at a start that of the last run; 0 if there is none."""
         with contextlib.suppress(OSError, ValueError):
             return int(os.readlink(self._link))
         return 0
 
     def make_current(self, number: int) -> None:
+        """Point the link to this generation, atomically. OSError."""
         temporary = f"{self._root}/.current"
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
@@ -137,10 +140,11 @@ class Store:
         whole.sync(self._root)
 
     def prune(self) -> None:
-        """Remove all but the newest KEEP and the current one."""
+        """Remove all generations except the newest KEEP and the current one."""
         for old in self._numbers()[:-KEEP]:
             if old != self.current():
                 shutil.rmtree(self._path(old), ignore_errors=True)
 
     def discard(self, number: int) -> None:
+        """Remove a generation that did not take effect."""
         shutil.rmtree(self._path(number), ignore_errors=True)

@@ -1,7 +1,7 @@
-"""The guardian, seen from the supervisor: started, kept alive, given each generation, and introduced to the resolvers.
+"""The supervisor's side of the guardian: starts it, restarts it, gives it each generation, and connects it to the resolvers.
 
-The netlink socket by which the kernel knows the table's owner is the supervisor's, and stands in systemd's store: it outlives
-every guardian, so the table has its owner while none runs.
+The kernel binds the ownership of the nftables table to a netlink socket. The supervisor holds that socket and stores it with
+systemd, so that the table keeps its owner while the guardian, or the agent, restarts.
 """
 
 import asyncio
@@ -31,15 +31,15 @@ from embargo.report import AboutAddress
 
 log = logging.getLogger(__name__)
 
-NETLINK = "nftables"  # the name of the netlink socket in systemd's store
-LEARNT = "learnt.jsonl"  # in [state] dir: the guardian's memory of addresses
-APPLY = 60.0  # seconds for the firewall to take a generation
-STATS = 2.0  # seconds for an answer to `status`
-RULES = 10.0  # seconds for the guardian to look at the kernel's rules: it may be busy with a large change
+NETLINK_NAME = "nftables"  # of the netlink socket in systemd's fd store
+LEARNT_FILE = "learnt.jsonl"  # in [state] dir: learnt addresses that survive a restart
+APPLY_SECONDS = 60.0  # for the firewall to take a generation
+STATS_SECONDS = 2.0  # for an answer to `status`
+INTACT_SECONDS = 10.0  # for a check of the kernel's rules: the guardian may be busy with a large change
 
 
 class Guarding:
-    """`changing`: held while a generation is put in force, so that a guardian that starts anew gets a whole one."""
+    """`changing`: the lock of reloads; a restarted guardian waits for it, so that it gets one consistent generation."""
 
     def __init__(
         self, in_force: InForce, workers: Workers, journal: Journal, changing: asyncio.Lock, on_events: OnEvents, ledgers: str,
@@ -63,13 +63,13 @@ class Guarding:
         return self._keeper.restarts
 
     async def start(self) -> None:
-        """Start the guardian; the first generation comes by `apply`. FirewallError without CAP_NET_ADMIN, ChildError."""
+        """Start the guardian, before the first `apply`. FirewallError without CAP_NET_ADMIN; ChildError if it fails."""
         if privileges.CAP_NET_ADMIN not in privileges.permitted():
             raise FirewallError("firewall", NEEDS)
         if self._netlink is None:
             with privileges.raised(privileges.CAP_NET_ADMIN):
                 self._netlink = nftables.opened()
-            notify.store(NETLINK, [self._netlink.fileno()])
+            notify.store(NETLINK_NAME, [self._netlink.fileno()])
         await self._keeper.start()
 
     async def _begin(self) -> None:
@@ -78,56 +78,56 @@ class Guarding:
         await self.child.ask(Use(), [self._netlink.fileno()])
 
     async def _begin_again(self) -> None:
-        """Start it, and give it all that the one before had. The rules stayed in the kernel and are taken over."""
+        """Restart the guardian with the state of the previous one. It adopts the rules, which have stayed in the kernel."""
         await self._begin()
         if self._in_force.generation is None:
-            return  # the start itself, which holds `changing`
+            return  # during the first start, which holds `changing` and calls `apply` itself
         async with self._changing:
             await self.apply(self._in_force.generation, self._in_force.around)
         for resolver in self._workers.children:
             await self.introduce(resolver)
 
     async def apply(self, generation: Generation, around: Surroundings) -> None:
-        """Put the firewall's part of a generation in force. ChildError when the kernel refuses it."""
+        """Put the firewall rules of a generation into effect. ChildError if the kernel refuses them."""
         settings, firewall = generation.settings, generation.settings.firewall
-        everything, some = _exempt(generation)
+        unrestricted, partly = _exempt(generation)
         await self.child.ask(
             Apply(
                 generation=generation.number, board=generation.board, lan=firewall.lan,
-                clients=tuple(each.network for each in around.interfaces if each.name in firewall.lan),
-                excepted=(*firewall.except_, *everything), exempt=some,
+                clients=tuple(interface.network for interface in around.interfaces if interface.name in firewall.lan),
+                excepted=(*firewall.except_, *unrestricted), exempt=partly,
                 protected=tuple(network for network, _ in surroundings.protected(settings, around)),
                 own=surroundings.own_questions(settings, around, self._workers.uid),
-                system=tuple(each.address for each in around.system),
+                system=tuple(server.address for server in around.system),
                 clients_by_address=_clients(generation.report.hosts),
                 intercept_port=endpoints.intercept_port(settings), fail=firewall.fail, log_group=firewall.log_group,
                 ct_mark=firewall.ct_mark, protect=firewall.protect, learn=firewall.learn,
-                memory=f"{settings.state.dir}/{LEARNT}",
+                memory=f"{settings.state.dir}/{LEARNT_FILE}",
             ),
             [generation.fd],
-            APPLY,
+            APPLY_SECONDS,
         )  # fmt: skip
 
     async def introduce(self, resolver: Child) -> None:
-        """Connect a resolver and the guardian. Without that nothing is learnt, and nothing else fails."""
+        """Connect a resolver to the guardian. If that fails, addresses are not learnt from this resolver; all else works."""
         if not self.child.running or not resolver.running:
-            return  # the one that starts later is introduced then
+            return  # when the other one has started, it calls this again
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, theirs:
             try:
                 await self.child.ask(orders.Meet(), [ours.fileno(), self._marks])
                 await resolver.ask(Meet(), [theirs.fileno(), self._marks_to_read])
             except ChildError as error:
-                log.error("%s", error)
+                log.error("addresses are not learnt from %s: %s", resolver.name, error)
 
     # ── questions ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def stats(self) -> Guarded | None:
-        """What is in force and was counted; None when the guardian does not answer."""
+        """The state and counters of the firewall; None if the guardian does not answer."""
         if not self.child.running:
             return None
         try:
-            stats = await self.child.ask(orders.Stats(), seconds=STATS)
+            stats = await self.child.ask(orders.Stats(), seconds=STATS_SECONDS)
         except ChildError:
             return None
         hits = {("hits", name): count for name, count in stats.hits.items()}
@@ -135,42 +135,44 @@ class Guarding:
         return stats
 
     async def about(self, address: bytes) -> AboutAddress:
-        """What is known of an address beside the lists. ChildError."""
+        """What the guardian knows about an address, of 4 or 16 octets, apart from the lists. ChildError."""
         return await self.child.ask(About(address))
 
     async def intact(self) -> bool:
-        """Whether the kernel shows our rules. ChildError."""
-        return (await self.child.ask(Intact(), seconds=RULES)).intact
+        """Whether the rules in the kernel are those that were applied. ChildError."""
+        return (await self.child.ask(Intact(), seconds=INTACT_SECONDS)).intact
 
     def alive(self) -> None:
-        """Resolvers answer: port 53 may be redirected for the next seconds."""
+        """Report that resolvers answer, so that port 53 stays redirected for the next few seconds (`fail = "open"`)."""
         self.child.tell(Alive())
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def stop(self, rules: Rules) -> None:
-        """End the guardian. Rules that are to go are removed also when it has just crashed."""
+        """Stop the guardian, for good. It removes the rules if `rules` says so; if it has crashed, another one does."""
         self._keeper.release()
         try:
-            for _ in range(2):  # one that dies while it is asked has done nothing
+            for _ in range(2):  # once more if it dies before it has done so
                 if not self.child.running and rules != "keep" and not self._rules_gone and self._netlink is not None:
                     await self._begin()
                 self._rules_gone = await self._keeper.stop(orders.Stop(rules)) or self._rules_gone
         except (ChildError, OSError) as error:
-            log.critical("the rules stay in the kernel: %s; nft delete table inet %s removes them", error, TABLE)
+            log.critical(
+                "the firewall rules could not be removed: %s; remove them with: nft delete table inet %s", error, TABLE
+            )
 
 
 def _exempt(generation: Generation) -> tuple[list[str], tuple[tuple[str, tuple[Class, ...]], ...]]:
-    """(clients for whom nothing acts, clients for whom these classes do not)."""
-    everything, some = [], []
-    for each in generation.exempt:
-        if any(each.board.actions):
-            some.append((each.network, tuple(pauses.passed(each, generation.board, generation.image.classes))))
+    """(networks of clients for which nothing is blocked, networks of others with the classes that are not blocked for them)."""
+    unrestricted, partly = [], []
+    for exempt in generation.exempt:
+        if any(exempt.board.actions):
+            partly.append((exempt.network, tuple(pauses.passed(exempt, generation.board, generation.image.classes))))
         else:
-            everything.append(each.network)
-    return everything, tuple(some)
+            unrestricted.append(exempt.network)
+    return unrestricted, tuple(partly)
 
 
 def _clients(hosts: dict[str, tuple[str, ...]]) -> dict[str, str]:
-    """Names of clients by address, from local records; of several the first."""
+    """address → name of the client, from local records; if there are several names, the first."""
     return {address: name for name, addresses in reversed(hosts.items()) for address in addresses}

@@ -1,7 +1,7 @@
-"""Does everything work? Asked of the resolvers, the kernel and a socket of our own, and told to whom it concerns.
+"""Health checks, and their consequences.
 
-The kernel, where port 53 depends on it (fail = "open"); the event log, of upstreams; and systemd's watchdog, by a real query
-and by the rules that the kernel shows.
+If resolvers answer, port 53 stays redirected to them (`fail = "open"`). If an upstream fails or recovers, that is an event. If
+a real query is answered and the kernel still has the rules, systemd's watchdog is notified.
 """
 
 import asyncio
@@ -26,14 +26,15 @@ from embargo.dns.acl import Acl
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT = 1.0  # seconds between two proofs that somebody answers, where fail = "open" hangs on them
-SECONDS = 2.0  # for an answer
-_QUESTION = b"\x09localhost\0\0\1\0\1"  # answered without anybody else, and never logged (RFC 6761)
+HEARTBEAT_SECONDS = 1.0  # between two checks of the resolvers with fail = "open"
+BEATS_PER_UPSTREAM_CHECK = 5  # without fail = "open", only every fifth heartbeat asks the resolvers
+REPLY_SECONDS = 2.0  # for the reply to a query
+_QUESTION = b"\x09localhost\0\0\1\0\1"  # localhost A IN: answered locally and never logged (RFC 6761, section 6.3)
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 class Watched(Protocol):
-    """What is looked after."""
+    """The part of the supervisor that is checked."""
 
     workers: Workers
     guarding: Guarding | None
@@ -48,17 +49,19 @@ class Watched(Protocol):
 
 
 class Health:
+    """`beat` and `assure` run until they are cancelled."""
+
     def __init__(self, agent: Watched) -> None:
         self._agent = agent
-        self._unhealthy: set[str] = set()
+        self._down: set[str] = set()  # upstreams that were reported as down
 
     async def beat(self) -> None:
-        """Does somebody answer? The kernel is told where it depends on it, and upstreams are looked at."""
+        """Ask the resolvers at intervals; keep port 53 redirected if one answers, and report changes of upstreams."""
         for beat in itertools.count():
-            await asyncio.sleep(HEARTBEAT)
+            await asyncio.sleep(HEARTBEAT_SECONDS)
             guarding = self._agent.guarding
-            opened = guarding is not None and self._agent.settings.firewall.fail == "open"  # since the last reload, perhaps
-            if not opened and beat % 5:
+            opened = guarding is not None and self._agent.settings.firewall.fail == "open"  # may change at a reload
+            if not opened and beat % BEATS_PER_UPSTREAM_CHECK:
                 continue
             stats = await self._agent.workers.stats()
             if stats and opened and guarding is not None:
@@ -66,66 +69,66 @@ class Health:
             self._note_upstreams(stats)
 
     async def assure(self) -> None:
-        """Tell the watchdog that all is well, when it is."""
+        """Notify systemd's watchdog as long as all checks pass; log the first failure."""
         interval = notify.watchdog()
-        told = ""
+        logged = ""
         while interval:
-            why = await self._failing()
-            if not why:
+            failure = await self._failure()
+            if not failure:
                 notify.notify("WATCHDOG=1")
-            elif why != told:
-                log.error("%s; unless that ends, systemd starts the agent again within %.0f s", why, interval)
-            told = why
+            elif failure != logged:
+                log.error("%s; if that continues, systemd will restart the agent within %.0f s", failure, interval)
+            logged = failure
             await asyncio.sleep(interval / 3)
 
-    async def _failing(self) -> str:
-        """What does not work that always should; empty when all is well."""
+    async def _failure(self) -> str:
+        """The first check that fails, as text; empty if all pass."""
         agent = self._agent
         if not await agent.workers.stats():
-            return "no resolver answers its supervisor"
+            return "no resolver answers the supervisor"
         acl = Acl(endpoints.local_networks(agent.settings, agent.around.interfaces))
-        asked = [each for each in agent.sockets.endpoints if may_ask(each, acl)]
-        if asked and not await asyncio.to_thread(answered, asked[0]):
-            return f"no resolver answers a query to {asked[0]}"
+        endpoint = next((endpoint for endpoint in agent.sockets.endpoints if may_ask(endpoint, acl)), None)
+        if endpoint is not None and not await asyncio.to_thread(is_answered, endpoint):
+            return f"no resolver answers queries to {endpoint}"
         if agent.guarding is not None:
             try:
                 if not await agent.guarding.intact():
-                    return "the rules in the kernel are not ours"
+                    return "other programs have changed the firewall rules"
             except ChildError as error:
                 return str(error)
         return ""
 
     def _note_upstreams(self, stats: list[Counted]) -> None:
-        """An event when an upstream stops or starts to be of use to every worker."""
-        rows = [row for each in stats for row in each.upstreams]
+        """Write an event when an upstream becomes unhealthy in all workers, and when it becomes healthy again in one."""
+        rows = [row for counted in stats for row in counted.upstreams]
         healthy = {row.server for row in rows if row.healthy}
         reasons = {row.server: row.last_error for row in rows if not row.healthy}
         down = set(reasons) - healthy
-        for server in sorted(down - self._unhealthy):
-            log.warning("upstream %s: %s", server, reasons[server])
+        for server in sorted(down - self._down):
+            log.warning("upstream %s is down: %s", server, reasons[server])
             self._agent.journal.event({"event": "upstream", "server": server, "state": "down", "reason": reasons[server]})
-        for server in sorted(self._unhealthy & healthy):
-            log.info("upstream %s answers again", server)
+        for server in sorted(self._down & healthy):
+            log.info("upstream %s is up again", server)
             self._agent.journal.event({"event": "upstream", "server": server, "state": "up"})
         if stats:
-            self._unhealthy = down
+            self._down = down
 
 
 def may_ask(endpoint: Endpoint, acl: Acl) -> bool:
-    """Would a query from this machine be answered there? It comes from the very address that it goes to."""
+    """Whether the ACL admits a query from this machine to this endpoint: its source is the address that it is sent to."""
     address = endpoint.address.partition("%")[0]
     return acl.allows(_ANY.get(address, address))
 
 
-def answered(endpoint: Endpoint) -> bool:
-    """Does one of the resolvers behind this socket answer? It blocks for SECONDS at most."""
+def is_answered(endpoint: Endpoint) -> bool:
+    """Whether a query to this endpoint is answered. Blocks for REPLY_SECONDS at most."""
     address, _, scope = endpoint.address.partition("%")
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     query = message.HEADER.pack(int.from_bytes(os.urandom(2)), message.RD, 1, 0, 0, 0) + _QUESTION
     at = (_ANY.get(address, address), endpoint.port)
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as sock:
-            sock.settimeout(SECONDS)
+            sock.settimeout(REPLY_SECONDS)
             sock.connect(at if family == socket.AF_INET else (*at, 0, socket.if_nametoindex(scope) if scope else 0))
             sock.send(query)
             reply = sock.recv(512)

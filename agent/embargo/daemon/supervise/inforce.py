@@ -1,4 +1,4 @@
-"""What is in force: configuration, surroundings and generation. A reload replaces all three."""
+"""What is in force: configuration, surroundings and generation. A reload replaces all three together."""
 
 from dataclasses import dataclass
 
@@ -11,17 +11,18 @@ from embargo.daemon.supervise.surroundings import Surroundings
 
 @dataclass(slots=True)
 class InForce:
-    """The supervisor's parts share one; only the reload changes it, and never half."""
+    """Shared by the parts of the supervisor. Only `reload` changes it, and only as a whole."""
 
     settings: Config
     around: Surroundings
     generation: Generation | None = None  # None until the first one is in force
 
     def for_resolver(self) -> tuple[Generation, Settings]:
-        """What a resolver is started with."""
+        """The generation and the settings that a resolver is started with."""
         assert self.generation is not None
         return self.generation, self.resolver_settings(self.generation, self.around)
 
     @staticmethod
     def resolver_settings(generation: Generation, around: Surroundings) -> Settings:
+        """The settings for resolvers that follow from a generation and the surroundings."""
         return surroundings.resolver_settings(generation.settings, around, generation.report)

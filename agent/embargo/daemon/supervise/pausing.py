@@ -1,7 +1,7 @@
-"""The pauses in force, kept in a file so that they survive a restart, each ending by itself.
+"""The pauses in force, stored in a file so that they survive a restart.
 
-While the agent runs, a pause lasts as long as was asked for, whatever becomes of the clock; over a restart it ends at its
-time, and never later than its length from then on.
+While the agent runs, a pause lasts for its duration, measured by the monotonic clock. After a restart it ends at its stored end
+time, but at the latest one full duration after the restart, in case the system clock was set back.
 """
 
 import contextlib
@@ -24,49 +24,51 @@ log = logging.getLogger(__name__)
 
 
 class Pauses:
-    """`clock`: seconds that go on evenly, such as a loop's."""
+    """`clock`: a monotonic time in seconds, such as that of the event loop."""
 
     def __init__(self, directory: str, clock: Callable[[], float]) -> None:
         self._path = f"{directory}/{FILE}"
         self._clock = clock
         self._ends: dict[Pause, float] = {}
 
-    def recall(self) -> list[Pause]:
-        """Take up what an earlier run has left; those whose time was over meanwhile. ValueError when the file is damaged: then
+    def load(self) -> list[Pause]:
+        """Read the pauses of the last run; returns those that have expired meanwhile. ValueError if the file is damaged: then
         nothing is paused.
         """
         try:
             with open(self._path, "rb") as file:
-                found = [_checked(row) for row in json.load(file)]
+                stored = [_checked(row) for row in json.load(file)]
         except FileNotFoundError:
             return []
         except (OSError, ValueError, TypeError) as error:
-            raise ValueError(f"{self._path}: {error}; nothing is paused any more") from None
+            raise ValueError(f"{self._path} cannot be used: {error}; all pauses have ended") from None
         now = time.time()
-        for each in [each for each in found if each.until > now][: pauses.MOST]:
-            self._ends[each] = self._clock() + min(each.until - now, each.seconds)
-        over = [each for each in found if each.until <= now]
-        if over:
-            with contextlib.suppress(OSError):  # then they are told again after the next start
+        for pause in [pause for pause in stored if pause.until > now][: pauses.MOST]:
+            self._ends[pause] = self._clock() + min(pause.until - now, pause.seconds)
+        expired = [pause for pause in stored if pause.until <= now]
+        if expired:
+            with contextlib.suppress(OSError):  # then the next start reports them once more
                 self._save()
-        return over
+        return expired
 
     @property
     def all(self) -> list[Pause]:
+        """The pauses in force."""
         return list(self._ends)
 
-    def over(self) -> list[Pause]:
-        """Those whose time has come."""
-        return [each for each, end in self._ends.items() if end <= self._clock()]
+    def expired(self) -> list[Pause]:
+        """The pauses in force whose end has come."""
+        return [pause for pause, end in self._ends.items() if end <= self._clock()]
 
     def next_end(self) -> float | None:
-        """By the clock."""
+        """When the next pause ends, by the clock; None without pauses."""
         return min(self._ends.values(), default=None)
 
     def change(self, *, begin: Pause | None = None, end: list[Pause] | None = None) -> Callable[[], None]:
-        """Begin one, in the place of one of the same, or end some; what undoes it. OSError when a new one cannot be kept.
+        """Begin a pause, replacing one of the same app and client, or end some. Returns the undo. OSError if `begin` cannot be
+        stored.
 
-        An end is an end also where the disk is full: what stands in the file is over at its time whoever reads it.
+        Ending pauses succeeds even if the file cannot be written: the stored end times still apply.
         """
         before = dict(self._ends)
 
@@ -75,9 +77,9 @@ class Pauses:
             with contextlib.suppress(OSError):
                 self._save()
 
-        gone = set(end or ())
+        ended = set(end or ())
         self._ends = {
-            each: at for each, at in before.items() if each not in gone and (begin is None or each.what != begin.what)
+            pause: at for pause, at in before.items() if pause not in ended and (begin is None or pause.what != begin.what)
         }
         if begin is not None:
             self._ends[begin] = self._clock() + begin.seconds
@@ -87,32 +89,32 @@ class Pauses:
             if begin is not None:
                 self._ends = before
                 raise
-            log.warning("%s: %s; pauses that were ended early come back with a restart", self._path, error.strerror)
+            log.warning("%s: %s; after a restart, pauses that were ended early are in force again", self._path, error.strerror)
         return undo
 
     def _save(self) -> None:
         whole.replace({self._path: json.dumps(self.all).encode()}, 0o640)
 
-    def on(self, generation: Generation) -> Generation:
-        """The same generation as it is judged by while these are in force."""
+    def applied_to(self, generation: Generation) -> Generation:
+        """The same generation with the switchboards that follow from the pauses in force."""
         image = generation.image
         board, exempt = pauses.apply(self._ends, image.classes, generation.compiled_board)
         return dataclasses.replace(generation, board=board, exempt=exempt)
 
 
 def _checked(row: Any) -> Pause:
-    """ValueError or TypeError when it is none."""
+    """The pause stored in a row of the file. ValueError or TypeError if it is none."""
     app, client, until, seconds, uid = row
     if client:
         pauses.client(client)
     if not (isinstance(app, str) and 0 < seconds <= pauses.LONGEST):
-        raise ValueError(f"{row!r} is no pause")
+        raise ValueError(f"{row!r} is not a pause")
     return Pause(app, client, float(until), float(seconds), int(uid))
 
 
-def told_of(pause: Pause) -> dict[str, Any]:
-    """What an event says of it."""
-    told: dict[str, Any] = {"entry": pause.app or "everything"}
+def event_members(pause: Pause) -> dict[str, Any]:
+    """The members of an event that describe a pause."""
+    members: dict[str, Any] = {"entry": pause.app or "everything"}
     if pause.client:
-        told["client"] = pause.client
-    return told | {"uid": pause.uid, "until": events.timestamp(pause.until)}
+        members["client"] = pause.client
+    return members | {"uid": pause.uid, "until": events.timestamp(pause.until)}

@@ -1,4 +1,4 @@
-"""What a start needs of this machine: directories that are ours, an event log, users; and nobody who has them already."""
+"""Checks and locks before a start: state directories, event log, users; no second agent; a delay after failed starts."""
 
 import contextlib
 import errno
@@ -21,49 +21,52 @@ from embargo.firewall.table import TABLE
 
 log = logging.getLogger(__name__)
 
-FAILED = "failed-starts"  # in [state] runtime: how many in a row
-FIRST_PAUSE, LAST_PAUSE = 0.1, 10.0  # seconds; doubled per start in a row that failed
+FAILED_STARTS = "failed-starts"  # file in [state] runtime: the number of failed starts in a row
+FIRST_DELAY, LAST_DELAY = 0.1, 10.0  # seconds; doubled for each failed start in a row
 
 
 class StartError(EmbargoError):
-    """This machine does not let the agent start; the text says what would."""
+    """The agent cannot start on this machine as it is; the text says what to change."""
 
 
-def take(settings: Config, ledgers: str, store: Store, journal: Journal) -> list[int]:
-    """Directories, the event log, and the locks that keep a second agent away: their descriptors. StartError.
+def prepare(settings: Config, ledgers: str, store: Store, journal: Journal) -> list[int]:
+    """Create the directories, lock them against a second agent, and open the event log. Descriptors of the locks; StartError.
 
-    All that can refuse without harm. `ledgers`: a directory for the pages of children that count attempts.
+    Comes first in a start, because it can fail without having changed anything. `ledgers`: the directory for the pages in which
+    children count attempts.
     """
     state = settings.state
     try:
         os.makedirs(f"{state.dir}/{watched.LOCAL}", mode=0o750, exist_ok=True)
         os.makedirs(ledgers, mode=0o700, exist_ok=True)
-        os.makedirs(state.runtime, mode=0o755, exist_ok=True)  # whoever may use the socket must reach it
-        held = [_lock(directory) for directory in dict.fromkeys((state.dir, state.runtime))]
+        os.makedirs(state.runtime, mode=0o755, exist_ok=True)  # users of the control socket must be able to reach it
+        locks = [_lock(directory) for directory in dict.fromkeys((state.dir, state.runtime))]
         store.prepare()
     except OSError as error:
-        hint = _way_in(error, "[state] dir and runtime", (state.dir, state.runtime))
+        hint = _hint(error, "[state] dir and runtime", (state.dir, state.runtime))
         raise StartError(f"{error.filename}: {error.strerror}; {hint}") from None
     try:
         journal.open()
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # a full disk is emptied while we run
-            hint = _way_in(error, "[log] events", (os.path.dirname(settings.log.events),))
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # the agent runs with a full disk too: space may be freed meanwhile
+            hint = _hint(error, "[log] events", (os.path.dirname(settings.log.events),))
             raise StartError(f"{error.filename}: {error.strerror}; {hint}") from None
     journal.note_lost(Account.take_unwritten(ledgers))
-    return held
+    return locks
 
 
-def _way_in(error: OSError, key: str, places: Sequence[str]) -> str:
-    """What would make this place ours to write."""
-    whom = _name(os.geteuid())
-    if error.errno == errno.EROFS:  # most of the time the unit's own: ProtectSystem=strict
-        at = next((each for each in places if os.path.commonpath((each, error.filename)) in (each, error.filename)), places[0])
+def _hint(error: OSError, key: str, places: Sequence[str]) -> str:
+    """What would make the directory of the error usable."""
+    user = _name(os.geteuid())
+    if error.errno == errno.EROFS:  # usually because of ProtectSystem=strict in the unit
+        at = next(
+            (place for place in places if os.path.commonpath((place, error.filename)) in (place, error.filename)), places[0]
+        )
         setting = f"`systemctl edit embargo`, [Service] ReadWritePaths={at}"
-        return f"make {at}, owned by {whom}, and let the service write there: {setting}"
+        return f"create {at}, owned by {user}, and let the service write there: {setting}"
     if error.errno in (errno.EACCES, errno.EPERM):
-        return f"it must belong to {whom}, whom the agent runs as: chown -R it, or set {key} elsewhere"
-    return f"make it, or set {key} elsewhere"
+        return f"it must belong to {user}, the user of the agent: chown -R it, or set {key} elsewhere"
+    return f"create it, or set {key} elsewhere"
 
 
 def _name(uid: int) -> str:
@@ -74,56 +77,60 @@ def _name(uid: int) -> str:
 
 
 def _lock(directory: str) -> int:
-    """Hold a directory against a second agent. StartError when one has it."""
-    held = os.open(f"{directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+    """Lock a directory, until the descriptor is closed. StartError if another agent has locked it."""
+    lock = os.open(f"{directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
     try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(held)
-        raise StartError(f"another agent runs with {directory}; stop it, or set [state] dir and runtime elsewhere") from None
-    return held
+        os.close(lock)
+        raise StartError(f"another agent is using {directory}; stop it, or set [state] dir and runtime elsewhere") from None
+    return lock
 
 
 def warn_of_old_rules() -> None:
-    """The firewall is off, but an earlier run may have left its rules (on_stop = "keep")."""
+    """Without a firewall: log a warning if an earlier run has left its rules in the kernel (on_stop = "keep")."""
     if privileges.CAP_NET_ADMIN in privileges.effective():
         with contextlib.suppress(FirewallError):
             kernel = Nftables()
             if kernel.has_table(TABLE):
-                log.warning("the rules of an earlier run are still in force: nft delete table inet %s removes them", TABLE)
+                log.warning(
+                    "the firewall is off, but rules of an earlier run are in force; remove them with: nft delete table inet %s",
+                    TABLE,
+                )
             kernel.close()
 
 
-def pause(runtime: str) -> float:
-    """Seconds to wait after a start that failed: none after the first in a row, then ever more."""
+def backoff(runtime: str) -> float:
+    """Count a failed start. Seconds to wait before the agent exits: none for the first in a row, then doubled each time."""
     tries = 0
-    with contextlib.suppress(OSError, ValueError):  # where nothing can be noted, nothing is waited for
-        with contextlib.suppress(FileNotFoundError), open(f"{runtime}/{FAILED}", encoding="ascii") as file:
+    with contextlib.suppress(OSError, ValueError):  # without the file there is no delay
+        with contextlib.suppress(FileNotFoundError), open(f"{runtime}/{FAILED_STARTS}", encoding="ascii") as file:
             tries = int(file.read(4))
-        with open(f"{runtime}/{FAILED}", "w", encoding="ascii") as file:
+        with open(f"{runtime}/{FAILED_STARTS}", "w", encoding="ascii") as file:
             file.write(str(min(tries + 1, 100)))
-    return min(FIRST_PAUSE * 2**tries, LAST_PAUSE) if tries else 0.0
+    return min(FIRST_DELAY * 2**tries, LAST_DELAY) if tries else 0.0
 
 
-def succeeded(runtime: str) -> None:
+def reset_backoff(runtime: str) -> None:
+    """Forget the failed starts, after one that succeeded."""
     with contextlib.suppress(OSError):
-        os.unlink(f"{runtime}/{FAILED}")
+        os.unlink(f"{runtime}/{FAILED_STARTS}")
 
 
-def user(name: str) -> tuple[int, int]:
-    """Whom the resolvers run as, or are to run as where their units decide."""
+def resolver_user(name: str) -> tuple[int, int]:
+    """(user id, group id) for the resolvers; if they are units, the ones that they are expected to have. StartError."""
     for candidate in (name, "nobody"):
         try:
-            found = pwd.getpwnam(candidate)
+            entry = pwd.getpwnam(candidate)
         except KeyError:
-            log.info("there is no user %s: the user nobody takes its place", candidate)
+            log.info("user %s does not exist; resolvers run as nobody", candidate)
         else:
-            return found.pw_uid, found.pw_gid
-    raise StartError(f'state.user: there is no user "{name}"; make it, or name another')
+            return entry.pw_uid, entry.pw_gid
+    raise StartError(f'state.user: user "{name}" does not exist; create it, or name another')
 
 
 def group_id(name: str) -> int:
-    """The control socket's group; our own where it does not exist."""
+    """The id of the control socket's group; the group of this process if it does not exist."""
     try:
         return grp.getgrnam(name).gr_gid
     except KeyError:

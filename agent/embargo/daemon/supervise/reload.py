@@ -1,9 +1,9 @@
-"""A change of what is in force: compile aside, then a list of steps, each with its undo.
+"""Changes of the policy in force: the new generation is compiled in another process, then takes effect in steps with undo.
 
-One change at a time. The kernel switches before the resolvers, so that no name is blocked whose addresses are still open. When
-a step fails, it and the steps before it are undone, the last one first, and what was in force stays in force: event log,
-firewall, resolvers, listening sockets and the link on disk. What cannot be undone (closing old sockets, removing old
-generations) comes after all steps and cannot fail.
+One change at a time. The firewall changes before the resolvers, so that no name is blocked while its addresses are still open.
+When a step fails, it and the earlier steps are undone in reverse order, and the old generation stays in force everywhere: event
+log, firewall, resolvers, listening sockets and the link on disk. Actions without undo (closing old sockets, removing old
+generations) come after all steps and cannot fail.
 """
 
 import asyncio
@@ -31,26 +31,26 @@ from embargo.daemon.supervise.inforce import InForce
 from embargo.daemon.supervise.pausing import Pauses
 from embargo.daemon.supervise.surroundings import Surroundings
 from embargo.daemon.supervise.workers import Workers
-from embargo.daemon.supervise.workshop import Hindered
-from embargo.errors import ConfigError, EmbargoError, ImageError, Problem, said
+from embargo.daemon.supervise.workshop import TemporaryError
+from embargo.errors import ConfigError, EmbargoError, ImageError, Problem, describe
 
 log = logging.getLogger(__name__)
 
-STAYS = "the generation before stays in force"
-FIXED = ("state", "metrics", "dns.workers", "firewall.enabled")  # read at a start alone
-REFUSALS = (ChildError, ListenError, OSError)  # how a step fails
+STAYS = "the previous generation stays in force"
+FIXED = ("state", "metrics", "dns.workers", "firewall.enabled")  # options that take effect at a start only
+STEP_ERRORS = (ChildError, ListenError, OSError)  # the errors by which a step may fail
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a change."""
+    """The result of a change. `problems`: bad lines that were skipped; they do not prevent it."""
 
     ok: bool
     changed: bool
     generation: int
     errors: tuple[Problem, ...] = ()
     problems: tuple[Problem, ...] = ()
-    hindered: bool = False  # by the machine and not by what the files say: the same may succeed later
+    temporary: bool = False  # it failed because of the machine, not of the files: a retry may succeed
 
 
 async def _nothing() -> None:
@@ -58,7 +58,7 @@ async def _nothing() -> None:
 
 
 class Step(NamedTuple):
-    """`do` may fail half done; `undo` puts back what `do` may have changed, whatever it came to."""
+    """One step of a change. `undo` reverts what `do` has changed, also if `do` failed half way."""
 
     name: str
     do: Callable[[], Awaitable[object]]
@@ -66,25 +66,26 @@ class Step(NamedTuple):
 
 
 async def carry_out(steps: Sequence[Step]) -> None:
-    """Take the steps in order. When one fails, undo it and those before it, the last first, and raise its error."""
-    for taken, step in enumerate(steps, start=1):
+    """Do the steps in order. When one fails, undo it and the earlier ones in reverse order, and raise its error."""
+    for count, step in enumerate(steps, start=1):
         try:
             await step.do()
-        except REFUSALS:
-            for each in reversed(steps[:taken]):
+        except STEP_ERRORS:
+            for done in reversed(steps[:count]):
                 try:
-                    await each.undo()
-                except REFUSALS as error:  # one that cannot be undone is no reason to leave the others
-                    log.critical("%s could not be put back: %s", each.name, error)
+                    await done.undo()
+                except STEP_ERRORS as error:  # go on: the others can still be undone
+                    log.critical("after a failed reload, %s could not be restored: %s", done.name, error)
             raise
 
 
 class Reloads:
-    """`look` takes a snapshot of the watched files; `workers_wanted` is how many resolvers the configuration asks for."""
+    """`snapshot` takes a snapshot of the watched files; `workers_wanted`: the number of resolvers in the configuration."""
 
     def __init__(
         self, in_force: InForce, store: Store, journal: Journal, sockets: Sockets, workers: Workers, guarding: Guarding | None,
-        pauses: Pauses, spawn: Spawn, look: Callable[[], Snapshot], workers_wanted: Callable[[], int], changing: asyncio.Lock,
+        pauses: Pauses, spawn: Spawn, snapshot: Callable[[], Snapshot], workers_wanted: Callable[[], int],
+        changing: asyncio.Lock,
     ) -> None:  # fmt: skip
         self._now = in_force
         self._store = store
@@ -94,7 +95,7 @@ class Reloads:
         self._guarding = guarding
         self._pauses = pauses
         self._spawn = spawn
-        self._look = look
+        self._snapshot = snapshot
         self._workers_wanted = workers_wanted
         self._changing = changing
         self.since = time.time()  # when the generation in force took effect
@@ -102,26 +103,26 @@ class Reloads:
     # ── the changes ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def reload(self, *, first: bool = False) -> Outcome:
-        """Read everything again and put it in force, or say why not. `first`: at a start, when nothing is in force yet."""
+        """Read all files and put them into effect, or return why not. `first`: at a start, when nothing is in force yet."""
         async with self._changing:
             old = self._now.generation
             number = old.number if old is not None else 0
-            files = self._look()  # before anything is read: a later change is another reload
+            files = self._snapshot()  # before anything is read, so that later changes cause another reload
             try:
                 settings = self._now.settings if first else self._read_settings()
                 around = await asyncio.to_thread(surroundings.look, settings)
                 if loops := surroundings.asking_itself(settings, around):
                     raise ConfigError(loops)
-                new, kept = await self._make(old, settings, around, files)
+                new, on_disk = await self._make(old, settings, around, files)
             except ConfigError as error:
-                return Outcome(False, False, number, error.problems, hindered=isinstance(error, Hindered))
+                return Outcome(False, False, number, error.problems, temporary=isinstance(error, TemporaryError))
             except OSError as error:
                 hint = STAYS if old is not None else ""
-                return Outcome(False, False, number, (Problem("reload", 0, said(error), hint),), hindered=True)
-            return await self._put_in_force(old, self._pauses.on(new), around, kept=kept)
+                return Outcome(False, False, number, (Problem("reload", 0, describe(error), hint),), temporary=True)
+            return await self._put_in_force(old, self._pauses.applied_to(new), around, on_disk=on_disk)
 
-    async def _put_in_force(self, old: Generation | None, new: Generation, around: Surroundings, *, kept: bool) -> Outcome:
-        """`kept`: the new one was on disk before, and the next start may have nothing else."""
+    async def _put_in_force(self, old: Generation | None, new: Generation, around: Surroundings, *, on_disk: bool) -> Outcome:
+        """`on_disk`: the generation was made by an earlier run; it is kept, as the next start may need it."""
         problems = new.report.problems
         if old is not None and self._same(old, new, around):
             self._now.around = around
@@ -130,101 +131,102 @@ class Reloads:
             return Outcome(True, False, old.number, (), problems)
         try:
             await self._switch(old, new, around)
-        except REFUSALS as error:
-            if not kept:
+        except STEP_ERRORS as error:
+            if not on_disk:
                 self._store.discard(new.number)
             new.close()
             if old is None and isinstance(error, EmbargoError):
-                raise  # nothing is in force that could stay: the agent does not start
+                raise  # no generation is in force: the agent cannot start
             number = old.number if old is not None else 0
-            return Outcome(False, False, number, (Problem("reload", 0, said(error), STAYS),), hindered=True)
+            return Outcome(False, False, number, (Problem("reload", 0, describe(error), STAYS),), temporary=True)
         return Outcome(True, True, new.number, (), problems)
 
     async def fall_back(self) -> Generation:
-        """At a start whose lists cannot be used: the generation that was in force when the agent last ran. ImageError."""
+        """At a start whose lists cannot be used: put the last run's generation into effect. ImageError if there is none."""
         number = self._store.current()
         if not number:
-            raise ImageError("there is none")
-        generation = self._pauses.on(self._store.load(number, self._now.settings))
+            raise ImageError("there is no earlier generation")
+        generation = self._pauses.applied_to(self._store.load(number, self._now.settings))
         if self._guarding is not None:
             await self._guarding.apply(generation, self._now.around)
         self._now.generation = generation
         return generation
 
     async def rollback(self) -> Outcome:
-        """The generation before the one in force back in force, until the next change."""
+        """Put the previous generation into effect, until the next change."""
         async with self._changing:
             old = self._now.generation
             assert old is not None
             number = self._store.before(old.number)
             try:
                 if not number:
-                    raise ImageError("there is no generation before this one")
-                new = self._pauses.on(self._store.load(number, self._now.settings))
+                    raise ImageError("there is no earlier generation")
+                new = self._pauses.applied_to(self._store.load(number, self._now.settings))
             except ImageError as error:
                 return Outcome(False, False, old.number, (Problem("rollback", 0, str(error), ""),))
-            return await self._instead(old, new, "rollback")
+            return await self._replace(old, new, "rollback")
 
     async def pause(self, change: Callable[[], Callable[[], None]]) -> Outcome:
-        """Begin or end pauses: the same generation under other switchboards. `change` does it and returns its undo."""
+        """Begin or end pauses: the same generation with other switchboards. `change` does it and returns its undo."""
         async with self._changing:
             old = self._now.generation
             assert old is not None
             try:
                 undo = change()
             except OSError as error:
-                return Outcome(False, False, old.number, (Problem("pause", 0, said(error), ""),))
+                return Outcome(False, False, old.number, (Problem("pause", 0, describe(error), ""),))
             try:
-                new = self._pauses.on(old.again())
+                new = self._pauses.applied_to(old.again())
             except OSError as error:
                 undo()
-                return Outcome(False, False, old.number, (Problem("pause", 0, said(error), ""),))
-            outcome = await self._instead(old, new, "pause")
+                return Outcome(False, False, old.number, (Problem("pause", 0, describe(error), ""),))
+            outcome = await self._replace(old, new, "pause")
             if not outcome.ok:
                 undo()
             return outcome
 
-    async def _instead(self, old: Generation, new: Generation, what: str) -> Outcome:
+    async def _replace(self, old: Generation, new: Generation, what: str) -> Outcome:
         try:
             await self._switch(old, new, self._now.around)
-        except REFUSALS as error:
+        except STEP_ERRORS as error:
             new.close()
-            return Outcome(False, False, old.number, (Problem(what, 0, said(error), ""),))
+            return Outcome(False, False, old.number, (Problem(what, 0, describe(error), ""),))
         return Outcome(True, True, new.number)
 
-    # ── a new generation, not yet in force ───────────────────────────────────────────────────────────────────────────
+    # ── making a generation ──────────────────────────────────────────────────────────────────────────────────────────
 
     def _read_settings(self) -> Config:
+        """The configuration as its file has it now. ConfigError, also if an option of FIXED has changed."""
         file = self._now.settings.file
         try:
             with open(file, "rb") as opened:
                 settings = config.parse(opened.read(), file)
         except OSError as error:
-            raise Hindered([Problem(file, 0, f"it cannot be read: {error.strerror}", "")]) from None
-        fixed = [
-            Problem(file, 0, f"{name}: it cannot change while the agent runs", "restart the agent")
+            raise TemporaryError([Problem(file, 0, f"it cannot be read: {error.strerror}", "")]) from None
+        changed = [
+            Problem(file, 0, f"{name} cannot change while the agent runs", "restart the agent")
             for name in FIXED
             if attrgetter(name)(self._now.settings) != attrgetter(name)(settings)
         ]
-        if fixed:
-            raise ConfigError(fixed)
+        if changed:
+            raise ConfigError(changed)
         return settings
 
     async def _make(
         self, old: Generation | None, settings: Config, around: Surroundings, files: Snapshot
     ) -> tuple[Generation, bool]:
-        """(the new generation, whether it was on disk before). ConfigError, OSError."""
+        """(the new generation, whether it was already on disk). ConfigError, OSError."""
         made_from = workshop.fingerprint(settings, around, files)
         material = workshop.material(settings, around, files)
         if old is None:
-            if last := self._last_one(settings, made_from):
+            if last := self._from_last_run(settings, made_from):
                 return last, True
-        elif old.report.material == material and (switched := self._switched(old, settings, made_from)):
-            return switched, False
+        elif old.report.material == material and (reused := self._with_same_image(old, settings, made_from)):
+            return reused, False
         return await self._compile(settings, around, made_from, material), False
 
-    def _last_one(self, settings: Config, made_from: str) -> Generation | None:
-        """At a start: the generation that was in force before, if it was made from the very same."""
+    def _from_last_run(self, settings: Config, made_from: str) -> Generation | None:
+        """At a start: the generation of the last run, if it was made from the same files and settings."""
         with contextlib.suppress(ImageError):
             last = self._store.load(self._store.current(), settings)
             if last.report.fingerprint == made_from:
@@ -232,8 +234,8 @@ class Reloads:
             last.close()
         return None
 
-    def _switched(self, old: Generation, settings: Config, made_from: str) -> Generation | None:
-        """The image in force under other settings; None when it is not on the disk any more. ConfigError."""
+    def _with_same_image(self, old: Generation, settings: Config, made_from: str) -> Generation | None:
+        """A generation with the image in force and other settings; None if the image is no longer on disk. ConfigError."""
         report = workshop.switched(old.report, old.image.classes, settings, made_from)
         try:
             return self._store.load(self._store.again(old.number, report), settings, verified=old.image.digest)
@@ -241,10 +243,11 @@ class Reloads:
             return None
 
     async def _compile(self, settings: Config, around: Surroundings, made_from: str, material: str) -> Generation:
+        """A new generation from a compiler process. ConfigError, OSError."""
         try:
             directory = self._store.workshop()
         except OSError as error:
-            raise Hindered([Problem(error.filename or settings.state.dir, 0, f"{error.strerror}", "")]) from None
+            raise TemporaryError([Problem(error.filename or settings.state.dir, 0, f"{error.strerror}", "")]) from None
         protected = tuple(surroundings.protected(settings, around))
         order = Compile(settings.text, settings.file, protected, made_from, material)
         answer = await workshop.run(self._spawn, order, [f"{directory}/{name}" for name in (IMAGE, REPORT)])
@@ -252,10 +255,10 @@ class Reloads:
         try:
             return self._store.load(self._store.number(directory), settings, verified=answer.digest)
         except (ImageError, OSError) as error:
-            raise Hindered([Problem(settings.state.dir, 0, str(error), "is the disk full?")]) from None
+            raise TemporaryError([Problem(settings.state.dir, 0, str(error), "is the disk full?")]) from None
 
     def _same(self, old: Generation, new: Generation, around: Surroundings) -> bool:
-        """Whether nothing would change but the number."""
+        """Whether only the number would change."""
         before = self._now.around
         return (
             old.report.digest == new.report.digest
@@ -269,11 +272,11 @@ class Reloads:
     # ── the switch ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _switch(self, old: Generation | None, new: Generation, around: Surroundings) -> None:
-        """Put the new generation in force, or raise one of REFUSALS and leave the old one there."""
+        """Put the new generation into effect. One of STEP_ERRORS if that fails: then the old one stays in force."""
         await carry_out(self._steps(old, new, around))
         self._sockets.settle()
         if not around.upstreams:
-            log.warning("there is no upstream: names that are not blocked cannot be answered; set [dns] upstream")
+            log.warning("no upstream is configured or known, so only blocked and local names are answered; set [dns] upstream")
         if old is None or old.number != new.number:
             self.since = time.time()
             self._store.prune()
@@ -292,7 +295,7 @@ class Reloads:
             steps.append(
                 Step("the listening sockets", lambda: self._listen(around, moved), lambda: self._listen_as_before(moved))
             )
-        if old is None or old.number != new.number:  # a pause writes nothing here: it ends on a full disk too
+        if old is None or old.number != new.number:  # not for a pause, which must be able to end while the disk is full
             linked = self._store.current()
             steps.append(Step("the link to the generation", lambda: self._link(new.number), lambda: self._link(linked)))
         return steps
@@ -305,7 +308,7 @@ class Reloads:
             await self._guarding.apply(generation, around)
 
     async def _judge_by(self, settings: Config, around: Surroundings, generation: Generation | None) -> None:
-        """What is in force comes first: a resolver that starts meanwhile starts with it."""
+        """Set what is in force before the resolvers are told, so that one that starts meanwhile starts with it."""
         self._now.settings, self._now.around, self._now.generation = settings, around, generation
         if generation is not None:
             await self._workers.adopt(generation, InForce.resolver_settings(generation, around))
@@ -324,5 +327,5 @@ class Reloads:
             await self._workers.renew()
 
     async def _link(self, number: int) -> None:
-        if number:  # 0: there was none before the first start
+        if number:  # 0: the first start, which had no link before
             self._store.make_current(number)

@@ -1,6 +1,6 @@
-"""Starts the processes, looks after them, and ends them. It parses nothing that comes from the network.
+"""The supervisor: starts the other processes, monitors them, and stops them. It parses nothing that comes from the network.
 
-What a change of the policy takes stands in `reload`, what becomes of the guardian in `guarding`, of the resolvers in `workers`.
+Changes of the policy are in `reload`, the guardian in `guarding`, the resolvers in `workers`.
 """
 
 import asyncio
@@ -26,12 +26,12 @@ from embargo.daemon.process.channel import Events
 from embargo.daemon.process.child import Child, ChildError
 from embargo.daemon.process.spawn import HERE, Spawn
 from embargo.daemon.supervise import premises
-from embargo.daemon.supervise.follower import AGAIN, Follower
+from embargo.daemon.supervise.follower import RETRIED, Follower
 from embargo.daemon.supervise.generations import Generation, Store
-from embargo.daemon.supervise.guarding import NETLINK, Guarding
+from embargo.daemon.supervise.guarding import NETLINK_NAME, Guarding
 from embargo.daemon.supervise.health import Health
 from embargo.daemon.supervise.inforce import InForce
-from embargo.daemon.supervise.pausing import Pauses, told_of
+from embargo.daemon.supervise.pausing import Pauses, event_members
 from embargo.daemon.supervise.premises import StartError
 from embargo.daemon.supervise.reload import Outcome, Reloads
 from embargo.daemon.supervise.surroundings import Surroundings
@@ -41,15 +41,15 @@ from embargo.lists.pauses import Pause
 
 log = logging.getLogger(__name__)
 
-LEDGERS = "ledgers"  # in [state] dir: a page for each child that counts attempts
-SHOWN = 20  # problems logged one by one; a list in another format may have one a line
-MAX_WORKERS = 4  # of workers = "auto": more take memory and win little on a gateway
-SUMMARY = 60.0  # seconds between two summaries of what was blocked
+LEDGERS = "ledgers"  # directory in [state] dir: a page for each child that counts attempts
+MAX_LOGGED = 20  # problems of a reload; a list in an unknown format may have one per line
+MAX_WORKERS = 4  # with workers = "auto": more take memory and gain little on a gateway
+SUMMARY_SECONDS = 60.0  # between two summaries of blocked attempts in the log
 
 
 class Supervisor:
     def __init__(self, settings: Config, around: Surroundings, spawn: Spawn = HERE) -> None:
-        """`spawn`: how resolvers and compilers begin; the guardian, which has our capabilities, is always a child."""
+        """`spawn`: starts resolvers and compilers; the guardian needs this process's capabilities, so it is always a child."""
         self._loop = asyncio.get_running_loop()
         self._in_force = InForce(settings, around)
         self.spawn = spawn
@@ -58,7 +58,7 @@ class Supervisor:
         self.sockets = Sockets()
         self._ledgers = f"{settings.state.dir}/{LEDGERS}"
         self.workers = Workers(self._in_force.for_resolver, self._record_events, self._introduce, self._ledgers, spawn)
-        netlink_socket = self._inherit()
+        netlink_socket = self._adopt_stored_sockets()
         changing = asyncio.Lock()
         self.guarding = (
             Guarding(self._in_force, self.workers, self.journal, changing, self._record_events, self._ledgers, netlink_socket)
@@ -74,7 +74,7 @@ class Supervisor:
         self.started = time.time()
         self.last: Outcome | None = None
         self.last_at = 0.0
-        self._begun = False
+        self._running = False
         self._failure: BaseException | None = None
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -89,59 +89,64 @@ class Supervisor:
 
     @property
     def generation(self) -> Generation | None:
-        """The one in force; None before the first."""
+        """The generation in force; None until the first is."""
         return self._in_force.generation
 
-    def _inherit(self) -> socket.socket | None:
-        """Take over what systemd kept of an earlier run, or opened for us; the netlink socket, if it is there."""
-        listening, found = [], None
+    def _adopt_stored_sockets(self) -> socket.socket | None:
+        """Adopt sockets that systemd stored in an earlier run, or opened for a socket unit. Returns the netlink socket."""
+        listening, netlink_socket = [], None
         for name, fd in notify.inherited():
-            if name == NETLINK:
-                found = socket.socket(fileno=fd)
+            if name == NETLINK_NAME:
+                netlink_socket = socket.socket(fileno=fd)
             else:
                 listening.append((name, fd))
         for name in self.sockets.adopt(listening):
-            log.warning("a socket that systemd passed on is of no use and is closed: %s", name)
-        return found
+            log.warning("closed the socket %s that systemd passed: the agent does not listen on such a socket", name)
+        return netlink_socket
 
-    # ── life ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── start and stop ───────────────────────────────────────────────────────────────────────────────────────────────
 
     async def run(self, serve_control: Callable[["Supervisor"], Any], ready: Callable[["Supervisor"], None]) -> None:
-        """Until SIGTERM or SIGINT. StartError, ConfigError or FirewallError when the agent cannot start."""
+        """Run until SIGTERM or SIGINT. StartError, ConfigError or FirewallError if the agent cannot start.
+
+        `serve_control`: a context in which the control socket is served; `ready`: called when the agent has started.
+        """
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stop.set)
-        self._loop.add_signal_handler(signal.SIGHUP, lambda: None)  # what is read at the start is new enough
+        self._loop.add_signal_handler(signal.SIGHUP, lambda: None)  # ignored: the start reads all files anyway
         try:
-            await self._live(serve_control, ready)
+            await self._start_and_wait(serve_control, ready)
         except EmbargoError as error:
-            if self._begun or isinstance(error, ConfigError):
+            if self._running or isinstance(error, ConfigError):
                 raise
             await self._back_off()
             if not self._stop.is_set():
                 raise
             log.error("%s", error)
 
-    async def _live(self, serve_control: Callable[["Supervisor"], Any], ready: Callable[["Supervisor"], None]) -> None:
-        held = premises.take(self.settings, self._ledgers, self.store, self.journal)
+    async def _start_and_wait(
+        self, serve_control: Callable[["Supervisor"], Any], ready: Callable[["Supervisor"], None]
+    ) -> None:
+        locks = premises.prepare(self.settings, self._ledgers, self.store, self.journal)
         try:
             if await self._start_unless_stopped():
                 async with serve_control(self):
-                    self._begin()
-                    self._begun = True
-                    premises.succeeded(self.settings.state.runtime)
+                    self._start_tasks()
+                    self._running = True
+                    premises.reset_backoff(self.settings.state.runtime)
                     ready(self)
                     notify.notify("READY=1")
                     await self._stop.wait()
         finally:
             notify.notify("STOPPING=1")
             await self._end()
-            for fd in held:
+            for fd in locks:
                 os.close(fd)
         if self._failure is not None:
-            raise self._failure  # so that whoever looks after us sees a failure
+            raise self._failure  # so that the exit status tells the service manager of the failure
 
     async def _start_unless_stopped(self) -> bool:
-        """Start; False when a signal came before it was done."""
+        """Start; False if a signal to stop came before that was done."""
         start = self._loop.create_task(self._start(), name="start")
         stop = self._loop.create_task(self._stop.wait(), name="stop")
         await asyncio.wait({start, stop}, return_when=asyncio.FIRST_COMPLETED)
@@ -155,14 +160,14 @@ class Supervisor:
         return False
 
     async def _back_off(self) -> None:
-        """Wait before a failed start is told, the longer the oftener: systemd has a way of its own only from 254 on."""
-        pause = premises.pause(self.settings.state.runtime) if notify.managed() else 0.0
+        """Wait before a failed start is reported, longer each time in a row. systemd before 254 cannot do that by itself."""
+        delay = premises.backoff(self.settings.state.runtime) if notify.managed() else 0.0
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._stop.wait(), pause)
+            await asyncio.wait_for(self._stop.wait(), delay)
 
     async def _start(self) -> None:
-        choosing = privileges.CAP_SETUID in privileges.permitted() or self.spawn.gives_user
-        self.workers.user = premises.user(self.settings.state.user) if self._worker_count() and choosing else None
+        sets_user = privileges.CAP_SETUID in privileges.permitted() or self.spawn.gives_user
+        self.workers.user = premises.resolver_user(self.settings.state.user) if self._worker_count() and sets_user else None
         try:
             self.sockets.follow(self.around.endpoints, self._worker_count() or 1, self.around.interfaces)
             self.sockets.settle()
@@ -173,7 +178,7 @@ class Supervisor:
         else:
             premises.warn_of_old_rules()
         try:
-            self._log_ended(self.pauses.recall())
+            self._log_ended(self.pauses.load())
         except ValueError as error:
             log.error("%s", error)
         outcome = await self.reload("start")
@@ -182,7 +187,9 @@ class Supervisor:
         expected = self.workers.uid
         try:
             await self.workers.run(self.sockets, self._worker_count())
-            if self.workers.uid != expected and self.guarding is not None:  # questions of another user have to pass
+            if (
+                self.workers.uid != expected and self.guarding is not None
+            ):  # the firewall must pass the queries of the actual user
                 assert self.generation is not None
                 await self.guarding.apply(self.generation, self.around)
         except ChildError as error:
@@ -190,17 +197,17 @@ class Supervisor:
         privileges.settle()
 
     async def _start_from_last(self, outcome: Outcome) -> None:
-        """The lists cannot be used as they are: the generation that was in force when the agent last ran stays in force."""
+        """The lists cannot be used: put the generation of the last run into effect."""
         try:
             generation = await self.reloads.fall_back()
         except ImageError:
-            if outcome.hindered:  # that may be over at the next try; what files say is not
+            if outcome.temporary:  # then a service manager may retry; it does not retry a ConfigError
                 raise StartError("\n".join(map(str, outcome.errors))) from None
             raise ConfigError(outcome.errors) from None
-        log.error("the lists cannot be used; generation %d, the last good one, is in force", generation.number)
+        log.error("the configured lists cannot be used; generation %d, the last valid one, is in force", generation.number)
 
-    def _begin(self) -> None:
-        """Everything that goes on beside the queries."""
+    def _start_tasks(self) -> None:
+        """Start the tasks of a running agent."""
         self._loop.add_signal_handler(signal.SIGHUP, lambda: self._task(self._reload_on_signal(), "reload"))
         self._task(self.follower.files(), "follower of the files")
         self._task(self.follower.machine(), "follower of the machine")
@@ -221,9 +228,11 @@ class Supervisor:
             if not task.get_name().startswith("keeper"):
                 task.cancel()
         await asyncio.to_thread(self.follower.close)
-        again = self._failure is not None or await asyncio.to_thread(notify.restarting)
-        rules: Rules = "keep" if again else self._rules_that_stay()
-        if self.guarding is not None and rules != "keep":  # nothing may be redirected to sockets without a reader
+        restart = self._failure is not None or await asyncio.to_thread(notify.restarting)
+        rules: Rules = "keep" if restart else self._rules_that_stay()
+        if (
+            self.guarding is not None and rules != "keep"
+        ):  # before the resolvers end, so that no query is redirected to a closed socket
             await self.guarding.stop(rules)
         await self.workers.stop()
         if self.guarding is not None:
@@ -234,15 +243,17 @@ class Supervisor:
         self.journal.close()
 
     def _rules_that_stay(self) -> Rules:
+        """What the guardian does with the rules in the kernel when the agent stops for good."""
         firewall = self.settings.firewall
         if self.generation is None:
-            return "keep"  # it never came to anything; what an earlier run left is not ours to take
+            return "keep"  # this run has applied none; those of an earlier run stay
         if firewall.on_stop == "remove":
             return "remove"
         opened = endpoints.intercept_port(self.settings) and firewall.fail == "open"
         return "unredirect" if opened else "keep"
 
     def _task(self, work: Any, name: str) -> None:
+        """Run a coroutine as a task. If it fails, the agent stops."""
         task = self._loop.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._done)
@@ -250,7 +261,7 @@ class Supervisor:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.critical("the %s failed", task.get_name(), exc_info=error)
+            log.critical("task failed, the agent stops: %s", task.get_name(), exc_info=error)
             self._failure = error
             self._stop.set()
 
@@ -266,16 +277,16 @@ class Supervisor:
     # ── changes ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def reload(self, why: str) -> Outcome:
-        """Read everything again and put it in force, or say why not and leave what is in force there."""
+        """Read all files and put them into effect, or return why not. `why`: for the event log."""
         outcome = await self.reloads.reload(first=why == "start")
-        known = why == AGAIN and self.last is not None and self.last.errors == outcome.errors
+        repeated = why == RETRIED and self.last is not None and self.last.errors == outcome.errors
         self.last, self.last_at = outcome, time.time()
-        if not known:
+        if not repeated:
             self._log_outcome(outcome, why)
         return outcome
 
     async def rollback(self) -> Outcome:
-        """The generation before the one in force back in force, until the next change."""
+        """Put the previous generation into effect, until the next change."""
         outcome = await self.reloads.rollback()
         if outcome.ok:
             self.last, self.last_at = outcome, time.time()
@@ -283,48 +294,48 @@ class Supervisor:
         return outcome
 
     async def pause(self, *, begin: Pause | None = None, end: list[Pause] | None = None) -> Outcome:
-        """Begin or end pauses (`Pauses.change`)."""
+        """Begin or end pauses; arguments as of `Pauses.change`."""
         outcome = await self.reloads.pause(partial(self.pauses.change, begin=begin, end=end))
         if outcome.ok:
             self._pausing.set()
         return outcome
 
     async def _end_pauses(self) -> None:
-        """Each when its time has come."""
+        """End each pause at its time."""
         while True:
             self._pausing.clear()
             end = self.pauses.next_end()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._pausing.wait(), end and max(end - self._loop.time(), 0.0))
-            if over := self.pauses.over():
-                outcome = await self.pause(end=over)
-                self._log_ended(over if outcome.ok else ())
+            if expired := self.pauses.expired():
+                outcome = await self.pause(end=expired)
+                self._log_ended(expired if outcome.ok else ())
                 for problem in outcome.errors:
-                    log.error("%s; it is tried again", problem)
+                    log.error("a pause cannot be ended, retrying: %s", problem)
                     await asyncio.sleep(1.0)
 
     def _log_ended(self, ended: Iterable[Pause]) -> None:
-        for each in ended:
-            self.journal.event({"event": "policy", "verb": "resume", **told_of(each), "why": "its time was over"})
+        for pause in ended:
+            self.journal.event({"event": "policy", "verb": "resume", **event_members(pause), "why": "its time was over"})
 
     def _log_outcome(self, outcome: Outcome, why: str) -> None:
-        """A reload that changed something or failed is an event and a message."""
+        """Write a change or a failure to the event log and to the log."""
         if outcome.ok and not outcome.changed:
             return
         event: dict[str, Any] = {"event": "reload", "ok": outcome.ok, "why": why, "generation": outcome.generation}
         if outcome.errors:
-            event["errors"] = list(map(str, outcome.errors[:SHOWN]))
+            event["errors"] = list(map(str, outcome.errors[:MAX_LOGGED]))
         event["problems"] = len(outcome.problems)
         self.journal.event(event)
-        for problem in outcome.errors[:SHOWN]:
+        for problem in outcome.errors[:MAX_LOGGED]:
             log.error("%s", problem)
-        for problem in outcome.problems[:SHOWN]:
+        for problem in outcome.problems[:MAX_LOGGED]:
             log.warning("%s", problem)
-        if (more := max(len(outcome.errors), len(outcome.problems)) - SHOWN) > 0:
-            log.warning("and %d more; embargo check shows all", more)
+        if (more := max(len(outcome.errors), len(outcome.problems)) - MAX_LOGGED) > 0:
+            log.warning("%d more problems; `embargo check` shows all", more)
         if outcome.ok and self.generation is not None:
-            built = self.generation.image
-            log.info("generation %d is in force: %d names, %d networks", outcome.generation, len(built), built.networks)
+            image = self.generation.image
+            log.info("generation %d is in force: %d names, %d networks", outcome.generation, len(image), image.networks)
             self.follower.watch()
         elif self.generation is not None:
             log.error("the reload failed; generation %d stays in force", outcome.generation)
@@ -333,31 +344,30 @@ class Supervisor:
         await self.reload("SIGHUP")
 
     async def _summarise(self) -> None:
-        """Once a minute, what was blocked: single attempts stand in the event log alone."""
+        """Log once a minute how many attempts were blocked. Single attempts are in the event log only."""
         before: Counter[str] = Counter()
         while True:
-            await asyncio.sleep(SUMMARY)
+            await asyncio.sleep(SUMMARY_SECONDS)
             now = await self.hits()
-            news = now - before
-            if news:
-                parts = (f"{name} {count}" for name, count in news.most_common(20))
+            if blocked := now - before:
+                parts = (f"{name} {count}" for name, count in blocked.most_common(20))
                 log.info("blocked in the last minute: %s", ", ".join(parts))
             before = now
 
     async def hits(self) -> Counter[str]:
-        """Attempts per class, DNS and firewall together."""
+        """Attempts per class, counted by resolvers and guardian."""
         await asyncio.gather(self.workers.stats(), self.firewall_stats())
         return self.counted("hits")
 
     def counted(self, kind: str) -> Counter[str]:
-        """What all processes have counted since our start, by their last answers: no count ever falls."""
-        found: Counter[str] = Counter()
+        """The counters of one kind over all processes since the start, as of their last reports. No counter ever falls."""
+        total: Counter[str] = Counter()
         for child in (*self.workers.children, *([self.guarding.child] if self.guarding is not None else [])):
-            found.update(child.counts.of(kind))
-        return found
+            total.update(child.counts.of(kind))
+        return total
 
     async def firewall_stats(self) -> Guarded | None:
-        """What the guardian reports; None where there is none, or it does not answer."""
+        """The state and counters of the firewall; None without a firewall, or if the guardian does not answer."""
         return await self.guarding.stats() if self.guarding is not None else None
 
     # ── events of the children ───────────────────────────────────────────────────────────────────────────────────────

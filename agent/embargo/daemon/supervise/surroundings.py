@@ -1,7 +1,7 @@
-"""What the machine says at the moment of a reload, and what follows from it for the configuration.
+"""The machine's addresses, next hops and system resolvers at a reload, and what follows from them and the configuration.
 
-Addresses, next hops and the system's resolvers are read once per reload and compared with the last time; everything that
-depends on them (what is listened on, whom the resolvers ask and answer, what no list may block) is worked out from here.
+They are read once per reload and compared with the last time. From them follow the addresses to listen on, the upstreams, the
+networks whose queries are answered, and the networks that no list may block.
 """
 
 from dataclasses import dataclass
@@ -20,16 +20,17 @@ from embargo.report import Report
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What the machine says at the moment of a reload."""
+    """The machine at the moment of a reload."""
 
     interfaces: tuple[Interface, ...]
-    endpoints: tuple[Endpoint, ...]
+    endpoints: tuple[Endpoint, ...]  # addresses and ports to listen on
     upstreams: tuple[Server, ...]
-    gateways: tuple[str, ...]
-    system: tuple[Server, ...]  # whom this machine's other processes ask
+    gateways: tuple[str, ...]  # next hops of the default routes
+    system: tuple[Server, ...]  # resolvers that other processes of this machine ask
 
 
 def look(settings: Config) -> Surroundings:
+    """Read them. OSError."""
     interfaces = machine.interfaces()
     wanted = endpoints.wanted(settings, interfaces)
     own = {(each.address.partition("%")[0], each.port) for each in wanted}
@@ -42,11 +43,12 @@ def look(settings: Config) -> Surroundings:
 
 
 def asked(settings: Config, around: Surroundings) -> list[Server]:
+    """All servers that the resolvers may ask: upstreams and those of [dns] forward."""
     return [*around.upstreams, *(server for _, servers in settings.dns.forward for server in servers)]
 
 
 def own_questions(settings: Config, around: Surroundings, uid: int) -> tuple[Own, ...]:
-    """The questions that our resolvers send."""
+    """The queries that the resolvers of this agent send, which the firewall must pass. `uid`: their user."""
     ports = {(proto, each.port) for each in asked(settings, around) for proto in (("tcp",) if each.tcp else ("udp", "tcp"))}
     return tuple(Own(uid, proto, port) for proto, port in sorted(ports))
 
@@ -61,39 +63,39 @@ def protected(settings: Config, around: Surroundings) -> list[tuple[str, str]]:
 
 
 def unpoliced(settings: Config, around: Surroundings) -> list[str]:
-    """Interfaces that have neither policed clients nor the way out: once `lan` names any, nobody behind these is policed."""
+    """Interfaces that are neither in [firewall] lan nor lead to a default route: clients behind them are not filtered."""
     lan = settings.firewall.lan
     if not lan:
         return []
     try:
         known = {"lo", *lan, *machine.ways_out()}
     except OSError:
-        return []  # the rest of `status` does not depend on it
+        return []  # the rest of `status` is still useful
     return list(dict.fromkeys(each.name for each in around.interfaces if each.name not in known))
 
 
 def asking_itself(settings: Config, around: Surroundings) -> list[Problem]:
-    """The configured upstreams that are this agent's own addresses."""
+    """Problems for configured upstreams that are addresses of this agent: its queries would loop."""
     own = {(each.address.partition("%")[0], each.port) for each in around.endpoints}
     named = [("upstream", server) for server in settings.dns.upstream]
     named += [("forward", server) for _, servers in settings.dns.forward for server in servers]
-    hint = "name the resolver that it is to ask"
+    hint = "name another resolver"
     return [
-        Problem(settings.file, settings.line("dns", key), f"dns.{key}: {server} is this agent itself", hint)
+        Problem(settings.file, settings.line("dns", key), f"dns.{key}: {server} is an address of this agent itself", hint)
         for key, server in named
         if (server.address.partition("%")[0], server.port) in own
     ]
 
 
 def resolver_settings(settings: Config, around: Surroundings, report: Report) -> Settings:
-    """What the resolvers work with. `report`: of the generation, which holds what stood in files."""
+    """The settings of the resolvers. `report`: of the generation; it has the content of hosts files and certificates."""
     dns = settings.dns
     return Settings(
         allow_from=endpoints.local_networks(settings, around.interfaces), block_mode=dns.block_mode, block_ttl=dns.block_ttl,
         upstream=tuple(map(str, around.upstreams)),
         forward={zone: tuple(map(str, servers)) for zone, servers in dns.forward},
         hosts=report.hosts,
-        tls_ca=report.tls_ca or dns.tls_ca,  # the name of a file that was not read is no certificate: nothing is trusted then
+        tls_ca=report.tls_ca or dns.tls_ca,  # the name of an unread file is no certificate: nothing is trusted then
         strip_ech=dns.ech == "strip", rebind=dns.rebind, log_names=settings.log.names,
         learn=settings.firewall.enabled and settings.firewall.learn,
     )  # fmt: skip

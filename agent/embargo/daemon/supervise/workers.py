@@ -1,7 +1,7 @@
-"""The resolver processes: started, kept alive, moved from one generation to the next.
+"""The resolver processes: starts them, restarts them, and gives them each new generation.
 
-With `workers = 0` one Resolver runs in this process instead, at the other end of the same kind of channel, so there is no
-second code path.
+With `workers = 0` one Resolver runs in this process instead, at the other end of the same kind of channel, so that the code
+path is the same.
 """
 
 import asyncio
@@ -26,13 +26,13 @@ from embargo.daemon.supervise.keeper import Keeper
 
 log = logging.getLogger(__name__)
 
-ADOPT = 5.0  # seconds for a worker to take a new policy; one that takes longer hangs and is killed
-ANSWER = 1.5  # seconds for what a worker has counted: with a heartbeat's pause less than the kernel waits for `alive`
-MISSES = 3  # questions in a row that a worker may leave without an answer
+ADOPT_SECONDS = 5.0  # for a worker to take a new policy; one that takes longer hangs and is killed
+STATS_SECONDS = 1.5  # for its counters; plus one heartbeat interval, this is less than the rules wait for `alive`
+MAX_MISSED = 3  # requests for counters that a worker may leave unanswered in a row
 
 
 class Inside(Child):
-    """A Resolver in this process, behind the face of a child."""
+    """A Resolver in this process, with the interface of a child."""
 
     def __init__(self, name: str, on_events: OnEvents, ledgers: str) -> None:
         super().__init__(name, "", ORDERS, on_events, ledgers)
@@ -58,7 +58,7 @@ class Inside(Child):
         failure = None if self._task.cancelled() else self._task.exception()
         if failure is not None:
             log.error("%s failed", self.name, exc_info=failure)
-        gc.collect()  # a resolver is full of cycles, and holds a mapped image; a process would be gone by now
+        gc.collect()  # a resolver has reference cycles and holds a mapped image, which must go now
         self._finish(int(failure is not None))
 
     def kill(self) -> None:
@@ -67,9 +67,9 @@ class Inside(Child):
 
 
 class Workers:
-    """`in_force` gives the generation and the settings that a worker starts with; `started` is called with each that has.
+    """`in_force` returns the generation and the settings that a worker starts with; `started` is called with each one.
 
-    `user`: (user, group) that workers become, None: ours, or their unit's.
+    `user`: (user, group) that the workers change to; None: the user of this process.
     """
 
     def __init__(
@@ -87,14 +87,14 @@ class Workers:
         self._spawn = spawn
         self._sockets = Sockets()
         self._keepers: list[Keeper] = []
-        self._settings: list[Settings | None] = []  # what each worker was given last; None: nothing yet
+        self._settings: list[Settings | None] = []  # that each worker has; None: none yet
         self._missed: Counter[Child] = Counter()
         self.user: tuple[int, int] | None = None
         self.inside = False
 
     @property
     def uid(self) -> int:
-        """The user whose questions to upstreams pass the firewall."""
+        """The user of the workers, whose queries to upstreams pass the firewall."""
         return self.user[0] if self.user else os.geteuid()
 
     @property
@@ -110,7 +110,7 @@ class Workers:
         return sum(keeper.restarts for keeper in self._keepers)
 
     async def run(self, sockets: Sockets, count: int) -> None:
-        """Start this many workers (0: one inside this process) and wait until each one answers. ChildError otherwise."""
+        """Start this many workers (0: one inside this process) and wait until all are ready. ChildError if one is not."""
         self._sockets = sockets
         self.inside = count == 0
         for number in range(max(count, 1)):
@@ -123,32 +123,31 @@ class Workers:
         _raise_any(await asyncio.gather(*(keeper.start() for keeper in self._keepers), return_exceptions=True))
 
     def add(self, child: Child) -> None:
-        """One more worker, not started yet."""
+        """Add a worker, not started yet."""
         self._keepers.append(Keeper(child, partial(self._begin, len(self._keepers))))
         self._settings.append(None)
 
     async def _begin(self, number: int) -> None:
         child = self._keepers[number].child
-        self._settings[number] = None  # a change meanwhile brings all of them
+        self._settings[number] = None  # so that a change meanwhile sends all settings
         await child.start()
-        given = self._spawn.gives_user and not self.inside
-        if given and child.uid != self.uid:
+        in_unit = self._spawn.gives_user and not self.inside
+        if in_unit and child.uid != self.uid:
             log.warning(
-                "%s runs as user %d, which its unit sets; [state] user is user %d: make them the same",
+                "%s runs as user %d, set by its unit, but [state] user is user %d; set both to the same user",
                 child.name, child.uid, self.uid,
             )  # fmt: skip
             self.user = child.uid, os.getegid()
         generation, settings = self._in_force()
-        mine = list(self._sockets.of(number))
-        # a worker inside this process closes what it was given; the originals must stay
-        fds = [generation.fd, *(sock.fileno() for _, sock in mine)]
-        kinds = tuple(kind for kind, _ in mine)
-        await child.ask(Start(_judgement(generation), settings, kinds, None if given else self.user, self.inside), fds)
+        sockets = list(self._sockets.of(number))
+        fds = [generation.fd, *(sock.fileno() for _, sock in sockets)]
+        kinds = tuple(kind for kind, _ in sockets)
+        await child.ask(Start(_judgement(generation), settings, kinds, None if in_unit else self.user, self.inside), fds)
         self._settings[number] = settings
         await self._started(child)
 
     async def adopt(self, generation: Generation, settings: Settings) -> None:
-        """All workers judge by this from now on. ChildError when one of them refuses; the others have it then."""
+        """Give all workers this generation. ChildError if one refuses it; the others then have the new one."""
         _raise_any(
             await asyncio.gather(
                 *(self._adopt(number, generation, settings) for number in range(len(self._keepers))), return_exceptions=True
@@ -158,22 +157,22 @@ class Workers:
     async def _adopt(self, number: int, generation: Generation, settings: Settings) -> None:
         child = self._keepers[number].child
         if not child.running:
-            return  # it starts with what is in force
-        news = None if settings == self._settings[number] else settings
+            return  # the keeper restarts it with what is in force
+        changed = None if settings == self._settings[number] else settings
         try:
-            await child.ask(Adopt(_judgement(generation), news), [generation.fd], ADOPT)
+            await child.ask(Adopt(_judgement(generation), changed), [generation.fd], ADOPT_SECONDS)
         except ChildGone:
             return
         except ChildSilent as error:
-            log.error("%s; it is killed", error)
+            log.error("%s; killing it", error)
             child.kill()
             return
         self._settings[number] = settings
 
     async def renew(self) -> None:
-        """Start the workers anew, one after the other, with the sockets of now. What waits in a socket is served after.
+        """Restart the workers one after the other, with the present sockets. Queries wait in the sockets meanwhile.
 
-        ChildError when one does not come back: the next would leave nobody to answer.
+        ChildError if one does not come back: then the others are not restarted, so that queries are still answered.
         """
         for number, keeper in enumerate(self._keepers):
             if keeper.child.running:
@@ -184,20 +183,20 @@ class Workers:
                         break
                     await asyncio.sleep(0.01)
                 else:
-                    raise ChildError(f"{keeper.child.name} does not come back with the sockets of now")
+                    raise ChildError(f"{keeper.child.name} did not start again with the new listening sockets")
 
     async def stats(self) -> list[Counted]:
-        """What each worker that answers has counted."""
+        """The counters of each worker that answers in time. One that repeatedly does not is killed."""
         answers = await asyncio.gather(*(self._stats(child) for child in self.children if child.running))
         return [answer for answer in answers if answer is not None]
 
     async def _stats(self, child: Child) -> Counted | None:
         try:
-            answer = await child.ask(Stats(), seconds=ANSWER)
+            answer = await child.ask(Stats(), seconds=STATS_SECONDS)
         except ChildSilent as error:
             self._missed[child] += 1
-            if self._missed[child] >= MISSES:
-                log.error("%s, %d times in a row; it is killed", error, MISSES)
+            if self._missed[child] >= MAX_MISSED:
+                log.error("%s, %d times in a row; killing it", error, MAX_MISSED)
                 del self._missed[child]
                 child.kill()
             return None
@@ -208,6 +207,7 @@ class Workers:
         return answer
 
     async def stop(self) -> None:
+        """Stop all workers, for good."""
         for keeper in self._keepers:
             keeper.release()
         await asyncio.gather(*(keeper.stop(Stop()) for keeper in self._keepers))
@@ -216,19 +216,19 @@ class Workers:
 
 
 def _raise_any(results: Iterable[BaseException | None]) -> None:
-    """The first error of several things done at once, when all have ended."""
+    """Raise the first error among the results of `asyncio.gather`."""
     for error in results:
         if error is not None:
             raise error
 
 
 def _growing(stats: Counted) -> Counter[tuple[str, str]]:
-    """The counts that only grow, by kind and name."""
+    """The counters without gauges (LEVELS), by kind and name."""
     kinds = {"counters": stats.counters, "hits": stats.hits, "cache": stats.cache}
     counts = Counter({
         (kind, name): count for kind, counted in kinds.items() for name, count in counted.items() if name not in LEVELS
     })  # fmt: skip
-    for row in stats.upstreams:  # a server may stand there for several zones
+    for row in stats.upstreams:  # a server may have a row for each of several zones
         counts.update({("asked", row.server): row.asked, ("failed", row.server): row.failed})
     return counts
 

@@ -1,4 +1,4 @@
-"""The compiler, seen from outside: what it is ordered to do, what its result is made from, and one run of it."""
+"""The supervisor's side of the compiler: digests of its input, and one run of a compiler process."""
 
 import asyncio
 import contextlib
@@ -23,23 +23,23 @@ from embargo.lists.policy import App, Class
 from embargo.records import Answer, Order, RecordError
 from embargo.report import AppReport, Report
 
-COMPILE = 120.0  # seconds for one compile
-MAX_ANSWER = 64 << 20  # octets: every line of every list may be a problem to tell
+COMPILE_SECONDS = 120.0  # for one run of a compiler
+MAX_ANSWER = 64 << 20  # octets: every line of every list may have a problem
 
 
-class Hindered(ConfigError):
+class TemporaryError(ConfigError):
     """A temporary failure of the machine (disk full, no descriptors left): the files may be right. Try again later."""
 
 
 def fingerprint(settings: Config, around: Surroundings, files: Snapshot) -> str:
-    """Of everything a generation is made from: this program, the configuration, the files, the addresses to spare."""
+    """Digest of all input of a generation: program version, configuration, files, protected networks."""
     protected = surroundings.protected(settings, around)
     made_from = [embargo.__version__, image.VERSION, settings.text, settings.file, protected, sorted(files)]
     return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
 
 
 def material(settings: Config, around: Surroundings, files: Snapshot) -> str:
-    """Of everything an image is made from: less than a generation, whose switchboard and settings are apart from it."""
+    """Digest of the input of an image alone, which does not depend on the switchboard and most settings."""
     lists = [entry for entry in files if entry[0] != settings.file]
     made_from = [
         embargo.__version__, image.VERSION, settings.lists.apps, settings.lists.allow, settings.lists.block, settings.dns.hosts,
@@ -49,7 +49,7 @@ def material(settings: Config, around: Surroundings, files: Snapshot) -> str:
 
 
 def switched(old: Report, classes: Sequence[Class], settings: Config, fingerprint: str) -> Report:
-    """The report of the same image under other settings. ConfigError when these name an app that does not exist."""
+    """The report of the same image with other settings. ConfigError if these name an app that does not exist."""
     apps = {app.id: App(app.id, app.name, default=app.default) for app in old.apps}
     if unknown := tuple(unknown_apps(settings, apps)):
         raise ConfigError(unknown)
@@ -66,11 +66,11 @@ def switched(old: Report, classes: Sequence[Class], settings: Config, fingerprin
 
 
 async def run(spawn: Spawn, order: Order[Answer], results: Sequence[str] = ()) -> Answer:
-    """Give an order to a new compiler process. `results`: paths of the files that Compile fills, which must not exist.
+    """Give an order to a new compiler process. `results`: paths of the files that Compile fills, which must not exist yet.
 
-    ConfigError when the configuration or a file cannot be used, Hindered when the compiler does not answer as it should,
-    OSError when none can be started. The compiler gets the files and not their directory: from the descriptor of a directory
-    `..` leads out of any sandbox.
+    ConfigError if the configuration or a file cannot be used, TemporaryError if the compiler fails or takes too long, OSError
+    if it cannot be started. The compiler gets descriptors of the files, not of their directory, since a descriptor of a
+    directory gives access to its parents, whatever the sandbox.
     """
     answers = records.by_name((records.answer_of(type(order)), Rejected))
     with contextlib.ExitStack() as held:
@@ -87,16 +87,16 @@ async def run(spawn: Spawn, order: Order[Answer], results: Sequence[str] = ()) -
         fds += [opened(whole.new(path)) for path in results]
         process = await spawn("compiler", fds)
         try:
-            status = await asyncio.wait_for(process.wait(), COMPILE)
+            status = await asyncio.wait_for(process.wait(), COMPILE_SECONDS)
             answered = records.untagged(answers, json.loads(_content(answer)))
         except TimeoutError:
             process.kill()
             await process.wait()
             hint = "are the lists too large?"
-            raise Hindered([Problem("compiler", 0, f"it did not end in {COMPILE:.0f} s", hint)]) from None
+            raise TemporaryError([Problem("compiler", 0, f"it did not end in {COMPILE_SECONDS:.0f} s", hint)]) from None
         except (ValueError, RecursionError, RecordError):
             last = _content(complaints).decode(errors="replace").strip().rpartition("\n")[2]
-            raise Hindered([Problem("compiler", 0, f"it ended with status {status}: {last}", "")]) from None
+            raise TemporaryError([Problem("compiler", 0, f"it ended with status {status}: {last}", "")]) from None
         finally:
             process.kill()
     if isinstance(answered, Rejected):
