@@ -61,9 +61,9 @@ def _bits(family: int) -> int:
 def _by_length(family: int, wide: Mapping[str, Spans]) -> _ByLength:
     """The networks that make up these ranges."""
     bits = _bits(family)
-    found: _ByLength = {length: defaultdict(partial(spans.column, family)) for length in range(bits, -1, -1)}
+    by_length: _ByLength = {length: defaultdict(partial(spans.column, family)) for length in range(bits, -1, -1)}
     for chain, each in wide.items():
-        lengths = [found[length][chain].append for length in range(bits + 1)]
+        lengths = [by_length[length][chain].append for length in range(bits + 1)]
         for first, last in each.rows():
             size = last - first + 1
             if not size & (size - 1) and not first & (size - 1):  # nearly always a network
@@ -71,12 +71,12 @@ def _by_length(family: int, wide: Mapping[str, Spans]) -> _ByLength:
                 continue
             for start, length in spans.networks(bits, first, last):
                 lengths[length](start)
-    return found
+    return by_length
 
 
 def _most_frequent(by_length: _ByLength) -> dict[int, Labelled[str]]:
     """Take the most frequent lengths out, until no more than MAX_INTERVALS networks are left."""
-    sizes = {length: sum(map(len, found.values())) for length, found in by_length.items() if length}
+    sizes = {length: sum(map(len, networks.values())) for length, networks in by_length.items() if length}
     left, prefixes = sum(sizes.values()), {}
     for length in sorted(sizes, key=lambda length: -sizes[length]):
         if left <= MAX_INTERVALS:
@@ -91,10 +91,10 @@ def _intervals(family: int, by_length: _ByLength) -> Labelled[str]:
     bits = _bits(family)
     rows = sorted(
         (family, first, first | (1 << bits - length) - 1, chain)
-        for length, found in by_length.items() for chain, firsts in found.items() for first in firsts
+        for length, networks in by_length.items() for chain, firsts in networks.items() for first in firsts
     )  # fmt: skip
     return spans.gather(rows)[family]
 
 
-def _alone(found: Mapping[str, Column]) -> Labelled[str]:
-    return {chain: Spans(firsts, firsts) for chain, firsts in found.items() if firsts}
+def _alone(columns: Mapping[str, Column]) -> Labelled[str]:
+    return {chain: Spans(firsts, firsts) for chain, firsts in columns.items() if firsts}

@@ -261,7 +261,7 @@ def shape(ruleset: table.Ruleset) -> Shape:
 def _items_of(each: table.Set) -> int:
     """How many list elements the kernel holds for a set: a range is two, unless it ends at the top."""
     top = (1 << 8 * _KEY_TYPES[each.type][1]) - 1
-    ends = sum(len(found.lasts) - (found.lasts[-1] == top) for found in each.spans.values() if found.lasts)
+    ends = sum(len(ranges.lasts) - (ranges.lasts[-1] == top) for ranges in each.spans.values() if ranges.lasts)
     return each.size + (ends if each.interval else 0)
 
 
@@ -271,7 +271,7 @@ def words(table_name: str, each: table.Set) -> list[Message]:
     return [*_element_messages(table_name, each.name, NEWSETELEM, keys)]
 
 
-def filling(table_name: str, each: table.Set, chain: str, found: Spans) -> Iterator[Message]:
+def filling(table_name: str, each: table.Set, chain: str, ranges: Spans) -> Iterator[Message]:
     """Messages that put ranges into a set; in a verdict map, they lead to `chain`.
 
     A range of an interval set is two elements: its first key, and the key behind its last one with a flag; a range up to the
@@ -283,18 +283,18 @@ def filling(table_name: str, each: table.Set, chain: str, found: Spans) -> Itera
     element, end = _element(width, chain), _element(width, "", INTERVAL_END) if each.interval else b""
     step = _MAX_NEST // len(element + end)
     # the last range has no second element when it ends with the last address
-    count = len(found.firsts) - bool(each.interval and found.lasts and found.lasts[-1] == top)
+    count = len(ranges.firsts) - bool(each.interval and ranges.lasts and ranges.lasts[-1] == top)
     for start in range(0, count, step):
         part = slice(start, min(start + step, count))
-        keys = [_octets(width, found.firsts[part], host=each.type == "mark")]
+        keys = [_octets(width, ranges.firsts[part], host=each.type == "mark")]
         if each.interval:
-            keys.append(_octets(width, [last + 1 for last in found.lasts[part]]))
+            keys.append(_octets(width, [last + 1 for last in ranges.lasts[part]]))
         listed = bytearray((element + end) * (len(keys[0]) // width))
         for place, octets in zip((_KEY, _KEY + len(element)), keys, strict=False):
             for octet in range(width):
                 listed[place + octet :: len(element + end)] = octets[octet::width]
         yield _elements(table_name, each.name, NEWSETELEM, bytes(listed))
-    for first in found.firsts[count:]:
+    for first in ranges.firsts[count:]:
         yield _elements(table_name, each.name, NEWSETELEM, element[:_KEY] + first.to_bytes(width) + element[_KEY + width :])
 
 
@@ -322,11 +322,11 @@ def timed_elements(table_name: str, name: str, keys: Iterable[tuple[bytes, int]]
 
 def learnt_elements(generation: int, table_name: str, learnt: Iterable[tuple[bytes, Action, int]]) -> list[Message]:
     """Add learnt addresses to the sets of a generation: (address, what is done about it, seconds)."""
-    found: dict[str, list[tuple[bytes, int]]] = {}
+    by_set: dict[str, list[tuple[bytes, int]]] = {}
     for address, action, seconds in learnt:
         name = f"{LEARNT[action].set_}{4 if len(address) == 4 else 6}_{generation}"
-        found.setdefault(name, []).append((address, seconds))
-    return [message for name, keys in found.items() for message in timed_elements(table_name, name, keys)]
+        by_set.setdefault(name, []).append((address, seconds))
+    return [message for name, keys in by_set.items() for message in timed_elements(table_name, name, keys)]
 
 
 def delete_elements(table_name: str, name: str, keys: Iterable[bytes]) -> list[Message]:

@@ -103,18 +103,18 @@ def spec(
     ranges: dict[int, dict[Class, Spans]] = {}
     acting = [action is not Action.PASS for action in board.actions]
     for family in (4, 6):
-        found = [spans.empty(family) for _ in image.classes]
+        columns = [spans.empty(family) for _ in image.classes]
         for first, last, claiming in image.classed(family):
             number = claiming[0] if acting[claiming[0]] else next((each for each in claiming if acting[each]), None)
             if number is None:
                 continue
-            firsts, lasts = found[number]
+            firsts, lasts = columns[number]
             if lasts and lasts[-1] + 1 == first:
                 lasts[-1] = last
             else:
                 firsts.append(first)
                 lasts.append(last)
-        ranges[family] = {class_: each for class_, each in zip(image.classes, found, strict=True) if each.firsts}
+        ranges[family] = {class_: each for class_, each in zip(image.classes, columns, strict=True) if each.firsts}
     # also those without an address in the lists: one may be learnt at any time
     classes = tuple((c, action) for c, action in zip(image.classes, board.actions, strict=True) if action is not Action.PASS)
     return Spec(
@@ -156,8 +156,8 @@ def _actions(what: Spec) -> list[Action]:
 
 def _acting(what: Spec, listed: Mapping[int, Listed]) -> list[tuple[Class, Action]]:
     """The classes that have a chain, with those of learnt addresses and of very large lists."""
-    found = [*what.classes, *((LEARNT[action].class_, action) for action in _actions(what))]
-    return found + [(LISTED[action], action) for action in _actions(what) if any(each.chain for each in listed.values())]
+    acting = [*what.classes, *((LEARNT[action].class_, action) for action in _actions(what))]
+    return acting + [(LISTED[action], action) for action in _actions(what) if any(each.chain for each in listed.values())]
 
 
 def _sets(what: Spec, listed: Mapping[int, Listed]) -> Iterator[table.Set]:

@@ -38,12 +38,12 @@ def empty(family: int) -> Spans:
 
 def gather(rows: Iterable[tuple[int, int, int, T]]) -> dict[int, dict[T, Spans]]:
     """Columns by family and label of rows (family, first, last, label), which come sorted."""
-    found: dict[int, dict[T, Spans]] = {4: {}, 6: {}}
+    columns: dict[int, dict[T, Spans]] = {4: {}, 6: {}}
     for family, first, last, label in rows:
-        spans = found[family].get(label) or found[family].setdefault(label, empty(family))
+        spans = columns[family].get(label) or columns[family].setdefault(label, empty(family))
         spans.firsts.append(first)
         spans.lasts.append(last)
-    return found
+    return columns
 
 
 def count(labelled: Labelled[T]) -> int:

@@ -1,4 +1,4 @@
-"""What is enforced: the socket to nf_tables, the Spec whose rules are in the table, and the lock of whoever changes them.
+"""What is enforced: the socket to nf_tables, the Spec whose rules are in the table, and the lock for changing them.
 
 The guardian, the learnt addresses and the open flows share one. Small transactions (an element added or deleted) need no
 lock: the kernel takes each of them whole. A change of the rules takes several steps and holds `changing` for all of them.
@@ -12,6 +12,8 @@ from embargo.firewall.ruleset import Spec
 
 
 class Enforced:
+    """State that the parts of the guardian share. FirewallError without CAP_NET_ADMIN."""
+
     def __init__(self) -> None:
         self.kernel = Nftables()
         self.changing = asyncio.Lock()

@@ -294,14 +294,14 @@ class Guardian:
         if spec is None:
             return {}
         try:
-            found = self._enforced.kernel.counters(TABLE)
+            counters = self._enforced.kernel.counters(TABLE)
         except FirewallError as error:
             self._note_trouble(str(error))
             return {}
         classes = [*(class_ for class_, _ in spec.classes), *(each.class_ for each in ruleset.LEARNT.values())]
         classes += ruleset.LISTED.values()
         names_ = {ruleset.chain_name(class_): str(class_) for class_ in classes}
-        return {names_[name]: packets for name, (packets, _) in found.items() if name in names_}
+        return {names_[name]: packets for name, (packets, _) in counters.items() if name in names_}
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)

@@ -40,14 +40,14 @@ class Memory:
         """Read what was saved. False where that is of no use: then nothing is blocked for GATHERING_SECONDS."""
         try:
             with open(self.path, encoding="utf-8") as file:
-                found = self._read(file.read(MAX_OCTETS).split("\n"), now)
+                usable = self._read(file.read(MAX_OCTETS).split("\n"), now)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             if not isinstance(error, FileNotFoundError):
                 log.warning("%s: the learnt addresses cannot be read: %s; they are learnt anew", self.path, error)
-            found = False
-        if not found:
+            usable = False
+        if not usable:
             self._book.proving = now + GATHERING_SECONDS
-        return found
+        return usable
 
     def _read(self, lines: list[str], now: float) -> bool:
         head = json.loads(lines[0])

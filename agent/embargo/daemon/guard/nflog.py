@@ -163,7 +163,7 @@ class NfLog:
 
     def read(self) -> list[Record]:
         """The records that have come, DATAGRAMS_AT_ONCE at most. What the kernel could not deliver is counted in `lost`."""
-        found: list[Record] = []
+        taken: list[Record] = []
         for _ in range(DATAGRAMS_AT_ONCE):
             try:
                 data = self._sock.recv(_DATAGRAM)
@@ -178,8 +178,8 @@ class NfLog:
                 if self._expected >= 0:
                     self.lost += (first - self._expected) & 0xFFFFFFFF
                 self._expected = (last + 1) & 0xFFFFFFFF
-            found += records
-        return found
+            taken += records
+        return taken
 
 
 def _explain(error: OSError) -> str:
