@@ -196,28 +196,36 @@ def test_the_neighbours_are_those_of_the_kernel(rig: Rig) -> None:
     assert table.addresses("", 1.0) == []
 
 
-def test_a_look_at_the_neighbours_waits_a_moment_and_then_uses_what_was_read_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    table = Neighbours()
-    monkeypatch.setattr(rtnetlink, "neighbours", lambda: {"192.0.2.10": "02:00:00:00:00:01"})
-    assert table.mac("192.0.2.10", 0.0) == "02:00:00:00:00:01"
+def test_a_look_at_the_neighbours_waits_for_what_the_last_table_lacks_and_for_that_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table, first, second = Neighbours(), "02:00:00:00:00:01", "02:00:00:00:00:02"
+    monkeypatch.setattr(rtnetlink, "neighbours", lambda: {"192.0.2.10": first})
+    assert table.mac("192.0.2.10", 0.0) == first
     go_on = threading.Event()
 
     def slow() -> dict[str, str]:
         go_on.wait(10)
-        return {"192.0.2.10": "02:00:00:00:00:02"}
+        return {"192.0.2.10": second, "192.0.2.11": first}
 
     monkeypatch.setattr(rtnetlink, "neighbours", slow)
-    assert table.mac("192.0.2.10", FRESH_SECONDS - 0.1) == "02:00:00:00:00:01", "it is fresh"
+    assert table.mac("192.0.2.11", FRESH_SECONDS - 0.1) == "", "it is fresh"
     started = time.monotonic()
-    assert table.mac("192.0.2.10", FRESH_SECONDS) == "02:00:00:00:00:01"
-    assert WAIT_SECONDS <= time.monotonic() - started < WAIT_SECONDS + 1
+    assert table.mac("192.0.2.10", FRESH_SECONDS) == first
+    assert table.addresses(first, FRESH_SECONDS) == ["192.0.2.10"]
+    assert time.monotonic() - started < WAIT_SECONDS, "it does not wait for what it has"
+    assert table.mac("192.0.2.11", FRESH_SECONDS) == ""
+    assert time.monotonic() - started >= WAIT_SECONDS
     for _ in range(100):
-        table.mac("192.0.2.10", FRESH_SECONDS + 1)
-    assert time.monotonic() - started < WAIT_SECONDS + 1, "it waits once"
+        table.mac("192.0.2.11", FRESH_SECONDS + 1)
+        table.addresses(second, FRESH_SECONDS + 1)
+    assert time.monotonic() - started < 3 * WAIT_SECONDS, "it waits once"
     go_on.set()
-    until(lambda: table.mac("192.0.2.10", FRESH_SECONDS + 1) == "02:00:00:00:00:02", "it is read")
+    until(lambda: table.mac("192.0.2.10", FRESH_SECONDS + 1) == second, "it is read")
+    assert table.addresses(first, FRESH_SECONDS + 1) == ["192.0.2.11"]
     monkeypatch.setattr(rtnetlink, "neighbours", refused)
-    assert table.mac("192.0.2.10", 3 * FRESH_SECONDS) == "02:00:00:00:00:02"
+    assert table.mac("192.0.2.12", 3 * FRESH_SECONDS) == ""
+    assert table.mac("192.0.2.10", 3 * FRESH_SECONDS) == second
 
 
 def refused() -> dict[str, str]:

@@ -87,6 +87,8 @@ class DropLog:
     def explain_by(self, attribution: Attribution) -> None:
         """Explain records by this policy from now on."""
         self._by = attribution
+        if attribution.clients:  # then every new attempt asks which of them the client is
+            self._neighbours.prepare()
 
     def read(self) -> None:
         """Read the records that have come, a bounded number of them."""

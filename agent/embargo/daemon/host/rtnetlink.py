@@ -12,7 +12,9 @@ Not to be called in a thread whose event loop runs. The import of pyroute2 takes
 """
 
 import asyncio
+import contextlib
 import errno
+import importlib
 import os
 import socket
 import struct
@@ -40,6 +42,12 @@ class Way(NamedTuple):
 
     interface: int  # index, 0 for none
     gateway: str  # address of the next hop, empty for none
+
+
+def load() -> None:
+    """Load pyroute2 before it is needed."""
+    with contextlib.suppress(ImportError):  # an upgrade exchanges the files just now
+        importlib.import_module("pyroute2")
 
 
 def links() -> dict[int, str]:
