@@ -195,7 +195,7 @@ def _address(app: App) -> str:
 
 
 def progress(step: str) -> None:
-    """On standard error, so that standard output has the results alone."""
+    """Print a step on standard error, so that standard output has only the results."""
     print(f"{step} …", file=sys.stderr, flush=True)
 
 

@@ -26,7 +26,7 @@ class Choice(NamedTuple):
     """What the configuration says of this machine."""
 
     port: int
-    firewall: bool  # whether the nftables table is laid down
+    firewall: bool  # whether addresses are blocked with nftables
 
 
 def obstacle(port: int) -> str:
