@@ -96,7 +96,9 @@ def keys(event: str) -> tuple[str, ...]:
 
 
 def ordered(event: str, values: Mapping[str, Any]) -> Event:
-    """An event with these values, in the order of the schema."""
+    """An event with these values, in the order of the schema. ValueError for a key that such events do not have."""
+    if unknown := values.keys() - set(keys(event)):
+        raise ValueError(f"{event} events have no key {', '.join(sorted(unknown))}")
     return {"event": event} | {key: values[key] for key in keys(event) if key in values}
 
 

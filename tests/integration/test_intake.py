@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embargo import accelerator
+from embargo import accelerator, events
 from embargo.daemon.process.outbox import Outbox
 from embargo.daemon.resolve import intake
 from embargo.daemon.resolve.attempts import Attempts
@@ -36,7 +36,7 @@ class Kept:
         assert lines.count(b"\n") == records
         self.lines += lines
 
-    def noted(self, count: int) -> None:
+    def set_noted(self, count: int) -> None:
         self.page[0] = count
 
 
@@ -138,6 +138,26 @@ def test_a_list_with_any_name_is_told_as_json(compiled: bool, monkeypatch: pytes
         one.adopt(again)
         one.asked(query("alipay.example"))
         assert schema.read(one.kept.lines)["list"] == odd.path
+
+
+@pytest.fixture
+def tenant(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A new key of `dns` events: one row of the schema, and a value in the judgement."""
+    at = next(number for number, field in enumerate(events.FIELDS) if field.key == "rule")
+    row = events.Field("tenant", "text", "dns", "who the list belongs to")
+    monkeypatch.setattr(events, "FIELDS", (*events.FIELDS[:at], row, *events.FIELDS[at:]))
+    usual = Rules._constants_of
+    monkeypatch.setattr(Rules, "_constants_of", lambda *given: usual(*given) | {"tenant": '"somewhere"'})
+    events.keys.cache_clear()
+    yield
+    monkeypatch.undo()
+    events.keys.cache_clear()
+
+
+def test_a_new_key_is_one_row_and_its_value(tenant: None) -> None:
+    compiled, python = both(rules(*LISTED, acl="127.0.0.0/8"), [query("alipay.example")], names=True)
+    assert compiled == python
+    assert list(schema.read(compiled[1]).items())[-4:-2] == [("tenant", "somewhere"), ("rule", "alipay.example")]
 
 
 # ── adopting ─────────────────────────────────────────────────────────────────────────────────────────────────────────────

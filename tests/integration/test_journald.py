@@ -1,13 +1,15 @@
 """What systemd's journal would be sent: real datagrams to a socket of ours."""
 
 import logging
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from embargo.daemon.log.journald import LARGEST, JournalHandler
+from embargo import events
+from embargo.daemon.log.journald import LARGEST, JournalHandler, fields
 
 
 @pytest.fixture
@@ -48,3 +50,11 @@ def test_what_is_too_long_is_cut_and_what_is_not_taken_is_printed(
     journal.close()
     log.info("nobody reads")
     assert capsys.readouterr().err == "nobody reads\n"
+
+
+@pytest.mark.parametrize("key", sorted({field.key for field in events.FIELDS}))
+def test_every_key_of_an_event_makes_a_field_of_the_journal(key: str) -> None:
+    """The journal drops a field with another name (systemd.journal-fields(7))."""
+    record = logging.makeLogRecord({"event": {key: "value"}})
+    name = fields(record, "").splitlines()[-1].partition(b"=")[0].decode()
+    assert re.fullmatch("EMBARGO_[A-Z0-9_]{1,56}", name)

@@ -9,6 +9,7 @@ import pytest
 
 from embargo import events
 from embargo.events import Folder
+from support import schema
 
 WALL = 1_700_000_000.25  # 2023-11-14T22:13:20.25Z
 
@@ -65,6 +66,45 @@ def test_members_are_made_once_and_timed_later() -> None:
     members = events.fragment({"event": "dns", "qname": "a.example"})
     assert members == '"event":"dns","qname":"a.example"'
     assert events.line(members, WALL) == events.encode({"event": "dns", "qname": "a.example"}, WALL)
+
+
+# ── the schema ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+EVENTS = ("dns", "drop", "reload", "policy", "firewall", "upstream", "start", "stop")
+
+
+def test_every_event_is_named_where_the_key_event_is_declared() -> None:
+    (field,) = [field for field in events.FIELDS if field.key == "event"]
+    assert tuple(re.findall(r"`(\w+)`", field.meaning)) == EVENTS
+    assert {event for field in events.FIELDS for event in field.events.split()} == set(EVENTS)
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_an_event_has_each_key_once_and_begins_with_schema_time_and_event(event: str) -> None:
+    found = events.keys(event)
+    assert len(set(found)) == len(found)
+    assert found[:3] == ("schema", "ts", "event")
+
+
+@pytest.mark.parametrize("event", ["dns", "drop"])
+def test_the_client_stands_first_since_all_else_is_the_same_for_every_client(event: str) -> None:
+    assert events.keys(event)[3] == "client"
+
+
+def test_every_type_is_one_of_json() -> None:
+    assert {field.type for field in events.FIELDS} == set(schema.TYPES)
+
+
+def test_members_stand_in_the_order_of_the_schema_whatever_order_they_are_given_in() -> None:
+    values = {"rule": '"a.example"', "line": "7", "qname": '"a.example"', "mode": '"block"'}
+    assert events.members("dns", values) == ',"qname":"a.example","mode":"block","line":7,"rule":"a.example"'
+    event = events.ordered("drop", {"rule": "a.example", "client": "192.0.2.1", "dport": 53})
+    assert list(event) == ["event", "client", "dport", "rule"]
+
+
+def test_an_event_has_no_key_that_is_not_declared() -> None:
+    with pytest.raises(ValueError, match="drop events have no key qname"):
+        events.ordered("drop", {"qname": "a.example"})
 
 
 # ── folding ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
