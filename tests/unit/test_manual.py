@@ -27,6 +27,11 @@ def test_every_verb_stands_in_the_manual_with_its_options(verb: str) -> None:
     assert "--help" not in part, "it is the same for all, and said once"
 
 
+@pytest.mark.parametrize("verb", sorted(cli.commands))
+def test_the_first_sentence_of_a_verb_fits_into_the_list_of_verbs(verb: str) -> None:
+    assert not cli.commands[verb].get_short_help_str(60).endswith("...")
+
+
 @pytest.mark.parametrize("section", sorted(config.OPTIONS))
 def test_every_key_stands_in_the_manual_with_default_and_help(section: str) -> None:
     part = plain(PAGES["embargo.toml.5"]).partition(f"\n# [{section}]\n")[2].partition("\n# ")[0]

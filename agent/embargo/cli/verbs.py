@@ -145,8 +145,7 @@ def check(file: str, as_json: bool) -> None:
     else:
         command.complain(wrong)
         show.lines(map(str, problems))
-        count = len(wrong) + len(problems)
-        print(f"{count} problem{'s' if count != 1 else ''}" if count else "no problems")
+        print(_count(len(wrong) + len(problems)))
         if unchecked:
             print(f"not checked: {', '.join(unchecked)}; correct the configuration first")
     sys.exit(USAGE if wrong else NO if problems else 0)
@@ -172,7 +171,7 @@ def export(file: str, format_: str, serial: int | None, as_json: bool) -> None:
     show.as_json(exported.entries) if as_json else print(exported.text, end="")
     command.complain(f"not exported: {text}" for text in exported.omitted)
     if problems:
-        command.complain([f"{problems} problems with the lists; embargo check shows them"])
+        command.complain([f"the lists have {_count(problems)}; embargo check shows all"])
 
 
 # ── the event log ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -214,6 +213,10 @@ def top(file: str, since: str, rows: int, once: bool, as_json: bool) -> None:
                 show.as_json({kind: [list(each) for each in found.most_common(rows)] for kind, found in counted.items()})
             else:
                 show.top(counted, rows, since, clear=live)
+
+
+def _count(problems: int) -> str:
+    return f"{problems} problem{'s' if problems != 1 else ''}" if problems else "no problems"
 
 
 def _events(file: str) -> str:
