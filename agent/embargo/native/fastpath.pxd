@@ -46,7 +46,7 @@ cdef struct Piece:  # of a block's reply: see `judgement.Pieces`
 cdef struct Source:  # a list, as the blocks by it explain themselves
     uint16_t class_
     Text explained  # app=… function=… list=…:
-    Py_ssize_t told  # octets of the values below, all together
+    Py_ssize_t constant_octets  # of all values below that are the list's
 
 
 cdef class Shortcut:

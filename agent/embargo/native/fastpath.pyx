@@ -184,7 +184,7 @@ cdef class Shortcut:
             for column, key in enumerate(columns):
                 value = self._keep(constants[i][key].encode())
                 self._constants[i * self._columns + <Py_ssize_t>column] = value
-                self._sources[i].told += value.length
+                self._sources[i].constant_octets += value.length
         return 0
 
     cdef Text _keep(self, bytes octets):
@@ -330,7 +330,8 @@ cdef class Shortcut:
         cdef Py_ssize_t named = _name_text(qname, query.name), i
         cdef Text qtype = self._type(query.qtype)
         cdef Text *value
-        if not named or self._keys_length + self._sources[source].told + named + qtype.length + ruled + 20 > MAX_EVENT:
+        cdef Py_ssize_t length = self._keys_length + self._sources[source].constant_octets + named + qtype.length + ruled
+        if not named or length + 20 > MAX_EVENT:  # quotes, and the digits of the line
             return None
         for i in range(self._key_count):
             out = put(out, self._keys[i].octets, self._keys[i].length)

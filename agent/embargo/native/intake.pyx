@@ -104,8 +104,9 @@ cdef class _Clients:
 cdef class _Noting:
     """Attempts that are counted and written down until they are handed over: the twin of `attempts.Attempts.note`."""
 
-    cdef object _attempts, _head
-    cdef bytes _opening, _closing
+    cdef object _attempts, _head_of
+    cdef bytes _head, _opening, _closing
+    cdef double _wall  # the time in `_head`: all attempts of a batch have one
     cdef uint64_t[::1] _tally, _page
     cdef dict _kinds  # of the folder, by client and kind
     cdef dict _asked  # names of first attempts
@@ -121,7 +122,8 @@ cdef class _Noting:
         if self._tally.shape[0] < classes:
             raise ValueError("the tally is another judgement's")
         self._kinds, self._asked, self._most_kinds = attempts.folder.kinds, attempts.asked, events.MAX_KINDS
-        self._head, self._closing = events.head, events.CLOSING.encode()
+        self._head_of, self._closing = events.head, events.CLOSING.encode()
+        self._head, self._wall = self._head_of(0.0).encode(), 0.0
         self._opening = events.opening("dns").encode() + b'"'
         self._lines = <uint8_t *>calloc(1, MAX_LINES)
         if not self._lines:
@@ -145,7 +147,7 @@ cdef class _Noting:
         cdef PyObject *found
         cdef Kind kind
         self._noted += 1
-        self._page[0] += 1  # should we be killed now, the supervisor knows of it
+        self._page[0] += 1  # a page of the supervisor's, which it reads if this process is killed
         self._tally[known.class_] += 1
         if known.kinds is not None:
             found = PyDict_GetItem(known.kinds, client)
@@ -170,13 +172,16 @@ cdef class _Noting:
             return kind
         if len(self._asked) < ASKED:
             self._asked[known.kind[:named]] = None
-        members = self._write(known, client, self._head(wall).encode())
+        if wall != self._wall:
+            self._head, self._wall = self._head_of(wall).encode(), wall
+        members = self._write(known, client)
         if len(self._kinds) < self._most_kinds:
             kind = self._kinds[key] = Kind(members, now)
         return kind
 
-    cdef str _write(self, Known known, bytes client, bytes head):
+    cdef str _write(self, Known known, bytes client):
         """Add the line of a first attempt; its members."""
+        cdef bytes head = self._head
         cdef Py_ssize_t length = len(head) + len(self._opening) + len(client) + 1 + len(known.members) + len(self._closing)
         cdef uint8_t *begin
         cdef uint8_t *end
