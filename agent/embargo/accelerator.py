@@ -1,7 +1,7 @@
-"""Which hot functions run compiled. `EMBARGO_ACCELERATOR` forces it: `native` (an error without them) or `none`.
+"""Loads the compiled twins. `EMBARGO_ACCELERATOR` forces a choice: `native` (it is an error if one is missing) or `none`.
 
-The compiled modules in `native` are twins of Python functions, with the same results; property tests hold them to it. A module
-that has a twin loads it here, and does the work itself when there is none.
+The compiled modules in `native` are twins of Python functions with the same results, which property tests verify. A module
+with a twin loads it here, and uses its own Python functions if there is none.
 """
 
 import importlib
@@ -17,7 +17,7 @@ if _wanted not in ("", "native", "none"):
 
 
 def load(name: str) -> ModuleType | None:
-    """The compiled twin of this name, or None where Python is to do the work. ImportError when it is forced and missing."""
+    """The compiled twin of this name; None if Python is to be used. ImportError if it is missing but forced."""
     if _wanted == "none":
         return None
     try:
@@ -29,5 +29,5 @@ def load(name: str) -> ModuleType | None:
 
 
 def name() -> str:
-    """What `embargo status` calls the accelerator: native when every twin can be loaded."""
+    """The name of the accelerator in `embargo status`: native if all twins can be loaded."""
     return "native (Cython)" if all(map(load, TWINS)) else "none (pure Python)"

@@ -1,6 +1,6 @@
 """Checks of configuration values, and options declared with them.
 
-A check takes a value as TOML has it and returns what the program works with, or raises Refused with what is wrong and what
+A check takes a value as TOML has it and returns what the program works with, or raises BadValue with what is wrong and what
 would be right. Checks of lists and tables raise Several, so that every wrong member is reported at once. `option` declares a
 dataclass field together with its default in TOML, its check and its help; `options` reads them back.
 """
@@ -12,7 +12,7 @@ from dataclasses import field, fields
 from typing import Any, NamedTuple
 
 from embargo import names, toml
-from embargo.errors import Refused
+from embargo.errors import BadValue
 from embargo.names import Name
 
 Check = Callable[[Any], Any]
@@ -26,7 +26,7 @@ _IFNAMSIZ = 16  # octets, with the final zero (linux/if.h)
 class Several(ValueError):
     """What is wrong with members of a list or table, each with its path below the option."""
 
-    def __init__(self, bad: list[tuple[toml.Path, Refused]]) -> None:
+    def __init__(self, bad: list[tuple[toml.Path, BadValue]]) -> None:
         self.bad = bad
         super().__init__()
 
@@ -61,16 +61,16 @@ def options(section: type) -> dict[str, Option]:
 
 def boolean(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise Refused("wrong type", "it must be true or false")
+        raise BadValue("wrong type", "it must be true or false")
     return value
 
 
 def integer(low: int, high: int) -> Callable[[Any], int]:
     def check(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
-            raise Refused("wrong type", f"it must be a number from {low} to {high}")
+            raise BadValue("wrong type", f"it must be a number from {low} to {high}")
         if not low <= value <= high:
-            raise Refused(f"{value} is out of range", f"it must be a number from {low} to {high}")
+            raise BadValue(f"{value} is out of range", f"it must be a number from {low} to {high}")
         return value
 
     return check
@@ -81,23 +81,23 @@ def mask(value: Any) -> int:
     found = integer(0, 0xFFFF_FFFF)(value)
     bits = found // (found & -found) if found else 0
     if found and (bits & (bits + 1) or bits < 15):
-        raise Refused(f"0x{found:08x} is not four or more adjacent bits", "write it as in 0xff000000, or 0")
+        raise BadValue(f"0x{found:08x} is not four or more adjacent bits", "write it as in 0xff000000, or 0")
     return found
 
 
 def text(value: Any) -> str:
     if not isinstance(value, str):
-        raise Refused("wrong type", "it must be a string")
+        raise BadValue("wrong type", "it must be a string")
     if not value:
-        raise Refused("is empty", "write a name")
+        raise BadValue("is empty", "write a name")
     return value
 
 
 def path(value: Any) -> str:
     if not isinstance(value, str):
-        raise Refused("wrong type", "it must be a string, an absolute path")
+        raise BadValue("wrong type", "it must be a string, an absolute path")
     if not value.startswith("/") or "\0" in value:
-        raise Refused(f'"{value}" is not an absolute path', "start it with /")
+        raise BadValue(f'"{value}" is not an absolute path', "start it with /")
     return value
 
 
@@ -108,11 +108,11 @@ def path_or_empty(value: Any) -> str:
 def choice(*words: str) -> Callable[[Any], str]:
     def check(value: Any) -> str:
         if not isinstance(value, str):
-            raise Refused("wrong type", f"it must be one of {', '.join(words)}")
+            raise BadValue("wrong type", f"it must be one of {', '.join(words)}")
         if value not in words:
             near = closest(value, words)
             meant = f'did you mean "{near}"? ' if near else ""
-            raise Refused(f'"{value}" is not allowed', f"{meant}it must be one of {', '.join(words)}")
+            raise BadValue(f'"{value}" is not allowed', f"{meant}it must be one of {', '.join(words)}")
         return value
 
     return check
@@ -133,12 +133,12 @@ def address(text: str) -> str:
     try:
         return str(ipaddress.ip_address(text))
     except ValueError:
-        raise Refused(f'"{text}" is not an IP address', "write it as in 192.0.2.53 or 2001:db8::53") from None
+        raise BadValue(f'"{text}" is not an IP address', "write it as in 192.0.2.53 or 2001:db8::53") from None
 
 
 def port(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 6 and 0 < int(text) < 65536):
-        raise Refused(f'"{text}" is not a port', "a port is a number from 1 to 65535")
+        raise BadValue(f'"{text}" is not a port', "a port is a number from 1 to 65535")
     return int(text)
 
 
@@ -148,7 +148,7 @@ def endpoint(text: str, default: int) -> tuple[str, int]:
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):
-            raise Refused(f'"{text}" is not an address', "write it as in [2001:db8::53]:53")
+            raise BadValue(f'"{text}" is not an address', "write it as in [2001:db8::53]:53")
         number = rest[1:] if rest else number
     elif text.count(":") == 1:
         host, _, number = text.partition(":")
@@ -159,21 +159,21 @@ def network(value: Any) -> str:
     """A network in its canonical form; a single address is one with the full prefix length."""
     hint = "write it as in 192.0.2.0/24 or 2001:db8::/32"
     if not isinstance(value, str):
-        raise Refused("wrong type", hint)
+        raise BadValue("wrong type", hint)
     try:
         interface = ipaddress.ip_interface(value.replace("%", "/"))  # a network has no scope
     except ValueError:
-        raise Refused(f'"{value}" is not a network', hint) from None
+        raise BadValue(f'"{value}" is not a network', hint) from None
     if interface.ip != interface.network.network_address:
-        raise Refused(f'"{value}" has host bits set', f'write "{interface.network}" or "{interface.ip}"')
+        raise BadValue(f'"{value}" has host bits set', f'write "{interface.network}" or "{interface.ip}"')
     return str(interface.network)
 
 
 def interface(value: Any) -> str:
     if not isinstance(value, str):
-        raise Refused("wrong type", "it must be a string, an interface name")
+        raise BadValue("wrong type", "it must be a string, an interface name")
     if not _INTERFACE.fullmatch(value) or len(value.encode()) >= _IFNAMSIZ:
-        raise Refused(f'"{value}" is not an interface name', "see `ip link`; a name has at most 15 octets and no wildcard")
+        raise BadValue(f'"{value}" is not an interface name', "see `ip link`; a name has at most 15 octets and no wildcard")
     return value
 
 
@@ -190,7 +190,7 @@ def domain(value: str) -> Name:
     try:
         return names.from_text(value)
     except ValueError as error:
-        raise Refused("is not a domain name", str(error)) from None
+        raise BadValue("is not a domain name", str(error)) from None
 
 
 # ── lists and tables ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -201,9 +201,9 @@ def many(check: Check, *, least: int = 0) -> Callable[[Any], tuple[Any, ...]]:
 
     def every(value: Any) -> tuple[Any, ...]:
         if not isinstance(value, list):
-            raise Refused("wrong type", 'it must be a list, as in ["…"]')
+            raise BadValue("wrong type", 'it must be a list, as in ["…"]')
         if len(value) < least:
-            raise Refused("is empty", "name at least one")
+            raise BadValue("is empty", "name at least one")
         return tuple(members(((number,), item, check) for number, item in enumerate(value)))
 
     return every
@@ -212,11 +212,11 @@ def many(check: Check, *, least: int = 0) -> Callable[[Any], tuple[Any, ...]]:
 def members(wanted: Iterable[tuple[toml.Path, Any, Check]]) -> list[Any]:
     """The values of (path, value, check), all checked. Raises Several with everything that is wrong."""
     checked: list[Any] = []
-    bad: list[tuple[toml.Path, Refused]] = []
+    bad: list[tuple[toml.Path, BadValue]] = []
     for where, value, check in wanted:
         try:
             checked.append(check(value))
-        except Refused as refused:
+        except BadValue as refused:
             bad.append((where, refused))
         except Several as several:
             bad += [((*where, *below), refused) for below, refused in several.bad]
@@ -235,8 +235,8 @@ def either(*words: str | bool, check: Check) -> Check:
         if any(value is word or (isinstance(word, str) and value == word) for word in words):
             return value
         if isinstance(value, str):
-            raise Refused(f'"{value}" is not allowed', f"it must be {shown} or a list")
-        raise Refused("wrong type", f"it must be {shown} or a list")
+            raise BadValue(f'"{value}" is not allowed', f"it must be {shown} or a list")
+        raise BadValue("wrong type", f"it must be {shown} or a list")
 
     return one
 
@@ -247,7 +247,7 @@ def widened(check: Check, more: str) -> Check:
     def hinted(value: Any) -> Any:
         try:
             return check(value)
-        except Refused as refused:
-            raise Refused(refused.message, f"{refused.hint}, or {more}") from None
+        except BadValue as refused:
+            raise BadValue(refused.message, f"{refused.hint}, or {more}") from None
 
     return hinted

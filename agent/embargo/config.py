@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from embargo import checks, names, toml
 from embargo.checks import Check, Option, Several, choice, integer, many, option, widened
 from embargo.dns.upstream import SCHEMES, Server
-from embargo.errors import ConfigError, Problem, Refused
+from embargo.errors import BadValue, ConfigError, Problem
 from embargo.lists.policy import Selection
 from embargo.names import Name
 
@@ -33,7 +33,7 @@ class Listen(NamedTuple):
 
 def _listen(value: Any) -> Listen:
     if not isinstance(value, str):
-        raise Refused("wrong type", 'write "address:port" or an interface name')
+        raise BadValue("wrong type", 'write "address:port" or an interface name')
     name, colon, port = value.partition(":")
     if name and not name[0].isdecimal() and (colon + port).count(":") < 2 and name[0] != "[":
         return Listen("", checks.port(port) if colon else 53, checks.interface(name))
@@ -45,9 +45,9 @@ def _metrics(value: Any) -> Listen | None:
         return None
     hint = 'write it as in "127.0.0.1:9153"'
     if not isinstance(value, str):
-        raise Refused("wrong type", hint)
+        raise BadValue("wrong type", hint)
     if not re.fullmatch(r"(\d[\d.]*|\[[0-9A-Fa-f:.]+\]):\d+", value, re.ASCII):
-        raise Refused(f'"{value}" is not an address with a port', hint)
+        raise BadValue(f'"{value}" is not an address with a port', hint)
     return Listen(*checks.endpoint(value, 53))
 
 
@@ -60,15 +60,15 @@ _NETWORK_OR_LOCAL = widened(checks.network, '"local"')
 
 def _server(value: Any) -> Server:
     if not isinstance(value, str):
-        raise Refused("wrong type", 'write an address such as "192.0.2.53"')
+        raise BadValue("wrong type", 'write an address such as "192.0.2.53"')
     scheme, separator, rest = value.partition("://")
     if not separator:
         scheme, rest = "udp", value
     if scheme not in SCHEMES:
-        raise Refused(f'"{value}" has an unknown scheme', "write an address alone, tcp://address or tls://address#name")
+        raise BadValue(f'"{value}" has an unknown scheme', "write an address alone, tcp://address or tls://address#name")
     at, mark, name = rest.partition("#")
     if mark and scheme != "tls":
-        raise Refused(f'"{value}" names a certificate, which only TLS has', f'write "tls://{rest}"')
+        raise BadValue(f'"{value}" names a certificate, which only TLS has', f'write "tls://{rest}"')
     address, port = checks.endpoint(at, SCHEMES[scheme])
     return Server(address, port, scheme, _certificate_name(name) if mark else "")
 
@@ -76,7 +76,7 @@ def _server(value: Any) -> Server:
 def _certificate_name(text: str) -> str:
     name = checks.host(text)
     if name is None:
-        raise Refused(
+        raise BadValue(
             f'"{text}" is not a name that a certificate can have',
             "write it as in tls://192.0.2.54#resolver.example; without # the certificate must be for the address",
         )
@@ -89,19 +89,19 @@ def _upstream(value: Any) -> Server | str:
 
 def _forward(value: Any) -> tuple[tuple[str, tuple[Server, ...]], ...]:
     if not isinstance(value, dict):
-        raise Refused("wrong type", 'write { "corp.example" = ["192.0.2.10"] }')
+        raise BadValue("wrong type", 'write { "corp.example" = ["192.0.2.10"] }')
     zones: list[tuple[toml.Path, Any, Check]] = [((zone,), zone, _zone) for zone in value]
     checked = checks.members([*zones, *(((zone,), servers, many(_server, least=1)) for zone, servers in value.items())])
     zone_names, servers = checked[: len(value)], checked[len(value) :]
     if doubled := [zone for zone, name in zip(value, zone_names, strict=True) if zone_names.count(name) > 1]:
-        raise Refused(f"{' and '.join(map(_quoted, doubled))} are the same zone", "write it once, with all its servers")
+        raise BadValue(f"{' and '.join(map(_quoted, doubled))} are the same zone", "write it once, with all its servers")
     return tuple(zip(value, servers, strict=True))
 
 
 def _zone(zone: str) -> Name:
     name = checks.domain(zone)
     if name == names.ROOT:
-        raise Refused("the root zone cannot be forwarded", "set dns.upstream instead")
+        raise BadValue("the root zone cannot be forwarded", "set dns.upstream instead")
     return name
 
 
@@ -310,7 +310,7 @@ def default(file: str = "") -> Config:
     return Config(file)
 
 
-Wrong = tuple[toml.Path, Refused]
+Wrong = tuple[toml.Path, BadValue]
 
 
 def _section(name: str, raw: Mapping[str, Any], wrong: list[Wrong]) -> Any:
@@ -320,7 +320,7 @@ def _section(name: str, raw: Mapping[str, Any], wrong: list[Wrong]) -> Any:
         try:
             if key in raw:
                 values[key] = each.check(raw[key])
-        except Refused as refused:
+        except BadValue as refused:
             wrong.append(((name, key), refused))
         except Several as several:
             wrong += [((name, key, *below), refused) for below, refused in several.bad]
@@ -358,14 +358,14 @@ def _quoted(text: str) -> str:
 def _unknown(name: str, section: Any) -> Iterator[Wrong]:
     """Sections and keys that do not exist, with the most likely intention."""
     if name not in OPTIONS:
-        yield (name,), Refused("unknown section", _belongs(name) or _suggestion(name, OPTIONS, "sections"))
+        yield (name,), BadValue("unknown section", _belongs(name) or _suggestion(name, OPTIONS, "sections"))
     elif not isinstance(section, dict):
-        yield (name,), Refused("wrong type", f"it is a section, [{name}]")
+        yield (name,), BadValue("wrong type", f"it is a section, [{name}]")
     else:
         for key in section:
             if key not in OPTIONS[name]:
                 hint = "" if checks.closest(key, OPTIONS[name]) else _belongs(key)
-                yield (name, key), Refused("unknown key", hint or _suggestion(key, OPTIONS[name], "keys"))
+                yield (name, key), BadValue("unknown key", hint or _suggestion(key, OPTIONS[name], "keys"))
 
 
 def _suggestion(word: str, known: Mapping[str, Any], what: str) -> str:

@@ -1,11 +1,14 @@
-"""The few exception classes. A class exists because some `except` treats it differently."""
+"""Exceptions that cross modules, and text for people. Each class exists because some `except` treats it differently.
+
+`EmbargoError` and its subclasses are expected failures, shown without a traceback. Modules have more of them of their own.
+"""
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
 
 class Problem(NamedTuple):
-    """Something an administrator wrote that cannot be used: where, what, and what would be right."""
+    """A mistake in a file of the administrator: where it is, what is wrong, and how to correct it."""
 
     file: str
     line: int  # 0: the file as a whole
@@ -18,12 +21,14 @@ class Problem(NamedTuple):
 
 
 def printable(text: str) -> str:
-    """Text that people see, without what would move their cursor: files and what stands in them may hold anything."""
+    """Text for a terminal: control characters, which names and contents of files may have, are replaced."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-class Refused(ValueError):
-    """A value that cannot be used: what is wrong, and what would be right. Whoever knows the place makes it a Problem."""
+class BadValue(ValueError):
+    """A value that cannot be used: what is wrong, and how to correct it. `config` and `lists`, which know the file and
+    the line, make it a Problem; for all others it is a ValueError.
+    """
 
     def __init__(self, message: str, hint: str) -> None:
         self.message = message
@@ -32,11 +37,13 @@ class Refused(ValueError):
 
 
 class EmbargoError(Exception):
-    """The root of ours."""
+    """The base class. `cli.verbs` prints it as an error message; a bug is any other exception, with its traceback."""
 
 
 class ConfigError(EmbargoError):
-    """The operator wrote something wrong. Carries every problem, not the first."""
+    """The configuration, or files that it names, cannot be used. Has all problems, not only the first. A start exits with
+    status 2, which systemd does not retry; a reload leaves the old generation in force.
+    """
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
@@ -44,7 +51,7 @@ class ConfigError(EmbargoError):
 
 
 class ListError(EmbargoError):
-    """A list file that must not replace its last good copy."""
+    """A file that is not a list, or cannot be trusted. `sources` collects them and raises one ConfigError at the end."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -52,7 +59,10 @@ class ListError(EmbargoError):
 
 
 class MessageError(EmbargoError):
-    """A peer sent a DNS message that cannot be used; `rcode` is what it deserves."""
+    """A DNS message cannot be parsed. A query is answered with `rcode`; a reply of an upstream is ignored.
+
+    `offset`: in octets, where it was found.
+    """
 
     def __init__(self, rcode: int, offset: int) -> None:
         self.rcode = rcode
@@ -61,11 +71,13 @@ class MessageError(EmbargoError):
 
 
 class ImageError(EmbargoError):
-    """A policy image that is damaged or of another version."""
+    """A policy image is damaged or of another version. A start then compiles again; a rollback is refused."""
 
 
 class FirewallError(EmbargoError):
-    """The kernel refused a change, or may not be asked."""
+    """The kernel refuses a firewall operation. The guardian reports it to the supervisor, which undoes the reload; at a
+    start, the agent does not start.
+    """
 
     def __init__(self, operation: str, reason: str) -> None:
         self.operation = operation

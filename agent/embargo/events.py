@@ -1,7 +1,7 @@
-"""What happened, as records and as JSON lines (embargo-events(5)).
+"""Events: their schema, their encoding as JSON lines (embargo-events(5)), and the folding of equal attempts.
 
-Equal attempts are folded: the first of its kind is a record at once, all that follow within a window are one record with
-`count`, `first` and the time of the last. So a flood costs a dictionary entry, and no count is lost.
+The first attempt of a kind is written immediately; all further ones within a window become one record with `count`, `first` and
+the time of the last. So a flood of equal attempts costs one dictionary entry, and none is left uncounted.
 """
 
 import json
@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 from embargo import accelerator
 
-SCHEMA = 1  # changes when a key goes away or means something else
+SCHEMA = 1  # incremented when a key is removed or changes its meaning
 WINDOW = 10.0  # seconds
-MAX_KINDS = 16_384  # kinds of attempt folded at once, about 9 MiB; attempts of further kinds are records of their own
+MAX_KINDS = 16_384  # kinds of attempt that are folded at a time, about 9 MiB; attempts of further kinds are written one by one
 
 Event = dict[str, Any]
 
@@ -28,15 +28,16 @@ class Field(NamedTuple):
     """A key of an event."""
 
     key: str
-    type: str  # of its value in JSON: text, number, flag (never false but for `ok`), list (of texts)
-    events: str  # those that may have it; none: every event
+    type: str  # in JSON: text, number, flag (false only for `ok`; otherwise absent), list (of texts)
+    events: str  # events that may have it, separated by spaces; empty: all
     meaning: str  # for docs/events.md
 
     def belongs_to(self, event: str) -> bool:
+        """Whether an event of this name may have the key."""
         return not self.events or event in self.events.split()
 
 
-#: every key, in the order in which a line has them. docs/events.md is made from it; both writers of `dns` events follow it
+#: all keys, in their order in a line. docs/events.md is generated from it; both writers of `dns` events use it
 FIELDS = (
     Field("schema", "number", "", f"{SCHEMA}"),
     Field("ts", "text", "", "RFC 3339, UTC, microseconds"),
@@ -91,28 +92,28 @@ FIELDS = (
 
 @cache
 def keys(event: str) -> tuple[str, ...]:
-    """The keys of an event in their order."""
+    """The keys that an event of this name may have, in order."""
     return tuple(field.key for field in FIELDS if field.belongs_to(event))
 
 
 def ordered(event: str, values: Mapping[str, Any]) -> Event:
-    """An event with these values, in the order of the schema. ValueError for a key that such events do not have."""
+    """An event of this name with these values, in the order of the schema. ValueError for a key that it cannot have."""
     if unknown := values.keys() - set(keys(event)):
         raise ValueError(f"{event} events have no key {', '.join(sorted(unknown))}")
     return {"event": event} | {key: values[key] for key in keys(event) if key in values}
 
 
 def members(event: str, values: Mapping[str, str]) -> str:
-    """The same from values that are JSON already, without what `opening` begins with. Each member has a comma before it."""
+    """The members that follow `opening`, in the order of the schema, each after a comma. `values` are already JSON."""
     return "".join([f',"{key}":{values[key]}' for key in keys(event) if key in values])
 
 
 def opening(event: str) -> str:
-    """How an event of a client begins. The client's address follows, then `members`, which are the same for every client."""
+    """The beginning of an event of a client. Its address follows, then `members`, which are the same for all clients."""
     return f'"event":"{event}","client":'
 
 
-CLOSING = ',"count":1}\n'  # of the first record of a kind
+CLOSING = ',"count":1}\n'  # end of the first record of a kind
 
 
 # ── lines ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -121,10 +122,10 @@ CLOSING = ',"count":1}\n'  # of the first record of a kind
 _encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps builds an encoder per call
 
 
-@lru_cache(maxsize=16)  # the attempts of a batch have one time
+@lru_cache(maxsize=16)  # all attempts of a batch have the same time
 def timestamp(seconds: float) -> str:
     """Seconds since 1970 as RFC 3339, UTC, microseconds."""
-    whole, micro = divmod(round(seconds * 1e6), 1_000_000)  # a float tells quarters of a microsecond apart until 2255
+    whole, micro = divmod(round(seconds * 1e6), 1_000_000)  # a float has a resolution of 0.25 µs until 2255
     return f"{_second(whole)}.{micro:06d}Z"
 
 
@@ -134,27 +135,27 @@ def _second(whole: int) -> str:
 
 
 def quote(text: str) -> str:
-    """A JSON string in ASCII, without a raw control character."""
+    """Text as a JSON string in ASCII, with control characters escaped."""
     return encode_basestring_ascii(text)
 
 
 def fragment(event: Event) -> str:
-    """The members of an event as JSON, without the braces: what a Folder keeps of a kind."""
+    """The members of an event as JSON without braces, as a Folder stores them for a kind."""
     return _encode(event)[1:-1]
 
 
 def head(wall: float) -> str:
-    """How a line begins: the schema and the time. The members follow."""
+    """The beginning of a line: schema and time. The members follow. `wall`: seconds since 1970."""
     return f'{{"schema":{SCHEMA},"ts":"{timestamp(wall)}",'
 
 
 def line(members: str, wall: float) -> bytes:
-    """One line of the log: the schema, the time, the members."""
+    """A line of the log: schema, time and members."""
     return f"{head(wall)}{members}}}\n".encode()
 
 
 def encode(event: Event, wall: float) -> bytes:
-    """An event that stands alone, as one line."""
+    """An event as a line of the log."""
     return line(fragment(event), wall)
 
 
@@ -162,19 +163,19 @@ def encode(event: Event, wall: float) -> bytes:
 
 
 class Kind:
-    """Equal attempts within a window. Its compiled twin is `native.events.Kind`."""
+    """Attempts that are equal but for their time, within a window. Its compiled twin is `native.events.Kind`."""
 
     __slots__ = ("count", "first", "last", "members", "open", "opened")
 
     def __init__(self, members: str, opened: float) -> None:
         self.members = members
         self.opened = opened
-        self.open = True  # a folder holds it
+        self.open = True  # it is in a Folder, so that attempts may be counted in it
         self.count = 0  # attempts since the last record
         self.first = self.last = 0.0
 
     def again(self, wall: float) -> None:
-        """One more."""
+        """Count one more attempt, at `wall`."""
         if not self.count:
             self.first = wall
         self.count += 1
@@ -190,21 +191,21 @@ def _record(kind: Kind) -> bytes:
 
 
 class Folder:
-    """Folds equal attempts. `now` is monotonic and decides when, `wall` is seconds since 1970 and is written down."""
+    """Folds equal attempts. `now`: monotonic seconds, for the window; `wall`: seconds since 1970, for the records."""
 
     def __init__(self, window: float = WINDOW) -> None:
         self._window = window
-        self.kinds: dict[Hashable, Kind] = {}  # the compiled fast path looks into it too
-        self.noted = 0  # attempts, all in all
+        self.kinds: dict[Hashable, Kind] = {}  # the compiled fast path reads it too
+        self.noted = 0  # attempts, in total
 
     def note(self, key: Hashable, make: Callable[[], str], now: float, wall: float) -> bytes | None:
-        """Count one attempt; the line to write when it is the first of its kind. `make` gives the kind's members."""
+        """Count one attempt. Returns the line to write if it is the first of its kind, whose members `make` returns."""
         if self.again(key, wall) is not None:
             return None
         return self.open(key, make(), now, wall)[0]
 
     def again(self, key: Hashable, wall: float) -> Kind | None:
-        """Count one attempt, unless it is the first of its kind."""
+        """Count one attempt of a kind that is open. Returns the kind; None if the attempt is the first of its kind."""
         kind = self.kinds.get(key)
         if kind is not None:
             self.noted += 1
@@ -212,7 +213,7 @@ class Folder:
         return kind
 
     def open(self, key: Hashable, members: str, now: float, wall: float) -> tuple[bytes, Kind | None]:
-        """Count the first attempt of a kind: its line, and what further ones are counted in, unless too many are held."""
+        """Count the first attempt of a kind. (its line, the kind, or None if MAX_KINDS are open already)."""
         self.noted += 1
         kind = _kind(members, now) if len(self.kinds) < MAX_KINDS else None
         if kind is not None:
@@ -220,9 +221,9 @@ class Folder:
         return f"{head(wall)}{members}{CLOSING}".encode(), kind
 
     def due(self, now: float, limit: int = MAX_KINDS) -> list[tuple[bytes, int]]:
-        """The lines, each with its count, of the kinds whose window has passed, `limit` at most. A quiet one is forgotten."""
+        """(line, count) for each kind whose window has passed, `limit` at most. A kind without further attempts is removed."""
         records = []
-        last = now - self._window  # kinds stand in the order of their opening
+        last = now - self._window  # kinds are in the order of their opening
         for key, kind in list(islice(takewhile(lambda item: item[1].opened <= last, self.kinds.items()), limit)):
             del self.kinds[key]
             if kind.count:
@@ -234,7 +235,7 @@ class Folder:
         return records
 
     def flush(self) -> list[tuple[bytes, int]]:
-        """All that is held, at the end."""
+        """(line, count) for all open kinds, before the process ends."""
         records = [(_record(kind), kind.count) for kind in self.kinds.values() if kind.count]
         for kind in self.kinds.values():
             kind.open = False

@@ -1,7 +1,7 @@
 """Why a name or an address is blocked or not: `embargo why`.
 
-The verdict comes from the image and the switchboard, by the same look-ups that answer queries and fill the firewall; what
-else matches comes from the lists themselves, so that an administrator sees the lines that lost.
+The verdict comes from the image and the switchboard, by the same look-ups that answer queries and fill the firewall. All
+matching lines come from the lists themselves, so that an administrator also sees those that do not decide.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,7 +21,7 @@ from embargo.report import AboutAddress, Claim, Line, Verdict
 
 
 def subject(text: str) -> Network | Name:
-    """What somebody asks about. ValueError says what would be right."""
+    """The name or address in a text. ValueError if it is neither, with a hint."""
     entry = lists.parse_entry(text)
     if entry.exception or entry.kind is policy.EntryKind.EXACT:
         raise ValueError(f'"{text}" is a rule; ask for the name alone')
@@ -33,12 +33,15 @@ def subject(text: str) -> Network | Name:
 
 
 def verdict(image: Image, board: Switchboard, text: str, qtype: str = "A", client: str = "", acl: Acl | None = None) -> Verdict:
-    """What happens to queries for a name, or packets to an address. ValueError: the text is neither, or no such type."""
+    """The decision about queries for a name, or packets to an address. ValueError if the text is neither, or an unknown type.
+
+    `client`, `acl`: whether this client is answered at all.
+    """
     asked = subject(text)
     _check_qtype(qtype)
     found = Verdict(text, "address" if isinstance(asked, Network) else "name", "passed")
     if client:
-        refused = "dns.allow_from does not hold this client: its queries get no answer"
+        refused = "dns.allow_from does not include this client: its queries get no answer"
         found = replace(found, client=client, client_refused=None if acl is None or acl.allows(client) else refused)
     if isinstance(asked, Network):
         return _judge(found, image, board, image.lookup_address(asked.first.to_bytes(4 if asked.family == 4 else 16)))
@@ -50,7 +53,7 @@ def verdict(image: Image, board: Switchboard, text: str, qtype: str = "A", clien
 
 
 def _check_qtype(text: str) -> None:
-    """ValueError unless this is a type by its mnemonic, or as TYPE1234 (RFC 3597)."""
+    """ValueError unless this is the mnemonic of a query type, or TYPE1234 (RFC 3597, section 5)."""
     word = text.upper()
     digits = word.removeprefix("TYPE")
     numbered = digits != word and len(digits) < 6 and digits.isascii() and digits.isdecimal() and 0 < int(digits) < 1 << 16
@@ -59,7 +62,7 @@ def _check_qtype(text: str) -> None:
 
 
 def special(forward: Iterable[str]) -> Callable[[Name], bool]:
-    """Whether a name comes before every list, where these zones have servers of their own."""
+    """A predicate: whether a name is special, and so decided before any list. `forward`: zones of [dns] forward."""
     zones = frozenset(map(names.from_text, forward))
     return lambda name: special_kind(name, zones) is not None
 
@@ -72,7 +75,7 @@ def _judge(found: Verdict, image: Image, board: Switchboard, claims: Claims) -> 
         return _decided(found, word, _claim(image, board, decision), others)
     if policy.allows(image.classes, claims):
         return _decided(found, "allowed", _claim(image, board, claims[0]))
-    reason = "what claims it is not switched on" if claims else "no list claims it"
+    reason = "the entries that claim it are not switched on" if claims else "no list claims it"
     return replace(found, reason=reason, also=tuple(_claim(image, board, claim) for claim in claims))
 
 
@@ -91,7 +94,7 @@ def _claim(image: Image, board: Switchboard, decision: Decision) -> Claim:
 
 
 def matching(lists_: Iterable[List], asked: Network | Name) -> list[Line]:
-    """Every line of every list that matches a name or address, the more specific first."""
+    """All lines of all lists that match a name or address, the most specific first."""
     rows: list[tuple[int, Line]] = []
     for list_ in lists_:
         usual = () if isinstance(asked, Network) else map(list_.usual_entry, list_.usual.rows(names.suffixes(asked)))
@@ -103,7 +106,7 @@ def matching(lists_: Iterable[List], asked: Network | Name) -> list[Line]:
 
 
 def _weight(entry: policy.Entry, asked: Network | Name) -> int:
-    """How specific a matching entry is; 0 when it does not match."""
+    """How specific a matching entry is; 0 if it does not match."""
     if isinstance(asked, Network):
         network = entry.network
         if network is None or network.family != asked.family or not network.first <= asked.first <= network.last:
@@ -117,7 +120,7 @@ def _weight(entry: policy.Entry, asked: Network | Name) -> int:
 
 
 def with_learnt(found: Verdict, about: AboutAddress) -> Verdict:
-    """The same with what the guardian knows of the address beside the lists. What a list decides stays decided."""
+    """The verdict, extended by what the guardian knows about the address. Lists take precedence over learnt addresses."""
     found = replace(found, passing=about.passing, names=about.names, spared=about.spared)
     learnt = about.learnt
     if learnt is None or found.verdict != "passed":

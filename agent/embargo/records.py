@@ -1,12 +1,12 @@
-"""Records that cross a process border: frozen dataclasses to JSON values and back, with every type checked.
+"""Records that cross a process border: frozen dataclasses, encoded as JSON values and decoded with all types checked.
 
-`encode` gives what `json.dumps` takes; `decode` reads such a value back or raises RecordError, and nothing else, whatever it is
-given. A field is described by its type: str, int, float, bool, bytes (hexadecimal), None, Literal, an Enum (by value), another
-record, a NamedTuple (as a list), tuple[X, ...], tuple[X, Y], dict[str, X], and unions of these. Bounds that a type does not
-say are `Annotated` with Limit: what an unprivileged process sends is not believed.
+`encode` returns a value for `json.dumps`. `decode` reads such a value back; for any other input it raises RecordError and no
+other exception. The type of a field describes its encoding: str, int, float, bool, bytes (hexadecimal), None, Literal, an Enum
+(by value), another record, a NamedTuple (as a list), tuple[X, ...], tuple[X, Y], dict[str, X], and unions of these. Further
+bounds are given by `Annotated[…, Limit(…)]`, since the sender may be an unprivileged process that is compromised.
 
-A member that is None is left out, and one that is missing is read as None. A record that is kept on its own has a VERSION:
-its encoding carries it, and decoding refuses any other.
+A member that is None is omitted, and a missing one is read as None. A record that is stored on disk has a VERSION: its encoding
+includes it, and decoding refuses any other version.
 """
 
 import dataclasses
@@ -22,9 +22,9 @@ from embargo.errors import EmbargoError
 
 R = TypeVar("R")
 
-MAX_NAMES = 200  # characters of unknown names that a message repeats
+MAX_NAMES = 200  # characters of unknown member names in an error message
 
-#: a decoder of one type: the JSON value and where it stands, for the message
+#: decodes a JSON value of one type; the second argument is its place in the record, for error messages
 _Decoder = Callable[[Any, str], Any]
 
 
@@ -32,32 +32,32 @@ Answer = TypeVar("Answer")
 
 
 class Order(Generic[Answer]):
-    """What a process is asked to do. `Order[Counted]` is answered with the record Counted."""
+    """A request to another process. The answer to an `Order[Counted]` is a record of type Counted."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The answer to an order that was carried out and has nothing to report."""
+    """The answer to an order that was carried out, without a result."""
 
 
 def answer_of(order: type) -> type:
-    """The record that answers this kind of order."""
-    for base in order.__orig_bases__:  # type: ignore[attr-defined] # typing sets it on every subclass of Order[…]
+    """The type of the answer to an order of this type."""
+    for base in order.__orig_bases__:  # type: ignore[attr-defined] # typing sets it on each subclass of Order[…]
         if arguments := get_args(base):
             kind: type = arguments[0]
             return kind
-    raise TypeError(f"{order.__name__} does not say what answers it")
+    raise TypeError(f"{order.__name__} does not declare the type of its answer")
 
 
 class RecordError(EmbargoError):
-    """A value is not the record that it should be."""
+    """A received value is not a valid record. The receiver treats its sender as faulty."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """Bounds of a value: a number from `least` to `most`; a text of `characters` at most, `printable` if that is asked."""
+    """Bounds of a value: a number from `least` to `most`; a text of at most `characters`, all printable if `printable`."""
 
     least: float = -(1 << 63)
     most: float = (1 << 63) - 1
@@ -65,6 +65,7 @@ class Limit:
     printable: bool = False
 
     def check(self, value: Any, place: str) -> None:
+        """RecordError if the value is out of bounds."""
         if isinstance(value, str):
             if len(value) > self.characters or (self.printable and not value.isprintable()):
                 raise RecordError(f"{place}: not a text of {self.characters} printable characters at most")
@@ -72,13 +73,13 @@ class Limit:
             raise RecordError(f"{place}: not between {self.least} and {self.most}")
 
 
-#: what an unprivileged process may count, and the names of what it counts
+#: for counters of an unprivileged process, and their names
 Count = Annotated[int, Limit(least=0)]
 Word = Annotated[str, Limit(characters=1000, printable=True)]
 
 
 def encode(record: Any) -> Any:
-    """The JSON value of a record, or of what a record may hold."""
+    """The JSON value of a record, or of any value that a record may have."""
     if dataclasses.is_dataclass(record):
         members = ((field.name, getattr(record, field.name)) for field in dataclasses.fields(record))
         value = {name: encode(member) for name, member in members if member is not None}
@@ -96,33 +97,33 @@ def encode(record: Any) -> Any:
 
 
 def decode(kind: type[R], value: Any) -> R:
-    """The record that `encode` made this value of. RecordError when it is none of this kind."""
+    """The record of type `kind` that `encode` encoded as this value. RecordError if there is none."""
     try:
-        found: R = _decoder(cast(Hashable, kind))(value, kind.__name__)
+        record: R = _decoder(cast(Hashable, kind))(value, kind.__name__)
     except RecursionError:
-        raise RecordError(f"{kind.__name__}: too deep") from None
-    return found
+        raise RecordError(f"{kind.__name__}: nested too deeply") from None
+    return record
 
 
 def tagged(record: Any) -> dict[str, Any]:
-    """A record as a JSON object that names its kind in `op`."""
+    """A record as a JSON object with the name of its type in the member `op`."""
     return {"op": type(record).__name__, **encode(record)}
 
 
 def untagged(kinds: Mapping[str, type], value: Any) -> Any:
-    """The record of one of these kinds that `tagged` made this object of. RecordError when it is none of them."""
+    """The record that `tagged` encoded as this object, if its type is one of `kinds`, by name. RecordError otherwise."""
     if not isinstance(value, dict) or not isinstance(name := value.get("op"), str) or name not in kinds:
         raise RecordError(f"none of {', '.join(kinds)}")
     return decode(kinds[name], {key: member for key, member in value.items() if key != "op"})
 
 
 def widened(kind: type[R], record: Any, **members: Any) -> R:
-    """The record of a kind that has all members of another one and these."""
+    """A record of type `kind` with all members of another record, and these additional ones."""
     return kind(**{field.name: getattr(record, field.name) for field in dataclasses.fields(record)} | members)
 
 
 def by_name(kinds: Iterable[type]) -> dict[str, type]:
-    """These kinds by the names that `tagged` gives them."""
+    """name → type, for `untagged`."""
     return {kind.__name__: kind for kind in kinds}
 
 
@@ -172,7 +173,7 @@ def _record(kind: type) -> _Decoder:
 
 
 def _same(value: Any, wanted: Any) -> bool:
-    """Equal, and of one type: 1, 1.0 and True are equal."""
+    """Equal and of the same type, since 1 == 1.0 == True."""
     return type(value) is type(wanted) and bool(value == wanted)
 
 

@@ -1,7 +1,7 @@
-"""What processes and people are told about a policy and its enforcement, as records (`records`).
+"""Records about a policy and its enforcement, which several processes exchange and people see (`records`).
 
-`Report` stands beside each compiled image; the guardian describes single addresses and what it has learnt. Texts are shown to
-people, so names are in presentation format and addresses in text.
+`Report` is stored with each compiled image; the guardian reports on single addresses and on learnt addresses. Since people see
+them, names are in presentation format and addresses are text.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from embargo.records import Count, Limit, Word
 
 @dataclass(frozen=True, slots=True)
 class FunctionReport:
-    """A function of an app: whether it is on, and the entries of its lists and of its shared lists."""
+    """A function of an app: whether it is on, and the number of entries in its lists and in its shared lists."""
 
     on: bool
     names: int = 0
@@ -26,7 +26,7 @@ class FunctionReport:
 
 @dataclass(frozen=True, slots=True)
 class AppReport:
-    """An app of the catalogue or the administrator's own; `on`: at least one function is."""
+    """An app of the catalogue or of the administrator. `on`: at least one of its functions is on."""
 
     id: str
     name: str
@@ -42,6 +42,8 @@ class AppReport:
 
 @dataclass(frozen=True, slots=True)
 class ListReport:
+    """A list file of a generation."""
+
     list: str
     file: str
     entries: int
@@ -51,9 +53,9 @@ class ListReport:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a generation is made of.
+    """The content of a generation, apart from its image.
 
-    `fingerprint`: digest of everything the generation was made from; `material`: of what its image was made from.
+    `digest`: of the image; `fingerprint`: of all input of the generation; `material`: of the input of its image alone.
     """
 
     VERSION: ClassVar = 1
@@ -61,11 +63,11 @@ class Report:
     digest: str
     fingerprint: str
     material: str
-    switchboard: Switchboard  # as the configuration asks for, without pauses
+    switchboard: Switchboard  # of the configuration, without pauses
     names: int
     networks: int
     hosts: dict[str, tuple[str, ...]]  # local records: name → addresses
-    tls_ca: str  # certificates in PEM that upstreams are checked against; empty: the system's
+    tls_ca: str  # CA certificates in PEM for upstreams over TLS; empty: those of the system
     apps: tuple[AppReport, ...]
     lists: tuple[ListReport, ...]
     problems: tuple[Problem, ...]
@@ -84,7 +86,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class LearntReason:
-    """The entry that blocks an address because a name led there."""
+    """The entry that blocks a learnt address, and the blocked name that led to it."""
 
     app: str
     function: str
@@ -96,7 +98,7 @@ class LearntReason:
 
 @dataclass(frozen=True, slots=True)
 class Spared:
-    """An address that the blocked `name` leads to and that stays open, because `neighbour` is there too."""
+    """An address that is not blocked although the blocked `name` leads to it, because the unblocked `neighbour` does too."""
 
     address: str
     name: str
@@ -105,30 +107,30 @@ class Spared:
 
 @dataclass(frozen=True, slots=True)
 class AboutAddress:
-    """What is known of an address beside the lists."""
+    """What the guardian knows about an address, apart from the lists."""
 
-    passing: bool  # ahead of the block sets: an allowed name led to it
-    names: tuple[str, ...]  # answered with it lately
+    passing: bool  # it passes ahead of the block sets, because an allowed name led to it
+    names: tuple[str, ...]  # names in whose answers it was in the last days
     learnt: LearntReason | None
     spared: Spared | None
 
 
 @dataclass(frozen=True, slots=True)
 class Learning:
-    """Addresses behind blocked names: how many are blocked, and how many are remembered."""
+    """Learnt addresses: `addresses` are blocked, `known` are stored."""
 
     on: bool
     addresses: int
     known: int
-    proving: int  # seconds until learnt addresses are blocked and not only recorded
+    proving: int  # seconds until learnt addresses are not only recorded but blocked
     spared: tuple[Spared, ...]
     counters: dict[str, int]
-    trouble: str  # why they cannot be saved
+    trouble: str  # why they cannot be stored on disk; empty if they can
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamStats:
-    """What resolvers have counted of a server they ask."""
+    """Counters of an upstream server."""
 
     server: Word
     asked: Count
@@ -152,9 +154,9 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What happens to queries for a name or packets to an address, and why.
+    """The decision about queries for a name or packets to an address, and its reason.
 
-    `blocked`, `audited` and `allowed` name the entry that decides; `passed` and `special` give a `reason`.
+    `blocked`, `audited` and `allowed` have the entry that decides; `passed` and `special` have a `reason`.
     """
 
     subject: str
@@ -167,10 +169,10 @@ class Verdict:
     line: int | None = None
     rule: str | None = None
     on: bool | None = None
-    also: tuple[Claim, ...] = ()  # the other entries that claim it
+    also: tuple[Claim, ...] = ()  # other entries that claim the subject
     client: str | None = None
-    client_refused: str | None = None  # why this client gets no answer at all
+    client_refused: str | None = None  # why the client gets no answers at all
     learnt: str | None = None  # the blocked name that led to the address
-    names: tuple[str, ...] | None = None  # answered with the address lately
+    names: tuple[str, ...] | None = None  # names in whose answers the address was in the last days
     spared: Spared | None = None
-    passing: bool | None = None  # the address is ahead of the block sets just now
+    passing: bool | None = None  # the address passes ahead of the block sets at present

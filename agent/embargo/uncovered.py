@@ -1,4 +1,4 @@
-"""What the configuration leaves open, in words: NOT COVERED of `embargo status`."""
+"""What the configuration leaves open, as text: NOT COVERED in `embargo status`."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,12 +7,12 @@ from embargo.lists import policy
 from embargo.lists.policy import Action, Selection
 from embargo.report import Learning, ListReport, Report
 
-STALE = 180 * 86_400  # seconds after which a list of servers that come and go is called old
-CHANGING = ("doh", "httpdns")
+STALE = 180 * 86_400  # seconds after which a list of servers that change often is reported as old
+CHANGING = ("doh", "httpdns")  # functions of the bypass app whose servers change often
 
 
 def _lists_of_servers(chosen: Selection, lists: Sequence[ListReport], now: float) -> Iterator[str]:
-    """The lists of servers behind a way round that are missing or old."""
+    """Lists of bypass servers that are missing or old."""
     for function in CHANGING:
         mine = [each for each in lists if each.list.startswith(f"{policy.BYPASS}/{function}.") and each.entries]
         if function not in chosen.bypass:
@@ -30,10 +30,10 @@ def uncovered(
     settings: Config, report: Report, *, now: float, listening: bool, learning: Learning | None = None,
     flowtables: Sequence[str] = (), unpoliced: Sequence[str] = (),
 ) -> list[str]:  # fmt: skip
-    """What the configuration leaves open, one sentence each.
+    """What the configuration leaves open, one line of text each.
 
-    `now`: seconds since 1970; `learning`, `flowtables`: what the guardian reports, if it does; `unpoliced`: interfaces whose
-    clients are not policed.
+    `now`: seconds since 1970; `listening`: there is a listening socket; `learning`, `flowtables`: as the guardian reports;
+    `unpoliced`: interfaces whose clients are not filtered.
     """
     firewall, chosen = settings.firewall, settings.policy
     on = [app for app in report.apps if app.on and app.id != policy.BYPASS]

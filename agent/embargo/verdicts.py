@@ -1,4 +1,4 @@
-"""What a policy says of addresses, and of the reasons for which they were learnt, as the guardian asks it."""
+"""Decisions of a policy about addresses, and about the reasons for which they were learnt. The guardian uses them."""
 
 import ipaddress
 from collections.abc import Callable, Iterable
@@ -15,10 +15,13 @@ _RESERVED = tuple(ipaddress.ip_network(text) for text, _ in lists.RESERVED)
 
 
 def judge(image: Image, board: Switchboard, *, learn: bool) -> Callable[[Reason], Reason | None]:
-    """Tells why an address that was blocked for some reason is to be blocked today; None when it is not."""
+    """A function of the reason for which an address was blocked: the present reason, or None if it is to be blocked no longer.
+
+    `learn`: whether [firewall] learn is on.
+    """
 
     def why(reason: Reason) -> Reason | None:
-        # what nobody claims itself was blocked for an alias that it led to
+        # a name that no entry claims was blocked because of an alias that it led to
         claims = image.lookup(reason.name) or image.lookup(names.from_text(reason.rule.lstrip("=")))
         action, decision = board.choose(claims)
         if action is Action.PASS or decision is None:
@@ -30,26 +33,26 @@ def judge(image: Image, board: Switchboard, *, learn: bool) -> Callable[[Reason]
 
 
 def names_blocked(image: Image, board: Switchboard) -> Callable[[Name], bool]:
-    """Tells the names that are blocked or audited."""
+    """A predicate: whether a name is blocked or audited."""
     return lambda name: board.choose(image.lookup(name))[0] is not Action.PASS
 
 
 def guard(image: Image, protected: Iterable[str]) -> Callable[[bytes], bool]:
-    """Tells the addresses that are never blocked because of a name: special ones, ours and our networks', listed ones."""
+    """A predicate: whether an address is never blocked because of a name: special, in a list, or in a `protected` network."""
     ranges = [_range(ipaddress.ip_network(text)) for text in protected] + [_range(network) for network in _RESERVED]
     special = learning.guard(ranges)
     return lambda address: special(address) or bool(image.lookup_address(address))
 
 
 def blocks(image: Image, board: Switchboard) -> Callable[[bytes], bool]:
-    """Tells the addresses that the lists block."""
-    known: dict[bytes, bool] = {}
+    """A predicate: whether the lists block an address. Results are cached."""
+    cache: dict[bytes, bool] = {}
 
     def blocked(address: bytes) -> bool:
-        found = known.get(address)
-        if found is None:
-            found = known[address] = board.choose(image.lookup_address(address))[0] is Action.BLOCK
-        return found
+        result = cache.get(address)
+        if result is None:
+            result = cache[address] = board.choose(image.lookup_address(address))[0] is Action.BLOCK
+        return result
 
     return blocked
 

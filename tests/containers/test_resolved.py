@@ -104,7 +104,7 @@ def test_after_a_boot_its_servers_are_asked(site: Site) -> None:
 
 
 HELD = (
-    "take 127.0.0.1 out of DNSStubListenerExtra= in /etc/systemd/resolved.conf or resolved.conf.d and restart systemd-resolved"
+    "remove 127.0.0.1 from DNSStubListenerExtra= in /etc/systemd/resolved.conf or resolved.conf.d and restart systemd-resolved"
 )
 
 

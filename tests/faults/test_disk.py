@@ -74,7 +74,7 @@ def test_a_full_disk(faulty: Rig, start: Start, small: Path) -> None:
             told = agent.ask("block", entries=["more.test"])
             assert FULL in str(told), told
             until(lambda: lost(agent) > 0, "blocks are counted as lost", 30)
-            assert f"events cannot be written to {small}/events.jsonl: {FULL}" in agent.errors
+            assert f"cannot write events to {small}/events.jsonl: {FULL}" in agent.errors
             load.goes_on()
             empty(small)
             until(lambda: agent.ask("status")["generation"] > generation, "the change is in force by itself", 30)

@@ -168,12 +168,12 @@ def test_without_any_app_it_does_not_start(tmp_path: Path) -> None:
 def test_a_missing_directory_and_an_unreadable_list_are_named(tmp_path: Path) -> None:
     agent = Agent(tmp_path)
     agent.write_config(lists={"apps": [str(tmp_path / "apps"), str(tmp_path / "missing")]})
-    assert f"{tmp_path}/missing: there is no such directory, create it" in agent.cli("check", status=1).stdout
+    assert f"{tmp_path}/missing: the directory does not exist, create it" in agent.cli("check", status=1).stdout
     (tmp_path / "apps/qq/core.list").unlink()
     (tmp_path / "apps/qq/core.list").symlink_to("nothing")
     said = agent.cli("check", status=1).stdout
     assert f"{tmp_path}/apps/qq/core.list: it cannot be read: No such file or directory" in said
-    assert "missing: there is no such directory" in said, "all problems at once"
+    assert "missing: the directory does not exist" in said, "all problems at once"
 
 
 @pytest.mark.parametrize(("said", "on"), [("", True), ("default = true\n", True), ("default = false\n", False)])

@@ -1,4 +1,4 @@
-"""The event log on a real file system: rotation, a full disk, half a line."""
+"""The event log on a real file system: rotation, a full disk, lost events."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ def read(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_it_rotates_by_size_and_keeps_so_many(tmp_path: Path) -> None:
+def test_it_rotates_by_size_and_keeps_a_number_of_files(tmp_path: Path) -> None:
     path = tmp_path / "log/events.jsonl"
     journal = Journal(str(path), max_bytes=1000, keep=3)
     for number in range(100):
@@ -37,7 +37,7 @@ def test_a_full_disk_loses_events_and_counts_them(tmp_path: Path) -> None:
     assert "lost" not in second
 
 
-def test_what_a_killed_process_had_not_handed_over_is_told_once(tmp_path: Path) -> None:
+def test_events_lost_before_the_journal_are_reported_once(tmp_path: Path) -> None:
     journal = Journal(str(tmp_path / "events.jsonl"), 1 << 20, 3)
     journal.note_lost(7)
     journal.lines(b'{"event":"dns"}\n{"event":"dns"}\n', 2)
@@ -47,7 +47,7 @@ def test_what_a_killed_process_had_not_handed_over_is_told_once(tmp_path: Path) 
     assert second == {"event": "dns"}
 
 
-def test_a_log_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+def test_a_symbolic_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "target").write_text("")
     (tmp_path / "events.jsonl").symlink_to("target")
     journal = Journal(str(tmp_path / "events.jsonl"), 1 << 20, 3)

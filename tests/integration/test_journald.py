@@ -1,4 +1,4 @@
-"""What systemd's journal would be sent: real datagrams to a socket of ours."""
+"""Messages to systemd's journal: real datagrams, to a socket of the test."""
 
 import logging
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from embargo import events
-from embargo.daemon.log.journald import LARGEST, JournalHandler, fields
+from embargo.daemon.log.journald import MAX_FIELD, JournalHandler, fields
 
 
 @pytest.fixture
@@ -37,16 +37,16 @@ def test_a_message_has_its_priority_and_an_event_its_members(journal: socket.soc
     ]  # fmt: skip
 
 
-def test_a_field_of_several_lines_forges_no_other(journal: socket.socket, log: logging.Logger) -> None:
+def test_a_field_of_several_lines_cannot_forge_another_field(journal: socket.socket, log: logging.Logger) -> None:
     log.error("x\nPRIORITY=7")
     assert journal.recv(65536).startswith(b"MESSAGE\n" + (12).to_bytes(8, "little") + b"x\nPRIORITY=7\nPRIORITY=3\n")
 
 
-def test_what_is_too_long_is_cut_and_what_is_not_taken_is_printed(
+def test_a_long_message_is_cut_and_one_that_cannot_be_sent_is_printed(
     journal: socket.socket, log: logging.Logger, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    log.info("y" * 10 * LARGEST)
-    assert journal.recv(1 << 20).split(b"\n")[0] == b"MESSAGE=" + b"y" * LARGEST
+    log.info("y" * 10 * MAX_FIELD)
+    assert journal.recv(1 << 20).split(b"\n")[0] == b"MESSAGE=" + b"y" * MAX_FIELD
     journal.close()
     log.info("nobody reads")
     assert capsys.readouterr().err == "nobody reads\n"

@@ -601,7 +601,7 @@ def test_the_agent_says_what_is_wrong_and_follows_the_file(tmp_path: Path, autho
             ca.write_text(stranger.certificate.read_text())
             until(lambda: agent.rcode(f"{next(fresh)}.test") == "SERVFAIL", "what stands in the file counts")
             ca.write_text("no certificate\n")
-            until(lambda: f"{ca}: there is no certificate in it" in agent.errors, "the reload is refused")
-            assert "there is no certificate in it" in agent.cli("check", status=1).stdout
+            until(lambda: f"{ca}: it has no certificate" in agent.errors, "the reload is refused")
+            assert "it has no certificate" in agent.cli("check", status=1).stdout
             ca.write_text(authority.own.certificate.read_text())
             until(lambda: agent.rcode(f"{next(fresh)}.test") == "NOERROR", "the first authority counts again", 40)

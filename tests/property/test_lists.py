@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embargo import names
-from embargo.errors import ConfigError, ListError, Problem, Refused
+from embargo.errors import BadValue, ConfigError, ListError, Problem
 from embargo.lists import lists
 from embargo.lists.lists import Guard
 from embargo.lists.policy import EntryKind, Level, Source
@@ -77,7 +77,7 @@ def test_a_list_written_from_its_entries_means_the_same(data: bytes) -> None:
 def test_any_text_is_one_entry_or_refused(text: str) -> None:
     try:
         entry = lists.parse_entry(text)
-    except Refused as refused:
+    except BadValue as refused:
         hold([Problem("a.list", 1, refused.message, refused.hint)])
         return
     assert entry.text == text

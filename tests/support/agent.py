@@ -133,7 +133,7 @@ class Agent:
             return self.ask("status")
         return json.loads(self.cli(*words, "--json", status=status).stdout)
 
-    def ask(self, verb: str, seconds: float = client.SECONDS, **members: Any) -> dict[str, Any]:
+    def ask(self, verb: str, seconds: float = client.ANSWER_SECONDS, **members: Any) -> dict[str, Any]:
         """What the command line asks, without the time that its start takes."""
         return client.exchange(f"{self.root}/runtime/control.sock", {"verb": verb, **members}, seconds)
 

@@ -6,7 +6,7 @@ import pytest
 
 from embargo import checks
 from embargo.checks import Option, Several
-from embargo.errors import Refused
+from embargo.errors import BadValue
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ def test_an_option_is_a_field_with_its_checked_default() -> None:
 
 
 def test_a_default_that_its_own_check_refuses_is_an_error() -> None:
-    with pytest.raises(Refused):
+    with pytest.raises(BadValue):
         checks.option(10, checks.integer(0, 9), "")
 
 
@@ -53,6 +53,6 @@ def test_a_misspelt_word_has_a_closest_one() -> None:
 
 
 def test_a_widened_check_says_what_else_is_accepted() -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(BadValue) as caught:
         checks.widened(checks.integer(0, 64), '"auto"')(65)
     assert (caught.value.message, caught.value.hint) == ("65 is out of range", 'it must be a number from 0 to 64, or "auto"')

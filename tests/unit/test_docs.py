@@ -137,7 +137,7 @@ def test_what_needs_a_restart_is_named(page: str) -> None:
 
 
 @pytest.mark.parametrize("message", [
-    "by others, restored", "claims it, but is off", "dns.allow_from does not hold this client", "is in use",
+    "by others, restored", "claims it, but is off", "dns.allow_from does not include this client", "is in use",
     "is not blocked", "LOST", "learnt:", "NO UPSTREAM", "no interface is named", "NOT COVERED", "port 53 to other resolvers",
     "PROBLEMS", "set aside", "unknown key",
 ])  # fmt: skip

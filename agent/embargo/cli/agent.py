@@ -20,7 +20,7 @@ TRY = ("mygw.alipay.com", "pay.weixin.qq.com", "wup.qq.com")  # names for a firs
 def run(settings: Config, units: str) -> None:
     """Run the agent until it is stopped. `units`: where systemd starts the other processes; empty: they are forked here."""
     logging.addLevelName(logging.CRITICAL, "critical")
-    if journald.under_it():
+    if journald.is_stderr():
         with contextlib.suppress(OSError):  # without the journal's socket, standard error reaches the journal too
             logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[journald.JournalHandler()])
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s: %(message)s", stream=sys.stderr)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from embargo import accelerator, errors, names, toml
-from embargo.errors import ConfigError, ListError, Problem, Refused
+from embargo.errors import BadValue, ConfigError, ListError, Problem
 from embargo.lists import policy
 from embargo.lists.columns import EXCEPTION, SIGNS, Usual
 from embargo.lists.policy import App, Entry, EntryKind, Level, List, Network, Source
@@ -89,7 +89,7 @@ def parse(data: bytes, *, file: str, source: Source, guard: Guard) -> List:
             entry = parse_entry(text, line=number, evidence=evidence)
             if not entry.exception and guarded:
                 _check(entry, guard)
-        except Refused as refused:
+        except BadValue as refused:
             bad += 1
             if bad <= MAX_PROBLEMS:
                 problems.append(Problem(file, number, refused.message, refused.hint))
@@ -176,13 +176,13 @@ def _text(data: bytes, file: str) -> tuple[bytes, bytes]:
 def _split(raw: bytes) -> tuple[str, str]:
     """The entry and the evidence (the comment) of a line; the entry is empty in a line without one."""
     if len(raw) > MAX_LINE:
-        raise Refused(f"the line has {len(raw)} octets", f"a line has at most {MAX_LINE}")
+        raise BadValue(f"the line has {len(raw)} octets", f"a line has at most {MAX_LINE}")
     line = raw.decode().strip()
     text, _, evidence = line.partition("#")
     if "\r" in line:
-        raise Refused(f"{_shown(line)} has a carriage return in its middle", "end every line with LF or CRLF")
+        raise BadValue(f"{_shown(line)} has a carriage return in its middle", "end every line with LF or CRLF")
     if text and not text[-1].isspace() and evidence.startswith(_COSMETIC):
-        raise Refused(f"{_shown(line)} is an adblock rule", "write the name alone")
+        raise BadValue(f"{_shown(line)} is an adblock rule", "write the name alone")
     return text.strip(), policy.comment(line)
 
 
@@ -190,16 +190,16 @@ _COSMETIC = ("#", "@#", "?#", "$#", "%#")  # behind the first "#" of adblock rul
 
 
 def parse_entry(text: str, *, line: int = 0, evidence: str = "") -> Entry:
-    """One entry as it stands in a list, without its comment. ValueError (Refused) says what is wrong and what is right."""
+    """One entry as it stands in a list, without its comment. ValueError (BadValue) says what is wrong and what is right."""
     try:
         return _entry(text, line, evidence)
-    except Refused as refused:
+    except BadValue as refused:
         raise _quoting(text, refused) from None
 
 
-def _quoting(text: str, refused: Refused) -> Refused:
+def _quoting(text: str, refused: BadValue) -> BadValue:
     """The same with the refused text as the subject of the sentence."""
-    return Refused(f"{_shown(text)} {refused.message}", refused.hint)
+    return BadValue(f"{_shown(text)} {refused.message}", refused.hint)
 
 
 def _entry(text: str, line: int, evidence: str) -> Entry:
@@ -213,26 +213,26 @@ def _entry(text: str, line: int, evidence: str) -> Entry:
 
 
 def _refuse_other_formats(sign: str, body: str) -> None:
-    """Refused for what is neither a name nor an address at first sight, each with its own advice."""
+    """BadValue for what is neither a name nor an address at first sight, each with its own advice."""
     if not body:
-        raise Refused("has no name or address", "write !name or !address" if sign == "!" else "write a name")
+        raise BadValue("has no name or address", "write !name or !address" if sign == "!" else "write a name")
     if any(c.isspace() for c in body):
-        raise Refused("is more than one word", "write one name, address or network a line, and a comment behind #")
+        raise BadValue("is more than one word", "write one name, address or network a line, and a comment behind #")
     if not body.isprintable():
         unseen = next(c for c in body if not c.isprintable())
         hint = "remove it; where a name really has it, write its octets as \\DDD or the label as xn--…"
-        raise Refused(f"has the invisible character U+{ord(unseen):04X}", hint)
+        raise BadValue(f"has the invisible character U+{ord(unseen):04X}", hint)
     if "://" in body:
-        raise Refused("is a URL", "write the name alone, without scheme and path")
+        raise BadValue("is a URL", "write the name alone, without scheme and path")
     if body.startswith(("|", "@@")) or "^" in body or "$" in body.replace("\\$", ""):
-        raise Refused("is an adblock rule", "write the name alone; an exception is !name")
+        raise BadValue("is an adblock rule", "write the name alone; an exception is !name")
     if sign and body[0] in "!=":
-        raise Refused(
+        raise BadValue(
             f'begins with "{sign}{body[0]}"', "write !name or =name; !name holds for the name and every name below it"
         )
     host, colon, port = body.rpartition(":")
     if colon and port.isascii() and port.isdecimal() and ("." in host or host.endswith("]")):
-        raise Refused("has a port", "write the name or address alone: a block holds for every port")
+        raise BadValue("has a port", "write the name or address alone: a block holds for every port")
 
 
 #: what a name is written with; other octets are written as escapes, so that no line of another format looks like a name
@@ -240,23 +240,23 @@ _NAME_TEXT = re.compile(r"(?:[A-Za-z0-9_.-]|[^\x00-\x7f]|\\[0-9]{3}|\\[^0-9])*")
 
 
 def _name(text: str) -> Name:
-    """The name of an entry; Refused for the root and for what looks like part of an address."""
+    """The name of an entry; BadValue for the root and for what looks like part of an address."""
     if "*" in text:
-        raise Refused("has a wildcard", "a name already covers every name below it; write it without '*.'")
+        raise BadValue("has a wildcard", "a name already covers every name below it; write it without '*.'")
     if "/" in text:
-        raise Refused("is not a name, address or network", "write the name alone, without a path")
+        raise BadValue("is not a name, address or network", "write the name alone, without a path")
     matched = _NAME_TEXT.match(text)
     if matched and matched.end() < len(text):
         odd = text[matched.end()]
-        raise Refused(f"has the character {odd}", f"remove it, or write it as \\{ord(odd):03d} where a name really has it")
+        raise BadValue(f"has the character {odd}", f"remove it, or write it as \\{ord(odd):03d} where a name really has it")
     try:
         name = names.from_text(text)
     except ValueError as error:
-        raise Refused("is not a domain name", str(error)) from None
+        raise BadValue("is not a domain name", str(error)) from None
     if name == names.ROOT:
-        raise Refused("is the root of all names", "write the name that is meant")
+        raise BadValue("is the root of all names", "write the name that is meant")
     if list(names.labels(name))[-1].isdigit():
-        raise Refused("is not an address or network", "write it as in 203.0.113.7, 203.0.113.0/24 or 2001:db8::/32")
+        raise BadValue("is not an address or network", "write it as in 203.0.113.7, 203.0.113.0/24 or 2001:db8::/32")
     return name
 
 
@@ -267,21 +267,21 @@ def _network(text: str) -> Network | None:
     digits = address.replace(".", "")
     if family == 4 and not (address.count(".") == 3 and digits.isascii() and digits.isdecimal()):
         if slash and digits.isascii() and digits.isdecimal():
-            raise Refused("is not a network", "write all four octets, as in 203.0.113.0/24")
+            raise BadValue("is not a network", "write all four octets, as in 203.0.113.0/24")
         return None
     try:
         value = address_to_int(address)
     except ValueError:
-        raise Refused(f"is not an IPv{family} address", "write it as in 203.0.113.7 or 2001:db8::7") from None
+        raise BadValue(f"is not an IPv{family} address", "write it as in 203.0.113.7 or 2001:db8::7") from None
     bits = 32 if family == 4 else 128
     if not slash:
         return Network(family, value, value)
     if not (length.isascii() and length.isdecimal() and len(length) <= 3 and int(length) <= bits):
-        raise Refused("has no valid prefix length", f"write /0 to /{bits}")
+        raise BadValue("has no valid prefix length", f"write /0 to /{bits}")
     size = 1 << (bits - int(length))
     if value % size:
         canonical = int_to_address(family, value - value % size)
-        raise Refused("has host bits set", f"write {canonical}/{length} or the address alone")
+        raise BadValue("has host bits set", f"write {canonical}/{length} or the address alone")
     return Network(family, value, value + size - 1)
 
 
@@ -302,8 +302,8 @@ def network_from_text(text: str) -> Network:
     try:
         network = _network(text)
         if network is None:
-            raise Refused("is not an address or network", "write it as in 203.0.113.0/24")
-    except Refused as refused:
+            raise BadValue("is not an address or network", "write it as in 203.0.113.0/24")
+    except BadValue as refused:
         raise _quoting(text, refused) from None
     return network
 
@@ -312,27 +312,27 @@ _RESERVED = tuple((network_from_text(text), what) for text, what in RESERVED)
 
 
 def _check(entry: Entry, guard: Guard) -> None:
-    """Refused for a block entry that would block more than an app."""
+    """BadValue for a block entry that would block more than an app."""
     try:
         _refuse_dangerous(entry, guard)
-    except Refused as refused:
+    except BadValue as refused:
         raise _quoting(entry.text, refused) from None
 
 
 def _refuse_dangerous(entry: Entry, guard: Guard) -> None:
     if entry.network is None:
         if guard.public_suffix and entry.name not in guard.single_registrant and guard.public_suffix(entry.name):
-            raise Refused("is a public suffix: names below it belong to others", "write the names that are meant")
+            raise BadValue("is a public suffix: names below it belong to others", "write the names that are meant")
         return
     family, first, last = entry.network
     host_bits = (last - first + 1).bit_length() - 1
     prefix = (32 if family == 4 else 128) - host_bits
     if prefix < guard.prefixes[family]:
-        raise Refused("is too wide a network", f"/{guard.prefixes[family]} is the widest for IPv{family}")
+        raise BadValue("is too wide a network", f"/{guard.prefixes[family]} is the widest for IPv{family}")
     for network, role in (*_RESERVED, *guard.protected):
         if network.family == family and first <= network.last and network.first <= last:
             hint = _CARRIER_HINT if role in _CARRIERS else "blocking them would cut the network itself; remove the line"
-            raise Refused(f"covers addresses that are {role}", hint)
+            raise BadValue(f"covers addresses that are {role}", hint)
 
 
 _CARRIERS = ("IPv4-mapped", "NAT64")

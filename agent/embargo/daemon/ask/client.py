@@ -1,4 +1,4 @@
-"""The asking side of the control socket. It imports little: a verb of the command line is to start fast."""
+"""Client of the control socket. It imports few modules, so that a verb of the command line starts fast."""
 
 import json
 import socket
@@ -9,41 +9,41 @@ from embargo.daemon.ask.orders import Refusal
 from embargo.errors import EmbargoError
 from embargo.records import Answer, Order, RecordError
 
-SECONDS = 300.0  # for an answer: a reload of millions of names takes minutes on a small machine
+ANSWER_SECONDS = 300.0  # a reload of millions of names takes minutes on a small machine
 
 
 class ControlError(EmbargoError):
-    """The agent cannot be asked, or does not answer as this program understands it."""
+    """The socket cannot be used, or the answer cannot be decoded."""
 
 
 class NotRunning(ControlError):
-    """Nobody listens at the socket."""
+    """No agent listens on the socket."""
 
 
 class RequestRefused(ControlError):
-    """The agent does not do what it was asked; `usage`: the request itself is wrong."""
+    """The agent answered with a Refusal. `usage`: the request itself is wrong, so the exit status is that of a usage error."""
 
     def __init__(self, refusal: Refusal) -> None:
         self.usage = bool(refusal.usage)
         super().__init__(refusal.error)
 
 
-def ask(path: str, request: Order[Answer], seconds: float = SECONDS) -> Answer:
-    """One request to a running agent. NotRunning when there is none, RequestRefused, ControlError when it cannot be asked."""
-    verb: str = request.verb  # type: ignore[attr-defined] # every request has one
+def ask(path: str, request: Order[Answer], seconds: float = ANSWER_SECONDS) -> Answer:
+    """Send one request to a running agent and return its answer. NotRunning, RequestRefused, ControlError."""
+    verb: str = request.verb  # type: ignore[attr-defined] # every request of ask.orders has one
     value = exchange(path, {"verb": verb, **records.encode(request)}, seconds)
     kind = records.answer_of(type(request)) if value.get("ok") or "error" not in value else Refusal
     try:
         answer: Any = records.decode(kind, value)
     except RecordError as error:
-        raise ControlError(f"the agent that runs is of another version; restart it, or use its own embargo: {error}") from None
+        raise ControlError(f"the running agent has another version; restart it, or use its own `embargo`: {error}") from None
     if isinstance(answer, Refusal):
         raise RequestRefused(answer)
-    return answer  # type: ignore[no-any-return] # it is of the kind that answers this request
+    return answer  # type: ignore[no-any-return] # answer_of gave its type
 
 
-def exchange(path: str, request: dict[str, Any], seconds: float = SECONDS) -> dict[str, Any]:
-    """One line of JSON to the socket at this path, and the one that answers it. ControlError."""
+def exchange(path: str, request: dict[str, Any], seconds: float = ANSWER_SECONDS) -> dict[str, Any]:
+    """Send one line of JSON to the socket at `path` and return the line of the answer, decoded. NotRunning, ControlError."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(seconds)
         try:

@@ -1,6 +1,6 @@
-"""The answering side of the control socket.
+"""Server of the control socket.
 
-The kernel says who asks (SO_PEERCRED). The socket's mode and group decide who may.
+The mode and the group of the socket decide who may connect; the kernel reports the client's user id (SO_PEERCRED, unix(7)).
 """
 
 import asyncio
@@ -52,14 +52,14 @@ from embargo.report import Line, Verdict
 log = logging.getLogger(__name__)
 
 MAX_REQUEST = 64 << 10  # octets
-MAX_CLIENTS = 32
-PATIENCE = 2.0  # seconds for a request to be whole, and for an answer to be taken
+MAX_CLIENTS = 32  # at the same time; further ones are disconnected
+CLIENT_SECONDS = 2.0  # for a client to send its request, and to read its answer
 
 Edit = Block | Allow | Forget
 
 
-class _Refused(Exception):
-    """A request that is not carried out."""
+class _RequestError(Exception):
+    """A request that is not carried out; `refusal` is its answer."""
 
     def __init__(self, error: str, *, usage: bool = False) -> None:
         self.refusal = Refusal(error, usage or None)
@@ -68,12 +68,12 @@ class _Refused(Exception):
 
 @contextlib.asynccontextmanager
 async def serve(agent: Supervisor) -> AsyncIterator[None]:
-    """Listen at the configured path for as long as the context lasts."""
+    """Serve the control socket within the context. StartError if it cannot be created."""
     path = agent.settings.control
     before = os.umask(0o117)
     try:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)  # the lock on the state directory says that nobody else uses it
+            os.unlink(path)  # the lock on the state directory shows that no other agent uses it
         server = await asyncio.start_unix_server(_Control(agent).client, path, limit=MAX_REQUEST)
     except OSError as error:
         raise StartError(f"{path}: {error.strerror}; set [state] runtime elsewhere") from None
@@ -84,7 +84,7 @@ async def serve(agent: Supervisor) -> AsyncIterator[None]:
         os.chown(path, -1, premises.group_id(group))
     except OSError as error:
         hint = f"`systemctl edit embargo`, [Service] SupplementaryGroups={group}"
-        log.warning("%s: %s; the group %s cannot use it until the agent is in it: %s", path, error.strerror, group, hint)
+        log.warning("%s: %s; group %s cannot use the socket until the agent is a member: %s", path, error.strerror, group, hint)
     try:
         yield
     finally:
@@ -100,16 +100,16 @@ class _Control:
         self._editing = asyncio.Lock()
 
     async def client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One request, one answer."""
+        """Serve one connection: one request, one answer."""
         self._clients += 1
         try:
             if self._clients <= MAX_CLIENTS:
-                request = await asyncio.wait_for(reader.readline(), PATIENCE)
+                request = await asyncio.wait_for(reader.readline(), CLIENT_SECONDS)
                 answer = await self._answered(request, _uid(writer))
                 writer.write(_line(answer))
-                await asyncio.wait_for(writer.drain(), PATIENCE)
+                await asyncio.wait_for(writer.drain(), CLIENT_SECONDS)
         except ValueError:
-            writer.write(_line(Refusal(f"a request has at most {MAX_REQUEST} octets")))
+            writer.write(_line(Refusal(f"the request is longer than {MAX_REQUEST} octets")))
         except (TimeoutError, ConnectionError):
             pass  # too slow, or gone
         finally:
@@ -117,10 +117,10 @@ class _Control:
             writer.close()
 
     async def _answered(self, line: bytes, uid: int) -> object:
-        """An answer also where the disk is full or a file cannot be used."""
+        """The answer to a request; a Refusal if it is invalid, the disk is full, or a file cannot be used."""
         try:
             return await self._answer(_request(line), uid)
-        except _Refused as error:
+        except _RequestError as error:
             return error.refusal
         except OSError as error:
             return Refusal(describe(error))
@@ -147,9 +147,9 @@ class _Control:
                     return await self._pause(request, uid)
                 case Resume():
                     return await self._resume(request, uid)
-        raise AssertionError(f"{request} has no answer")
+        raise AssertionError(f"no code for the request {request}")
 
-    # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── queries ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _apps(self) -> Catalogue:
         generation = self._agent.generation
@@ -168,7 +168,7 @@ class _Control:
             usual = explain.verdict(generation.image, generation.compiled_board, request.subject, qtype, client, acl)
             asked = explain.subject(request.subject)
         except ValueError as error:
-            raise _Refused(str(error)) from None
+            raise _RequestError(str(error)) from None
         causes = None
         if (usual.verdict, usual.app) != (found.verdict, found.app):
             causes = tuple(status.pause(each) for each in paused if each.app in (pauses.EVERYTHING, usual.app))
@@ -178,7 +178,7 @@ class _Control:
         return records.widened(Explained, found, lines=lines, paused=causes, generation=generation.number)
 
     async def _lines(self, subject: str) -> tuple[Line, ...]:
-        """The lines that match; none where the lists cannot be used just now, or no compiler starts: the verdict stands."""
+        """The matching lines of all lists; none if the lists cannot be used or no compiler starts; the verdict needs none."""
         settings, around = self._agent.settings, self._agent.around
         protected = tuple(surroundings.protected(settings, around))
         with contextlib.suppress(ConfigError, OSError):
@@ -187,7 +187,7 @@ class _Control:
         return ()
 
     async def _with_learnt(self, found: Verdict, address: Network) -> Verdict:
-        """With what the guardian knows of an address, if it answers."""
+        """The verdict, extended by what the guardian knows about the address, if it answers."""
         if self._agent.guarding is not None:
             with contextlib.suppress(ChildError):
                 packed = address.first.to_bytes(4 if address.family == 4 else 16)
@@ -195,14 +195,14 @@ class _Control:
         return found
 
     def _judging(self, client: str) -> tuple[Switchboard, list[pauses.Pause]]:
-        """By which switchboard a client is judged, and the pauses that it comes from. ValueError: it is none."""
+        """(the switchboard for a client, the pauses that apply to it). ValueError if `client` is not an address."""
         generation = self._agent.generation
         assert generation is not None
         if not client:
-            return generation.board, [each for each in self._agent.pauses.all if not each.client]
-        theirs = [each for each in self._agent.pauses.all if not each.client or Acl([each.client]).allows(client)]
-        board = next((each.board for each in generation.exempt if Acl([each.network]).allows(client)), generation.board)
-        return board, theirs
+            return generation.board, [pause for pause in self._agent.pauses.all if not pause.client]
+        paused = [pause for pause in self._agent.pauses.all if not pause.client or Acl([pause.client]).allows(client)]
+        board = next((exempt.board for exempt in generation.exempt if Acl([exempt.network]).allows(client)), generation.board)
+        return board, paused
 
     async def _rollback(self, uid: int) -> Changed:
         outcome = await self._agent.rollback()
@@ -213,13 +213,13 @@ class _Control:
     # ── pauses ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _paused(self, request: Pause | Resume) -> tuple[str, str]:
-        """(app, client) of a request. ValueError when there is no such app, or it is no client."""
+        """(app, client) of a request. ValueError if the app does not exist or the client is not an address or network."""
         app, client = request.app or pauses.EVERYTHING, request.client or pauses.EVERYBODY
         generation = self._agent.generation
         assert generation is not None
-        known = [each.id for each in generation.report.apps]
-        if app and app not in known:
-            close = difflib.get_close_matches(app, known, 1)
+        ids = [app.id for app in generation.report.apps]
+        if app and app not in ids:
+            close = difflib.get_close_matches(app, ids, 1)
             raise ValueError(f'no app "{app}"; ' + (f'did you mean "{close[0]}"?' if close else "`embargo apps` lists them"))
         return app, pauses.client(client) if client else client
 
@@ -228,10 +228,10 @@ class _Control:
             app, client = self._paused(request)
             seconds = pauses.duration(request.duration)
         except ValueError as error:
-            raise _Refused(str(error), usage=True) from None
+            raise _RequestError(str(error), usage=True) from None
         begin = pauses.Pause(app, client, round(time.time() + seconds, 3), seconds, uid)
         if len(self._agent.pauses.all) >= pauses.MOST:
-            raise _Refused(f"{pauses.MOST} pauses are in force already; embargo resume ends some")
+            raise _RequestError(f"{pauses.MOST} pauses are in force, which is the limit; end some with `embargo resume`")
         outcome = await self._agent.pause(begin=begin)
         if outcome.ok:
             self._agent.journal.event({"event": "policy", "verb": "pause", **pausing.event_members(begin)})
@@ -242,13 +242,13 @@ class _Control:
         try:
             app, client = self._paused(request)
         except ValueError as error:
-            raise _Refused(str(error), usage=True) from None
-        over = [each for each in self._agent.pauses.all if app in ("", each.app) and client in ("", each.client)]
-        if not over:
-            raise _Refused("nothing is paused" if not app and not client else "no such pause; see embargo status")
-        outcome = await self._agent.pause(end=over)
-        for each in over if outcome.ok else ():
-            event = {"event": "policy", "verb": "resume", **pausing.event_members(each), "uid": uid}
+            raise _RequestError(str(error), usage=True) from None
+        ended = [pause for pause in self._agent.pauses.all if app in ("", pause.app) and client in ("", pause.client)]
+        if not ended:
+            raise _RequestError("nothing is paused" if not app and not client else "no such pause; see `embargo status`")
+        outcome = await self._agent.pause(end=ended)
+        for pause in ended if outcome.ok else ():
+            event = {"event": "policy", "verb": "resume", **pausing.event_members(pause), "uid": uid}
             self._agent.journal.event(event)
         return _changed(outcome, pauses=self._all_pauses())
 
@@ -258,21 +258,21 @@ class _Control:
     # ── the agent's own lists ────────────────────────────────────────────────────────────────────────────────────────
 
     async def _edit(self, request: Edit, uid: int) -> Changed:
-        """Change the local lists and put them in force, or leave them as they were."""
+        """Change the agent's own lists and reload; if that fails, restore them."""
         verb, entries = request.verb, list(dict.fromkeys(each.strip() for each in request.entries))
         if not entries:
-            raise _Refused("entries: name at least one")
+            raise _RequestError("entries: name at least one")
         try:
             parsed = [lists.parse_entry(each) for each in entries]
         except ValueError as error:
-            raise _Refused(str(error), usage=True) from None
+            raise _RequestError(str(error), usage=True) from None
         if any(each.exception for each in parsed):
-            raise _Refused("an exception belongs to an app's list; use allow instead", usage=True)
+            raise _RequestError("exceptions are possible in an app's list only; use allow instead", usage=True)
         paths = {name: watched.local_path(self._agent.settings, name) for name in ("block", "allow")}
         before = {name: _lines(path) for name, path in paths.items()}
         after = {name: _without(lines, entries) for name, lines in before.items()}
         if verb == "forget" and after == before:
-            raise _Refused(f"{', '.join(entries)}: not in the agent's own lists ({paths['block']})")
+            raise _RequestError(f"{', '.join(entries)}: not in the agent's own lists ({paths['block']})")
         if verb != "forget":
             stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             after[verb] += [f"{entry}  # {verb} by uid {uid}, {stamp}" for entry in entries]
@@ -289,7 +289,7 @@ class _Control:
         return _changed(outcome, warnings=tuple(self._still(verb, entries)))
 
     def _still(self, verb: str, entries: list[str]) -> list[str]:
-        """Entries that changed nothing, because something that comes first says otherwise."""
+        """Warnings for entries without effect, because a list of higher precedence decides otherwise."""
         generation = self._agent.generation
         assert generation is not None
         found = []
@@ -297,9 +297,9 @@ class _Control:
             text = entry.lstrip("=!").partition("/")[0].strip()
             now = explain.verdict(generation.image, generation.board, text)
             if verb == "block" and now.verdict == "allowed":
-                found.append(f"{text} still passes: {now.list}:{now.line} allows it, and that comes first")
+                found.append(f"{text} still passes: {now.list}:{now.line} allows it, which takes precedence")
             elif verb == "forget" and now.verdict in ("blocked", "allowed"):
-                found.append(f"{text} is still {now.verdict}, by {now.list}:{now.line}")
+                found.append(f"{text} is still {now.verdict} by {now.list}:{now.line}")
         return found
 
 
@@ -309,20 +309,20 @@ def _uid(writer: asyncio.StreamWriter) -> int:
 
 
 def _request(line: bytes) -> object:
-    """What is asked. _Refused for what is no request."""
+    """The request in a line of JSON. _RequestError if it is none."""
     try:
         value: Any = json.loads(line)
     except (ValueError, RecursionError):
         value = None
     verb = value.pop("verb", None) if isinstance(value, dict) else None
     if not isinstance(verb, str):
-        raise _Refused("a request is one line of JSON with a verb")
+        raise _RequestError("a request must be one line of JSON with a verb")
     if verb not in REQUESTS:
-        raise _Refused(f"there is no verb {verb!r}")
+        raise _RequestError(f"unknown verb {verb!r}")
     try:
         return records.decode(REQUESTS[verb], value)
     except RecordError as error:
-        raise _Refused(str(error)) from None
+        raise _RequestError(str(error)) from None
 
 
 def _line(answer: object) -> bytes:
@@ -348,7 +348,7 @@ def _without(lines: list[str], entries: list[str]) -> list[str]:
 
 
 def _meaning(entry: str) -> object:
-    """What an entry is about, however it is spelled; a line that means nothing is only itself."""
+    """A value that is equal for entries with the same meaning; for a line that is not an entry, the line itself."""
     try:
         parsed = lists.parse_entry(entry)
     except ValueError:
@@ -357,6 +357,6 @@ def _meaning(entry: str) -> object:
 
 
 def write_lists(paths: dict[str, str], contents: dict[str, list[str]]) -> None:
-    """Each list whole or not at all, also through a power cut; none of them when there is no room for one."""
+    """Replace the lists atomically. OSError if there is no room for all of them: then none is replaced."""
     octets = {path: "".join(f"{line}\n" for line in contents[name]).encode() for name, path in paths.items()}
     whole.replace(octets, 0o644)

@@ -1,6 +1,6 @@
-"""What `status` counts, for Prometheus: text of its exposition format 0.0.4 over HTTP, on `[metrics] listen`.
+"""Metrics for Prometheus: the numbers of `status` in its text format 0.0.4, over HTTP on `[metrics] listen`.
 
-Labels name apps, functions and upstreams. Clients, names and rules stand in none: they are without number.
+Labels name apps, functions and upstreams. No label names a client, a domain name or a rule: their number is unbounded.
 """
 
 import asyncio
@@ -14,11 +14,11 @@ from embargo.daemon.supervise.premises import StartError
 from embargo.daemon.supervise.supervisor import Supervisor
 
 MAX_REQUEST = 8 << 10  # octets
-PATIENCE = 2.0  # seconds for a request to be whole, and for an answer to be taken
-MAX_CLIENTS = 16
+CLIENT_SECONDS = 2.0  # for a client to send its request, and to read its answer
+MAX_CLIENTS = 16  # at the same time; further ones are disconnected
 _TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-Sample = tuple[dict[str, str], float]
+Sample = tuple[dict[str, str], float]  # labels, value
 
 
 def text(status: Status) -> str:
@@ -34,7 +34,7 @@ def text(status: Status) -> str:
 
 
 def _number(value: float) -> str:
-    """With every digit: a counter that is rounded stands still, and then jumps."""
+    """All digits of a number: a rounded counter would stand still and then jump."""
     return str(int(value)) if value == int(value) else repr(value)
 
 
@@ -43,7 +43,7 @@ def _escaped(value: str) -> str:
 
 
 def _metrics(status: Status) -> Iterator[tuple[str, str, Iterable[Sample]]]:
-    """(name without the prefix, help, samples)."""
+    """(name without the prefix `embargo_`, help, samples) of each metric."""
     counters, cache = status.counters, status.cache
 
     def one(value: float) -> list[Sample]:
@@ -128,7 +128,7 @@ def _firewall(firewall: FirewallStatus) -> Iterator[tuple[str, str, Iterable[Sam
 
 @contextlib.asynccontextmanager
 async def serve(agent: Supervisor) -> AsyncIterator[None]:
-    """Listen where the configuration says, if it does, for as long as the context lasts."""
+    """Serve metrics within the context, if [metrics] listen is set. StartError if the address cannot be used."""
     listen = agent.settings.metrics.listen
     if listen is None:
         yield
@@ -137,7 +137,9 @@ async def serve(agent: Supervisor) -> AsyncIterator[None]:
         server = await asyncio.start_server(_Metrics(agent).client, listen.address, listen.port, limit=MAX_REQUEST)
     except OSError as error:
         reason = os.strerror(error.errno or 0)
-        raise StartError(f"metrics.listen: {listen.address}, port {listen.port}: {reason}; name another") from None
+        raise StartError(
+            f"metrics.listen: {listen.address}, port {listen.port}: {reason}; set another address or port"
+        ) from None
     try:
         yield
     finally:
@@ -150,13 +152,13 @@ class _Metrics:
         self._clients = 0
 
     async def client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One request, one answer."""
+        """Serve one connection: one request, one answer."""
         self._clients += 1
         try:
             if self._clients <= MAX_CLIENTS:
-                head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)
+                head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), CLIENT_SECONDS)
                 writer.write(await self._answer(head.split(b"\r\n", 1)[0]))
-                await asyncio.wait_for(writer.drain(), PATIENCE)
+                await asyncio.wait_for(writer.drain(), CLIENT_SECONDS)
         except (TimeoutError, ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # too slow, too long, or gone
         finally:
@@ -166,9 +168,9 @@ class _Metrics:
     async def _answer(self, request: bytes) -> bytes:
         method, _, rest = request.partition(b" ")
         if method not in (b"GET", b"HEAD"):
-            return _response("405 Method Not Allowed", b"GET is what there is\n")
+            return _response("405 Method Not Allowed", b"only GET and HEAD are supported\n")
         if rest.split(b" ")[0].partition(b"?")[0] != b"/metrics":
-            return _response("404 Not Found", b"/metrics is what there is\n")
+            return _response("404 Not Found", b"only /metrics exists\n")
         body = text(await status.status(self._agent)).encode()
         return _response("200 OK", body, leave_out=method == b"HEAD")
 

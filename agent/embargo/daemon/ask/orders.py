@@ -1,7 +1,7 @@
-"""What a running agent is asked over the control socket, and what it answers.
+"""Requests to a running agent over the control socket, and their answers.
 
-A request is one line of JSON, {"verb": …} and the members of the request; so is the answer, with "ok" and the members of the
-answer. This is what `--json` prints, so members keep their names.
+A request is one line of JSON with "verb" and the members of its record; the answer is one line with "ok" and the members of its
+record. `--json` prints answers as they are, so the names of members must not change.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ class Refusal:
     """A request that was not carried out."""
 
     error: str
-    usage: bool | None = None  # the request itself is wrong, and would be at any time
+    usage: bool | None = None  # true: the request itself is wrong, whatever the state of the agent
     ok: Literal[False] = False
 
 
@@ -26,31 +26,41 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class PauseStatus:
+    """A pause in force."""
+
     app: str  # empty: everything
-    client: str  # an address or network; empty: everybody
+    client: str  # an address or network; empty: all clients
     until: str  # RFC 3339
-    uid: int
+    uid: int  # of the user that paused
 
 
 @dataclass(frozen=True, slots=True)
 class FunctionStatus(FunctionReport):
+    """A function with its attempts since the start of the agent."""
+
     hits: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class AppStatus(AppReport):
+    """An app with its attempts since the start of the agent."""
+
     functions: Mapping[str, FunctionStatus]
     hits: int = 0
-    paused: str | None = None  # until when
+    paused: str | None = None  # end of the pause for all clients, RFC 3339
 
 
 @dataclass(frozen=True, slots=True)
 class ListStatus(ListReport):
-    age: int  # seconds
+    """A list file with its age."""
+
+    age: int  # seconds since it was modified
 
 
 @dataclass(frozen=True, slots=True)
 class ReloadStatus:
+    """The last reload."""
+
     ok: bool
     errors: tuple[str, ...]
     ago: float  # seconds
@@ -58,6 +68,8 @@ class ReloadStatus:
 
 @dataclass(frozen=True, slots=True)
 class FirewallOff:
+    """The firewall is not enabled. The class attributes answer for callers that ask either kind."""
+
     enabled: Literal[False] = False
 
     lan: ClassVar[tuple[str, ...]] = ()
@@ -66,9 +78,11 @@ class FirewallOff:
 
 @dataclass(frozen=True, slots=True)
 class FirewallStatus:
+    """The nftables table and the guardian. Counters are since the start of the agent."""
+
     table: str
-    present: bool
-    owned: bool
+    present: bool  # the table is in the kernel
+    owned: bool  # only the guardian can change it
     lan: tuple[str, ...]
     intercept_dns: bool
     fail: str
@@ -76,38 +90,40 @@ class FirewallStatus:
     guardian: int  # pid
     guardian_restarts: int
     counters: dict[str, tuple[int, int]]  # chain → packets, octets
-    log_lost: int
-    noted: int
-    restored: int
-    cut: int
+    log_lost: int  # drop records that the kernel could not deliver
+    noted: int  # drop records received
+    restored: int  # times the table was restored after a change by another program
+    cut: int  # connections deleted because they were blocked
     learning: Learning | None
     enabled: Literal[True] = True
 
 
 @dataclass(frozen=True, slots=True)
 class EventsStatus:
+    """The event log."""
+
     file: str
-    lost: int
-    trouble: str
+    lost: int  # events that could not be written
+    trouble: str  # the error of the last write; empty if it succeeded
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Everything that `embargo status` tells. Times in seconds."""
+    """The answer to `embargo status`. Times are in seconds."""
 
     pid: int
     version: str
     uptime: float
-    config: str
+    config: str  # path of the file
     generation: int
-    since: float
+    since: float  # seconds that the generation has been in force
     names: int
     networks: int
     pauses: tuple[PauseStatus, ...]
     mode: Literal["audit", "block"]
     accelerator: str
     workers: tuple[int, ...]  # pids
-    inside: bool
+    inside: bool  # the resolver runs in the supervisor (workers = 0)
     worker_restarts: int
     listen: tuple[str, ...]
     lists: tuple[ListStatus, ...]
@@ -119,7 +135,7 @@ class Status:
     counters: dict[str, int]
     cache: dict[str, int]
     events: EventsStatus
-    uncovered: tuple[str, ...]
+    uncovered: tuple[str, ...]  # what the configuration leaves open, as text
     running: Literal[True] = True
     ok: Literal[True] = True
 
@@ -129,7 +145,7 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Explained(Verdict):
-    """The verdict of `why`, with all lines that match and the pauses that it comes from."""
+    """The answer to `why`: the verdict, all matching lines, and the pauses that changed it."""
 
     lines: tuple[Line, ...] = ()
     paused: tuple[PauseStatus, ...] | None = None
@@ -139,6 +155,8 @@ class Explained(Verdict):
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
+    """The answer to `apps`."""
+
     apps: tuple[AppStatus, ...]
     generation: int
     ok: Literal[True] = True
@@ -146,7 +164,7 @@ class Catalogue:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """What came of a change; `ok`: it is in force, or was before."""
+    """The result of a change. `ok`: what was asked for is in force; `changed`: it was not before."""
 
     ok: bool
     changed: bool

@@ -33,14 +33,14 @@ from embargo.uncovered import uncovered
 
 
 async def status(agent: Supervisor) -> Status:
-    """Everything that is known of a running agent. The agent must have a generation in force."""
+    """The status of a running agent. A generation must be in force."""
     generation, settings = agent.generation, agent.settings
     assert generation is not None
     stats = await agent.workers.stats()
     guarded = await agent.firewall_stats()
     unpoliced = await asyncio.to_thread(surroundings.unpoliced, settings, agent.around)
     now, report, last = time.time(), generation.report, agent.last
-    open_ = uncovered(
+    gaps = uncovered(
         settings, report, now=now, listening=bool(agent.sockets.endpoints), learning=guarded.learning if guarded else None,
         flowtables=guarded.flowtables if guarded else (), unpoliced=unpoliced,
     )  # fmt: skip
@@ -58,27 +58,28 @@ async def status(agent: Supervisor) -> Status:
         ),
         apps=apps(report.apps, agent.counted("hits"), agent.pauses.all),
         firewall=_firewall(agent, guarded), upstreams=_upstreams(agent, stats),
-        counters=_together(each.counters for each in stats) | agent.counted("counters"),
-        cache=_together(each.cache for each in stats) | agent.counted("cache"),
+        counters=_sum(each.counters for each in stats) | agent.counted("counters"),
+        cache=_sum(each.cache for each in stats) | agent.counted("cache"),
         events=EventsStatus(agent.journal.path, agent.journal.lost, agent.journal.trouble),
-        uncovered=(*(f"{each}, paused until {events.timestamp(each.until)}" for each in agent.pauses.all), *open_),
+        uncovered=(*(f"{each}, paused until {events.timestamp(each.until)}" for each in agent.pauses.all), *gaps),
     )  # fmt: skip
 
 
-def _together(counted: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    found: Counter[str] = Counter()
-    for each in counted:
-        found.update(each)
-    return dict(found)
+def _sum(counters: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for counter in counters:
+        total.update(counter)
+    return dict(total)
 
 
 def pause(pause: Pause) -> PauseStatus:
+    """A pause as `status` shows it."""
     return PauseStatus(pause.app, pause.client, events.timestamp(pause.until), pause.uid)
 
 
-def apps(found: Iterable[AppReport], hits: Mapping[str, int], paused: list[Pause]) -> tuple[AppStatus, ...]:
-    """`hits`: attempts by class."""
-    return tuple(_app(app, hits, paused) for app in found)
+def apps(reports: Iterable[AppReport], hits: Mapping[str, int], paused: list[Pause]) -> tuple[AppStatus, ...]:
+    """Apps with their attempts and pauses. `hits`: attempts by class, `app/function`."""
+    return tuple(_app(report, hits, paused) for report in reports)
 
 
 def _app(app: AppReport, hits: Mapping[str, int], paused: list[Pause]) -> AppStatus:
@@ -107,17 +108,17 @@ def _firewall(agent: Supervisor, guarded: Guarded | None) -> FirewallStatus | Fi
 
 
 def _upstreams(agent: Supervisor, stats: list[Counted]) -> tuple[UpstreamStats, ...]:
-    """One row per server, the workers' counts together."""
+    """One row per server, with the sums over all workers."""
     asked, failed = agent.counted("asked"), agent.counted("failed")
     rows: dict[str, UpstreamStats] = {}
     for row in (row for each in stats for row in each.upstreams):
-        known = rows.get(row.server)
-        rows[row.server] = row if known is None else _merged(known, row)
+        other = rows.get(row.server)
+        rows[row.server] = row if other is None else _merged(other, row)
     return tuple(replace(row, asked=asked[server], failed=failed[server]) for server, row in rows.items())
 
 
 def _merged(one: UpstreamStats, other: UpstreamStats) -> UpstreamStats:
-    """Round-trip times weighted by questions."""
+    """Both rows of a server as one; round-trip times are weighted by the number of queries."""
     together = one.asked + other.asked
     weighted = one.milliseconds * one.asked + other.milliseconds * other.asked
     return replace(

@@ -1,7 +1,7 @@
-"""One load of the lists into one generation, in a process of its own that ends with it.
+"""The compiler process: carries out one order, such as compiling the lists into a generation, and ends.
 
-It is given files by number: one with the order, one for the answer, one for what a crash prints, and for Compile two more: the
-image and the report. The process may read and nothing else: it parses files that others write.
+Its arguments are the numbers of descriptors: a file with the order, one for the answer, one for the output of a crash, and for
+Compile those of the image and the report. The process may only read files, because it parses files that others have written.
 """
 
 import contextlib
@@ -32,11 +32,11 @@ from embargo.lists.policy import Action, App, Selection, Switchboard
 from embargo.names import Name
 from embargo.report import AppReport, FunctionReport, ListReport, Report
 
-POLITE = 3.0  # seconds in which it has the processor only when nobody else wants it; a change must not wait for ever
+IDLE_SECONDS = 3.0  # with the lowest scheduling priority; then normal priority, so that a reload does not wait for ever
 
 
 def guard(protected: Iterable[tuple[str, str]]) -> Guard:
-    """The line guards: the public suffix list, and the networks that must not be cut off, each with its role."""
+    """Checks of list lines: against the public suffix list, and against protected networks, (network, role) each."""
     suffixes = PublicSuffixList()
 
     def public(name: Name) -> bool:
@@ -48,19 +48,19 @@ def guard(protected: Iterable[tuple[str, str]]) -> Guard:
 
 
 def _suspects() -> frozenset[Name]:
-    """Every name that a rule of the public suffix list speaks of."""
-    found: set[Name] = set()
+    """All names in rules of the public suffix list, without wildcards."""
+    rules: set[Name] = set()
     with open(PSLFILE, encoding="utf-8") as file:
         for line in file:
             rule = line.split(maxsplit=1)[0].lstrip("!") if line.strip() else ""
             if rule and not rule.startswith("//"):
-                found.add(names.from_text(rule))
-                found.add(names.from_text(rule.removeprefix("*.")))
-    return frozenset(found)
+                rules.add(names.from_text(rule))
+                rules.add(names.from_text(rule.removeprefix("*.")))
+    return frozenset(rules)
 
 
 def build(settings: Config, loaded: sources.Loaded) -> tuple[bytes, Switchboard]:
-    """The image and the switchboard of what was loaded."""
+    """(image, switchboard) of the loaded lists."""
     combined = policy.combine(loaded.apps, loaded.local, settings.policy)
     return image.encode(combined), policy.select(loaded.apps, combined.classes, settings.policy)
 
@@ -68,10 +68,10 @@ def build(settings: Config, loaded: sources.Loaded) -> tuple[bytes, Switchboard]
 def report(
     settings: Config, loaded: sources.Loaded, built: Image, board: Switchboard, fingerprint: str = "", material: str = ""
 ) -> Report:
-    """What `status`, `apps` and the events say about a generation."""
+    """The report of a generation. `fingerprint`, `material`: as in `Report`."""
     return Report(
         digest=built.digest, fingerprint=fingerprint, material=material, switchboard=board, names=len(built),
-        networks=built.networks, hosts={name: tuple(found) for name, found in loaded.hosts.items()},
+        networks=built.networks, hosts={name: tuple(addresses) for name, addresses in loaded.hosts.items()},
         tls_ca=loaded.authorities, apps=tuple(_app(app, settings.policy) for app in loaded.apps),
         lists=tuple(
             ListReport(each.source.path, each.file, each.size, len(each.problems), _modified(each.file))
@@ -108,7 +108,7 @@ def _modified(file: str) -> float:
 
 
 def harmed(loaded: sources.Loaded) -> list[Problem]:
-    """The neighbours that the catalogue would block with everything but the shared lists on, though they must keep working."""
+    """Problems for neighbours (names that must keep working) that the catalogue, all of it on but shared lists, would block."""
     everything = Selection(apps="all", functions="all", shared=False)
     combined = policy.combine(loaded.apps, (), everything)
     built, board = Image(image.encode(combined)), policy.select(loaded.apps, combined.classes, everything)
@@ -125,7 +125,7 @@ def harmed(loaded: sources.Loaded) -> list[Problem]:
 def main() -> None:
     order_fd, answer_fd, complaints, *results = map(int, sys.argv[1:])
     os.dup2(complaints, sys.stderr.fileno())
-    _stand_back()
+    _lower_priority()
     privileges.keep((privileges.CAP_DAC_READ_SEARCH,))
     with open(order_fd, "rb") as file:
         order = records.untagged(records.by_name(ORDERS), json.load(file))
@@ -156,17 +156,19 @@ def _obey(
     return Compiled(made.digest)
 
 
-def _stand_back() -> None:
-    """No query waits for us, not even for a time slice; on a busy machine that would last for ever, so it lasts a while."""
+def _lower_priority() -> None:
+    """Run only while no other process needs the processor, so that no query waits; after IDLE_SECONDS, run normally."""
 
-    def like_everybody(_number: int, _frame: FrameType | None) -> None:
-        with contextlib.suppress(OSError):  # it may not be allowed; then we stay polite
+    def restore(_number: int, _frame: FrameType | None) -> None:
+        with contextlib.suppress(OSError):  # without permission the priority stays low
             os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
-    with contextlib.suppress(OSError, ValueError):  # sched(7): what allows it; root may, as long as it has not given that up
+    with contextlib.suppress(
+        OSError, ValueError
+    ):  # sched(7): leaving SCHED_IDLE requires it; raising the limit works with CAP_SYS_RESOURCE only
         resource.setrlimit(resource.RLIMIT_NICE, (20, 20))
-    signal.signal(signal.SIGALRM, like_everybody)
-    signal.setitimer(signal.ITIMER_REAL, POLITE)
+    signal.signal(signal.SIGALRM, restore)
+    signal.setitimer(signal.ITIMER_REAL, IDLE_SECONDS)
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 

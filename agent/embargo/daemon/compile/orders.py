@@ -1,4 +1,4 @@
-"""What a compiler is asked to do, and what it answers: one order and one answer, each a JSON file by descriptor."""
+"""Orders to a compiler process and their answers. A process gets one order and gives one answer, each as a JSON file."""
 
 from dataclasses import dataclass
 
@@ -9,22 +9,28 @@ from embargo.report import Line
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
+    """The image and the report were written."""
+
     digest: str  # of the image
 
 
 @dataclass(frozen=True, slots=True)
 class Matches:
-    lines: tuple[Line, ...]  # the more specific first
+    """The lines that match."""
+
+    lines: tuple[Line, ...]  # the most specific first
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
+    """The problems that were found."""
+
     problems: tuple[Problem, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """The configuration or a file cannot be used."""
+    """The answer to any order if the configuration or a file cannot be used."""
 
     problems: tuple[Problem, ...]
 
@@ -33,8 +39,8 @@ class Rejected:
 class Compile(Order[Compiled]):
     """Read the lists and write the image and the report.
 
-    `config`, `file`: the text of the configuration and where it stands; `protected`: networks that no list may block, each
-    with its role; `fingerprint`, `material`: for the report (`report.Report`).
+    `config`, `file`: the text of the configuration and its path; `protected`: networks that no list may block, each with its
+    role; `fingerprint`, `material`: for the report (`report.Report`).
     """
 
     config: str
@@ -46,7 +52,7 @@ class Compile(Order[Compiled]):
 
 @dataclass(frozen=True, slots=True)
 class Match(Order[Matches]):
-    """Read the lists and tell which lines match `subject`, a name or an address."""
+    """Read the lists and find the lines that match `subject`, a name or an address."""
 
     config: str
     file: str

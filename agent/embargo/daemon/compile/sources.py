@@ -1,9 +1,9 @@
-"""From disk to values: the list files, app directories, hosts files and certificates that a configuration names.
+"""Reads the files that a configuration names: lists, app directories, hosts files and certificates.
 
-Every file is opened once, without blocking, and looked at through that descriptor: a regular file, of a trusted owner,
-writable by its owner alone, not too large, and not a link that leaves its directory. A file that fails this or cannot be
-a list is an error, and errors refuse the whole load: the generation in force stays. Bad lines are problems and cost
-themselves alone.
+Each file is opened once, without blocking, and checked through its descriptor: it must be a regular file of a trusted owner,
+writable by its owner only, not too large, and no link out of its directory. A file that fails a check or is not a list is an
+error, and one error makes the whole load fail, so that the generation in force stays. A bad line is only a problem: it is
+skipped.
 """
 
 import contextlib
@@ -25,19 +25,19 @@ from embargo.lists.lists import Guard
 from embargo.lists.policy import App, Level, List, Source
 from embargo.names import Name
 
-SETTLED = 0.25  # seconds without a change after which a file is whole
-TRIES = 12  # how many times that is waited for
+SETTLED_SECONDS = 0.25  # without a change after which a file is taken as completely written
+MAX_TRIES = 12  # of waiting for that
 MAX_HOSTS = 1_000_000  # lines of a hosts file
 
 
 class Loaded(NamedTuple):
-    """Everything that a policy is made of, with the problems that cost no more than their line."""
+    """The content of all files of a policy, and the problems of skipped lines."""
 
     apps: tuple[App, ...]
     local: tuple[List, ...]
-    hosts: dict[str, list[str]]
+    hosts: dict[str, list[str]]  # name → addresses
     problems: tuple[Problem, ...]
-    authorities: str = ""  # certificates in PEM: who vouches for upstreams over TLS, if not those that the system trusts
+    authorities: str = ""  # CA certificates in PEM for upstreams over TLS; empty: those that the system trusts
 
     @property
     def lists(self) -> tuple[List, ...]:
@@ -46,7 +46,7 @@ class Loaded(NamedTuple):
 
 @dataclass(slots=True)
 class _Load:
-    """One load under way: whom to trust, what to guard against, what has been found wrong."""
+    """State of one load: trusted owners (user ids), checks of lines, errors and problems so far."""
 
     owners: frozenset[int]
     guard: Guard
@@ -55,12 +55,12 @@ class _Load:
 
 
 def load(config: Config, guard: Guard) -> Loaded:
-    """Read it all. ConfigError with every file that cannot be used, and with app ids that do not exist."""
+    """Read all files. ConfigError with all files that cannot be used, and all unknown app ids in the configuration."""
     work = _Load(_owners(config), guard)
     apps: dict[str, App] = {}
     for directory in config.lists.apps:
         for app in _apps(directory, work):
-            if app.default is None:  # a replacement that does not say is on as what it replaces was, and not off by oversight
+            if app.default is None:  # if a replacement does not set `default`, that of the replaced app applies
                 app = replace(app, default=app.id in apps and apps[app.id].default)
             apps[app.id] = app
     local = tuple(_local_lists(config, work))
@@ -76,58 +76,58 @@ def load(config: Config, guard: Guard) -> Loaded:
     if work.errors:
         raise ConfigError((*work.errors, *work.problems))
     ordered = tuple(apps[key] for key in sorted(apps))
-    found = Loaded(ordered, local, hosts, (), authorities)
-    return found._replace(problems=(*work.problems, *(p for list_ in found.lists for p in list_.problems)))
+    loaded = Loaded(ordered, local, hosts, (), authorities)
+    return loaded._replace(problems=(*work.problems, *(p for list_ in loaded.lists for p in list_.problems)))
 
 
 def _owners(config: Config) -> frozenset[int]:
-    """Root, ourselves, whoever owns the configuration (he could name other lists anyway), and the agent, if we are not it."""
-    found = {0, os.geteuid()}
+    """Trusted owners (user ids): root, this process, the agent, and the owner of the configuration, who chooses the lists."""
+    owners = {0, os.geteuid()}
     for path in (config.file, config.state.dir):
         with contextlib.suppress(OSError):
-            found.add(os.stat(path).st_uid)
-    return frozenset(found)
+            owners.add(os.stat(path).st_uid)
+    return frozenset(owners)
 
 
 def read(path: str, owners: frozenset[int], *, below: str = "") -> bytes:
-    """The content of a trusted regular file. ListError otherwise. `below`: the directory that a link must not leave."""
+    """The content of a trusted regular file. ListError. `below`: the directory that a symbolic link must not leave."""
 
     def refuse(message: str, hint: str) -> ListError:
         return ListError(Problem(path, 0, message, hint))
 
     if below and os.path.commonpath((os.path.realpath(path), os.path.realpath(below))) != os.path.realpath(below):
-        raise refuse(f"the link leaves {below}", "put the file itself there")
+        raise refuse(f"the link leads out of {below}", "put the file itself there")
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
         raise refuse(f"it cannot be read: {error.strerror}", "the agent's user needs permission to read it") from None
     with open(fd, "rb") as file:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
             raise refuse("it is not a regular file", "a list is a text file")
-        if found.st_uid not in owners:
+        if status.st_uid not in owners:
             raise refuse(
-                f"it belongs to user {found.st_uid}", "it must belong to root or to the configuration's owner: chown it"
+                f"it belongs to user {status.st_uid}", "it must belong to root or to the configuration's owner: chown it"
             )
-        if found.st_mode & 0o022:
-            raise refuse("others than its owner can write it", f"take that away: chmod go-w {path}")
-        if found.st_size > lists.MAX_FILE:
-            raise refuse(f"it has {found.st_size} octets", f"a list has at most {lists.MAX_FILE}")
+        if status.st_mode & 0o022:
+            raise refuse("users other than its owner can write it", f"forbid that: chmod go-w {path}")
+        if status.st_size > lists.MAX_FILE:
+            raise refuse(f"it has {status.st_size} octets", f"a list may have {lists.MAX_FILE}")
         content = _whole(file)
         if content is None:
-            raise refuse("it is being written all the time", "write another file, and give it this name when it is whole")
+            raise refuse("it is being written to all the time", "write to another file, and rename it when it is complete")
         return content
 
 
 def _whole(file: BinaryIO) -> bytes | None:
-    """What stands in a file that nobody is writing to. Half a list would let through what the other half names."""
-    for _ in range(TRIES):
+    """The content of a file, once it no longer changes; None if it keeps changing. Half a list would block too little."""
+    for _ in range(MAX_TRIES):
         before = os.fstat(file.fileno())
         file.seek(0)
         content = file.read(lists.MAX_FILE + 1)
-        if not 0 <= time.time() - before.st_mtime <= SETTLED and _unchanged(file, before):
-            return content  # a time to come, where the clock was set back, tells nothing; it is not waited for
-        time.sleep(SETTLED)
+        if not 0 <= time.time() - before.st_mtime <= SETTLED_SECONDS and _unchanged(file, before):
+            return content  # a modification time in the future (the clock was set back) is not waited for
+        time.sleep(SETTLED_SECONDS)
         if _unchanged(file, before):
             return content
     return None
@@ -142,7 +142,7 @@ def _apps(directory: str, work: _Load) -> Iterator[App]:
     try:
         children = sorted(os.listdir(directory))
     except FileNotFoundError:
-        work.problems.append(Problem(directory, 0, "there is no such directory", "create it or take it out of lists.apps"))
+        work.problems.append(Problem(directory, 0, "the directory does not exist", "create it or remove it from lists.apps"))
         return
     except OSError as error:
         hint = "the agent's user needs permission to read it"
@@ -159,14 +159,14 @@ def _apps(directory: str, work: _Load) -> Iterator[App]:
 
 
 def _trusted_directory(path: str, work: _Load) -> bool:
-    """Whoever can write a directory can replace what stands in it."""
-    found = os.stat(path)
-    if found.st_uid not in work.owners:
+    """Whether only trusted users can write to a directory, and thus replace its files; otherwise an error is added."""
+    status = os.stat(path)
+    if status.st_uid not in work.owners:
         hint = "it must belong to root or to the configuration's owner: chown it"
-        work.errors.append(Problem(path, 0, f"the directory belongs to user {found.st_uid}", hint))
-    elif found.st_mode & 0o022:
-        hint = f"take that away: chmod go-w {path}"
-        work.errors.append(Problem(path, 0, "others than its owner can write the directory", hint))
+        work.errors.append(Problem(path, 0, f"the directory belongs to user {status.st_uid}", hint))
+    elif status.st_mode & 0o022:
+        hint = f"forbid that: chmod go-w {path}"
+        work.errors.append(Problem(path, 0, "users other than its owner can write to the directory", hint))
     else:
         return True
     return False
@@ -188,24 +188,26 @@ def _app(path: str, name: str, directory: str, work: _Load) -> App | None:
         work.errors += error.problems
         return None
     guard = replace(work.guard, single_registrant=frozenset(map(names.from_text, app.single_registrant)))
-    if app.id == policy.BYPASS:  # it lists public resolvers, and only our own questions to one pass (ruleset.Own)
+    if (
+        app.id == policy.BYPASS
+    ):  # it lists public resolvers, maybe our upstream, to which only our own queries pass (ruleset.Own)
         guard = replace(guard, protected=tuple(item for item in guard.protected if item[1] != lists.UPSTREAM))
-    found = [
+    app_lists = [
         list_
         for child in sorted(os.listdir(path))
         if child.endswith(".list") and not child.startswith(".")
         for list_ in _app_list(f"{path}/{child}", child, app, directory, guard, work)
     ]
-    return replace(app, lists=tuple(found))
+    return replace(app, lists=tuple(app_lists))
 
 
 def _app_list(path: str, child: str, app: App, directory: str, guard: Guard, work: _Load) -> Iterator[List]:
     function, _, shared = child.removesuffix(".list").partition(".")
-    known = policy.BYPASS_FUNCTIONS if app.id == policy.BYPASS else policy.FUNCTIONS
-    if function not in known or shared not in ("", "shared"):
-        near = difflib.get_close_matches(function, known, 1)
+    functions = policy.BYPASS_FUNCTIONS if app.id == policy.BYPASS else policy.FUNCTIONS
+    if function not in functions or shared not in ("", "shared"):
+        near = difflib.get_close_matches(function, functions, 1)
         meant = f"did you mean {near[0]}.list? " if near else ""
-        problem = Problem(path, 0, f'"{function}" is not a function', f"{meant}functions are {', '.join(known)}")
+        problem = Problem(path, 0, f'"{function}" is not a function', f"{meant}functions are {', '.join(functions)}")
         work.problems.append(problem)
         return
     source = Source(f"{app.id}/{child}", Level.APPS, app.id, function, bool(shared))
@@ -225,13 +227,13 @@ def _local_lists(config: Config, work: _Load) -> Iterator[List]:
             (configured, os.path.basename(configured)),
             (watched.local_path(config, name), f"{watched.LOCAL}/{name}.list"),
         ):
-            if os.path.lexists(path):  # neither has to exist
+            if os.path.lexists(path):  # both are optional
                 source = Source(shown, level, "local", name, shared=False)
                 yield from _parse(path, source, os.path.dirname(path), work.guard, work)
 
 
 def _hosts(path: str, hosts: dict[str, list[str]], work: _Load) -> None:
-    """hosts(5): an address and its names a line."""
+    """Read a hosts file: per line, an address and its names (hosts(5))."""
     try:
         text = read(path, work.owners).decode()
     except ListError as error:
@@ -246,11 +248,11 @@ def _hosts(path: str, hosts: dict[str, list[str]], work: _Load) -> None:
             continue
         try:
             lists.address_to_int(address)
-            found = [names.to_text(names.from_text(alias)) for alias in aliases]
+            hostnames = [names.to_text(names.from_text(alias)) for alias in aliases]
         except ValueError:
             work.problems.append(Problem(path, number, f'"{line.strip()[:80]}" is not a hosts line', "write: address name …"))
             continue
-        for name in found:
+        for name in hostnames:
             hosts.setdefault(name, []).append(address)
 
 
@@ -265,7 +267,7 @@ def _authorities(path: str, work: _Load) -> str:
 
 
 def neighbours(apps: Iterable[App]) -> Iterator[tuple[App, Name]]:
-    """The names that must keep working, with the app that says so."""
+    """(app, neighbour) for all neighbours: names that must keep working although the app is blocked."""
     for app in apps:
         for text in app.neighbours:
             yield app, names.from_text(text)

@@ -1,4 +1,4 @@
-"""Certificates of authorities in PEM files, and OpenSSL's reasons in words. It opens no socket: the compiler uses it too."""
+"""CA certificates in PEM files, and OpenSSL errors as text. The compiler uses it too, so it imports no code for connections."""
 
 import re
 import ssl
@@ -7,16 +7,17 @@ _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s]+-----END
 
 
 def certificates(text: str) -> str:
-    """The certificates in a PEM file, without what stands around them. ValueError when there is none of use."""
-    found = "\n".join(_CERTIFICATE.findall(text))
-    if not found:
-        raise ValueError("there is no certificate in it")
+    """The certificates in the text of a PEM file, without the text around them. ValueError if none can be used."""
+    pem = "\n".join(_CERTIFICATE.findall(text))
+    if not pem:
+        raise ValueError("it has no certificate")
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=found)
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=pem)
     except ssl.SSLError as error:
-        raise ValueError(f"a certificate in it cannot be read: {reason(error)}") from None
-    return found
+        raise ValueError(f"it has a certificate that cannot be read: {reason(error)}") from None
+    return pem
 
 
 def reason(error: ssl.SSLError) -> str:
+    """The reason of an OpenSSL error in lower-case words."""
     return (error.reason or str(error)).lower().replace("_", " ")

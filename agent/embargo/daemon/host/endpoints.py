@@ -1,7 +1,7 @@
-"""The listening sockets: which addresses, and one socket per address and worker.
+"""The listening sockets: the addresses to listen on, and one UDP and one TCP socket per address and worker.
 
-The supervisor opens them and keeps them, so a worker that dies loses nothing that waits in its queue. SO_REUSEPORT spreads
-clients over the workers; since it would also let a stranger of the same user share the port, a plain bind is tried first.
+The supervisor opens and keeps them, so that queries in the queue of a worker that dies are not lost. SO_REUSEPORT distributes
+clients over the workers. It would also share the port with another program of the same user, so a plain bind is tried first.
 """
 
 import errno
@@ -20,12 +20,12 @@ from embargo.errors import EmbargoError
 
 log = logging.getLogger(__name__)
 
-RECEIVE_BUFFER = 4 << 20  # octets of queries that may wait while a worker starts
-_SO_RCVBUFFORCE, _IP_FREEBIND, _IPV6_FREEBIND = 33, 15, 78
+RECEIVE_BUFFER = 4 << 20  # octets, for queries that wait while a worker starts
+_SO_RCVBUFFORCE, _IP_FREEBIND, _IPV6_FREEBIND = 33, 15, 78  # asm-generic/socket.h, linux/in.h, linux/in6.h
 
 
 class ListenError(EmbargoError):
-    """An address that cannot be listened on; `number` is the errno."""
+    """An address cannot be listened on. `number`: the errno, if there is one."""
 
     def __init__(self, message: str, number: int = 0) -> None:
         self.number = number
@@ -33,7 +33,9 @@ class ListenError(EmbargoError):
 
 
 class Endpoint(NamedTuple):
-    address: str  # link-local ones with %interface
+    """An address and port to listen on, over UDP and TCP."""
+
+    address: str  # a link-local one with its zone, fe80::1%lan0
     port: int
 
     def __str__(self) -> str:
@@ -41,13 +43,13 @@ class Endpoint(NamedTuple):
 
 
 def intercept_port(config: Config) -> int:
-    """Where intercepted queries go; 0 when none are."""
+    """The port to which queries to other resolvers are redirected; 0 if they are not intercepted."""
     on = config.firewall.enabled and config.firewall.lan and config.firewall.intercept_dns
     return config.dns.listen[0].port if on else 0
 
 
 def wanted(config: Config, interfaces: Sequence[Interface]) -> tuple[Endpoint, ...]:
-    """All addresses to answer on: the configured ones, and those of the interfaces whose queries are intercepted."""
+    """The endpoints to listen on: the configured ones, and the addresses of interfaces whose queries are intercepted."""
     found: dict[Endpoint, None] = {}
     for listen in config.dns.listen:
         if listen.interface:
@@ -57,11 +59,12 @@ def wanted(config: Config, interfaces: Sequence[Interface]) -> tuple[Endpoint, .
     if port := intercept_port(config):
         found |= dict.fromkeys(Endpoint(i.bindable, port) for i in interfaces if i.name in config.firewall.lan)
     if not any(i.address == "::1" for i in interfaces):  # a machine without IPv6
-        found = {each: None for each in found if each.address != "::1"}
-    return tuple(each for each in found if not _covered(each, found))
+        found = {endpoint: None for endpoint in found if endpoint.address != "::1"}
+    return tuple(endpoint for endpoint in found if not _covered(endpoint, found))
 
 
 def _covered(endpoint: Endpoint, others: Iterable[Endpoint]) -> bool:
+    """Whether one of the others is the wildcard address with the same port."""
     wildcard = Endpoint("::" if ":" in endpoint.address else "0.0.0.0", endpoint.port)
     return endpoint != wildcard and wildcard in others
 
@@ -70,74 +73,75 @@ Pair = tuple[socket.socket, socket.socket]  # UDP, TCP
 
 
 class Sockets:
-    """One UDP and one TCP socket per endpoint and worker. systemd keeps a copy of each, for the next run.
+    """The open sockets: a UDP and a TCP socket per endpoint and worker. systemd stores duplicates for the next run.
 
-    When that has fewer workers they share what is there: queries wait in each of the sockets.
+    If the next run has fewer workers, they read all stored sockets, since queries may wait in each of them.
     """
 
     def __init__(self) -> None:
         self._open: dict[Endpoint, list[Pair]] = {}
-        self._before: dict[Endpoint, list[Pair]] | None = None  # what was open before a change that is not settled
+        self._before: dict[Endpoint, list[Pair]] | None = None  # before the last `follow`, until `settle` or `restore`
         self._workers = 1
 
     def adopt(self, fds: Iterable[tuple[str, int]]) -> list[str]:
-        """Take over what an earlier run listened with, or a socket unit opened; the names of what is of no use."""
+        """Adopt sockets of an earlier run or a socket unit, (name, descriptor). Closes unusable ones; returns their names."""
         found: dict[Endpoint, tuple[list[socket.socket], list[socket.socket]]] = {}
         names: dict[socket.socket, str] = {}
-        useless: list[socket.socket] = []
+        unusable: list[socket.socket] = []
         for name, fd in fds:
             sock = socket.socket(fileno=fd)
             names[sock] = name
             if (endpoint := _endpoint(sock)) is None:
-                useless.append(sock)
+                unusable.append(sock)
             else:
                 found.setdefault(endpoint, ([], []))[sock.type == socket.SOCK_STREAM].append(sock)
         for endpoint, (udp, tcp) in found.items():
             if pairs := list(zip(udp, tcp, strict=False)):
                 self._open[endpoint] = pairs
-            useless += [*udp[len(pairs) :], *tcp[len(pairs) :]]  # one kind without the other
-        for sock in useless:
+            unusable += [*udp[len(pairs) :], *tcp[len(pairs) :]]  # UDP without TCP, or the reverse
+        for sock in unusable:
             sock.close()
             notify.store(names[sock], ())
-        return [names[sock] for sock in useless]
+        return [names[sock] for sock in unusable]
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
+        """The endpoints with open sockets."""
         return tuple(self._open)
 
     def follow(self, endpoints: Sequence[Endpoint], workers: int, interfaces: Sequence[Interface]) -> bool:
-        """Open what is missing and leave out what is no longer wanted; whether that changes anything. ListenError: nothing.
+        """Listen on these endpoints. Returns whether anything changes. ListenError if one cannot be opened: nothing changes.
 
-        `settle` makes it final, `restore` takes it back. An address that no interface has yet (at boot; duplicate address
-        detection) is listened on all the same, with a warning that names it.
+        Afterwards, `settle` makes the change final or `restore` reverts it. An address that no interface has yet (at boot, or
+        during duplicate address detection) is listened on too (IP_FREEBIND), with a warning.
         """
         self.settle()
         self._workers = workers
-        missing = [each for each in endpoints if len(self._open.get(each, ())) < workers]
-        gone = [each for each in self._open if each not in endpoints]
+        missing = [endpoint for endpoint in endpoints if len(self._open.get(endpoint, ())) < workers]
+        gone = [endpoint for endpoint in self._open if endpoint not in endpoints]
         if not missing and not gone:
             return False
         fresh: dict[Endpoint, list[Pair]] = {}
         try:
-            for each in missing:
-                if each not in self._open:
-                    ours = any(open_.port == each.port for open_ in self._open)
-                    _probe(each, alone=not ours)
-                fresh[each] = [*self._open.get(each, ())]
-                fresh[each] += [_another(each, fresh[each]) for _ in range(workers - len(fresh[each]))]
+            for endpoint in missing:
+                if endpoint not in self._open:
+                    shared = any(open_.port == endpoint.port for open_ in self._open)
+                    _probe(endpoint, exclusive=not shared)
+                fresh[endpoint] = [*self._open.get(endpoint, ())]
+                fresh[endpoint] += [_another(endpoint, fresh[endpoint]) for _ in range(workers - len(fresh[endpoint]))]
         except ListenError:
-            for each, pairs in fresh.items():
-                _close(pair for pair in pairs if pair not in self._open.get(each, ()))
+            for endpoint, pairs in fresh.items():
+                _close(pair for pair in pairs if pair not in self._open.get(endpoint, ()))
             raise
         self._before = self._open
-        self._open = {each: pairs for each, pairs in self._open.items() if each not in gone} | fresh
-        for each in fresh:
-            if is_absent(each, interfaces):
-                log.warning("%s", _explain(each, OSError(errno.EADDRNOTAVAIL, ""), udp=True))
+        self._open = {endpoint: pairs for endpoint, pairs in self._open.items() if endpoint not in gone} | fresh
+        for endpoint in fresh:
+            if is_absent(endpoint, interfaces):
+                log.warning("%s", _explain(endpoint, OSError(errno.EADDRNOTAVAIL, ""), udp=True))
         return True
 
     def settle(self) -> None:
-        """Close the sockets that the last change left out, and have systemd keep the ones that are open now."""
+        """Make the last change final: close the sockets that are no longer used, and have systemd store the new ones."""
         before, self._before = self._before, None
         if before is None:
             return
@@ -149,7 +153,7 @@ class Sockets:
                 notify.store(_stored_as(each), [sock.fileno() for pair in pairs for sock in pair])
 
     def restore(self) -> None:
-        """Close the sockets that the last change opened: what was listened on before is listened on again."""
+        """Revert the last change: close the sockets that it opened."""
         before, self._before = self._before, None
         if before is None:
             return
@@ -158,13 +162,14 @@ class Sockets:
         self._open = before
 
     def of(self, worker: int) -> Iterator[tuple[str, socket.socket]]:
-        """A worker's sockets with their kind."""
+        """(udp or tcp, socket) for each socket of a worker, by its number."""
         for pairs in self._open.values():
             for udp, tcp in pairs[worker :: self._workers]:
                 yield "udp", udp
                 yield "tcp", tcp
 
     def close(self) -> None:
+        """Close all sockets. systemd keeps its duplicates."""
         self.settle()
         for pairs in self._open.values():
             _close(pairs)
@@ -172,10 +177,10 @@ class Sockets:
 
 
 def is_absent(endpoint: Endpoint, interfaces: Iterable[Interface]) -> bool:
-    """Has no interface this address?"""
+    """Whether no interface has this address."""
     address = ipaddress.ip_address(endpoint.address.partition("%")[0])
-    known = {interface.address for interface in interfaces}
-    return not (address.is_unspecified or address.is_loopback or str(address) in known)
+    present = {interface.address for interface in interfaces}
+    return not (address.is_unspecified or address.is_loopback or str(address) in present)
 
 
 def _stored_as(endpoint: Endpoint) -> str:
@@ -183,7 +188,7 @@ def _stored_as(endpoint: Endpoint) -> str:
 
 
 def _endpoint(sock: socket.socket) -> Endpoint | None:
-    """Where a socket listens, None for one that does not serve DNS clients."""
+    """The endpoint of a socket; None if it is not a UDP or TCP socket over IP."""
     if sock.type not in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
         return None
     sock.setblocking(False)
@@ -197,7 +202,7 @@ def _endpoint(sock: socket.socket) -> Endpoint | None:
 
 
 def _another(endpoint: Endpoint, beside: Sequence[Pair]) -> Pair:
-    """One more pair. A socket unit's sockets may not be shared by port; then all workers read the same one."""
+    """One more pair for an endpoint. Sockets of a socket unit may lack SO_REUSEPORT; then all workers read the same one."""
     if beside and not all(sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT) for sock in beside[0]):
         return beside[0][0].dup(), beside[0][1].dup()
     return _pair(endpoint)
@@ -216,11 +221,11 @@ def _target(endpoint: Endpoint) -> tuple[int, tuple[str, int] | tuple[str, int, 
     try:
         return socket.AF_INET6, (address, endpoint.port, 0, socket.if_nametoindex(scope) if scope else 0)
     except OSError:
-        raise ListenError(f"dns.listen: {endpoint}: there is no interface {scope}") from None
+        raise ListenError(f"dns.listen: {endpoint}: interface {scope} does not exist") from None
 
 
-def _socket(endpoint: Endpoint, kind: socket.SocketKind, *, share: bool, anyway: bool) -> socket.socket:
-    """A bound socket. `share`: beside others of ours; `anyway`: also where the address does not stand on an interface."""
+def _socket(endpoint: Endpoint, kind: socket.SocketKind, *, share: bool, absent: bool) -> socket.socket:
+    """A bound socket. `share`: with SO_REUSEPORT; `absent`: even if no interface has the address. ListenError."""
     family, target = _target(endpoint)
     sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
@@ -228,8 +233,8 @@ def _socket(endpoint: Endpoint, kind: socket.SocketKind, *, share: bool, anyway:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if share:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if anyway:
-            # an interface's address may not be usable yet (duplicate address detection) or go away for a moment
+        if absent:
+            # during duplicate address detection, or after a short loss of the link, an address is not usable yet
             level, option = (
                 (socket.IPPROTO_IPV6, _IPV6_FREEBIND) if family == socket.AF_INET6 else (socket.IPPROTO_IP, _IP_FREEBIND)
             )
@@ -246,24 +251,24 @@ def _socket(endpoint: Endpoint, kind: socket.SocketKind, *, share: bool, anyway:
 
 
 def _pair(endpoint: Endpoint) -> Pair:
-    udp = _socket(endpoint, socket.SOCK_DGRAM, share=True, anyway=True)
+    udp = _socket(endpoint, socket.SOCK_DGRAM, share=True, absent=True)
     try:
         with privileges.raised(privileges.CAP_NET_ADMIN):
             udp.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_BUFFER)
     except PermissionError:
         udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
     try:
-        return udp, _socket(endpoint, socket.SOCK_STREAM, share=True, anyway=True)
+        return udp, _socket(endpoint, socket.SOCK_STREAM, share=True, absent=True)
     except ListenError:
         udp.close()
         raise
 
 
-def _probe(endpoint: Endpoint, *, alone: bool) -> None:
-    """Can the address be had, and `alone`, by nobody else? That it is not there yet is no reason to fail."""
+def _probe(endpoint: Endpoint, *, exclusive: bool) -> None:
+    """Check that the address can be bound; `exclusive`: and is not used by others. ListenError, except if it is absent."""
     for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
         try:
-            _socket(endpoint, kind, share=not alone, anyway=False).close()
+            _socket(endpoint, kind, share=not exclusive, absent=False).close()
         except ListenError as error:
             if error.number != errno.EADDRNOTAVAIL:
                 raise
@@ -272,9 +277,9 @@ def _probe(endpoint: Endpoint, *, alone: bool) -> None:
 def _explain(endpoint: Endpoint, error: OSError, *, udp: bool) -> str:
     place = f"dns.listen: {endpoint} ({'UDP' if udp else 'TCP'})"
     if error.errno == errno.EADDRINUSE:
-        who = machine.holder(endpoint.address, endpoint.port, udp=udp)
-        by = f" by {who}" if who else ""
-        return f"{place} is in use{by}; {_making_room(endpoint, who)}, or listen on another address or port"
+        holder = machine.holder(endpoint.address, endpoint.port, udp=udp)
+        by = f" by {holder}" if holder else ""
+        return f"{place} is in use{by}; {_remedy(endpoint, holder)}, or listen on another address or port"
     if error.errno == errno.EACCES:
         return f"{place} needs root or CAP_NET_BIND_SERVICE; or listen on a port from 1024 on"
     if error.errno == errno.EADDRNOTAVAIL:
@@ -283,20 +288,20 @@ def _explain(endpoint: Endpoint, error: OSError, *, udp: bool) -> str:
     return f"{place} cannot be opened: {os.strerror(error.errno or 0)}"
 
 
-def _making_room(endpoint: Endpoint, who: str) -> str:
-    """What has to be done about the holder of an address; stopping it is too much where it has other work."""
-    if machine.RESOLVED in who:
+def _remedy(endpoint: Endpoint, holder: str) -> str:
+    """How to free an address. Programs with other tasks are not to be stopped."""
+    if machine.RESOLVED in holder:
         address = endpoint.address.partition("%")[0]
         stub = ipaddress.ip_address(address).is_unspecified or address in machine.RESOLVED_STUBS
-        setting = "set DNSStubListener=no" if stub else f"take {address} out of DNSStubListenerExtra="
+        setting = "set DNSStubListener=no" if stub else f"remove {address} from DNSStubListenerExtra="
         return f"{setting} in /etc/systemd/resolved.conf or resolved.conf.d and restart systemd-resolved"
-    if "dnsmasq" in who:
-        return "stop it, or set port=0 in its configuration, which leaves it DHCP"
+    if "dnsmasq" in holder:
+        return "stop it, or set port=0 in its configuration to leave only DHCP"
     return "stop it"
 
 
 def local_networks(config: Config, interfaces: Sequence[Interface]) -> tuple[str, ...]:
-    """The networks of [dns] allow_from, with "local" spelled out."""
+    """The networks of [dns] allow_from, with "local" replaced by its networks."""
     found: dict[str, None] = {}
     for source in config.dns.allow_from:
         if source == "local":

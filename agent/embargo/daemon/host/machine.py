@@ -1,4 +1,4 @@
-"""This machine: its addresses and networks, next hops, resolvers, and the process that uses a port. Read, never changed."""
+"""The state of this machine: addresses and networks, next hops, resolvers, processes that use a port. It changes nothing."""
 
 import asyncio
 import contextlib
@@ -13,13 +13,13 @@ from embargo.daemon.host import rtnetlink
 from embargo.dns.upstream import Server
 from embargo.firewall.ruleset import RESERVED, SINK
 
-#: "local" of [dns] allow_from, without the networks of the lan interfaces
+#: the networks of "local" in [dns] allow_from, besides those of the lan interfaces (RFC 1918, 3927, 4193, 4291)
 LOCAL_NETWORKS = (
     "127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "::1/128", "fc00::/7", "fe80::/10",
 )  # fmt: skip
 RESOLV_CONF = "/etc/resolv.conf"
 RESOLVED_CONF = "/run/systemd/resolve/resolv.conf"  # the upstreams behind systemd-resolved's stub
-RESOLVED = "systemd-resolve"  # its user; also the name of its process, which the kernel cuts after 15 octets
+RESOLVED = "systemd-resolve"  # its user, and the name of its process, which the kernel truncates to 15 octets
 RESOLVED_STUBS = ("127.0.0.53", "127.0.0.54")
 
 
@@ -42,14 +42,14 @@ class Interface(NamedTuple):
 
 
 def interfaces() -> tuple[Interface, ...]:
-    """Every address of every interface, in the kernel's order, without the interfaces of `embargo verify`. OSError."""
+    """All addresses of all interfaces, in the kernel's order, except the interfaces of `embargo verify`. OSError."""
     names = rtnetlink.links()
     rows = ((names.get(index, ""), address, prefix) for index, address, prefix in rtnetlink.addresses())
     return tuple(Interface(*row) for row in rows if row[0] not in (RESERVED, SINK))
 
 
 class Hints:
-    """Notices of the kernel that a link, an address or a route changed (rtnetlink(7)). What changed is looked up anew."""
+    """Notifications of the kernel that links, addresses or routes have changed (rtnetlink(7)). The content is not read."""
 
     _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # links, IPv4 and IPv6 addresses and routes
 
@@ -62,19 +62,19 @@ class Hints:
         return self._sock.fileno()
 
     def drain(self) -> None:
-        """Read and drop the notices, and set `news`."""
+        """Discard the notifications and set `news`."""
         self.news.set()
         while True:
             try:
                 self._sock.recv(1 << 16)
             except BlockingIOError:
                 return
-            except OSError:  # notices were lost: something changed all the same
+            except OSError:  # ENOBUFS: notifications were lost
                 continue
 
 
 def gateways() -> tuple[str, ...]:
-    """The next hops of the default routes, without those of `embargo verify`. OSError."""
+    """The next hops of the default routes, except those of `embargo verify`. OSError."""
     names = rtnetlink.links()
     ways = [way for way in rtnetlink.default_ways() if names.get(way.interface) not in (RESERVED, SINK)]
     return tuple(dict.fromkeys(way.gateway for way in ways if way.gateway))
@@ -87,9 +87,10 @@ def ways_out() -> frozenset[str]:
 
 
 def system_resolvers(own: Iterable[tuple[str, int]]) -> tuple[Server, ...]:
-    """The servers of resolv.conf, without our own endpoints (`own`) and without systemd-resolved's stub, which may ask us.
+    """The servers in resolv.conf, without the addresses of this agent (`own`) and the stub of systemd-resolved, which may
+    forward to this agent.
 
-    In place of the stub, and where resolv.conf names this agent alone, the servers that systemd-resolved asks.
+    If resolv.conf names the stub, or only this agent, the servers that systemd-resolved uses are included.
     """
     never = {*own, *((stub, 53) for stub in RESOLVED_STUBS)}
     named = _nameservers(RESOLV_CONF)
@@ -118,10 +119,10 @@ def _is_address(text: str) -> bool:
 
 
 def holder(address: str, port: int, *, udp: bool) -> str:
-    """The process that uses a port, as `name (pid 123)`; its user, where only that can be seen; empty where none does."""
+    """The process that uses a port, as `name (pid 123)`; `a process of USER` if only that is visible; empty if none does."""
     users = dict(_sockets(address, port, udp=udp))
     for pid in filter(str.isdecimal, os.listdir("/proc") if users else ()):
-        with contextlib.suppress(OSError):  # it ended, or belongs to another user
+        with contextlib.suppress(OSError):  # it has ended, or belongs to another user
             if not users.keys().isdisjoint(_links(f"/proc/{pid}/fd")):
                 with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
                     return f"{file.read().strip()} (pid {pid})"

@@ -1,4 +1,4 @@
-"""Hints that something under a path may have changed. What changed, if anything, is for others to find out."""
+"""Notifications that something under a path may have changed (inotify(7), by watchdog). The receiver compares the content."""
 
 import logging
 import os
@@ -10,11 +10,11 @@ from watchdog.observers.api import BaseObserver
 
 log = logging.getLogger(__name__)
 
-_CHANGES = frozenset({"created", "modified", "moved", "deleted", "closed"})  # not "opened": reading is no change
+_CHANGES = frozenset({"created", "modified", "moved", "deleted", "closed"})  # not "opened", which reading causes too
 
 
 class Watch(FileSystemEventHandler):
-    """Calls `hint` from a thread of its own."""
+    """Calls `hint` after changes, from its own thread."""
 
     def __init__(self, hint: Callable[[], None]) -> None:
         self._hint = hint
@@ -26,14 +26,17 @@ class Watch(FileSystemEventHandler):
         path = os.fsdecode(event.src_path)
         if event.event_type not in _CHANGES or (self._ours and path.startswith(self._ours)):
             return
-        if event.event_type == "modified" and path == os.path.dirname(self._ours):  # what else happens in it is told apart
+        if event.event_type == "modified" and path == os.path.dirname(
+            self._ours
+        ):  # other changes in that directory have events of their own
             return
         self._hint()
 
     def follow(self, paths: Iterable[str], ours: str = "") -> bool:
-        """Watch these files and directories instead of others; for one that is missing, the nearest directory above it.
+        """Watch these files and directories instead of the previous ones; for a missing one, its nearest existing ancestor.
 
-        True when others are watched than before. `ours`: the beginning of the paths that we write to ourselves.
+        Returns whether the watched set has changed. `ours`: common prefix of the paths that this process writes to itself,
+        whose changes are ignored.
         """
         self._ours = ours
         wanted = frozenset(place for path in paths for place in _places(path))
@@ -44,14 +47,14 @@ class Watch(FileSystemEventHandler):
         for path, recursive in sorted(wanted):
             try:
                 observer.schedule(self, path, recursive=recursive)
-            except OSError as error:  # no such directory any more, or no inotify watch left
-                log.warning("%s is not watched (%s); changes there are seen at the next scan", path, error.strerror)
+            except OSError as error:  # the directory was removed, or no inotify watch is left
+                log.warning("%s cannot be watched (%s); changes are found by the periodic scan only", path, error.strerror)
         observer.daemon = True
         self._watched = wanted
         try:
             observer.start()
         except OSError as error:  # no inotify instance left (fs.inotify.max_user_instances)
-            log.warning("nothing is watched (%s); changes are seen at the next scan", error.strerror)
+            log.warning("files cannot be watched (%s); changes are found by the periodic scan only", error.strerror)
             return False
         self._observer = observer
         return True
@@ -64,7 +67,7 @@ class Watch(FileSystemEventHandler):
 
 
 def _places(path: str) -> Iterable[tuple[str, bool]]:
-    """The directories to watch for a path: itself with all below when it is one, and the one it stands in."""
+    """(directory, recursive) to watch for a path: the path itself if it is a directory, and its parent."""
     if os.path.isdir(path):
         yield os.path.realpath(path), True
     above = os.path.dirname(path)

@@ -1,4 +1,4 @@
-"""The files that a generation depends on, and a snapshot that tells whether their content changed."""
+"""The files that a generation depends on, and snapshots of them that show whether they have changed."""
 
 import os
 import stat
@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator
 
 from embargo.config import Config
 
-LOCAL = "local"  # the directory below [state] dir with what `block`, `allow`, `forget` and `pause` wrote
+LOCAL = "local"  # directory in [state] dir with the files that `block`, `allow`, `forget` and `pause` write
 
 Snapshot = frozenset[tuple[str, int, int, int]]
 
 
 def local_path(config: Config, name: str) -> str:
-    """The agent's own `allow` or `block` list."""
+    """The path of the agent's own list; `name`: allow or block."""
     return f"{config.state.dir}/{LOCAL}/{name}.list"
 
 
@@ -26,23 +26,23 @@ def paths(config: Config) -> tuple[str, ...]:
 
 
 def snapshot(paths: Iterable[str]) -> Snapshot:
-    """(path, inode, size, mtime) of every file at and below the paths, and who may write it.
+    """(path, inode, size, mtime in ns) of each file at and below the paths, and an entry for its mode and owner.
 
-    Files whose snapshots are equal have the same content.
+    If two snapshots are equal, the content of the files is the same.
     """
     return frozenset(entry for path in paths for entry in _entries(path, depth=3))
 
 
 def _entries(path: str, depth: int) -> Iterator[tuple[str, int, int, int]]:
     try:
-        found = os.stat(path)
-        if stat.S_ISDIR(found.st_mode):
-            yield path, found.st_ino, found.st_mode, found.st_uid
+        status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
+            yield path, status.st_ino, status.st_mode, status.st_uid
             for name in os.listdir(path) if depth else ():
                 if not name.startswith("."):
                     yield from _entries(f"{path}/{name}", depth - 1)
         else:
-            yield path, found.st_ino, found.st_size, found.st_mtime_ns
-            yield f"{path}:mode", found.st_mode, found.st_uid, 0
+            yield path, status.st_ino, status.st_size, status.st_mtime_ns
+            yield f"{path}:mode", status.st_mode, status.st_uid, 0
     except OSError:
         return

@@ -1,13 +1,13 @@
-"""Files that are whole: the old content or the new, also through a power cut."""
+"""Atomic writes: after a crash or a power cut, a file has either its old or its new content."""
 
 import os
 from collections.abc import Mapping
 
-CHUNK = 1 << 18  # octets written at once: the kernel takes no query on this processor while it copies them
+CHUNK = 1 << 18  # octets per write: while the kernel copies them, this processor handles no packet
 
 
 def replace(contents: Mapping[str, bytes], mode: int) -> None:
-    """Put these in the place of what is there, by path: all of them, or none where there is no room for one (OSError)."""
+    """Replace the content of files. `contents`: by path. OSError if there is no room for all of them: then none is replaced."""
     temporaries = {path: "{}/.{}".format(*os.path.split(path)) for path in contents}
     for path, temporary in temporaries.items():
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -23,12 +23,12 @@ def replace(contents: Mapping[str, bytes], mode: int) -> None:
 
 
 def new(path: str) -> int:
-    """The descriptor of a file that did not exist before, to be filled."""
+    """Create a file; its descriptor for `fill`. FileExistsError, OSError."""
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
 
 
 def fill(fd: int, data: bytes) -> None:
-    """Write all of it to the disk and close the file."""
+    """Write the data, sync it to the disk, and close the descriptor. OSError."""
     with open(fd, "wb", buffering=0) as file:
         for at in range(0, len(data), CHUNK):
             file.write(memoryview(data)[at : at + CHUNK])
@@ -36,7 +36,7 @@ def fill(fd: int, data: bytes) -> None:
 
 
 def sync(directory: str) -> None:
-    """What was renamed here stays so."""
+    """Sync a directory to the disk, so that renames in it are permanent. OSError."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)

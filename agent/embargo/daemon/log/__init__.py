@@ -1,1 +1,1 @@
-"""What is kept: the event log on disk, messages to the journal."""
+"""Logs: the event log on disk, and messages to systemd's journal."""

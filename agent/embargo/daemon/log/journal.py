@@ -1,7 +1,7 @@
-"""The event log: JSON lines to a file that is rotated by size and count.
+"""The event log: JSON lines in a file that is rotated by size and count.
 
-Writing never stops anything else: when the disk refuses, events are counted as lost, the next event that can be written
-carries the count, and the trouble is told once.
+A failed write affects nothing else: the events are counted as lost, the next event that can be written carries the count in its
+member `lost`, and the error is logged once.
 """
 
 import contextlib
@@ -14,11 +14,11 @@ from embargo.events import Event
 
 log = logging.getLogger(__name__)
 
-LOOK = 1.0  # seconds between two looks whether the file still has its name
+RECHECK_SECONDS = 1.0  # between checks whether the file was moved or removed
 
 
 class Journal:
-    """Appends whole lines. `keep` rotated files stand beside it as events.jsonl.1 (the newest) and so on."""
+    """Appends whole lines to a file. Up to `keep` rotated files are beside it: events.jsonl.1 (the newest), .2 and so on."""
 
     def __init__(self, path: str, max_bytes: int, keep: int) -> None:
         self.path = path
@@ -26,14 +26,14 @@ class Journal:
         self._keep = keep
         self._fd = -1
         self._size = 0
-        self._looked = 0.0
-        self._torn = False  # the last line is not whole; what follows must not become part of it
-        self.lost = 0  # events that could not be written, all in all
-        self._untold = 0
-        self.trouble = ""
+        self._checked = 0.0
+        self._torn = False  # the last line is incomplete: begin the next one on a new line
+        self.lost = 0  # events that were not written since the start
+        self._unreported = 0  # of these, the ones that no written event has reported yet
+        self.trouble = ""  # the error of the last write; empty if it succeeded
 
     def configure(self, path: str, max_bytes: int, keep: int) -> None:
-        """Other settings from the next event on. OSError when that file cannot be opened; all is as before then."""
+        """Change the settings from the next event on. OSError if the file cannot be opened: then nothing changes."""
         before = self.path, self._fd, self._size, self._torn
         self._max_bytes, self._keep = max_bytes, keep
         if path == self.path:
@@ -48,14 +48,14 @@ class Journal:
             os.close(before[1])
 
     def open(self) -> None:
-        """Open or make the file. OSError when it cannot be."""
+        """Open the file, or create it. OSError."""
         os.makedirs(os.path.dirname(self.path), mode=0o750, exist_ok=True)
-        # without waiting: a FIFO that nobody reads is refused instead of stopping the agent
+        # O_NONBLOCK: fail on a FIFO without a reader instead of waiting for one
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         self._fd = os.open(self.path, flags, 0o640)
         self._size = os.fstat(self._fd).st_size
-        self._looked = time.monotonic()
-        self._torn = self._size > 0 and not self._ends_in_newline()  # a power cut left half a line
+        self._checked = time.monotonic()
+        self._torn = self._size > 0 and not self._ends_in_newline()  # after a power cut
 
     def _ends_in_newline(self) -> bool:
         with open(self.path, "rb") as file:
@@ -63,43 +63,43 @@ class Journal:
             return file.read(1) == b"\n"
 
     def event(self, event: Event) -> None:
-        """Write one event with the time of now, and tell it to who reads the log of the service."""
+        """Write one event with the current time, and log it as a message of the service too."""
         data = events.encode(event, time.time())
         log.info("%s", data[data.index(b'"event"') : -2].decode(), extra={"event": event})
         self.lines(data, 1)
 
     def lines(self, data: bytes, count: int) -> None:
-        """Write `count` encoded lines. The first one after a loss carries how many were lost, as `lost`."""
-        untold = self._untold
-        if untold:
+        """Write `count` encoded lines. After a loss, the first one gets the member `lost` with the number of lost events."""
+        unreported = self._unreported
+        if unreported:
             first, newline, rest = data.partition(b"\n")
-            data = first[:-1] + b',"lost":%d}' % untold + newline + rest
+            data = first[:-1] + b',"lost":%d}' % unreported + newline + rest
         if self._append(data):
-            self._untold -= untold
+            self._unreported -= unreported
             self.trouble = ""
         else:
             self._lose(count)
 
     def note_lost(self, count: int) -> None:
-        """Events that never came here."""
+        """Count events that were lost before they reached the journal."""
         self._lose(count)
 
     def _lose(self, count: int) -> None:
         self.lost += count
-        self._untold += count
+        self._unreported += count
 
     def _append(self, data: bytes) -> bool:
         try:
             if self._fd < 0:
                 self.open()
-            elif time.monotonic() - self._looked > LOOK:
-                self._look()
+            elif time.monotonic() - self._checked > RECHECK_SECONDS:
+                self._reopen_if_moved()
             if self._size and self._size + len(data) > self._max_bytes:
                 self._rotate()
             self._write(b"\n" + data if self._torn else data)
         except OSError as error:
             if not self.trouble:
-                log.error("events cannot be written to %s: %s; they are counted as lost", self.path, error.strerror)
+                log.error("cannot write events to %s: %s; they are counted as lost", self.path, error.strerror)
             self.trouble = error.strerror or str(error)
             return False
         return True
@@ -111,7 +111,7 @@ class Journal:
                 written = os.write(self._fd, data)
             except OSError:
                 with contextlib.suppress(OSError):
-                    os.ftruncate(self._fd, start)  # no half line stays behind
+                    os.ftruncate(self._fd, start)  # remove the incomplete line
                     self._size = start
                 self._torn = self._torn or self._size != start
                 raise
@@ -119,9 +119,9 @@ class Journal:
             data = data[written:]
         self._torn = False
 
-    def _look(self) -> None:
-        """Somebody may have moved or removed the file: go on in the one that has its name."""
-        self._looked = time.monotonic()
+    def _reopen_if_moved(self) -> None:
+        """Open the file by its name again if the open one was moved or removed, for instance by logrotate."""
+        self._checked = time.monotonic()
         try:
             same = os.stat(self.path).st_ino == os.fstat(self._fd).st_ino
         except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""Messages to systemd's journal with fields of their own (its native protocol, systemd.io/JOURNAL_NATIVE_PROTOCOL).
+"""Messages to systemd's journal with structured fields (its native protocol, systemd.io/JOURNAL_NATIVE_PROTOCOL).
 
-`journalctl -u embargo EMBARGO_EVENT=reload` finds events by kind; each member of one is a field, EMBARGO_ and its name.
+Each member of an event becomes a field named EMBARGO_ and its key: `journalctl -u embargo EMBARGO_EVENT=reload` finds events.
 """
 
 import logging
@@ -10,12 +10,12 @@ import sys
 from typing import Any
 
 SOCKET = "/run/systemd/journal/socket"
-LARGEST = 32 << 10  # octets of a field; a datagram has to hold all of them
+MAX_FIELD = 32 << 10  # octets; all fields of a message must fit into a datagram
 _PRIORITY = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
 
 
 class JournalHandler(logging.Handler):
-    """OSError when there is no journal."""
+    """A logging handler that sends to the journal. OSError if its socket cannot be reached."""
 
     def __init__(self, path: str = SOCKET) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class JournalHandler(logging.Handler):
         self._sock.connect(path)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """What the journal does not take goes to standard error, which systemd reads too."""
+        """Send a message; if that fails, print it to standard error, which systemd sends to the journal too."""
         message = self.format(record)
         try:
             self._sock.send(fields(record, message))
@@ -36,26 +36,27 @@ class JournalHandler(logging.Handler):
 
 
 def fields(record: logging.LogRecord, message: str) -> bytes:
-    told: dict[str, Any] = {
+    """The datagram for a message."""
+    values: dict[str, Any] = {
         "MESSAGE": message, "PRIORITY": _PRIORITY.get(record.levelno, 6),
         "SYSLOG_IDENTIFIER": "embargo", "EMBARGO_MODULE": record.name,
         **{f"EMBARGO_{name.upper()}": value for name, value in getattr(record, "event", {}).items()},
     }  # fmt: skip
-    return b"".join(_field(name, value) for name, value in told.items())
+    return b"".join(_field(name, value) for name, value in values.items())
 
 
 def _field(name: str, value: Any) -> bytes:
-    data = str(value).encode(errors="replace")[:LARGEST]
+    data = str(value).encode(errors="replace")[:MAX_FIELD]
     if b"\n" in data:
         return name.encode() + b"\n" + len(data).to_bytes(8, "little") + data + b"\n"
     return name.encode() + b"=" + data + b"\n"
 
 
-def under_it() -> bool:
-    """Is standard error the journal's (systemd.exec(5), JOURNAL_STREAM)?"""
+def is_stderr() -> bool:
+    """Whether standard error is connected to the journal (systemd.exec(5), JOURNAL_STREAM)."""
     device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
     try:
-        found = os.fstat(2)
+        stderr = os.fstat(2)
     except OSError:
         return False
-    return device == str(found.st_dev) and inode == str(found.st_ino)
+    return device == str(stderr.st_dev) and inode == str(stderr.st_ino)
