@@ -39,17 +39,17 @@ def verdict(image: Image, board: Switchboard, text: str, qtype: str = "A", clien
     """
     asked = subject(text)
     _check_qtype(qtype)
-    found = Verdict(text, "address" if isinstance(asked, Network) else "name", "passed")
+    result = Verdict(text, "address" if isinstance(asked, Network) else "name", "passed")
     if client:
         refused = "dns.allow_from does not include this client: its queries get no answer"
-        found = replace(found, client=client, client_refused=None if acl is None or acl.allows(client) else refused)
+        result = replace(result, client=client, client_refused=None if acl is None or acl.allows(client) else refused)
     if isinstance(asked, Network):
-        return _judge(found, image, board, image.lookup_address(asked.first.to_bytes(4 if asked.family == 4 else 16)))
+        return _judge(result, image, board, image.lookup_address(asked.first.to_bytes(4 if asked.family == 4 else 16)))
     kind = special_kind(asked, ())
     if kind is not None:
         reason = f"a special-use name, answered here with rcode {kind.rcode} and never sent on ({SOURCES})"
-        return replace(found, verdict="special", reason=reason)
-    return _judge(found, image, board, image.lookup(asked))
+        return replace(result, verdict="special", reason=reason)
+    return _judge(result, image, board, image.lookup(asked))
 
 
 def _check_qtype(text: str) -> None:
@@ -67,23 +67,23 @@ def special(forward: Iterable[str]) -> Callable[[Name], bool]:
     return lambda name: special_kind(name, zones) is not None
 
 
-def _judge(found: Verdict, image: Image, board: Switchboard, claims: Claims) -> Verdict:
+def _judge(result: Verdict, image: Image, board: Switchboard, claims: Claims) -> Verdict:
     action, decision = board.choose(claims)
     if decision is not None:
         others = tuple(_claim(image, board, claim) for claim in claims if claim != decision)
         word: Literal["blocked", "audited"] = "blocked" if action is Action.BLOCK else "audited"
-        return _decided(found, word, _claim(image, board, decision), others)
+        return _decided(result, word, _claim(image, board, decision), others)
     if policy.allows(image.classes, claims):
-        return _decided(found, "allowed", _claim(image, board, claims[0]))
+        return _decided(result, "allowed", _claim(image, board, claims[0]))
     reason = "the entries that claim it are not switched on" if claims else "no list claims it"
-    return replace(found, reason=reason, also=tuple(_claim(image, board, claim) for claim in claims))
+    return replace(result, reason=reason, also=tuple(_claim(image, board, claim) for claim in claims))
 
 
 def _decided(
-    found: Verdict, word: Literal["blocked", "audited", "allowed"], by: Claim, others: tuple[Claim, ...] = ()
+    result: Verdict, word: Literal["blocked", "audited", "allowed"], by: Claim, others: tuple[Claim, ...] = ()
 ) -> Verdict:
     return replace(
-        found, verdict=word, app=by.app, function=by.function, list=by.list, line=by.line, rule=by.rule, on=by.on, also=others
+        result, verdict=word, app=by.app, function=by.function, list=by.list, line=by.line, rule=by.rule, on=by.on, also=others
     )
 
 
@@ -119,11 +119,11 @@ def _weight(entry: policy.Entry, asked: Network | Name) -> int:
     return 2 * len(entry.name) if any(suffix == entry.name for suffix in names.suffixes(asked)) else 0
 
 
-def with_learnt(found: Verdict, about: AboutAddress) -> Verdict:
+def with_learnt(result: Verdict, about: AboutAddress) -> Verdict:
     """The verdict, extended by what the guardian knows about the address. Lists take precedence over learnt addresses."""
-    found = replace(found, passing=about.passing, names=about.names, spared=about.spared)
+    result = replace(result, passing=about.passing, names=about.names, spared=about.spared)
     learnt = about.learnt
-    if learnt is None or found.verdict != "passed":
-        return found
+    if learnt is None or result.verdict != "passed":
+        return result
     claim = Claim(learnt.app, learnt.function, learnt.list, learnt.line, learnt.rule, on=True)
-    return replace(_decided(found, "blocked", claim, found.also), learnt=learnt.name, reason=None)
+    return replace(_decided(result, "blocked", claim, result.also), learnt=learnt.name, reason=None)

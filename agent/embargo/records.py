@@ -263,7 +263,7 @@ def _mapping(key_kind: Any, kind: Any) -> _Decoder:
     def read(value: Any, place: str) -> Any:
         if not isinstance(value, dict):
             raise RecordError(f"{place}: not an object")
-        return {key_decoder(key, place): decoder(each, f"{place}.{key}") for key, each in value.items()}
+        return {key_decoder(key, place): decoder(member, f"{place}.{key}") for key, member in value.items()}
 
     return read
 

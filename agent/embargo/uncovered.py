@@ -14,15 +14,15 @@ CHANGING = ("doh", "httpdns")  # functions of the bypass app whose servers chang
 def _lists_of_servers(chosen: Selection, lists: Sequence[ListReport], now: float) -> Iterator[str]:
     """Lists of bypass servers that are missing or old."""
     for function in CHANGING:
-        mine = [each for each in lists if each.list.startswith(f"{policy.BYPASS}/{function}.") and each.entries]
+        function_lists = [list_ for list_ in lists if list_.list.startswith(f"{policy.BYPASS}/{function}.") and list_.entries]
         if function not in chosen.bypass:
             continue
-        if not mine:
+        if not function_lists:
             yield f"servers of {function}: there is no list {policy.BYPASS}/{function}.list"
         yield from (
-            f"servers of {function} added in the last {(now - each.modified) // 86_400:.0f} days: {each.list} is that old"
-            for each in mine
-            if now - each.modified > STALE
+            f"servers of {function} added in the last {(now - list_.modified) // 86_400:.0f} days: {list_.list} is that old"
+            for list_ in function_lists
+            if now - list_.modified > STALE
         )
 
 
@@ -37,37 +37,37 @@ def uncovered(
     """
     firewall, chosen = settings.firewall, settings.policy
     on = [app for app in report.apps if app.on and app.id != policy.BYPASS]
-    found = []
+    gaps = []
     if chosen.mode is Action.AUDIT:
-        found.append('nothing is blocked, only logged (policy.mode = "audit")')
+        gaps.append('nothing is blocked, only logged (policy.mode = "audit")')
     if not on:
-        found.append("no app is switched on (policy.apps)")
+        gaps.append("no app is switched on (policy.apps)")
     if not firewall.enabled:
-        found.append("addresses, hard-coded resolvers and encrypted DNS: the firewall is off (firewall.enabled = false)")
+        gaps.append("addresses, hard-coded resolvers and encrypted DNS: the firewall is off (firewall.enabled = false)")
     elif not firewall.lan:
-        found.append("port 53 to other resolvers, DNS over TLS and over QUIC by port: no interface is named (firewall.lan)")
+        gaps.append("port 53 to other resolvers, DNS over TLS and over QUIC by port: no interface is named (firewall.lan)")
     elif not firewall.intercept_dns:
-        found.append("port 53 to other resolvers (firewall.intercept_dns = false)")
+        gaps.append("port 53 to other resolvers (firewall.intercept_dns = false)")
     if firewall.enabled and unpoliced:
-        found.append(f"clients behind {', '.join(unpoliced)}, if there are any: firewall.lan does not name them")
+        gaps.append(f"clients behind {', '.join(unpoliced)}, if there are any: firewall.lan does not name them")
     if firewall.enabled:
-        found += _not_learnt(firewall, learning)
-        found += [f"open flows that the flowtable {each} forwards past all rules" for each in flowtables]
+        gaps += _not_learnt(firewall, learning)
+        gaps += [f"open flows that the flowtable {name} forwards past all rules" for name in flowtables]
         nameless = [app.id for app in on if not any(f.on and f.networks for f in app.functions.values())]
         if nameless:
-            found.append(f"hard-coded addresses of {', '.join(nameless)}: none are known for the functions that are on")
-    found += _lists_of_servers(chosen, report.lists, now)
+            gaps.append(f"hard-coded addresses of {', '.join(nameless)}: none are known for the functions that are on")
+    gaps += _lists_of_servers(chosen, report.lists, now)
     closed = [function for function in policy.BYPASS_FUNCTIONS if function not in chosen.bypass]
     if closed:
-        found.append(f"ways round the filter that are left open: {', '.join(closed)} (policy.bypass)")
+        gaps.append(f"ways round the filter that are left open: {', '.join(closed)} (policy.bypass)")
     if chosen.functions != "all":
-        found.append(f"every function of the apps but {', '.join(chosen.functions)} (policy.functions)")
+        gaps.append(f"every function of the apps but {', '.join(chosen.functions)} (policy.functions)")
     apart = sum(f.shared_names + f.shared_networks for app in on if not app.shared for f in app.functions.values())
     if apart:
-        found.append(f"{apart} entries that others share (policy.shared)")
+        gaps.append(f"{apart} entries that others share (policy.shared)")
     if not listening:
-        found.append("no address is listened on")
-    return found
+        gaps.append("no address is listened on")
+    return gaps
 
 
 def _not_learnt(firewall: Firewall, learning: Learning | None) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""One network for all faults, and an agent of its own for each."""
+"""One network for all tests of faults, and a new agent for each test."""
 
 import contextlib
 from collections.abc import Callable, Iterator

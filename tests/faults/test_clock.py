@@ -1,4 +1,4 @@
-"""The clock is set forwards and backwards by hours (libfaketime) under load: what has a duration keeps it."""
+"""The clock is set forwards and backwards by hours (libfaketime) under load: durations stay the same."""
 
 import json
 import os
@@ -23,7 +23,7 @@ HOURS = 5
 
 
 class Clock:
-    """What the agent's processes think how late it is; resolvers are another user, so its file stands where they can read."""
+    """The clock of the agent's processes. Its file is readable by the resolvers, which run as another user."""
 
     def __init__(self) -> None:
         descriptor, self.path = tempfile.mkstemp(prefix="embargo-clock-")
@@ -73,13 +73,13 @@ def noticed(agent: Agent, hours: int) -> None:
 
 
 def learnt(rig: Rig, agent: Agent, name: str) -> None:
-    """Ask for a listed name, and wait until what is behind it is blocked."""
+    """Ask for a listed name, and wait until the addresses that it leads to are blocked."""
     assert rig.dig("client", f"@{LAN4}.1", name).rcode == "NXDOMAIN"
     until(lambda: rig.reach("client", BEHIND[name], 8080) == "refused", f"{BEHIND[name]} is learnt")
 
 
 @pytest.mark.parametrize("jumps", [(HOURS, -HOURS, 0)], ids=str)
-def test_the_clock_jumps(faulty: Rig, clock: Clock, agent: Agent, jumps: tuple[int, ...]) -> None:
+def test_the_agent_works_when_the_clock_jumps(faulty: Rig, clock: Clock, agent: Agent, jumps: tuple[int, ...]) -> None:
     before = uses(agent)
     learnt(faulty, agent, "pay.alipay.example")
     hits = agent.ask("status")["cache"]["hits"]
@@ -103,7 +103,7 @@ def test_the_clock_jumps(faulty: Rig, clock: Clock, agent: Agent, jumps: tuple[i
 
 
 @pytest.mark.parametrize("hours", [HOURS, -HOURS])
-def test_what_is_learnt_after_a_jump_outlives_the_guardian(faulty: Rig, clock: Clock, agent: Agent, hours: int) -> None:
+def test_addresses_learnt_after_a_jump_survive_the_guardian(faulty: Rig, clock: Clock, agent: Agent, hours: int) -> None:
     clock.set(hours)
     learnt(faulty, agent, "more.alipay.example")
     os.kill(pids(agent, "guardian")[0], signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The disk is full, or read-only: answers go on, nothing is lost uncounted, what is in force stays, and it mends itself."""
+"""A full or read-only disk: queries are answered, losses are counted, the policy stays in force, and the agent recovers."""
 
 import contextlib
 import os
@@ -26,7 +26,7 @@ FULL = "No space left on device"
 
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
-    """A directory on a file system of its own, with little room."""
+    """A directory on a small file system of its own."""
     made = tmp_path / "small"
     made.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m,mode=755", "embargo-test", str(made)], check=True)
@@ -37,7 +37,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(directory: Path) -> None:
-    """Take all the room that there is."""
+    """Fill the file system."""
     with open(directory / "filler", "ab", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(bytes(4096))
@@ -62,7 +62,7 @@ def refused(agent: Agent, reason: str, generation: int) -> None:
     assert agent.ask("status")["generation"] == generation
 
 
-def test_a_full_disk(faulty: Rig, start: Start, small: Path) -> None:
+def test_the_agent_works_on_a_full_disk_and_recovers(faulty: Rig, start: Start, small: Path) -> None:
     with start(**on(small)) as agent:
         before, generation = uses(agent), agent.ask("status")["generation"]
         with Load(faulty) as load:
@@ -86,8 +86,8 @@ def test_a_full_disk(faulty: Rig, start: Start, small: Path) -> None:
     assert load.blocks <= accounted(agent)
 
 
-def test_it_starts_on_a_disk_that_is_full(faulty: Rig, start: Start, small: Path) -> None:
-    """With what was in force before, and half a line at the end of its log."""
+def test_the_agent_starts_on_a_full_disk(faulty: Rig, start: Start, small: Path) -> None:
+    """With the last generation, and an incomplete line at the end of the event log."""
     with start(**on(small)) as agent:
         generation = agent.ask("status")["generation"]
     with open(small / "events.jsonl", "ab") as log:
@@ -111,11 +111,11 @@ def test_it_starts_on_a_disk_that_is_full(faulty: Rig, start: Start, small: Path
 
 
 def seen_by(agent: Agent, *command: str) -> None:
-    """Mount something where the agent alone sees it (`ip netns exec` gives it a mount namespace), and only until it ends."""
+    """Mount something in the mount namespace of the agent (`ip netns exec` creates one), which ends with it."""
     subprocess.run(["nsenter", f"--mount=/proc/{supervisor(agent)}/ns/mnt", *command], check=True, capture_output=True)
 
 
-def test_a_disk_that_becomes_read_only(faulty: Rig, start: Start, small: Path) -> None:
+def test_the_agent_works_on_a_disk_that_becomes_read_only(faulty: Rig, start: Start, small: Path) -> None:
     with start(
         **on(small),
     ) as agent:
@@ -133,7 +133,7 @@ def test_a_disk_that_becomes_read_only(faulty: Rig, start: Start, small: Path) -
     assert load.blocks <= accounted(agent)
 
 
-def test_what_is_learnt_on_a_full_disk_is_saved_when_there_is_room(small: Path) -> None:
+def test_addresses_learnt_on_a_full_disk_are_saved_when_there_is_space(small: Path) -> None:
     why = Reason(names.from_text("pay.alipay.example"), Class("alipay", "payment"), "alipay/payment.list", 1, "alipay.example")
     book = Book()
     memory = Memory(str(small / "learnt.jsonl"), book)
@@ -157,7 +157,7 @@ def test_what_is_learnt_on_a_full_disk_is_saved_when_there_is_room(small: Path) 
     assert found.learnt == book.learnt == 251
 
 
-def test_lists_of_which_one_finds_no_room_are_left_alone(small: Path) -> None:
+def test_if_there_is_no_space_for_one_list_none_is_replaced(small: Path) -> None:
     paths = {name: str(small / f"{name}.list") for name in ("block", "allow")}
     control.write_lists(paths, {"block": ["moved.test"], "allow": []})
     fill(small)
@@ -169,7 +169,7 @@ def test_lists_of_which_one_finds_no_room_are_left_alone(small: Path) -> None:
     assert [(small / f"{name}.list").read_text() for name in paths] == ["", "moved.test\n"]
 
 
-def test_a_log_on_a_full_disk_rotates_and_loses_nothing_uncounted(small: Path) -> None:
+def test_an_event_log_on_a_full_disk_rotates_and_counts_its_losses(small: Path) -> None:
     journal = Journal(str(small / "events.jsonl"), max_bytes=8192, keep=2)
     fill(small)
     for number in range(400):

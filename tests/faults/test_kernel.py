@@ -1,4 +1,4 @@
-"""What others do to interfaces and rules while clients ask: it is followed, or undone."""
+"""Other programs change interfaces and rules under load: the agent follows the former and restores the latter."""
 
 import time
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ OTHER = f"{LAN4}.7"  # one more address of the gateway
         ("flush table inet embargo", False),
     ],
 )
-def test_somebody_flushes_the_rules(faulty: Rig, start: Start, command: str, protect: bool) -> None:
+def test_rules_flushed_by_another_program_are_restored(faulty: Rig, start: Start, command: str, protect: bool) -> None:
     with start(firewall={"protect": protect}) as agent:
         before = uses(agent)
         with Load(faulty) as load:
@@ -72,7 +72,7 @@ def restored(agent: Agent) -> int:
 
 @pytest.fixture(scope="module")
 def own() -> Iterator[Rig]:
-    """A network of which something is taken away, and which nobody else uses."""
+    """A network for this module alone, since the tests remove parts of it."""
     with network() as rig:
         yield rig
 
@@ -91,7 +91,7 @@ def answers(rig: Rig, address: str) -> bool:
     return rig.dig("client", f"@{address}", "+time=1", "www.alipay.example").rcode == "NXDOMAIN"
 
 
-def test_an_interface_goes_down_and_up(own: Rig, agent: Agent) -> None:
+def test_an_interface_that_goes_down_and_up_is_served_again(own: Rig, agent: Agent) -> None:
     before = uses(agent)
     with Load(own) as load:
         for _ in range(3):
@@ -105,7 +105,7 @@ def test_an_interface_goes_down_and_up(own: Rig, agent: Agent) -> None:
     assert agent.ask("status")["firewall"]["present"]
 
 
-def test_addresses_come_and_go(own: Rig, agent: Agent) -> None:
+def test_added_and_removed_addresses_are_followed(own: Rig, agent: Agent) -> None:
     before = uses(agent)
     with Load(own) as load:
         for _ in range(2):
@@ -119,7 +119,7 @@ def test_addresses_come_and_go(own: Rig, agent: Agent) -> None:
     bounded(before, uses(agent), fds=6)
 
 
-def test_the_address_that_clients_ask_is_removed_and_comes_back(own: Rig, agent: Agent) -> None:
+def test_an_address_that_is_removed_and_comes_back_is_served_again(own: Rig, agent: Agent) -> None:
     with Load(own, f"{LAN4}.1", probes=False) as load:
         ip(own, "address", "delete", f"{LAN4}.1/24", "dev", "lan0")
         until(lambda: f"{LAN4}.1:53" not in agent.ask("status")["listen"], "it is given up")
@@ -129,8 +129,8 @@ def test_the_address_that_clients_ask_is_removed_and_comes_back(own: Rig, agent:
     assert answers(own, f"{LAN4}.1")
 
 
-def test_an_interface_is_taken_away_and_made_anew(own: Rig, agent: Agent) -> None:
-    """Another index under the old name, and rules that match by name."""
+def test_an_interface_that_is_deleted_and_created_again_is_served_again(own: Rig, agent: Agent) -> None:
+    """It has the old name, by which rules match, and a new index."""
     client = own.prefix("client")[-1]
     with Load(own, probes=False) as load:
         ip(own, "link", "delete", "lan0")

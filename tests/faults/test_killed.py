@@ -1,4 +1,4 @@
-"""kill -9 of each kind of process under load: the rules stay, listed names stay blocked, and it is back by itself."""
+"""kill -9 of each kind of process under load: the rules stay, listed names stay blocked, and the process is restarted."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ def kill(pid: int) -> None:
 
 
 def replaced(agent: Agent, kind: str, gone: Sequence[int]) -> None:
-    """Wait until as many others of that kind run."""
+    """Wait until the killed processes of this kind have been replaced."""
     until(
         lambda: len(set(pids(agent, kind)) - set(gone)) >= len(gone) and not set(pids(agent, kind)) & set(gone), f"{kind}s run"
     )
@@ -33,7 +33,7 @@ def is_in_force(rig: Rig) -> bool:
     return rig.run("gateway", "nft", "list", "table", "inet", "embargo", check=False).returncode == 0
 
 
-def test_a_resolver_is_killed(faulty: Rig, start: Start) -> None:
+def test_a_killed_resolver_is_restarted(faulty: Rig, start: Start) -> None:
     with start() as agent:
         before = uses(agent)
         with Load(faulty) as load:
@@ -47,7 +47,7 @@ def test_a_resolver_is_killed(faulty: Rig, start: Start) -> None:
     assert load.blocks <= accounted(agent), "every block is logged or counted as lost"
 
 
-def test_all_resolvers_are_killed_at_once(faulty: Rig, start: Start) -> None:
+def test_all_resolvers_killed_at_once_are_restarted(faulty: Rig, start: Start) -> None:
     with start() as agent:
         with Load(faulty) as load:
             for _ in range(2):
@@ -61,7 +61,7 @@ def test_all_resolvers_are_killed_at_once(faulty: Rig, start: Start) -> None:
     assert load.blocks <= accounted(agent)
 
 
-def test_the_guardian_is_killed(faulty: Rig, start: Start) -> None:
+def test_a_killed_guardian_is_restarted_and_adopts_the_rules(faulty: Rig, start: Start) -> None:
     with start() as agent:
         before = uses(agent)
         with Load(faulty) as load:
@@ -85,11 +85,11 @@ def taken_over(agent: Agent, restarts: int) -> None:
 
 
 def refused(agent: Agent) -> None:
-    """Wait until the reload has failed, by what happened to the compiler."""
+    """Wait until the reload has failed because the compiler was killed."""
     until(lambda: "compiler: it ended with status -9" in str(agent.ask("status")["reload"]["errors"]), "it was refused")
 
 
-def test_the_compiler_is_killed_during_a_reload(faulty: Rig, start: Start) -> None:
+def test_a_reload_whose_compiler_is_killed_is_retried(faulty: Rig, start: Start) -> None:
     with start() as agent:
         with Load(faulty) as load:
             generation = agent.ask("status")["generation"]
@@ -115,8 +115,8 @@ def manager(faulty: Rig, tmp_path: Path) -> Iterator[Manager]:
     made.close()
 
 
-def test_the_supervisor_is_killed(faulty: Rig, manager: Manager) -> None:
-    """What systemd does then: it starts the agent again, with the sockets that it kept."""
+def test_a_killed_supervisor_is_restarted_with_its_sockets(faulty: Rig, manager: Manager) -> None:
+    """The service manager restarts the agent with the stored sockets, as systemd does."""
     manager.start()
     agent = manager.agent
     with Load(faulty) as load:

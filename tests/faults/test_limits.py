@@ -1,4 +1,4 @@
-"""No descriptor is left, no memory is left: whoever is short of it goes on, or is started again."""
+"""Processes without descriptors or memory continue, or are restarted."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ SHORT = 2.0  # seconds
 
 @contextlib.contextmanager
 def limited(pid: int, what: int, value: int) -> Iterator[None]:
-    """The limit of a running process, put back if it still runs."""
+    """Change a limit of a running process, and restore it afterwards if it still runs."""
     soft, hard = _limits(pid, what)
     _limit(pid, what, value, hard)
     try:
@@ -40,7 +40,7 @@ def _limits(pid: int, what: int) -> tuple[int, int]:
 
 
 def _limit(pid: int, what: int, soft: int, hard: int) -> None:
-    """As the process's own user: for another's, root alone is not enough everywhere (CAP_SYS_RESOURCE)."""
+    """As the user of the process, since root may lack CAP_SYS_RESOURCE for processes of others."""
     of = os.stat(f"/proc/{pid}")
     option = {resource.RLIMIT_NOFILE: "nofile", resource.RLIMIT_AS: "as"}[what]
     words = ":".join("unlimited" if value == -1 else str(value) for value in (soft, hard))
@@ -49,24 +49,24 @@ def _limit(pid: int, what: int, soft: int, hard: int) -> None:
 
 
 def descriptors(pid: int, spare: int = 0) -> int:
-    """The limit at which a process can open so many more than it has."""
+    """The limit with which a process can open `spare` more descriptors than it has."""
     taken = {int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()}
     return sorted(set(range(len(taken) + spare + 1)) - taken)[spare]
 
 
 def octets(pid: int) -> int:
-    """Its address space."""
+    """The size of its address space."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
 
 
 def reloads(agent: Agent, number: int) -> None:
-    """A reload comes in force, soon."""
+    """Reload, and wait until the new generation is in force."""
     agent.write_app("qq", {"payment": [f"qq{number}.example"]})
     until(lambda: agent.ask("reload")["ok"], "a reload is in force", 40)
 
 
 def works(agent: Agent, rig: Rig) -> None:
-    """Everything does, with as many processes as before, and over TCP too."""
+    """Check that all works, with as many processes as before, also over TCP."""
     until(lambda: (len(pids(agent, "resolver")), len(pids(agent, "guardian"))) == (2, 1), "all processes run")
     for _ in range(8):  # both resolvers
         until(lambda: rig.dig("client", f"@{LAN4}.1", "+tcp", "tcp.test").rcode == "NOERROR", "TCP is answered")
@@ -110,7 +110,7 @@ def test_a_guardian_without_descriptors(faulty: Rig, start: Start) -> None:
 
 @pytest.mark.parametrize("spare", [2])
 def test_a_supervisor_without_descriptors(faulty: Rig, start: Start, spare: int) -> None:
-    """It can start nobody and read nothing: what is in force stays, whoever asks is told, and it ends for none of that."""
+    """It cannot start processes or read files: what is in force stays, requests get an error, and it does not end."""
     with start() as agent:
         before, generation = uses(agent), agent.ask("status")["generation"]
         assert agent.process is not None
@@ -148,7 +148,7 @@ def test_a_resolver_without_memory(faulty: Rig, start: Start, more: int) -> None
 
 
 def _memory_group() -> tuple[Path, str]:
-    """A new control group, and its file with the limit; version 1 or 2 as this machine has it."""
+    """(a new control group, its file with the memory limit), for version 1 or 2 of cgroups."""
     for place, limit in (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")):
         group = Path(f"{place}/embargo-test-{os.getpid()}")
         with contextlib.suppress(OSError):
@@ -162,7 +162,7 @@ def _memory_group() -> tuple[Path, str]:
 
 @contextlib.contextmanager
 def short_of_memory(pid: int, more: int) -> Iterator[None]:
-    """A process for whom the kernel has so many octets more than it has now, and kills it when it needs others."""
+    """Limit the memory of a process to `more` octets than it has now; the kernel kills it when it needs more."""
     group, limit = _memory_group()
     try:
         (group / limit).write_text(str(more))
@@ -173,7 +173,7 @@ def short_of_memory(pid: int, more: int) -> Iterator[None]:
         group.rmdir()
 
 
-def test_a_resolver_that_the_kernel_ends_for_want_of_memory(faulty: Rig, start: Start) -> None:
+def test_a_resolver_that_the_kernel_kills_for_lack_of_memory(faulty: Rig, start: Start) -> None:
     with start() as agent:
         with Load(faulty) as load:
             (victim, _) = pids(agent, "resolver")

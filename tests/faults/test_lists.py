@@ -1,4 +1,4 @@
-"""Lists that are written while they are read: what is in force is always something that somebody meant."""
+"""Lists that are written while they are read: a half-written list never takes effect."""
 
 import os
 import threading
@@ -27,7 +27,7 @@ def by_rename(path: Path, text: str) -> None:
 
 
 def in_place(path: Path, text: str) -> None:
-    """The file is empty first, then half of it is there, and what everything depends on comes last."""
+    """Write a file in pieces: at first it is empty, then half complete; the entry that the test needs comes last."""
     with open(path, "w") as file:
         time.sleep(PAUSE / 4)
         file.write(text[: len(text) // 2])
@@ -66,7 +66,7 @@ def reload_until(agent: Agent, deadline: float) -> None:
         agent.ask("reload")
 
 
-def test_a_list_of_which_half_is_written_waits_for_the_other_half(faulty: Rig, start: Start) -> None:
+def test_a_half_written_list_takes_effect_only_when_it_is_complete(faulty: Rig, start: Start) -> None:
     with start() as agent:
         path = agent.root / "apps/alipay/payment.list"
         with Load(faulty, probes=False) as load:

@@ -42,7 +42,7 @@ Writer = Callable[[Path], None]  # writes for ever
 
 
 def cut(writer: Writer, directory: Path, check: Callable[[Path, random.Random], None]) -> None:
-    """Kill the writer CUTS times at a random moment, and look at what it leaves; it goes on from there."""
+    """Kill the writer CUTS times at a random moment, check what it leaves, and let it continue from there."""
     chance = random.Random(11)
     fork = multiprocessing.get_context("fork")
     for _ in range(CUTS):
@@ -82,7 +82,7 @@ def write_generations(directory: Path) -> None:
         store.prune()
 
 
-def test_generations(tmp_path: Path) -> None:
+def test_generations_are_complete_after_a_power_cut(tmp_path: Path) -> None:
     seen = 0
 
     def check(directory: Path, chance: random.Random) -> None:
@@ -103,8 +103,8 @@ def test_generations(tmp_path: Path) -> None:
     assert seen > CUTS // 10
 
 
-def test_a_generation_that_is_cut_short_is_none(tmp_path: Path) -> None:
-    """At every length of either file: refused, so that the start compiles anew; never half a policy."""
+def test_a_truncated_generation_is_refused(tmp_path: Path) -> None:
+    """At every length of either file, so that a start compiles again and never uses half a policy."""
     store = Store(str(tmp_path))
     store.prepare()
     workshop = store.workshop()
@@ -144,7 +144,7 @@ def write_memory(directory: Path) -> None:
         memory.note([address], 1.0)
 
 
-def test_what_was_learnt(tmp_path: Path) -> None:
+def test_learnt_addresses_are_consistent_after_a_power_cut(tmp_path: Path) -> None:
     path = tmp_path / "learnt.jsonl"
     first = Memory(str(path), Book())
     first.save(0.0)
@@ -179,7 +179,7 @@ def write_local(directory: Path) -> None:
         control.write_lists(paths, {"block": lines, "allow": lines})
 
 
-def test_local_lists(tmp_path: Path) -> None:
+def test_local_lists_are_complete_after_a_power_cut(tmp_path: Path) -> None:
     def check(directory: Path, chance: random.Random) -> None:
         for path in filter(Path.exists, (directory / "block.list", directory / "allow.list")):
             lines = path.read_text().splitlines()
@@ -204,7 +204,7 @@ def write_journal(directory: Path) -> None:
         journal.lines(b'{"event":"dns","number":%d,"text":"%s"}\n' % (number, b"x" * 50), 1)
 
 
-def test_the_event_log(tmp_path: Path) -> None:
+def test_the_event_log_is_readable_after_a_power_cut(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
 
     def check(directory: Path, chance: random.Random) -> None:
@@ -232,8 +232,8 @@ def test_the_event_log(tmp_path: Path) -> None:
 # ── all of it together ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_an_agent_starts_on_what_a_power_cut_leaves(tmp_path: Path) -> None:
-    """The newest files that are not synced, and then those that are, cut short at random: it starts, and blocks."""
+def test_an_agent_starts_after_a_power_cut(tmp_path: Path) -> None:
+    """Truncate the newest files at random, first unsynced ones, then synced ones too: it starts and blocks."""
     with running(tmp_path / "agent") as agent:
         agent.ask("block", entries=["mine.test"])
         assert agent.blocked("alipay.example")

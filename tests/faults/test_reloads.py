@@ -22,16 +22,16 @@ EACH = 20  # of which one compiles
 
 
 def mapped(agent: Agent) -> int:
-    """How many images the resolver maps that has most of them."""
+    """The largest number of images that one resolver maps."""
     return max(Path(f"/proc/{pid}/maps").read_text().count("policy.img") for pid in pids(agent, "resolver"))
 
 
 def descriptors(agent: Agent) -> dict[int, int]:
-    """Of supervisor and guardian: theirs do not depend on what clients ask."""
+    """pid → open descriptors, of supervisor and guardian, whose number does not depend on queries."""
     return {pid: use.fds for pid, (kind, use) in uses(agent).items() if kind in ("supervisor", "guardian")}
 
 
-def test_reloads_without_end_lose_nothing_and_take_nothing(faulty: Rig, start: Start) -> None:
+def test_many_reloads_lose_no_query_and_leak_nothing(faulty: Rig, start: Start) -> None:
     with start() as agent:
         agent.ask("status")
         idle, images = descriptors(agent), mapped(agent)

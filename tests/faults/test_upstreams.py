@@ -1,4 +1,4 @@
-"""Upstreams that lose, delay, garble, cut, refuse or say nothing: allowed names are answered or fail in time, and come back."""
+"""Upstreams that lose, delay, garble, truncate, refuse or ignore queries: allowed names are answered or fail in time."""
 
 import contextlib
 import random
@@ -40,7 +40,7 @@ def garbage(asked: Asked) -> Sent:
 
 
 def garbled(asked: Asked) -> Sent:
-    """The right answer, some octets behind its flags changed."""
+    """The right answer with some octets after its flags changed."""
     wire = bytearray(right(asked))
     for _ in range(4):
         wire[chance.randrange(4, len(wire))] = chance.randrange(256)
@@ -53,7 +53,7 @@ def cut(asked: Asked) -> Sent:
 
 
 def truncated(asked: Asked) -> Sent:
-    """TC over UDP, and the answer over TCP."""
+    """TC over UDP, the full answer over TCP."""
     if asked.tcp:
         return [right(asked)]
     made = dns.message.make_response(asked.message)
@@ -78,7 +78,7 @@ def failing(asked: Asked) -> Sent:
 
 
 def another(asked: Asked) -> Sent:
-    """The answer to another question, and the right one from another port."""
+    """The answer to another question, and the right answer from another port."""
     other = dns.message.make_query("other.test", "A", id=asked.message.id)
     return [right(asked._replace(message=other), "203.0.113.200"), Elsewhere(right(asked, "203.0.113.200"))]
 
@@ -103,7 +103,7 @@ def agent(faulty: Rig, upstream: Upstream, tmp_path_factory: pytest.TempPathFact
 
 
 def back(load: Load) -> None:
-    """Wait until names that nobody asked for before are resolved."""
+    """Wait until new names are resolved."""
     first = len(load.questions)
 
     def resolved() -> int:
@@ -118,7 +118,9 @@ def back(load: Load) -> None:
     [lossy, late, garbage, garbled, cut, truncated, silent, refusing, failing, another],
     ids=lambda each: each.__name__,
 )
-def test_an_upstream_in_trouble(faulty: Rig, agent: Agent, upstream: Upstream, script: Script) -> None:
+def test_a_faulty_upstream_delays_but_does_not_stop_service(
+    faulty: Rig, agent: Agent, upstream: Upstream, script: Script
+) -> None:
     before = uses(agent)
     with Load(faulty, probes=False) as load:
         upstream.script = script
@@ -145,7 +147,7 @@ def test_an_upstream_whose_every_answer_leads_to_a_listed_address(faulty: Rig, a
     assert {rcode(data) for each in fresh for _, data in each.replies} == {"NXDOMAIN"}
 
 
-def test_an_upstream_that_is_gone_and_comes_back(faulty: Rig, agent: Agent) -> None:
+def test_an_upstream_that_returns_is_used_again(faulty: Rig, agent: Agent) -> None:
     with contextlib.ExitStack() as upstreams:
         gone = faulty.within("gateway", lambda: Upstream(good))
         agent.write_config(dns={"upstream": [f"127.0.0.1:{gone.port}"]})

@@ -244,8 +244,8 @@ def test_a_group_without_the_agent_is_a_warning_with_a_hint(tmp_path: Path) -> N
     agent.write_config(state={"group": "daemon"})
     agent.start()
     try:
-        assert f"{tmp_path}/runtime/control.sock: Operation not permitted; the group daemon cannot use it" in agent.errors
-        assert "in it: `systemctl edit embargo`, [Service] SupplementaryGroups=daemon\n" in agent.errors
+        assert f"{tmp_path}/runtime/control.sock: Operation not permitted; group daemon cannot use the socket" in agent.errors
+        assert "is a member: `systemctl edit embargo`, [Service] SupplementaryGroups=daemon\n" in agent.errors
     finally:
         agent.stop()
 

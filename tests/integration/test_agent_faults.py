@@ -1,4 +1,4 @@
-"""What goes wrong around an agent: killed and hung workers, a log that is taken away, settings of any size."""
+"""Faults around an agent: killed and hung workers, a removed event log, very large settings."""
 
 import os
 import shutil
@@ -33,8 +33,8 @@ def test_a_hosts_file_larger_than_a_message_is_in_force(agent: Agent) -> None:
     assert agent.blocked("alipay.example")
 
 
-def test_what_a_killed_worker_had_not_handed_over_is_counted(agent: Agent) -> None:
-    agent.write_config(dns={"block_mode": "nodata"})  # a generation of its own, so that its events are known
+def test_attempts_that_a_killed_worker_had_not_sent_are_counted_as_lost(agent: Agent) -> None:
+    agent.write_config(dns={"block_mode": "nodata"})  # a new generation, so that its events can be told apart
     agent.cli("reload")
     for _ in range(30):
         agent.rcode("counted.alipay.example")
@@ -43,18 +43,18 @@ def test_what_a_killed_worker_had_not_handed_over_is_counted(agent: Agent) -> No
         os.kill(worker, signal.SIGKILL)
     until(lambda: len(agent.told("status")["workers"]) == 2, "both workers run again")
 
-    def accounted() -> int:
+    def counted_or_lost() -> int:
         mine = [event for event in agent.events("dns") if event["generation"] == generation]
         return sum(int(event["count"]) for event in mine) + sum(int(event.get("lost", 0)) for event in agent.events())
 
     agent.rcode("next.alipay.example")
-    until(lambda: accounted() == 31, "every attempt is counted or counted as lost")
+    until(lambda: counted_or_lost() == 31, "every attempt is counted or counted as lost")
 
 
 @pytest.mark.parametrize(
     "page", [b"", bytes([255]) * 4096, bytes(8) + bytes([255]) * 8], ids=["none", "all ones", "more written"]
 )
-def test_what_a_worker_writes_into_its_page_harms_nobody(agent: Agent, page: bytes) -> None:
+def test_a_damaged_ledger_of_a_worker_has_no_effect_on_others(agent: Agent, page: bytes) -> None:
     agent.rcode("counted.alipay.example")
     for number in range(2):
         path = agent.root / f"state/ledgers/resolver-{number}"
@@ -69,7 +69,7 @@ def test_what_a_worker_writes_into_its_page_harms_nobody(agent: Agent, page: byt
     assert lost == (2 * MAX_MISSING if page[:1] == bytes([255]) else 0)
 
 
-def test_a_worker_can_fill_no_disk_and_change_no_account(agent: Agent) -> None:
+def test_a_worker_cannot_fill_the_disk_or_change_its_account(agent: Agent) -> None:
     workers = agent.told("status")["workers"]
     assert len(workers) == 2
     for worker in workers:
@@ -81,7 +81,7 @@ def test_a_worker_can_fill_no_disk_and_change_no_account(agent: Agent) -> None:
         assert not [each for each in files if each.endswith(".written")]
 
 
-def test_no_total_falls_when_workers_are_started_again(agent: Agent) -> None:
+def test_no_total_falls_when_workers_are_restarted(agent: Agent) -> None:
     def totals() -> list[int]:
         told = agent.told("status")
         upstream = told["upstreams"][0]
@@ -102,10 +102,10 @@ def test_no_total_falls_when_workers_are_started_again(agent: Agent) -> None:
     assert totals() == before
     assert sum(app["hits"] for app in agent.told("apps")) == before[0]
     with suppress(ProcessLookupError):  # on a busy machine the supervisor may have killed it as hung
-        os.kill(hung, signal.SIGCONT)  # a stop need not wait for it
+        os.kill(hung, signal.SIGCONT)  # so that stopping does not wait for it
 
 
-def test_a_hung_worker_is_killed_and_keeps_nothing_from_being_reloaded(agent: Agent) -> None:
+def test_a_hung_worker_is_killed_and_does_not_prevent_a_reload(agent: Agent) -> None:
     hung = agent.told("status")["workers"][0]
     os.kill(hung, signal.SIGSTOP)
     (agent.root / "block.list").write_text("hung.test\n")
@@ -116,7 +116,7 @@ def test_a_hung_worker_is_killed_and_keeps_nothing_from_being_reloaded(agent: Ag
         assert agent.blocked("hung.test")
 
 
-def test_events_name_the_generation_and_line_of_now(agent: Agent) -> None:
+def test_events_have_the_current_generation_and_line(agent: Agent) -> None:
     agent.rcode("moved.alipay.example")
     path = agent.root / "apps/alipay/payment.list"
     path.write_text("# a line\n# another\n" + path.read_text())
@@ -127,7 +127,7 @@ def test_events_name_the_generation_and_line_of_now(agent: Agent) -> None:
 
 
 @pytest.mark.parametrize("taken", ["removed", "moved"])
-def test_a_log_that_is_taken_away_is_begun_anew(agent: Agent, taken: str) -> None:
+def test_a_removed_event_log_is_created_again(agent: Agent, taken: str) -> None:
     path = agent.root / "events.jsonl"
     shutil.move(path, agent.root / "old") if taken == "moved" else path.unlink()
 
@@ -140,7 +140,7 @@ def test_a_log_that_is_taken_away_is_begun_anew(agent: Agent, taken: str) -> Non
     assert agent.told("status")["events"]["lost"] == 0
 
 
-def test_a_log_that_cannot_be_written_refuses_the_reload(agent: Agent) -> None:
+def test_a_reload_with_an_unwritable_event_log_is_refused(agent: Agent) -> None:
     os.mkfifo(agent.root / "fifo")
     agent.write_config(log={"events": str(agent.root / "fifo")})
     assert f"{agent.root}/fifo" in agent.cli("reload", status=1).stderr
@@ -170,7 +170,7 @@ def test_a_second_agent_cannot_take_the_control_socket(agent: Agent, tmp_path: P
     assert agent.told("status")["running"] is True
 
 
-def test_others_can_reach_the_control_socket_of_their_group(agent: Agent) -> None:
+def test_members_of_the_group_can_reach_the_control_socket(agent: Agent) -> None:
     assert (agent.root / "runtime").stat().st_mode & 0o777 == 0o755
 
 
@@ -188,7 +188,7 @@ def test_directories_that_others_can_write_are_refused(agent: Agent) -> None:
     assert f"chmod go-w {agent.root}/apps/qq" in agent.cli("reload", status=1).stderr
 
 
-def test_one_process_gives_back_the_sockets_that_it_no_longer_needs(tmp_path: Path) -> None:
+def test_with_one_process_unused_sockets_are_closed(tmp_path: Path) -> None:
     with running(tmp_path, dns={"workers": 0}) as agent:
         assert agent.process is not None
         fds = Path(f"/proc/{agent.process.pid}/fd")
@@ -203,7 +203,7 @@ def test_one_process_gives_back_the_sockets_that_it_no_longer_needs(tmp_path: Pa
         assert max(counts[4:]) <= max(counts[:4]) + 2, counts
 
 
-def test_a_stop_during_the_start_is_a_stop(tmp_path: Path) -> None:
+def test_an_agent_can_be_stopped_during_its_start(tmp_path: Path) -> None:
     agent = Agent(tmp_path)
     agent.write_app("large", {"payment": [f"name{n}.test" for n in range(60_000)]})
     agent.start(wait=False)
@@ -215,7 +215,7 @@ def test_a_stop_during_the_start_is_a_stop(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("accelerated", ["native", "none"])
 def test_no_attempt_of_a_flood_is_lost(tmp_path: Path, accelerated: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many names, more than are folded at once, as fast as one client can ask: records and folded counts add up."""
+    """More names than can be folded at a time, as fast as one client can ask: single and folded records add up."""
     monkeypatch.setenv(accelerator.VARIABLE, accelerated)
     with running(tmp_path) as agent:
         packets = [query(f"n{number}.alipay.example", ident=number % 65536) for number in range(20_000)]
@@ -229,7 +229,7 @@ def test_no_attempt_of_a_flood_is_lost(tmp_path: Path, accelerated: str, monkeyp
             taken.append(agent.told("status")["counters"]["queries_udp"])
             return len(taken) > 1 and taken[-1] == taken[-2] > 10_000
 
-        until(counted, "all that was taken is counted")
+        until(counted, "all answered queries are counted")
         hits = sum(app["hits"] for app in agent.told("apps"))
         agent.stop()
         events = agent.events()

@@ -57,7 +57,7 @@ def test_a_paused_app_passes_and_the_others_do_not(agent: Agent) -> None:
     assert (resume["verb"], resume["entry"]) == ("resume", "alipay")
 
 
-def test_a_pause_of_everything_for_one_client_is_for_that_client_alone(agent: Agent) -> None:
+def test_a_pause_of_everything_for_one_client_applies_to_no_other(agent: Agent) -> None:
     agent.cli("pause", "1h", "--client", "127.0.0.2")
     for name in (LISTED, "pay.qq.example"):
         for _ in range(3):  # the replies to others are remembered by now, and must not be his
@@ -79,7 +79,7 @@ def test_pauses_of_apps_for_clients_add_up_and_end_one_by_one(agent: Agent) -> N
     assert [blocked(agent, name, "127.0.0.2") for name in (LISTED, "pay.qq.example")] == [True, False]
 
 
-def test_a_client_may_not_ask_because_it_is_paused(agent: Agent) -> None:
+def test_a_pause_does_not_admit_a_client_that_the_acl_refuses(agent: Agent) -> None:
     agent.write_config(dns={"allow_from": ["127.0.0.1"]})
     agent.cli("reload")
     try:
@@ -110,7 +110,7 @@ def test_a_pause_ends_by_itself(agent: Agent) -> None:
     assert (event["verb"], event["entry"], event["why"]) == ("resume", "alipay", "its time was over")
 
 
-def test_another_pause_of_the_same_takes_its_place(agent: Agent) -> None:
+def test_a_second_pause_of_the_same_app_replaces_the_first(agent: Agent) -> None:
     agent.cli("pause", "alipay", "1s")
     agent.cli("pause", "alipay", "1h")
     time.sleep(1.5)
@@ -118,7 +118,7 @@ def test_another_pause_of_the_same_takes_its_place(agent: Agent) -> None:
     assert len(agent.told("status")["pauses"]) == 1
 
 
-def test_a_change_of_lists_and_a_rollback_leave_it_in_force(agent: Agent) -> None:
+def test_a_pause_survives_a_change_of_lists_and_a_rollback(agent: Agent) -> None:
     agent.cli("pause", "alipay", "1h")
     agent.write_app("qq", {"payment": ["pay.qq.example", "new.qq.test"]})
     agent.cli("reload")
@@ -138,29 +138,29 @@ def test_a_pause_makes_no_generation_and_compiles_nothing(agent: Agent) -> None:
     assert agent.told("status")["generation"] == before
 
 
-def test_it_survives_a_kill_and_ends_at_its_time_all_the_same(agent: Agent) -> None:
+def test_a_pause_survives_a_kill_and_ends_at_its_time(agent: Agent) -> None:
     agent.cli("pause", "alipay", "1h")
     agent.cli("pause", "qq", "1s")
     agent.stop(signal.SIGKILL)
     time.sleep(1.0)
     agent.start()
     assert not blocked(agent, LISTED)
-    assert blocked(agent, "pay.qq.example"), "what was over by then is over"
+    assert blocked(agent, "pay.qq.example"), "it has expired meanwhile"
     assert [each["app"] for each in agent.told("status")["pauses"]] == ["alipay"]
     event = agent.events("policy")[-1]
     assert (event["verb"], event["entry"], event["why"]) == ("resume", "qq", "its time was over")
 
 
-def test_what_was_over_by_a_start_is_told_once_and_never_in_force(tmp_path: Path) -> None:
+def test_pauses_that_expired_before_a_start_are_reported_once(tmp_path: Path) -> None:
     now = time.time()
     (tmp_path / "pauses.json").write_text(json.dumps([["alipay", "", now - 1, 60.0, 0], ["qq", "", now + 60, 60.0, 0]]))
-    for over in (["alipay"], []):
-        kept = Pauses(str(tmp_path), lambda: 0.0)
-        assert [each.app for each in kept.load()] == over
-        assert [each.app for each in kept.all] == ["qq"]
+    for expired in (["alipay"], []):
+        stored = Pauses(str(tmp_path), lambda: 0.0)
+        assert [pause.app for pause in stored.load()] == expired
+        assert [pause.app for pause in stored.all] == ["qq"]
 
 
-def test_a_damaged_file_pauses_nothing_and_is_told(agent: Agent) -> None:
+def test_with_a_damaged_file_nothing_is_paused_and_that_is_logged(agent: Agent) -> None:
     agent.cli("pause", "1h")
     agent.stop()
     path = agent.root / "state/local/pauses.json"
@@ -179,14 +179,14 @@ def test_a_damaged_file_pauses_nothing_and_is_told(agent: Agent) -> None:
     agent.start()
 
 
-def test_a_clock_that_was_set_back_makes_no_pause_longer(agent: Agent) -> None:
+def test_setting_the_clock_back_makes_no_pause_longer(agent: Agent) -> None:
     agent.cli("pause", "1h")
     agent.stop()
     path = agent.root / "state/local/pauses.json"
     [[app, client, until_, _, uid]] = json.loads(path.read_text())
     path.write_text(json.dumps([[app, client, until_ + 1e6, 1.0, uid]]))
     agent.start()
-    until(lambda: blocked(agent, LISTED), "it is over after its length")
+    until(lambda: blocked(agent, LISTED), "it ends after its duration")
 
 
 @pytest.mark.parametrize(
@@ -200,14 +200,14 @@ def test_a_clock_that_was_set_back_makes_no_pause_longer(agent: Agent) -> None:
         (("resume", "qq"), 1, "no such pause"),
     ],
 )
-def test_what_cannot_be_is_told_with_what_would_be_right(agent: Agent, words: tuple[str, ...], status: int, text: str) -> None:
+def test_an_invalid_request_is_refused_with_a_hint(agent: Agent, words: tuple[str, ...], status: int, text: str) -> None:
     assert text in agent.cli(*words, status=status).stderr
 
 
-def test_a_full_disk_begins_no_pause_and_ends_each(agent: Agent) -> None:
+def test_on_a_full_disk_no_pause_begins_and_all_end(agent: Agent) -> None:
     agent.cli("pause", "qq", "3s")
     directory = agent.root / "state/local"
-    (directory / ".pauses.json").mkdir()  # as good as no room: it cannot be written
+    (directory / ".pauses.json").mkdir()  # like a full disk: the file cannot be written
     try:
         assert "pauses.json" in agent.cli("pause", "1h", status=1).stderr
         assert blocked(agent, LISTED)
@@ -218,10 +218,10 @@ def test_a_full_disk_begins_no_pause_and_ends_each(agent: Agent) -> None:
         (directory / ".pauses.json").rmdir()
 
 
-def test_a_pause_ends_where_no_generation_could_be_put_in_force(agent: Agent) -> None:
-    """As on a disk that became read-only. The end used to be undone, and tried again, for ever."""
+def test_a_pause_ends_although_no_generation_can_be_stored(agent: Agent) -> None:
+    """As on a disk that became read-only. The end used to be undone and retried for ever."""
     agent.cli("pause", "qq", "2s")
-    (agent.root / "state/generations/.current").mkdir()  # as good as read-only: the link cannot be made
+    (agent.root / "state/generations/.current").mkdir()  # like a read-only disk: the link cannot be made
     try:
         until(lambda: blocked(agent, "pay.qq.example"), "it ends at its time")
         assert agent.told("status")["pauses"] == []

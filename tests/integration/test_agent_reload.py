@@ -1,4 +1,4 @@
-"""A list changes while the agent runs: in force soon, without a lost query; a broken one leaves everything as it was."""
+"""Changes while the agent runs: they take effect soon and lose no query; broken ones change nothing."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]:
 
 
 def replace(path: Path, text: str) -> None:
-    """The way editors and configuration management write: another file takes the name."""
+    """Replace a file by rename, as editors and configuration management do."""
     temporary = path.with_name(".new")
     temporary.write_text(text)
     os.replace(temporary, path)
@@ -90,7 +90,7 @@ def test_a_changed_block_mode_is_in_force(agent: Agent) -> None:
     until(lambda: agent.rcode("alipay.example") == "NXDOMAIN", "the old mode is back")
 
 
-def test_another_listening_address_is_in_force(agent: Agent) -> None:
+def test_a_changed_listening_address_is_in_force(agent: Agent) -> None:
     listen = agent.sections["dns"]["listen"]
     agent.write_config(dns={"listen": [*listen, f"127.0.0.2:{agent.port}"]})
     until(lambda: "NXDOMAIN" in agent.dig("@127.0.0.2", "alipay.example"), "the second address answers")
@@ -140,7 +140,7 @@ def test_a_broken_app_file_and_a_broken_configuration_are_refused(agent: Agent) 
     agent.cli("reload")
 
 
-def test_a_bad_line_costs_itself_alone(agent: Agent) -> None:
+def test_a_bad_line_is_skipped_alone(agent: Agent) -> None:
     path = agent.root / "apps/alipay/payment.list"
     good = path.read_text()
     path.write_text(good + "com\nhttp://x.test/\nstill.test\n")

@@ -1,4 +1,4 @@
-"""Starting and stopping: what refuses to start says why and what to do; what stops leaves nothing behind."""
+"""Start and stop: an agent that does not start says why and what to do; one that stops leaves nothing behind."""
 
 import grp
 import os
@@ -17,14 +17,14 @@ from tools.rig import until
 
 
 def refuses(agent: Agent, status: int) -> str:
-    """What an agent says that does not start."""
+    """The error messages of an agent that does not start."""
     agent.start(wait=False)
     assert agent.process is not None
     assert agent.process.wait(30) == status, agent.errors
     return agent.errors
 
 
-def test_it_stops_cleanly_and_hands_over_every_event(tmp_path: Path) -> None:
+def test_all_events_are_written_before_the_agent_stops(tmp_path: Path) -> None:
     with running(tmp_path, dns={"workers": 2}) as agent:
         for _ in range(20):
             agent.rcode("alipay.example")
@@ -37,7 +37,7 @@ def test_it_stops_cleanly_and_hands_over_every_event(tmp_path: Path) -> None:
     assert not (tmp_path / "runtime/control.sock").exists()
 
 
-def test_a_start_from_unchanged_lists_takes_the_generation_that_is_there(tmp_path: Path) -> None:
+def test_a_start_with_unchanged_lists_uses_the_last_generation(tmp_path: Path) -> None:
     with running(tmp_path) as agent:
         pass
     agent.start()
@@ -55,7 +55,7 @@ def test_a_start_from_unchanged_lists_takes_the_generation_that_is_there(tmp_pat
         agent.stop()
 
 
-def test_a_damaged_generation_is_compiled_anew(tmp_path: Path) -> None:
+def test_a_damaged_generation_is_compiled_again(tmp_path: Path) -> None:
     with running(tmp_path) as agent:
         pass
     image = tmp_path / "state/generations/000001/policy.img"
@@ -70,7 +70,7 @@ def test_a_damaged_generation_is_compiled_anew(tmp_path: Path) -> None:
         agent.stop()
 
 
-def test_one_process_is_enough(tmp_path: Path) -> None:
+def test_an_agent_can_run_as_one_process(tmp_path: Path) -> None:
     with running(tmp_path, dns={"workers": 0}) as agent:
         assert agent.blocked("alipay.example")
         assert agent.told("status")["inside"] is True
@@ -79,7 +79,7 @@ def test_one_process_is_enough(tmp_path: Path) -> None:
         assert agent.children() == []
 
 
-def test_nothing_of_the_directory_it_is_started_in_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_module_of_the_working_directory_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stranger = tmp_path / "here/embargo"
     stranger.mkdir(parents=True)
     (stranger / "__init__.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
@@ -107,14 +107,14 @@ def test_a_port_in_use_names_the_port_and_its_holder(tmp_path: Path) -> None:
         assert "is in use by" in agent.cli("check", status=1).stdout
 
 
-def test_an_address_of_nobody_is_named_and_listened_on_when_it_comes(tmp_path: Path) -> None:
+def test_an_address_without_an_interface_is_logged_and_used_once_it_exists(tmp_path: Path) -> None:
     """At boot the agent starts before the network, so that no client is forwarded without the rules."""
     with running(tmp_path, dns={"listen": [f"127.0.0.1:{free_port()}", f"192.0.2.77:{free_port()}"]}) as agent:
         assert "no interface has the address 192.0.2.77 yet" in agent.errors
     assert "no interface has 192.0.2.77" in agent.cli("check", status=1).stdout
 
 
-def test_a_bad_configuration_tells_everything_that_is_wrong(tmp_path: Path) -> None:
+def test_all_problems_of_a_configuration_are_reported(tmp_path: Path) -> None:
     agent = Agent(tmp_path)
     agent.write_config(dns={"lisen": [], "block_ttl": "ten"}, policy={"mode": "blok"})
     said = refuses(agent, 2)
@@ -138,7 +138,7 @@ def test_check_reads_the_lists_of_a_configuration_that_cannot_be_used(tmp_path: 
 
 
 @pytest.mark.parametrize("text", ["[lists]\napps = 5\n", "[list]\n", "[lists\n"])
-def test_check_says_that_the_lists_come_after_the_configuration(tmp_path: Path, text: str) -> None:
+def test_check_says_that_lists_are_checked_after_the_configuration(tmp_path: Path, text: str) -> None:
     agent = Agent(tmp_path)
     agent.config.write_text(text)
     told = agent.told("check", status=2)
@@ -153,7 +153,7 @@ def test_a_missing_configuration_is_named(tmp_path: Path) -> None:
     assert "cannot be read" in agent.cli("status", status=2).stderr
 
 
-def test_an_unknown_app_is_named_with_what_was_meant(tmp_path: Path) -> None:
+def test_an_unknown_app_is_reported_with_a_similar_name(tmp_path: Path) -> None:
     agent = Agent(tmp_path)
     agent.write_config(policy={"apps": ["alipya"]})
     assert 'no app "alipya", did you mean "alipay"?' in refuses(agent, 2)
@@ -177,7 +177,7 @@ def test_a_missing_directory_and_an_unreadable_list_are_named(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("said", "on"), [("", True), ("default = true\n", True), ("default = false\n", False)])
-def test_an_app_that_replaces_another_is_on_as_it_says_or_as_that_was(tmp_path: Path, said: str, on: bool) -> None:
+def test_an_app_that_replaces_another_has_its_own_default_or_that_of_the_other(tmp_path: Path, said: str, on: bool) -> None:
     agent = Agent(tmp_path)
     own = tmp_path / "apps.d/qq"
     own.mkdir(parents=True)
@@ -221,7 +221,7 @@ def test_check_by_root_names_what_the_agents_user_cannot_read(tmp_path: Path) ->
         assert agent.cli("check").stdout == "no problems\n"
 
 
-def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_created_is_named(tmp_path: Path) -> None:
     agent = Agent(tmp_path)
     (tmp_path / "file").write_text("")
     agent.write_config(state={"dir": str(tmp_path / "file/state")})
@@ -234,7 +234,7 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("section", "key", "below"), [("state", "dir", ""), ("state", "dir", "/state"), ("log", "events", "/events.jsonl")]
 )
-def test_a_place_that_the_service_may_not_write_is_named_with_the_setting_that_lets_it(
+def test_a_directory_that_the_unit_makes_read_only_is_reported_with_the_setting_to_change(
     tmp_path: Path, section: str, key: str, below: str
 ) -> None:
     """ProtectSystem=strict makes everything else read-only."""
@@ -250,7 +250,7 @@ def test_a_place_that_the_service_may_not_write_is_named_with_the_setting_that_l
     )
 
 
-def test_no_upstream_is_said_by_check_and_answered_with_servfail(tmp_path: Path) -> None:
+def test_check_reports_a_missing_upstream_and_queries_get_servfail(tmp_path: Path) -> None:
     with running(tmp_path, dns={"upstream": ["127.0.0.1:9"]}) as agent:
         assert agent.rcode("allowed.test") == "SERVFAIL"
         assert "EDE: 23" in agent.dig("allowed2.test") or "EDE: 22" in agent.dig("allowed3.test")
@@ -258,7 +258,7 @@ def test_no_upstream_is_said_by_check_and_answered_with_servfail(tmp_path: Path)
         assert agent.told("status")["upstreams"][0]["healthy"] is False
 
 
-def test_a_broken_list_at_the_start_falls_back_on_the_last_generation(tmp_path: Path) -> None:
+def test_a_start_with_a_broken_list_uses_the_last_generation(tmp_path: Path) -> None:
     with running(tmp_path) as agent:
         assert agent.blocked("alipay.example")
     path = tmp_path / "apps/alipay/payment.list"
@@ -273,7 +273,7 @@ def test_a_broken_list_at_the_start_falls_back_on_the_last_generation(tmp_path: 
         agent.stop()
 
 
-def test_a_damaged_generation_and_a_broken_list_are_no_start(tmp_path: Path) -> None:
+def test_with_a_damaged_generation_and_a_broken_list_the_agent_does_not_start(tmp_path: Path) -> None:
     with running(tmp_path) as agent:
         pass
     (tmp_path / "apps/alipay/payment.list").write_bytes(b"\0\1\2")
@@ -284,7 +284,7 @@ def test_a_damaged_generation_and_a_broken_list_are_no_start(tmp_path: Path) -> 
     assert "binary" in refuses(agent, 2)
 
 
-def test_half_a_line_in_the_log_spoils_nothing(tmp_path: Path) -> None:
+def test_an_incomplete_line_in_the_event_log_damages_no_other(tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").write_text('{"schema":1,"ts":"2026')
     with running(tmp_path) as agent:
         pass
@@ -295,7 +295,7 @@ def test_half_a_line_in_the_log_spoils_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-def test_without_cap_net_admin_it_refuses_to_run_half_protected(tmp_path: Path) -> None:
+def test_with_a_firewall_but_without_cap_net_admin_the_agent_does_not_start(tmp_path: Path) -> None:
     agent = Agent(tmp_path, ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"])
     agent.write_config(firewall={"enabled": True})
     said = refuses(agent, 1)

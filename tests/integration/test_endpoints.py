@@ -1,4 +1,4 @@
-"""Which addresses are listened on, and real sockets that follow them."""
+"""The addresses to listen on, and the real sockets."""
 
 import json
 import socket
@@ -43,17 +43,17 @@ def test_a_wildcard_covers_the_addresses_of_its_family() -> None:
     assert {Endpoint("0.0.0.0", 53), Endpoint("127.0.0.1", 54), Endpoint("2001:db8:1::1", 53)} <= set(found)
 
 
-def test_a_machine_without_ipv6_listens_on_ipv4_alone() -> None:
+def test_a_machine_without_ipv6_listens_on_ipv4_only() -> None:
     assert endpoints.wanted(settings(["127.0.0.1:53", "[::1]:53"]), LO[:1]) == (Endpoint("127.0.0.1", 53),)
 
 
-def test_local_is_spelled_out_with_the_lans_own_networks() -> None:
+def test_local_includes_the_networks_of_the_lan_interfaces() -> None:
     found = endpoints.local_networks(settings(["127.0.0.1:53"], 'lan = ["lan0"]'), LAN)
     assert {"127.0.0.0/8", "::1/128", "fe80::/10", "192.0.2.0/24", "2001:db8:1::/64"} <= set(found)
     assert "192.0.2.0/24" not in endpoints.local_networks(settings(["127.0.0.1:53"]), LAN)
 
 
-def test_sockets_follow_and_what_stays_keeps_its_socket() -> None:
+def test_an_endpoint_that_stays_keeps_its_sockets() -> None:
     first, second = Endpoint("127.0.0.1", free_port()), Endpoint("127.0.0.1", free_port())
     sockets = Sockets()
     try:
@@ -69,7 +69,7 @@ def test_sockets_follow_and_what_stays_keeps_its_socket() -> None:
         sockets.close()
 
 
-def test_a_change_that_is_taken_back_leaves_every_socket_as_it_was() -> None:
+def test_a_reverted_change_leaves_all_sockets_as_they_were() -> None:
     first, second = Endpoint("127.0.0.1", free_port()), Endpoint("127.0.0.1", free_port())
     sockets = Sockets()
     try:
@@ -81,13 +81,13 @@ def test_a_change_that_is_taken_back_leaves_every_socket_as_it_was() -> None:
         sockets.restore()
         assert sockets.endpoints == (first,)
         assert [sock for number in (0, 1) for _, sock in sockets.of(number)] == kept
-        assert {sock.fileno() for sock in opened} == {-1}, "what was opened is closed"
+        assert {sock.fileno() for sock in opened} == {-1}, "the opened sockets are closed"
         assert -1 not in {sock.fileno() for sock in kept}
     finally:
         sockets.close()
 
 
-def test_one_address_that_cannot_be_had_changes_nothing() -> None:
+def test_one_address_that_cannot_be_bound_changes_nothing() -> None:
     first = Endpoint("127.0.0.1", free_port())
     sockets = Sockets()
     try:
@@ -102,8 +102,8 @@ def test_one_address_that_cannot_be_had_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_an_address_that_is_not_usable_yet_is_listened_on_all_the_same(there: bool, caplog: pytest.LogCaptureFixture) -> None:
-    """Duplicate address detection is not done, or at boot the interface is not up."""
+def test_an_address_that_is_not_usable_yet_is_listened_on(there: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """During duplicate address detection, or while the interface is down at boot."""
     sockets = Sockets()
     lan = [Interface("lan0", "198.51.100.9", 24)] if there else []
     try:
@@ -113,7 +113,7 @@ def test_an_address_that_is_not_usable_yet_is_listened_on_all_the_same(there: bo
         sockets.close()
 
 
-def test_a_stranger_with_so_reuseport_does_not_share_the_port() -> None:
+def test_another_program_with_so_reuseport_does_not_share_the_port() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
         stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         stranger.bind(("127.0.0.1", 0))

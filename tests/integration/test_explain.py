@@ -1,4 +1,4 @@
-"""What `embargo status` says is not covered, and what `embargo why` says of an address, from what the parts report."""
+"""NOT COVERED of `embargo status`, and the verdict of `embargo why` for an address that the guardian knows."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ NOW = 2000.0 * DAY
 
 
 def listed(path: str, entries: int, days: int) -> ListReport:
-    """A list of this age."""
+    """The report of a list of this age."""
     return ListReport(path, f"/lists/{path}", entries, 0, NOW - days * DAY)
 
 
@@ -44,7 +44,7 @@ def test_lists_of_servers_that_are_missing_or_old_are_named(rows: list[ListRepor
     assert said in found if said else "servers of" not in found
 
 
-def test_a_way_round_that_is_switched_off_is_named_and_its_list_is_not_missed() -> None:
+def test_a_bypass_that_is_off_is_named_and_its_missing_list_is_not() -> None:
     found = uncovered('[policy]\nbypass = ["dot"]\n', lists=[])
     assert "ways round the filter that are left open: doq, doh, httpdns, canary, relay" in found
     assert "servers of" not in found
@@ -55,7 +55,7 @@ def test_a_flowtable_is_named() -> None:
     assert "flowtable" not in uncovered(flowtables=[])
 
 
-def test_what_learning_leaves_open_is_told() -> None:
+def test_gaps_of_learning_are_named() -> None:
     found = uncovered('[firewall]\nlan = ["lan0"]\n', unpoliced=["guest0", "docker0"])
     assert "clients behind guest0, docker0, if there are any" in found
     assert "firewall.learn = false" in uncovered("[firewall]\nlearn = false\n")
@@ -68,7 +68,7 @@ def test_what_learning_leaves_open_is_told() -> None:
     assert "addresses" not in uncovered(learning=LEARNING)
 
 
-def test_an_address_that_was_learnt_is_blocked_and_a_listed_one_stays_its_lists() -> None:
+def test_a_learnt_address_is_blocked_and_lists_take_precedence() -> None:
     about = AboutAddress(
         False, ("pay.example",), LearntReason("a", "payment", "a/payment.list", 3, "example", "pay.example"), None
     )

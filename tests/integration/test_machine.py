@@ -1,4 +1,4 @@
-"""What the machine says: interfaces from the kernel, resolvers from its files, the holder of a port from /proc."""
+"""The state of the machine: interfaces from the kernel, resolvers from files, the user of a port from /proc."""
 
 import os
 import socket
@@ -34,7 +34,7 @@ def test_system_resolvers_are_those_of_resolv_conf(files: Path) -> None:
     assert machine.system_resolvers([]) == (Server("192.0.2.53", 53), Server("2001:db8::53", 53))
 
 
-def test_behind_the_stub_of_resolved_are_its_own(files: Path) -> None:
+def test_the_stub_of_resolved_is_replaced_by_its_upstreams(files: Path) -> None:
     (files / "resolv.conf").write_text("nameserver 127.0.0.53\n")
     (files / "resolved.conf").write_text("nameserver 192.0.2.54\n")
     assert machine.system_resolvers([]) == (Server("192.0.2.54", 53),)
@@ -46,7 +46,7 @@ def test_the_stub_itself_is_never_asked(files: Path) -> None:
     assert machine.system_resolvers([("127.0.0.1", 53)]) == (Server("192.0.2.53", 53), Server("192.0.2.54", 53))
 
 
-def test_where_the_machine_asks_us_those_of_resolved_are_left(files: Path) -> None:
+def test_if_the_machine_asks_this_agent_the_upstreams_of_resolved_are_used(files: Path) -> None:
     (files / "resolv.conf").write_text("nameserver 127.0.0.1\nnameserver ::1\n")
     assert machine.system_resolvers([("127.0.0.1", 53), ("::1", 53)]) == ()
     (files / "resolved.conf").write_text("nameserver 192.0.2.54\n")
@@ -82,7 +82,7 @@ def test_a_wildcard_holds_every_address() -> None:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
-def test_the_wildcard_is_held_by_whoever_has_one_of_its_addresses(address: str) -> None:
+def test_the_wildcard_is_in_use_if_one_address_is(address: str) -> None:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
         sock.bind((address, 0))

@@ -1,4 +1,4 @@
-"""What Prometheus finds, and `embargo top`, from a running agent."""
+"""Metrics of a running agent as Prometheus scrapes them, and `embargo top`."""
 
 import contextlib
 import re
@@ -42,7 +42,7 @@ def scraped(port: int) -> dict[str, float]:
     return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in samples}
 
 
-def test_attempts_are_counted_by_app_and_function_and_by_nothing_without_end(agent: Agent, port: int) -> None:
+def test_attempts_are_counted_by_app_and_function_and_by_no_unbounded_label(agent: Agent, port: int) -> None:
     key = 'embargo_attempts_total{app="alipay",function="payment"}'
     before = scraped(port)
     for number in range(3):
@@ -55,7 +55,7 @@ def test_attempts_are_counted_by_app_and_function_and_by_nothing_without_end(age
 
 
 def test_a_number_has_all_its_digits(agent: Agent) -> None:
-    """A counter had six, so that one of ten million stood still for ten queries."""
+    """With six digits, a counter of ten million stood still for ten queries."""
     status = agent.told("status")
     status["uptime"] = 1234567.8
     status["counters"]["queries_udp"] = 12_345_678
@@ -66,21 +66,21 @@ def test_a_number_has_all_its_digits(agent: Agent) -> None:
 
 
 @pytest.mark.usefixtures("agent")
-def test_other_requests_get_their_answer_and_rubbish_gets_none(port: int) -> None:
+def test_other_requests_are_refused_and_garbage_gets_no_answer(port: int) -> None:
     with pytest.raises(urllib.error.HTTPError, match="404"):
         urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10)
     with pytest.raises(urllib.error.HTTPError, match="405"):
         urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", data=b"x", timeout=10)
-    for rubbish in (b"\0" * 20_000, b"GET /metrics", b""):
+    for garbage in (b"\0" * 20_000, b"GET /metrics", b""):
         with socket.create_connection(("127.0.0.1", port), 10) as sock:
-            sock.sendall(rubbish)
+            sock.sendall(garbage)
             sock.shutdown(socket.SHUT_WR)
             with contextlib.suppress(ConnectionResetError):
                 assert sock.recv(64) == b""
     assert scraped(port)
 
 
-def test_a_port_that_is_taken_is_told(agent: Agent, port: int) -> None:
+def test_a_port_in_use_is_an_error_at_the_start(agent: Agent, port: int) -> None:
     other = Agent(agent.root / "other")
     other.write_config(metrics={"listen": f"127.0.0.1:{port}"})
     assert f"metrics.listen: 127.0.0.1, port {port}: Address already in use" in other.cli("run", status=1).stderr
@@ -88,7 +88,7 @@ def test_a_port_that_is_taken_is_told(agent: Agent, port: int) -> None:
     assert 'as in "127.0.0.1:9153"' in other.cli("check", status=2).stderr
 
 
-def test_top_shows_who_tries_most(agent: Agent) -> None:
+def test_top_shows_the_most_frequent_attempts(agent: Agent) -> None:
     for _ in range(5):
         agent.blocked("top.alipay.example")
     until(lambda: ["top.alipay.example", 5] in agent.told("top")["names"], "they are in the log", 30)

@@ -1,4 +1,4 @@
-"""The agent under a service manager: what it tells, what it has kept for it, and what a restart therefore does not lose."""
+"""The agent under a service manager: notifications, stored sockets, and restarts that lose no query."""
 
 import contextlib
 import os
@@ -26,7 +26,7 @@ def manager(tmp_path: Path) -> Iterator[Manager]:
 
 
 def query(number: int) -> bytes:
-    """A blocked name, asked for under this id."""
+    """A query for a blocked name with this id."""
     return number.to_bytes(2) + b"\1\0\0\1\0\0\0\0\0\0" + b"\3www\6alipay\7example\0\0\1\0\1"
 
 
@@ -47,21 +47,21 @@ def answered(sock: socket.socket, count: int) -> set[int]:
     return found
 
 
-def test_what_it_listens_with_is_kept_by_name(manager: Manager) -> None:
+def test_listening_sockets_are_stored_by_name(manager: Manager) -> None:
     manager.agent.write_config(dns={"workers": 2})
     manager.start()
     port = manager.agent.port
-    assert [name for name, _ in manager.kept] == [f"dns-127.0.0.1-{port}"] * 4
-    kinds = [socket.socket(fileno=os.dup(fd)) for _, fd in manager.kept]
+    assert [name for name, _ in manager.stored] == [f"dns-127.0.0.1-{port}"] * 4
+    kinds = [socket.socket(fileno=os.dup(fd)) for _, fd in manager.stored]
     assert sorted(sock.type for sock in kinds) == [socket.SOCK_STREAM, socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_DGRAM]
     for sock in kinds:
         sock.close()
-    assert not notify.inherited(), "what is passed on is taken once"
+    assert not notify.inherited(), "stored sockets are adopted once"
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_what_arrives_while_nobody_runs_is_answered_by_the_next_run(
+def test_queries_that_arrive_while_no_agent_runs_are_answered_by_the_next_run(
     manager: Manager, how: signal.Signals, workers: int
 ) -> None:
     agent = manager.agent
@@ -69,7 +69,7 @@ def test_what_arrives_while_nobody_runs_is_answered_by_the_next_run(
     manager.start()
     children = agent.children()
     agent.stop(how)
-    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), "its children have gone too")
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), "its children have ended too")
     manager.listen()
     waiting = ask_all(agent.port, 200)
     with socket.create_connection(("127.0.0.1", agent.port), 5) as stream:  # in the backlog
@@ -78,10 +78,10 @@ def test_what_arrives_while_nobody_runs_is_answered_by_the_next_run(
         manager.start()
         assert len(stream.recv(512)) > 2
     assert answered(waiting, 200) == set(range(200))
-    assert len(manager.kept) == 2 * max(workers, 1), "none twice"
+    assert len(manager.stored) == 2 * max(workers, 1), "none is stored twice"
 
 
-def test_fewer_or_more_workers_leave_no_socket_that_nobody_reads(manager: Manager) -> None:
+def test_with_fewer_or_more_workers_every_stored_socket_is_read(manager: Manager) -> None:
     agent = manager.agent
     for workers in (3, 1, 2):
         agent.write_config(dns={"workers": workers})
@@ -90,10 +90,10 @@ def test_fewer_or_more_workers_leave_no_socket_that_nobody_reads(manager: Manage
             assert answered(ask_all(agent.port, 20), 20) == set(range(20))
         agent.stop()
         manager.listen()
-        assert len(manager.kept) == 6, "what waits in any of them is not lost"
+        assert len(manager.stored) == 6, "queries may wait in any of them"
 
 
-def test_an_address_that_is_no_longer_named_is_given_up(manager: Manager) -> None:
+def test_the_sockets_of_a_removed_address_are_closed(manager: Manager) -> None:
     agent = manager.agent
     manager.start()
     agent.stop()
@@ -102,13 +102,13 @@ def test_an_address_that_is_no_longer_named_is_given_up(manager: Manager) -> Non
     agent.write_config(dns={"listen": [f"127.0.0.1:{agent.port}"]})
     manager.start()
     manager.listen()
-    assert {name for name, _ in manager.kept} == {f"dns-127.0.0.1-{agent.port}"}
+    assert {name for name, _ in manager.stored} == {f"dns-127.0.0.1-{agent.port}"}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", old))
 
 
 def test_the_sockets_of_a_socket_unit_are_used(manager: Manager) -> None:
-    """They cannot be shared by port: all workers read the same ones. What nobody wants is closed, and named."""
+    """They lack SO_REUSEPORT, so all workers read the same ones. Unusable sockets are closed and logged."""
     agent = manager.agent
     agent.write_config(dns={"workers": 2})
     for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
@@ -116,9 +116,9 @@ def test_the_sockets_of_a_socket_unit_are_used(manager: Manager) -> None:
         sock.bind(("127.0.0.1", agent.port))
         if kind == socket.SOCK_STREAM:
             sock.listen()
-        manager.kept.append(("embargo.socket", sock.detach()))
+        manager.stored.append(("embargo.socket", sock.detach()))
     stray = socket.socketpair()
-    manager.kept.append(("stray", stray[0].detach()))
+    manager.stored.append(("stray", stray[0].detach()))
     waiting = ask_all(agent.port, 20)
     manager.start()
     assert answered(waiting, 20) == set(range(20))
@@ -127,33 +127,33 @@ def test_the_sockets_of_a_socket_unit_are_used(manager: Manager) -> None:
     stray[1].close()
 
 
-def test_descriptors_meant_for_another_process_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_descriptors_for_another_process_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LISTEN_PID", str(os.getpid() + 1))
     monkeypatch.setenv("LISTEN_FDS", "1")
     assert notify.inherited() == []
     assert "LISTEN_FDS" not in os.environ, "nor are they taken by a child"
 
 
-def test_the_watchdog_hears_from_an_agent_that_answers_and_not_from_one_that_does_not(manager: Manager) -> None:
+def test_the_watchdog_is_notified_only_while_queries_are_answered(manager: Manager) -> None:
     manager.start(WATCHDOG_USEC="900000")
-    until(lambda: manager.listen().count("WATCHDOG=1") >= 3, "it says so again and again")
+    until(lambda: manager.listen().count("WATCHDOG=1") >= 3, "the watchdog is notified repeatedly")
     workers = manager.agent.children()
     for pid in workers:
         os.kill(pid, signal.SIGSTOP)
     try:
-        until(lambda: "no resolver answers" in manager.agent.errors, "it is noticed")
+        until(lambda: "no resolver answers" in manager.agent.errors, "the failure is logged")
         manager.listen()
-        before = manager.heard.count("WATCHDOG=1")
+        before = manager.received.count("WATCHDOG=1")
         time.sleep(1.0)
         assert manager.listen().count("WATCHDOG=1") == before
     finally:
         for pid in workers:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
-    until(lambda: manager.listen().count("WATCHDOG=1") > before, "and says so again", 20)
+    until(lambda: manager.listen().count("WATCHDOG=1") > before, "it is notified again", 20)
 
 
-def test_without_a_watchdog_nothing_is_said(manager: Manager) -> None:
+def test_without_a_watchdog_there_is_no_notification(manager: Manager) -> None:
     manager.start()
     assert "WATCHDOG=1" not in manager.listen(1.5)
 
@@ -162,9 +162,7 @@ def test_without_a_watchdog_nothing_is_said(manager: Manager) -> None:
     ("environment", "seconds"),
     [({}, 0.0), ({"WATCHDOG_USEC": "3000000"}, 3.0), ({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "1"}, 0.0)],
 )
-def test_the_time_that_the_watchdog_allows(
-    environment: dict[str, str], seconds: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_interval_of_the_watchdog(environment: dict[str, str], seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WATCHDOG_USEC", "WATCHDOG_PID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
@@ -172,6 +170,6 @@ def test_the_time_that_the_watchdog_allows(
     assert notify.watchdog() == seconds
 
 
-def test_names_are_such_as_systemd_takes() -> None:
+def test_names_of_stored_sockets_are_valid_for_systemd() -> None:
     assert notify.stored_name("dns", "fe80::1%lan0", 53) == "dns-fe80..1%lan0-53"
     assert len(notify.stored_name("a" * 300)) == 255

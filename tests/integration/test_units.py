@@ -1,6 +1,6 @@
-"""Processes that begin in units of their own: what listens for them is systemd's own tool, what it starts is the real thing.
+"""Processes in systemd units of their own: a tool of systemd listens on the sockets and starts the real programs.
 
-That systemd kills what is left of a unit is seen in containers.
+That systemd kills the remaining processes of a unit is tested in containers.
 """
 
 import asyncio
@@ -27,14 +27,14 @@ from embargo.daemon.supervise import workshop
 from support.agent import Agent
 from tools.rig import until
 
-pytestmark = pytest.mark.root  # the agent and what listens for it are one user here, and a resolver's user is named
+pytestmark = pytest.mark.root  # agent and listener run as one user here, and the resolver changes to another
 
 SOON = 20.0
 
 
 @pytest.fixture
 def units(tmp_path: Path) -> Iterator[str]:
-    """The directory in which somebody listens who starts resolvers and compilers."""
+    """A directory with sockets on which systemd-socket-activate starts resolvers and compilers."""
     directory = tmp_path / "units"
     directory.mkdir()
     started = []
@@ -42,7 +42,7 @@ def units(tmp_path: Path) -> Iterator[str]:
         command = ["systemd-socket-activate", "--accept", "--seqpacket", f"--listen={directory}/{module}",
                    sys.executable, "-P", "-m", "embargo.daemon.process.handover", module]  # fmt: skip
         started.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True))
-        until((directory / module).exists, f"somebody listens for a {module}")
+        until((directory / module).exists, f"the socket of the {module} exists")
     yield str(directory)
     for process in started:
         os.killpg(process.pid, signal.SIGKILL)
@@ -50,7 +50,7 @@ def units(tmp_path: Path) -> Iterator[str]:
 
 
 def parent(pid: int) -> int:
-    """Of a process: for a worker, its warden."""
+    """The parent of a process; for a worker, its warden."""
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
@@ -61,7 +61,7 @@ def is_gone(pid: int) -> bool:
 
 
 class Held:
-    """A resolver that waits for its first order, and what the agent has of it."""
+    """A resolver that waits for its first order, and the agent's end of its channel."""
 
     def __init__(self) -> None:
         self.ours, theirs = channel.pair()
@@ -75,24 +75,24 @@ class Held:
         return process
 
 
-def test_it_is_told_of_with_its_pid_its_user_and_its_end(units: str) -> None:
+def test_pid_user_and_end_of_a_started_process_are_reported(units: str) -> None:
     async def run() -> None:
         held = Held()
         process = await held.begin(Units(units))
         assert process.uid == os.geteuid()
         assert "handover" in Path(f"/proc/{process.pid}/cmdline").read_text()
         warden = parent(process.pid)
-        held.ours.close()  # as when the agent wants no more of it
+        held.ours.close()  # as the agent does to end it
         assert await asyncio.wait_for(process.wait(), SOON) == 0
         assert await process.wait() == 0
-        until(lambda: is_gone(warden), "its warden is gone too")
+        until(lambda: is_gone(warden), "its warden has ended too")
 
     asyncio.run(run())
 
 
-def test_it_fails_with_its_status(units: str) -> None:
+def test_the_exit_status_of_a_failed_process_is_reported(units: str) -> None:
     async def run() -> None:
-        with open(os.devnull, "r+b") as nothing:  # where its order should stand
+        with open(os.devnull, "r+b") as nothing:  # instead of its order
             process = await Units(units)("compiler", [nothing.fileno()] * 3)
             assert await asyncio.wait_for(process.wait(), SOON) == 1
 
@@ -100,8 +100,8 @@ def test_it_fails_with_its_status(units: str) -> None:
 
 
 @pytest.mark.parametrize("stopped", [False, True], ids=["well", "stopped"])
-def test_its_warden_is_killed_when_it_is_to_go_whatever_it_does(units: str, stopped: bool) -> None:
-    """Neither a capability nor the same user is needed for that: the agent has neither."""
+def test_kill_ends_the_warden_whatever_its_state(units: str, stopped: bool) -> None:
+    """This requires neither a capability nor the same user; the agent has neither."""
 
     async def run() -> None:
         held = Held()
@@ -111,16 +111,16 @@ def test_its_warden_is_killed_when_it_is_to_go_whatever_it_does(units: str, stop
             os.kill(process.pid, signal.SIGSTOP)
             os.kill(warden, signal.SIGSTOP)
         process.kill()
-        until(lambda: is_gone(warden), "its warden is gone")
-        os.kill(process.pid, signal.SIGKILL)  # what systemd does then
+        until(lambda: is_gone(warden), "its warden has ended")
+        os.kill(process.pid, signal.SIGKILL)  # as systemd does then
         assert await asyncio.wait_for(process.wait(), SOON) == -signal.SIGKILL
-        process.kill()  # and nothing happens
+        process.kill()  # has no effect
         held.ours.close()
 
     asyncio.run(run())
 
 
-def test_its_warden_is_killed_when_the_agent_has_died(units: str) -> None:
+def test_the_warden_is_killed_when_the_agent_dies(units: str) -> None:
     text = f"""
 import asyncio, os, sys
 from embargo.daemon.process import channel
@@ -138,11 +138,11 @@ asyncio.run(run())
         pid = int(agent.stdout.readline())
         warden = parent(pid)
         agent.kill()
-    until(lambda: is_gone(warden), "its warden is gone")
-    until(lambda: is_gone(pid), "the resolver has seen it too")
+    until(lambda: is_gone(warden), "its warden has ended")
+    until(lambda: is_gone(pid), "the resolver has ended too")
 
 
-def test_who_has_gone_before_it_began_is_not_served(units: str) -> None:
+def test_nothing_is_started_for_an_agent_that_has_gone_meanwhile(units: str) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     life, its_life = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     held = Held()
@@ -155,17 +155,17 @@ def test_who_has_gone_before_it_began_is_not_served(units: str) -> None:
             os.close(fd)
         assert select.select([ours], [], [], SOON)[0]
         with suppress(ConnectionResetError):
-            assert ours.recv(64) == b"", "no pid: nothing was started"
-        assert select.select([held.ours], [], [], SOON)[0], "what was to work with it is let go"
+            assert ours.recv(64) == b"", "no pid, so nothing was started"
+        assert select.select([held.ours], [], [], SOON)[0], "the descriptors are closed"
 
 
-def test_where_nobody_listens_that_is_said(tmp_path: Path) -> None:
+def test_a_missing_socket_is_reported(tmp_path: Path) -> None:
     child = Child("resolver 0", "resolver", ORDERS, lambda child, events: None, str(tmp_path), Units(str(tmp_path)))
     with pytest.raises(ChildError, match=rf"^resolver 0 cannot be started: {tmp_path}/resolver: No such file or directory$"):
         asyncio.run(child.start())
 
 
-def test_what_does_not_begin_is_said(tmp_path: Path) -> None:
+def test_a_process_that_does_not_start_is_reported(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.bind(f"{tmp_path}/resolver")
         sock.listen()
@@ -181,16 +181,14 @@ def test_what_does_not_begin_is_said(tmp_path: Path) -> None:
             asyncio.run(run())
 
 
-def test_a_compiler_stands_back(units: str, tmp_path: Path) -> None:
-    """For a while: then it asks for its share, which the sandbox of a test may refuse."""
+def test_a_compiler_runs_with_idle_priority_at_first(units: str, tmp_path: Path) -> None:
+    """Later it returns to normal priority, which the sandbox of a test may forbid."""
     os.mkfifo(tmp_path / "order")
 
     async def run() -> None:
         with open(tmp_path / "order", "r+b", buffering=0) as fifo, open(os.devnull, "r+b", buffering=0) as nothing:
             process = await Units(units)("compiler", [fifo.fileno(), nothing.fileno(), nothing.fileno()])
-            until(
-                lambda: os.sched_getscheduler(process.pid) == os.SCHED_IDLE, "it waits for its order, and lets others go first"
-            )
+            until(lambda: os.sched_getscheduler(process.pid) == os.SCHED_IDLE, "it has idle priority")
             fifo.write(b"}")
             os.kill(process.pid, signal.SIGKILL)
             await process.wait()
@@ -203,8 +201,8 @@ NONSENSE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("said", NONSENSE)
-def test_a_compiler_that_does_not_answer_as_it_should_is_in_the_way_and_no_more(said: bytes) -> None:
+@pytest.mark.parametrize("answer", NONSENSE)
+def test_an_invalid_answer_of_a_compiler_is_a_temporary_failure(answer: bytes) -> None:
     class Ended:
         pid = uid = 0
 
@@ -217,7 +215,7 @@ def test_a_compiler_that_does_not_answer_as_it_should_is_in_the_way_and_no_more(
         gives_user = False
 
         async def __call__(self, name: str, fds: Sequence[int]) -> Process:
-            os.write(fds[1], said)
+            os.write(fds[1], answer)
             return Ended()
 
     with pytest.raises(workshop.TemporaryError, match="it ended with status 0"):
@@ -225,8 +223,8 @@ def test_a_compiler_that_does_not_answer_as_it_should_is_in_the_way_and_no_more(
 
 
 @pytest.fixture
-def nobody(tmp_path: Path) -> Iterator[str]:
-    """The directory of somebody who takes connections and starts nothing."""
+def deaf_units(tmp_path: Path) -> Iterator[str]:
+    """A directory with sockets that accept connections but start nothing."""
     directory = tmp_path / "units"
     directory.mkdir()
     with contextlib.ExitStack() as held:
@@ -237,10 +235,10 @@ def nobody(tmp_path: Path) -> Iterator[str]:
         yield str(directory)
 
 
-def test_what_does_not_begin_in_time_is_given_up(nobody: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_does_not_start_in_time_is_given_up(deaf_units: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spawn, "START_SECONDS", 0.2)
     with pytest.raises(OSError, match="systemd did not start the process"):
-        asyncio.run(Units(nobody)("resolver", []))
+        asyncio.run(Units(deaf_units)("resolver", []))
 
 
 def test_a_compiler_that_does_not_end_in_time_is_killed(units: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -248,26 +246,26 @@ def test_a_compiler_that_does_not_end_in_time_is_killed(units: str, monkeypatch:
     os.mkfifo(tmp_path / "order")
 
     class Waiting(Units):
-        """Its order never comes."""
+        """Its compiler waits for ever for the order."""
 
         async def __call__(self, name: str, fds: Sequence[int]) -> Process:
             with open(tmp_path / "order", "r+b", buffering=0) as fifo:
-                begun.append(await super().__call__(name, [fifo.fileno(), *fds[1:]]))
-            return begun[0]
+                processes.append(await super().__call__(name, [fifo.fileno(), *fds[1:]]))
+            return processes[0]
 
-    begun: list[Process] = []
+    processes: list[Process] = []
     with pytest.raises(workshop.TemporaryError, match="did not end in"):
         asyncio.run(workshop.run(Waiting(units), Match("", "", (), "x")))
-    os.kill(begun[0].pid, signal.SIGKILL)  # what systemd does
+    os.kill(processes[0].pid, signal.SIGKILL)  # what systemd does
 
 
-SAID: list[tuple[list[bytes], int | None]] = [
+MESSAGES: list[tuple[list[bytes], int | None]] = [
     ([b"7 0", b"3"], 3), ([b"7 0", b"-15"], -15), ([b"7 0", b"rubbish"], -9), ([b"7 0"], -9), ([b"7"], None),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("words", "status"), SAID)
-def test_what_a_warden_says_is_checked(tmp_path: Path, words: list[bytes], status: int | None) -> None:
+@pytest.mark.parametrize(("words", "status"), MESSAGES)
+def test_messages_of_a_warden_are_checked(tmp_path: Path, words: list[bytes], status: int | None) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.bind(f"{tmp_path}/resolver")
         sock.listen()
@@ -288,9 +286,9 @@ def test_what_a_warden_says_is_checked(tmp_path: Path, words: list[bytes], statu
         assert asyncio.run(run()) == status
 
 
-def test_an_agent_can_be_stopped_while_it_waits_for_a_unit(tmp_path: Path, nobody: str) -> None:
+def test_an_agent_can_be_stopped_while_it_waits_for_a_unit(tmp_path: Path, deaf_units: str) -> None:
     agent = Agent(tmp_path)
-    agent.options = [f"--units={nobody}"]
+    agent.options = [f"--units={deaf_units}"]
     agent.write_config(state={"user": "root"})
     agent.start(wait=False)
     until((tmp_path / "state" / "generations" / ".new").exists, "it waits for a compiler")
@@ -298,8 +296,8 @@ def test_an_agent_can_be_stopped_while_it_waits_for_a_unit(tmp_path: Path, nobod
 
 
 @pytest.mark.parametrize("damaged", [False, True], ids=["first", "damaged"])
-def test_an_agent_without_units_says_so_and_may_be_tried_again(tmp_path: Path, damaged: bool) -> None:
-    """Status 2 would be final (RestartPreventExitStatus=)."""
+def test_an_agent_without_its_units_fails_and_may_be_restarted(tmp_path: Path, damaged: bool) -> None:
+    """systemd would not restart it after status 2 (RestartPreventExitStatus=)."""
     agent = Agent(tmp_path)
     agent.write_config(state={"user": "root"})
     if damaged:
@@ -339,8 +337,8 @@ def test_an_agent_whose_resolvers_and_compilers_are_units(tmp_path: Path, units:
     assert "Traceback" not in agent.errors
 
 
-def test_an_agent_whose_resolvers_are_another_user_than_it_was_told_says_so(tmp_path: Path, units: str) -> None:
-    """An upgrade may have made it so: a gateway without DNS would be worse."""
+def test_an_agent_warns_if_its_resolvers_run_as_another_user_than_configured(tmp_path: Path, units: str) -> None:
+    """It starts anyway: after an upgrade, a gateway without DNS would be worse."""
     agent = Agent(tmp_path)
     agent.options = [f"--units={units}"]
     agent.write_config(state={"user": "nobody"})

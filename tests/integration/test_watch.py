@@ -1,4 +1,4 @@
-"""What is a hint that something has changed, and what is not."""
+"""Which changes cause a notification."""
 
 import threading
 from pathlib import Path
@@ -8,7 +8,7 @@ from embargo.daemon.host.watch import Watch
 SOON = 10.0
 
 
-def test_a_change_is_a_hint_and_what_we_write_ourselves_is_none(tmp_path: Path) -> None:
+def test_changes_are_notified_but_not_those_of_the_event_log(tmp_path: Path) -> None:
     hinted = threading.Event()
     watch = Watch(hinted.set)
     ours, theirs = tmp_path / "events.jsonl", tmp_path / "embargo.toml"
@@ -23,13 +23,13 @@ def test_a_change_is_a_hint_and_what_we_write_ourselves_is_none(tmp_path: Path) 
         watch.follow([str(theirs)], ours=str(ours))
         hinted.clear()
         ours.write_text("one more\n")
-        (tmp_path / "mark").write_text("")  # whatever came before it has been seen by now
+        (tmp_path / "mark").write_text("")  # events arrive in order, so earlier ones have been seen by now
         assert hinted.wait(SOON)
     finally:
         watch.close()
 
 
-def test_only_our_own_writing_is_passed_over(tmp_path: Path) -> None:
+def test_only_changes_of_the_event_log_are_ignored(tmp_path: Path) -> None:
     hints: list[str] = []
     watch = Watch(lambda: hints.append("hint"))
     ours, theirs = tmp_path / "events.jsonl", tmp_path / "apps"

@@ -1,4 +1,4 @@
-"""The workers, seen from the supervisor: what they count is checked, and who cannot be told of a change is not passed over."""
+"""Workers as the supervisor sees them: their counters are checked, and a change that does not reach one of them fails."""
 
 import asyncio
 import errno
@@ -30,7 +30,7 @@ COUNTED: dict[str, Any] = {
 
 
 class Answering(Scripted):
-    """It answers every question with this."""
+    """A worker that answers every order with the same record."""
 
     def __init__(self, root: Path, answer: dict[str, Any]) -> None:
         super().__init__(root)
@@ -38,11 +38,11 @@ class Answering(Scripted):
 
     async def start(self) -> None:
         await super().start()
-        asyncio.get_running_loop().add_reader(self.theirs, self._asked)
+        asyncio.get_running_loop().add_reader(self.theirs, self._answer_order)
 
-    def _asked(self) -> None:
-        asked = json.loads(self.theirs.recv(1 << 17))
-        self.theirs.send(json.dumps({"id": asked["id"], **self.answer}).encode())
+    def _answer_order(self) -> None:
+        order = json.loads(self.theirs.recv(1 << 17))
+        self.theirs.send(json.dumps({"id": order["id"], **self.answer}).encode())
 
     async def _reap(self) -> None:
         await self.killed.wait()
@@ -52,29 +52,31 @@ class Answering(Scripted):
 
 
 def workers(root: Path, *children: Scripted) -> Workers:
-    made = Workers(lambda: pytest.fail("nobody starts"), lambda child, message: None, lambda child: asyncio.sleep(0), str(root))
+    made = Workers(
+        lambda: pytest.fail("no worker is to start"), lambda child, message: None, lambda child: asyncio.sleep(0), str(root)
+    )
     for child in children:
         made.add(child)
     return made
 
 
-def test_what_a_worker_counts_is_told_as_it_is(tmp_path: Path) -> None:
+def test_the_counters_of_a_worker_are_returned_unchanged(tmp_path: Path) -> None:
     async def run() -> None:
         child = Answering(tmp_path, COUNTED)
         await child.start()
-        (told,) = await workers(tmp_path, child).stats()
-        assert records.tagged(told) == COUNTED
+        (counted,) = await workers(tmp_path, child).stats()
+        assert records.tagged(counted) == COUNTED
         child.kill()
         await child.ends()
 
     asyncio.run(run())
 
 
-def test_no_total_falls_when_a_worker_begins_anew_or_does_not_answer() -> None:
+def test_no_total_falls_when_a_worker_restarts_or_does_not_answer() -> None:
     counts = Counts()
     totals = []
-    for said in ({"a": 5, "b": 1}, {"a": 6, "b": 1}, {"a": 2, "b": 1}, {}, {"a": 0}, {"a": 3, "c": 1}):
-        counts.update({("hits", name): count for name, count in said.items()})
+    for report in ({"a": 5, "b": 1}, {"a": 6, "b": 1}, {"a": 2, "b": 1}, {}, {"a": 0}, {"a": 3, "c": 1}):
+        counts.update({("hits", name): count for name, count in report.items()})
         totals.append(counts.of("hits"))
     assert totals == [
         {"a": 5, "b": 1},
@@ -87,7 +89,7 @@ def test_no_total_falls_when_a_worker_begins_anew_or_does_not_answer() -> None:
     assert not counts.of("asked")
 
 
-def test_names_that_a_worker_makes_up_are_kept_within_bounds() -> None:
+def test_names_invented_by_a_worker_are_stored_up_to_a_limit() -> None:
     counts = Counts()
     for number in range(3 * MAX_COUNTS // 1000):
         counts.update({("hits", f"{number}/{n}"): 1 for n in range(1000)})
@@ -102,7 +104,7 @@ def test_names_that_a_worker_makes_up_are_kept_within_bounds() -> None:
         {"upstreams": ["x"]}, {"upstreams": [COUNTED["upstreams"][0] | {"milliseconds": float("nan")}]},
     ],
 )  # fmt: skip
-def test_counts_that_cannot_be_are_a_worker_s_end(tmp_path: Path, changed: dict[str, Any]) -> None:
+def test_a_worker_with_impossible_counters_is_killed(tmp_path: Path, changed: dict[str, Any]) -> None:
     async def run() -> None:
         child = Answering(tmp_path, COUNTED | changed)
         await child.start()
@@ -112,8 +114,10 @@ def test_counts_that_cannot_be_are_a_worker_s_end(tmp_path: Path, changed: dict[
     asyncio.run(run())
 
 
-def test_workers_are_renewed_no_further_when_one_does_not_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or the next one would leave nobody to answer."""
+def test_the_other_workers_are_not_restarted_when_one_does_not_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise no worker might be left to answer queries."""
     monkeypatch.setattr(workers_, "START_SECONDS", 0.05)
 
     async def run() -> None:
@@ -125,7 +129,7 @@ def test_workers_are_renewed_no_further_when_one_does_not_come_back(tmp_path: Pa
             await child.start()
         renewing = asyncio.create_task(made.renew())
         await asyncio.sleep(0.05)
-        first.killed.set()  # it ends as it was told, and nobody starts it again
+        first.killed.set()  # it ends as ordered, and is not restarted
         with pytest.raises(ChildError, match="did not start again"):
             await renewing
         assert second.running
@@ -135,8 +139,8 @@ def test_workers_are_renewed_no_further_when_one_does_not_come_back(tmp_path: Pa
     asyncio.run(run())
 
 
-def test_a_worker_that_starts_is_told_all_of_a_change_that_comes_meanwhile(tmp_path: Path) -> None:
-    """What the run before was told last is not what this one has."""
+def test_a_starting_worker_gets_all_settings_of_a_change_that_comes_meanwhile(tmp_path: Path) -> None:
+    """It does not have the settings that the previous process had."""
     generation: Any = SimpleNamespace(number=7, fd=0, exempt=(), board=Switchboard(()))
     old, new = settings(upstream=["192.0.2.1"]), settings(upstream=["192.0.2.2"])
 
@@ -167,10 +171,10 @@ def test_a_worker_that_starts_is_told_all_of_a_change_that_comes_meanwhile(tmp_p
     ("refusal", "raised"),
     [(errno.EMFILE, ChildError), (errno.ENOBUFS, ChildError), (errno.ETOOMANYREFS, ChildError), (errno.EPIPE, ChildGone)],
 )
-def test_a_worker_that_cannot_be_told_is_not_gone(
+def test_an_order_that_cannot_be_sent_to_a_running_worker_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int, raised: type[ChildError]
 ) -> None:
-    """Of one that is gone nobody needs to know; one that keeps the old policy refuses the reload."""
+    """A worker that has ended needs no order; one that would keep the old policy makes the reload fail."""
 
     def refused(self: Channel, record: object, fds: Sequence[int] = (), number: int | None = None) -> None:
         raise OSError(refusal, os.strerror(refusal))

@@ -1,4 +1,4 @@
-"""Folding: whatever comes when, every attempt is in exactly one record."""
+"""Folding: every attempt is in exactly one record, in any order and at any time."""
 
 import functools
 import json
@@ -21,7 +21,7 @@ EVENTS = st.dictionaries(st.text(max_size=5).filter(lambda key: key not in ("sch
 
 @settings(max_examples=50)
 @given(EVENTS, st.floats(0, 4e9))
-def test_any_event_is_one_clean_line_that_reads_back(event: dict[str, object], wall: float) -> None:
+def test_any_event_is_one_line_without_control_characters_that_reads_back(event: dict[str, object], wall: float) -> None:
     line = events.encode(event, wall)
     assert all(0x20 <= octet < 0x7F for octet in line[:-1])
     assert line[-1:] == b"\n"
@@ -35,7 +35,7 @@ def test_any_event_is_one_clean_line_that_reads_back(event: dict[str, object], w
     st.integers(1, 3),
 )
 def test_every_attempt_is_in_exactly_one_record(attempts: list[tuple[str, float, bool]], kinds: int) -> None:
-    """Attempts of five kinds, at most `kinds` of them folded, with `due` called now and then."""
+    """Attempts of five kinds, at most `kinds` of them folded, with occasional calls of `due`."""
     before, events.MAX_KINDS = events.MAX_KINDS, kinds
     try:
         written, wanted = run(attempts)
@@ -72,7 +72,7 @@ def _told(line: bytes, count: int) -> bytes:
 
 @given(st.lists(st.floats(0.01, 5), min_size=1, max_size=50))
 def test_a_kind_never_has_more_than_two_records_in_a_window(pauses: list[float]) -> None:
-    """One at once, one when the window ends."""
+    """One immediately, one when the window ends."""
     folder = Folder()
     times: list[float] = []
     now = 0.0

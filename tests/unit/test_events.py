@@ -1,4 +1,4 @@
-"""Event lines: what stands in them, and how equal attempts become one."""
+"""Event lines: their content, and the folding of equal attempts."""
 
 import json
 import re
@@ -62,7 +62,7 @@ def test_no_control_octet_reaches_a_line() -> None:
     assert json.loads(events.quote(nasty)) == nasty
 
 
-def test_members_are_made_once_and_timed_later() -> None:
+def test_members_are_encoded_once_and_get_their_time_later() -> None:
     members = events.fragment({"event": "dns", "qname": "a.example"})
     assert members == '"event":"dns","qname":"a.example"'
     assert events.line(members, WALL) == events.encode({"event": "dns", "qname": "a.example"}, WALL)
@@ -123,7 +123,7 @@ def test_the_first_attempt_is_written_at_once_and_the_rest_in_one_record() -> No
     }  # fmt: skip
 
 
-def test_a_kind_that_goes_on_has_a_record_a_window() -> None:
+def test_a_continuing_kind_has_one_record_per_window() -> None:
     folder = Folder()
     note(folder, "a.example", 0.0)
     note(folder, "a.example", 9.0)
@@ -134,8 +134,8 @@ def test_a_kind_that_goes_on_has_a_record_a_window() -> None:
     assert (read(rest)["count"], read(rest)["first"]) == (1, events.timestamp(WALL + 11))
 
 
-def test_many_kinds_that_are_due_are_written_a_bounded_number_at_a_time() -> None:
-    """All at once would keep queries waiting."""
+def test_a_limited_number_of_due_kinds_is_written_at_a_time() -> None:
+    """Writing all of them would delay queries."""
     folder = Folder()
     for number in range(25):
         for _ in range(2):
@@ -148,14 +148,14 @@ def test_many_kinds_that_are_due_are_written_a_bounded_number_at_a_time() -> Non
     assert names == [f"n{number}.example" for number in range(25)]
 
 
-def test_a_kind_that_stayed_quiet_for_a_window_begins_anew() -> None:
+def test_a_kind_without_attempts_for_a_window_starts_again() -> None:
     folder = Folder()
     note(folder, "a.example", 0.0)
     assert folder.due(10.0) == []
     assert note(folder, "a.example", 10.5) is not None
 
 
-def test_kinds_are_folded_apart() -> None:
+def test_kinds_are_folded_separately() -> None:
     folder = Folder()
     assert note(folder, "a.example", 0.0) is not None
     assert note(folder, "b.example", 5.0) is not None
@@ -165,7 +165,7 @@ def test_kinds_are_folded_apart() -> None:
     assert [read(line)["qname"] for line, _ in folder.due(15.0)] == ["b.example"]
 
 
-def test_what_is_held_at_the_end_is_written() -> None:
+def test_open_kinds_are_written_at_the_end() -> None:
     folder = Folder()
     for now in (0.0, 1.0, 2.0):
         note(folder, "a.example", now)
@@ -189,7 +189,7 @@ def test_members_are_made_for_the_first_of_a_kind_only() -> None:
     assert len(made) == 1
 
 
-def test_more_kinds_than_are_kept_are_written_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kinds_beyond_the_limit_are_written_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "MAX_KINDS", 2)
     folder = Folder()
     lines = [note(folder, kind, 0.0) for kind in ("a", "b", "c", "c", "a")]

@@ -1,4 +1,4 @@
-"""Records to JSON and back: the same record, and of anything else one error."""
+"""Records: encoding and decoding return the same record, and anything else raises RecordError."""
 
 import dataclasses
 import enum
@@ -47,7 +47,7 @@ class Other:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A field of every type that the page of the module names."""
+    """A field of each type that the module supports."""
 
     VERSION: ClassVar[int] = 3
 
@@ -82,7 +82,7 @@ JSON = st.recursive(
 
 
 def values(kind: Any) -> st.SearchStrategy[Any]:
-    """Values of a field of this type, read from the type alone."""
+    """Values of a field of this type, derived from the type."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return _within(arguments[0], arguments[1])
@@ -122,7 +122,7 @@ _PLAIN: dict[Any, st.SearchStrategy[Any]] = {
 
 
 def orders() -> list[type]:
-    """Every record that a process border declares."""
+    """All records that cross a process border."""
     found = set[type]()
     for module in pkgutil.walk_packages(daemon.__path__, "embargo.daemon."):
         if module.name.endswith(".orders"):
@@ -136,7 +136,7 @@ KINDS: list[Any] = [Sample, *orders()]
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: f"{kind.__module__.removeprefix('embargo.daemon.')}.{kind.__name__}")
 @given(st.data())
-def test_a_record_comes_back_as_it_was(kind: Any, data: st.DataObject) -> None:
+def test_decoding_reverses_encoding(kind: Any, data: st.DataObject) -> None:
     record = data.draw(values(kind))
     found = decode(kind, json.loads(json.dumps(encode(record))))
     assert found == record
@@ -154,8 +154,8 @@ def test_any_value_is_a_record_or_an_error(value: Any) -> None:
 
 
 @given(values(Sample), st.data())
-def test_a_record_with_another_value_in_it_is_that_record_or_an_error(record: Sample, data: st.DataObject) -> None:
-    """So near to a record that each check is reached: one value, at any depth, is another one, gone, or has a neighbour."""
+def test_a_changed_value_is_decoded_as_it_is_or_refused(record: Sample, data: st.DataObject) -> None:
+    """An encoded record with one value, at any depth, replaced, removed or added, so that each check is reached."""
     value = encode(record)
     at = value
     while True:
@@ -201,7 +201,7 @@ GOOD: dict[str, Any] = encode(
 )  # fmt: skip
 
 
-def test_the_encoding_is_what_another_version_reads() -> None:
+def test_the_encoding_stays_compatible() -> None:
     assert decode(Sample, GOOD).either == Other(7)
     assert {key: GOOD[key] for key in ("version", "octets", "colour", "level", "point", "two", "either")} == {
         "version": 3, "octets": "00ff", "colour": "red", "level": 1, "point": [1, "abc"], "two": [1, "x"],
@@ -246,17 +246,17 @@ def test_the_encoding_is_what_another_version_reads() -> None:
         ({"share": float("nan")}, "Sample.share: not between 0.0 and 1.0"),
     ],
 )
-def test_what_is_wrong_is_named_with_its_place(changed: dict[str, Any], reason: str) -> None:
+def test_an_error_names_the_place_of_the_value(changed: dict[str, Any], reason: str) -> None:
     with pytest.raises(RecordError, match=f"^{reason}"):
         decode(Sample, GOOD | changed)
 
 
-def test_a_record_without_a_version_takes_none() -> None:
+def test_a_record_without_a_version_refuses_one() -> None:
     with pytest.raises(RecordError, match="version"):
         decode(Other, {"version": 1, "number": 7})
 
 
-def test_a_value_that_is_nested_without_end_is_an_error() -> None:
+def test_a_too_deeply_nested_value_is_an_error() -> None:
     deep: Any = 1
     for _ in range(100_000):
         deep = [deep]
@@ -265,7 +265,7 @@ def test_a_value_that_is_nested_without_end_is_an_error() -> None:
             decode(Sample, value)
 
 
-def test_a_type_that_is_no_records_is_a_fault_of_the_program() -> None:
+def test_an_unsupported_field_type_is_a_bug() -> None:
     @dataclass(frozen=True)
     class Wrong:
         when: set[int]

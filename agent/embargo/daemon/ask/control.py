@@ -164,18 +164,18 @@ class _Control:
         try:
             acl = Acl(endpoints.local_networks(agent.settings, agent.around.interfaces))
             board, paused = self._judging(client)
-            found = explain.verdict(generation.image, board, request.subject, qtype, client, acl)
-            usual = explain.verdict(generation.image, generation.compiled_board, request.subject, qtype, client, acl)
-            asked = explain.subject(request.subject)
+            verdict = explain.verdict(generation.image, board, request.subject, qtype, client, acl)
+            without_pauses = explain.verdict(generation.image, generation.compiled_board, request.subject, qtype, client, acl)
+            subject = explain.subject(request.subject)
         except ValueError as error:
             raise _RequestError(str(error)) from None
         causes = None
-        if (usual.verdict, usual.app) != (found.verdict, found.app):
-            causes = tuple(status.pause(each) for each in paused if each.app in (pauses.EVERYTHING, usual.app))
+        if (without_pauses.verdict, without_pauses.app) != (verdict.verdict, verdict.app):
+            causes = tuple(status.pause(pause) for pause in paused if pause.app in (pauses.EVERYTHING, without_pauses.app))
         lines = await self._lines(request.subject)
-        if isinstance(asked, Network):
-            found = await self._with_learnt(found, asked)
-        return records.widened(Explained, found, lines=lines, paused=causes, generation=generation.number)
+        if isinstance(subject, Network):
+            verdict = await self._with_learnt(verdict, subject)
+        return records.widened(Explained, verdict, lines=lines, paused=causes, generation=generation.number)
 
     async def _lines(self, subject: str) -> tuple[Line, ...]:
         """The matching lines of all lists; none if the lists cannot be used or no compiler starts; the verdict needs none."""
@@ -186,13 +186,13 @@ class _Control:
             return answer.lines if isinstance(answer, Matches) else ()
         return ()
 
-    async def _with_learnt(self, found: Verdict, address: Network) -> Verdict:
+    async def _with_learnt(self, verdict: Verdict, address: Network) -> Verdict:
         """The verdict, extended by what the guardian knows about the address, if it answers."""
         if self._agent.guarding is not None:
             with contextlib.suppress(ChildError):
                 packed = address.first.to_bytes(4 if address.family == 4 else 16)
-                return explain.with_learnt(found, await self._agent.guarding.about(packed))
-        return found
+                return explain.with_learnt(verdict, await self._agent.guarding.about(packed))
+        return verdict
 
     def _judging(self, client: str) -> tuple[Switchboard, list[pauses.Pause]]:
         """(the switchboard for a client, the pauses that apply to it). ValueError if `client` is not an address."""
@@ -259,14 +259,14 @@ class _Control:
 
     async def _edit(self, request: Edit, uid: int) -> Changed:
         """Change the agent's own lists and reload; if that fails, restore them."""
-        verb, entries = request.verb, list(dict.fromkeys(each.strip() for each in request.entries))
+        verb, entries = request.verb, list(dict.fromkeys(entry.strip() for entry in request.entries))
         if not entries:
             raise _RequestError("entries: name at least one")
         try:
-            parsed = [lists.parse_entry(each) for each in entries]
+            parsed = [lists.parse_entry(entry) for entry in entries]
         except ValueError as error:
             raise _RequestError(str(error), usage=True) from None
-        if any(each.exception for each in parsed):
+        if any(entry.exception for entry in parsed):
             raise _RequestError("exceptions are possible in an app's list only; use allow instead", usage=True)
         paths = {name: watched.local_path(self._agent.settings, name) for name in ("block", "allow")}
         before = {name: _lines(path) for name, path in paths.items()}
@@ -292,15 +292,15 @@ class _Control:
         """Warnings for entries without effect, because a list of higher precedence decides otherwise."""
         generation = self._agent.generation
         assert generation is not None
-        found = []
+        warnings = []
         for entry in entries:
             text = entry.lstrip("=!").partition("/")[0].strip()
             now = explain.verdict(generation.image, generation.board, text)
             if verb == "block" and now.verdict == "allowed":
-                found.append(f"{text} still passes: {now.list}:{now.line} allows it, which takes precedence")
+                warnings.append(f"{text} still passes: {now.list}:{now.line} allows it, which takes precedence")
             elif verb == "forget" and now.verdict in ("blocked", "allowed"):
-                found.append(f"{text} is still {now.verdict} by {now.list}:{now.line}")
-        return found
+                warnings.append(f"{text} is still {now.verdict} by {now.list}:{now.line}")
+        return warnings
 
 
 def _uid(writer: asyncio.StreamWriter) -> int:

@@ -28,7 +28,7 @@ def text(status: Status) -> str:
         kind = "counter" if name.endswith("_total") else "gauge"
         out += [f"# HELP embargo_{name} {help_}", f"# TYPE embargo_{name} {kind}"]
         for labels, value in samples:
-            written = ",".join(f'{key}="{_escaped(each)}"' for key, each in labels.items())
+            written = ",".join(f'{key}="{_escaped(label)}"' for key, label in labels.items())
             out.append(f"embargo_{name}{{{written}}} {_number(value)}" if written else f"embargo_{name} {_number(value)}")
     return "\n".join(out) + "\n"
 
@@ -62,7 +62,7 @@ def _metrics(status: Status) -> Iterator[tuple[str, str, Iterable[Sample]]]:
     yield "list_problems", "Problems found in the lists in force.", one(len(status.problems))
     yield "reload_success", "Whether the last reload succeeded (1) or failed (0).", one(status.reload.ok)
     yield "reload_age_seconds", "Time since the last reload.", one(status.reload.ago)
-    by_transport: list[Sample] = [({"transport": each}, counters.get(f"queries_{each}", 0)) for each in ("udp", "tcp")]
+    by_transport: list[Sample] = [({"transport": name}, counters.get(f"queries_{name}", 0)) for name in ("udp", "tcp")]
     yield "queries_total", "Queries received.", by_transport
     dropped: list[Sample] = [
         ({"reason": name.removeprefix("dropped_")}, count) for name, count in counters.items() if name.startswith("dropped_")
@@ -82,18 +82,22 @@ def _metrics(status: Status) -> Iterator[tuple[str, str, Iterable[Sample]]]:
     yield (
         "upstream_up",
         "Whether at least one worker considers the upstream healthy.",
-        [({"server": each.server}, each.healthy) for each in upstreams],
+        [({"server": upstream.server}, upstream.healthy) for upstream in upstreams],
     )
-    yield "upstream_asked_total", "Queries sent to the upstream.", [({"server": each.server}, each.asked) for each in upstreams]
+    yield (
+        "upstream_asked_total",
+        "Queries sent to the upstream.",
+        [({"server": upstream.server}, upstream.asked) for upstream in upstreams],
+    )
     yield (
         "upstream_failed_total",
         "Queries that the upstream did not answer.",
-        [({"server": each.server}, each.failed) for each in upstreams],
+        [({"server": upstream.server}, upstream.failed) for upstream in upstreams],
     )
     yield (
         "upstream_rtt_seconds",
         "Smoothed round-trip time of the upstream.",
-        [({"server": each.server}, each.milliseconds / 1000) for each in upstreams],
+        [({"server": upstream.server}, upstream.milliseconds / 1000) for upstream in upstreams],
     )
     yield (
         "resolver_restarts_total",

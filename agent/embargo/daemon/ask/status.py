@@ -51,15 +51,15 @@ async def status(agent: Supervisor) -> Status:
         mode="audit" if settings.policy.mode is Action.AUDIT else "block", accelerator=accelerator.name(),
         workers=tuple(agent.workers.pids), inside=agent.workers.inside, worker_restarts=agent.workers.restarts,
         listen=tuple(map(str, agent.sockets.endpoints)),
-        lists=tuple(records.widened(ListStatus, each, age=round(now - each.modified)) for each in report.lists),
+        lists=tuple(records.widened(ListStatus, list_, age=round(now - list_.modified)) for list_ in report.lists),
         problems=tuple(map(str, report.problems)),
         reload=ReloadStatus(
             last.ok if last else True, tuple(map(str, last.errors)) if last else (), round(now - agent.last_at, 1)
         ),
         apps=apps(report.apps, agent.counted("hits"), agent.pauses.all),
         firewall=_firewall(agent, guarded), upstreams=_upstreams(agent, stats),
-        counters=_sum(each.counters for each in stats) | agent.counted("counters"),
-        cache=_sum(each.cache for each in stats) | agent.counted("cache"),
+        counters=_sum(worker.counters for worker in stats) | agent.counted("counters"),
+        cache=_sum(worker.cache for worker in stats) | agent.counted("cache"),
         events=EventsStatus(agent.journal.path, agent.journal.lost, agent.journal.trouble),
         uncovered=(*(f"{each}, paused until {events.timestamp(each.until)}" for each in agent.pauses.all), *gaps),
     )  # fmt: skip
@@ -87,9 +87,9 @@ def _app(app: AppReport, hits: Mapping[str, int], paused: list[Pause]) -> AppSta
         name: records.widened(FunctionStatus, function, hits=hits.get(f"{app.id}/{name}", 0))
         for name, function in app.functions.items()
     }
-    until = [events.timestamp(each.until) for each in paused if not each.client and each.app in ("", app.id)]
+    ends = [events.timestamp(each.until) for each in paused if not each.client and each.app in ("", app.id)]
     return records.widened(
-        AppStatus, app, functions=functions, hits=sum(each.hits for each in functions.values()), paused=max(until, default=None)
+        AppStatus, app, functions=functions, hits=sum(each.hits for each in functions.values()), paused=max(ends, default=None)
     )
 
 
@@ -111,7 +111,7 @@ def _upstreams(agent: Supervisor, stats: list[Counted]) -> tuple[UpstreamStats, 
     """One row per server, with the sums over all workers."""
     asked, failed = agent.counted("asked"), agent.counted("failed")
     rows: dict[str, UpstreamStats] = {}
-    for row in (row for each in stats for row in each.upstreams):
+    for row in (row for worker in stats for row in worker.upstreams):
         other = rows.get(row.server)
         rows[row.server] = row if other is None else _merged(other, row)
     return tuple(replace(row, asked=asked[server], failed=failed[server]) for server, row in rows.items())

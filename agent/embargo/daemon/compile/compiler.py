@@ -74,8 +74,8 @@ def report(
         networks=built.networks, hosts={name: tuple(addresses) for name, addresses in loaded.hosts.items()},
         tls_ca=loaded.authorities, apps=tuple(_app(app, settings.policy) for app in loaded.apps),
         lists=tuple(
-            ListReport(each.source.path, each.file, each.size, len(each.problems), _modified(each.file))
-            for each in loaded.lists
+            ListReport(list_.source.path, list_.file, list_.size, len(list_.problems), _modified(list_.file))
+            for list_ in loaded.lists
         ),
         problems=loaded.problems,
     )  # fmt: skip
@@ -83,11 +83,11 @@ def report(
 
 def _app(app: App, selection: Selection) -> AppReport:
     counted: dict[str, Counter[str]] = {}
-    for each in app.lists:
-        kinds = Counter("networks" if entry.network else "names" for entry in each.odd if not entry.exception)
-        kinds["names"] += len(each.usual.signs) - each.usual.signs.count(EXCEPTION)
-        prefix = "shared_" if each.source.shared else ""
-        counted.setdefault(each.source.function, Counter()).update({f"{prefix}{kind}": n for kind, n in kinds.items()})
+    for list_ in app.lists:
+        kinds = Counter("networks" if entry.network else "names" for entry in list_.odd if not entry.exception)
+        kinds["names"] += len(list_.usual.signs) - list_.usual.signs.count(EXCEPTION)
+        prefix = "shared_" if list_.source.shared else ""
+        counted.setdefault(list_.source.function, Counter()).update({f"{prefix}{kind}": n for kind, n in kinds.items()})
     if app.id == policy.BYPASS:
         counted |= {function: counted.get(function, Counter()) for function in policy.PORT_FUNCTIONS}
     functions = {
@@ -95,7 +95,7 @@ def _app(app: App, selection: Selection) -> AppReport:
     }
     return AppReport(
         id=app.id, name=app.name, operator=app.operator, order=app.order, summary=app.summary, homepage=app.homepage,
-        default=app.default, on=any(each.on for each in functions.values()), shared=selection.shared_on(app.id),
+        default=app.default, on=any(function.on for function in functions.values()), shared=selection.shared_on(app.id),
         functions=functions,
     )  # fmt: skip
 
@@ -112,14 +112,14 @@ def harmed(loaded: sources.Loaded) -> list[Problem]:
     everything = Selection(apps="all", functions="all", shared=False)
     combined = policy.combine(loaded.apps, (), everything)
     built, board = Image(image.encode(combined)), policy.select(loaded.apps, combined.classes, everything)
-    found = []
+    problems = []
     for app, name in sources.neighbours(loaded.apps):
         action, decision = board.choose(built.lookup(name))
         if action is not Action.PASS and decision is not None:
             place = f"{built.sources[decision.source].path}:{decision.line}"
             message = f"{names.to_text(name)} must keep working beside {app.id}, and {place} blocks it"
-            found.append(Problem(f"{app.id}/app.toml", 0, message, "narrow that line or move it to a shared list"))
-    return found
+            problems.append(Problem(f"{app.id}/app.toml", 0, message, "narrow that line or move it to a shared list"))
+    return problems
 
 
 def main() -> None:

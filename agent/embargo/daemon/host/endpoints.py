@@ -50,17 +50,17 @@ def intercept_port(config: Config) -> int:
 
 def wanted(config: Config, interfaces: Sequence[Interface]) -> tuple[Endpoint, ...]:
     """The endpoints to listen on: the configured ones, and the addresses of interfaces whose queries are intercepted."""
-    found: dict[Endpoint, None] = {}
+    endpoints: dict[Endpoint, None] = {}
     for listen in config.dns.listen:
         if listen.interface:
-            found |= dict.fromkeys(Endpoint(i.bindable, listen.port) for i in interfaces if i.name == listen.interface)
+            endpoints |= dict.fromkeys(Endpoint(i.bindable, listen.port) for i in interfaces if i.name == listen.interface)
         else:
-            found[Endpoint(listen.address, listen.port)] = None
+            endpoints[Endpoint(listen.address, listen.port)] = None
     if port := intercept_port(config):
-        found |= dict.fromkeys(Endpoint(i.bindable, port) for i in interfaces if i.name in config.firewall.lan)
+        endpoints |= dict.fromkeys(Endpoint(i.bindable, port) for i in interfaces if i.name in config.firewall.lan)
     if not any(i.address == "::1" for i in interfaces):  # a machine without IPv6
-        found = {endpoint: None for endpoint in found if endpoint.address != "::1"}
-    return tuple(endpoint for endpoint in found if not _covered(endpoint, found))
+        endpoints = {endpoint: None for endpoint in endpoints if endpoint.address != "::1"}
+    return tuple(endpoint for endpoint in endpoints if not _covered(endpoint, endpoints))
 
 
 def _covered(endpoint: Endpoint, others: Iterable[Endpoint]) -> bool:
@@ -85,7 +85,7 @@ class Sockets:
 
     def adopt(self, fds: Iterable[tuple[str, int]]) -> list[str]:
         """Adopt sockets of an earlier run or a socket unit, (name, descriptor). Closes unusable ones; returns their names."""
-        found: dict[Endpoint, tuple[list[socket.socket], list[socket.socket]]] = {}
+        usable: dict[Endpoint, tuple[list[socket.socket], list[socket.socket]]] = {}
         names: dict[socket.socket, str] = {}
         unusable: list[socket.socket] = []
         for name, fd in fds:
@@ -94,8 +94,8 @@ class Sockets:
             if (endpoint := _endpoint(sock)) is None:
                 unusable.append(sock)
             else:
-                found.setdefault(endpoint, ([], []))[sock.type == socket.SOCK_STREAM].append(sock)
-        for endpoint, (udp, tcp) in found.items():
+                usable.setdefault(endpoint, ([], []))[sock.type == socket.SOCK_STREAM].append(sock)
+        for endpoint, (udp, tcp) in usable.items():
             if pairs := list(zip(udp, tcp, strict=False)):
                 self._open[endpoint] = pairs
             unusable += [*udp[len(pairs) :], *tcp[len(pairs) :]]  # UDP without TCP, or the reverse
@@ -145,20 +145,20 @@ class Sockets:
         before, self._before = self._before, None
         if before is None:
             return
-        for each in before.keys() - self._open.keys():
-            _close(before[each])
-            notify.store(_stored_as(each), ())
-        for each, pairs in self._open.items():
-            if before.get(each) != pairs:
-                notify.store(_stored_as(each), [sock.fileno() for pair in pairs for sock in pair])
+        for endpoint in before.keys() - self._open.keys():
+            _close(before[endpoint])
+            notify.store(_stored_as(endpoint), ())
+        for endpoint, pairs in self._open.items():
+            if before.get(endpoint) != pairs:
+                notify.store(_stored_as(endpoint), [sock.fileno() for pair in pairs for sock in pair])
 
     def restore(self) -> None:
         """Revert the last change: close the sockets that it opened."""
         before, self._before = self._before, None
         if before is None:
             return
-        for each, pairs in self._open.items():
-            _close(pair for pair in pairs if pair not in before.get(each, ()))
+        for endpoint, pairs in self._open.items():
+            _close(pair for pair in pairs if pair not in before.get(endpoint, ()))
         self._open = before
 
     def of(self, worker: int) -> Iterator[tuple[str, socket.socket]]:
@@ -302,11 +302,11 @@ def _remedy(endpoint: Endpoint, holder: str) -> str:
 
 def local_networks(config: Config, interfaces: Sequence[Interface]) -> tuple[str, ...]:
     """The networks of [dns] allow_from, with "local" replaced by its networks."""
-    found: dict[str, None] = {}
+    networks: dict[str, None] = {}
     for source in config.dns.allow_from:
         if source == "local":
-            found |= dict.fromkeys(machine.LOCAL_NETWORKS)
-            found |= dict.fromkeys(i.network for i in interfaces if i.name in config.firewall.lan)
+            networks |= dict.fromkeys(machine.LOCAL_NETWORKS)
+            networks |= dict.fromkeys(i.network for i in interfaces if i.name in config.firewall.lan)
         else:
-            found[source] = None
-    return tuple(found)
+            networks[source] = None
+    return tuple(networks)

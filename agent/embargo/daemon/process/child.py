@@ -57,10 +57,10 @@ class Counts:
 
     def of(self, kind: str) -> Counter[str]:
         """The totals of one kind, by name."""
-        found: Counter[str] = Counter()
+        total: Counter[str] = Counter()
         for counts in (self._before, self._now):
-            found.update({name: count for (kind_, name), count in counts.items() if kind_ == kind})
-        return found
+            total.update({name: count for (kind_, name), count in counts.items() if kind_ == kind})
+        return total
 
 
 class Child:

@@ -77,5 +77,5 @@ def managed() -> bool:
 def _unit() -> str:
     """The unit of this process, from its cgroup: `0::/system.slice/embargo.service`."""
     with open("/proc/self/cgroup", encoding="utf-8") as file:
-        found = re.findall(r"/([^/\n]+\.service)", file.read())
-    return found[-1] if found else "embargo.service"
+        units = re.findall(r"/([^/\n]+\.service)", file.read())
+    return units[-1] if units else "embargo.service"

@@ -90,16 +90,16 @@ class Account:
     @staticmethod
     def take_unwritten(directory: str) -> int:
         """The number of attempts that earlier processes noted and never wrote. Removes the files in the directory."""
-        found = 0
+        missing = 0
         paths = [f"{directory}/{name}" for name in os.listdir(directory)]
         for path in paths:
             if not path.endswith(_WRITTEN):
                 with contextlib.suppress(OSError):
-                    found += _missing(_start(path), _start(path + _WRITTEN))
+                    missing += _missing(_start(path), _start(path + _WRITTEN))
         for path in paths:
             with contextlib.suppress(OSError):
                 os.unlink(path)
-        return found
+        return missing
 
 
 def _start(path: str) -> bytes:

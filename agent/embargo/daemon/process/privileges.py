@@ -51,7 +51,7 @@ def _numbers(bits: int) -> frozenset[int]:
 
 
 def _set(effective_: Iterable[int], permitted_: Iterable[int], inheritable: Iterable[int]) -> None:
-    sets = [sum(1 << n for n in set(each)) for each in (effective_, permitted_, inheritable)]
+    sets = [sum(1 << n for n in set(capabilities)) for capabilities in (effective_, permitted_, inheritable)]
     words = [bits & 0xFFFFFFFF for bits in sets] + [bits >> 32 for bits in sets]
     _call(_libc.capset(struct.pack("<II", _VERSION_3, 0), struct.pack("<6I", *words)), "capset")
 

@@ -33,8 +33,13 @@ def look(settings: Config) -> Surroundings:
     """Read them. OSError."""
     interfaces = machine.interfaces()
     wanted = endpoints.wanted(settings, interfaces)
-    own = {(each.address.partition("%")[0], each.port) for each in wanted}
-    own |= {(i.address, each.port) for i in interfaces for each in wanted if each.address in ("0.0.0.0", "::")}
+    own = {(endpoint.address.partition("%")[0], endpoint.port) for endpoint in wanted}
+    own |= {
+        (interface.address, endpoint.port)
+        for interface in interfaces
+        for endpoint in wanted
+        if endpoint.address in ("0.0.0.0", "::")
+    }
     system = machine.system_resolvers(own)
     upstreams = (
         tuple(dict.fromkeys((*settings.dns.upstream, *system))) if settings.dns.upstream_system else settings.dns.upstream
@@ -49,17 +54,21 @@ def asked(settings: Config, around: Surroundings) -> list[Server]:
 
 def own_questions(settings: Config, around: Surroundings, uid: int) -> tuple[Own, ...]:
     """The queries that the resolvers of this agent send, which the firewall must pass. `uid`: their user."""
-    ports = {(proto, each.port) for each in asked(settings, around) for proto in (("tcp",) if each.tcp else ("udp", "tcp"))}
+    ports = {
+        (proto, server.port) for server in asked(settings, around) for proto in (("tcp",) if server.tcp else ("udp", "tcp"))
+    }
     return tuple(Own(uid, proto, port) for proto, port in sorted(ports))
 
 
 def protected(settings: Config, around: Surroundings) -> list[tuple[str, str]]:
     """The networks that no list may block, each with its role."""
-    found = [(each.address, "this gateway's own") for each in around.interfaces]
-    found += [(each.network, "on the LAN") for each in around.interfaces if each.name in settings.firewall.lan]
-    found += [(address, "the next hop's") for address in around.gateways]
-    found += [(server.address, lists.UPSTREAM) for server in asked(settings, around)]
-    return [(address.partition("%")[0], role) for address, role in found]
+    networks = [(interface.address, "this gateway's own") for interface in around.interfaces]
+    networks += [
+        (interface.network, "on the LAN") for interface in around.interfaces if interface.name in settings.firewall.lan
+    ]
+    networks += [(address, "the next hop's") for address in around.gateways]
+    networks += [(server.address, lists.UPSTREAM) for server in asked(settings, around)]
+    return [(address.partition("%")[0], role) for address, role in networks]
 
 
 def unpoliced(settings: Config, around: Surroundings) -> list[str]:
@@ -68,15 +77,15 @@ def unpoliced(settings: Config, around: Surroundings) -> list[str]:
     if not lan:
         return []
     try:
-        known = {"lo", *lan, *machine.ways_out()}
+        named = {"lo", *lan, *machine.ways_out()}
     except OSError:
         return []  # the rest of `status` is still useful
-    return list(dict.fromkeys(each.name for each in around.interfaces if each.name not in known))
+    return list(dict.fromkeys(interface.name for interface in around.interfaces if interface.name not in named))
 
 
 def asking_itself(settings: Config, around: Surroundings) -> list[Problem]:
     """Problems for configured upstreams that are addresses of this agent: its queries would loop."""
-    own = {(each.address.partition("%")[0], each.port) for each in around.endpoints}
+    own = {(endpoint.address.partition("%")[0], endpoint.port) for endpoint in around.endpoints}
     named = [("upstream", server) for server in settings.dns.upstream]
     named += [("forward", server) for _, servers in settings.dns.forward for server in servers]
     hint = "name another resolver"
