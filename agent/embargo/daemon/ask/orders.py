@@ -180,52 +180,70 @@ class Changed:
 
 @dataclass(frozen=True, slots=True)
 class GetStatus(Order[Status]):
+    """The state of the agent."""
+
     verb: ClassVar = "status"
 
 
 @dataclass(frozen=True, slots=True)
 class GetApps(Order[Catalogue]):
+    """The apps of the catalogue."""
+
     verb: ClassVar = "apps"
 
 
 @dataclass(frozen=True, slots=True)
 class Why(Order[Explained]):
+    """Why a name or address is blocked or not. `client`: for this client; `type`: query type, "A" by default."""
+
     verb: ClassVar = "why"
     subject: str
-    type: str | None = None  # "A"
+    type: str | None = None
     client: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Reload(Order[Changed]):
+    """Read configuration and lists again."""
+
     verb: ClassVar = "reload"
 
 
 @dataclass(frozen=True, slots=True)
 class Rollback(Order[Changed]):
+    """Put the previous generation into effect."""
+
     verb: ClassVar = "rollback"
 
 
 @dataclass(frozen=True, slots=True)
 class Block(Order[Changed]):
+    """Add entries to the agent's own block list."""
+
     verb: ClassVar = "block"
     entries: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Allow(Order[Changed]):
+    """Add entries to the agent's own allow list."""
+
     verb: ClassVar = "allow"
     entries: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Forget(Order[Changed]):
+    """Remove entries from both of these lists."""
+
     verb: ClassVar = "forget"
     entries: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Pause(Order[Changed]):
+    """Block nothing, or one app not, for all clients or one, for a duration such as 90s or 2h."""
+
     verb: ClassVar = "pause"
     duration: str
     app: str | None = None
@@ -234,6 +252,8 @@ class Pause(Order[Changed]):
 
 @dataclass(frozen=True, slots=True)
 class Resume(Order[Changed]):
+    """End the pauses of an app, of a client, or all."""
+
     verb: ClassVar = "resume"
     app: str | None = None
     client: str | None = None

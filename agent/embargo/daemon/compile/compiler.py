@@ -123,6 +123,7 @@ def harmed(loaded: sources.Loaded) -> list[Problem]:
 
 
 def main() -> None:
+    """Arguments: descriptors of order, answer and error output; for Compile also of image and report."""
     order_fd, answer_fd, complaints, *results = map(int, sys.argv[1:])
     os.dup2(complaints, sys.stderr.fileno())
     _lower_priority()

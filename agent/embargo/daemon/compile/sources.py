@@ -41,6 +41,7 @@ class Loaded(NamedTuple):
 
     @property
     def lists(self) -> tuple[List, ...]:
+        """All lists: the local ones, and those of the apps."""
         return (*self.local, *(list_ for app in self.apps for list_ in app.lists))
 
 

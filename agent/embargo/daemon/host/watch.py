@@ -23,6 +23,7 @@ class Watch(FileSystemEventHandler):
         self._ours = ""
 
     def dispatch(self, event: FileSystemEvent) -> None:
+        """Called by watchdog for each event, in its thread."""
         path = os.fsdecode(event.src_path)
         if event.event_type not in _CHANGES or (self._ours and path.startswith(self._ours)):
             return
@@ -60,6 +61,7 @@ class Watch(FileSystemEventHandler):
         return True
 
     def close(self) -> None:
+        """Stop watching. Blocks until the thread has ended."""
         if self._observer is not None:
             self._observer.stop()
             self._observer.join()

@@ -140,6 +140,7 @@ class Journal:
         self.open()
 
     def close(self) -> None:
+        """Close the file; the next event opens it again."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -59,6 +59,8 @@ class Answered:
 
 
 class Received(NamedTuple):
+    """A received message."""
+
     record: Any  # of a type that the channel accepts
     number: int | None  # of an order, or of the order that an answer belongs to
     fds: list[int]  # the receiver must close them
@@ -71,6 +73,8 @@ def pair(accepts: Iterable[type] = ()) -> tuple["Channel", socket.socket]:
 
 
 class Channel:
+    """One end of a socket pair. `accepts`: the types of records that may be received."""
+
     def __init__(self, sock: socket.socket, accepts: Iterable[type] = ()) -> None:
         self._sock = sock
         self._accepts = records.by_name(accepts)

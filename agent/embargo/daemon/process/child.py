@@ -64,6 +64,8 @@ class Counts:
 
 
 class Child:
+    """A child process, which may be started again after its end. `counts` are totals over all its runs."""
+
     def __init__(
         self, name: str, process: str, orders: Iterable[type], on_events: OnEvents, ledgers: str, spawn: Spawn = HERE
     ) -> None:
@@ -85,6 +87,7 @@ class Child:
 
     @property
     def pid(self) -> int:
+        """The process id of the present or last run; 0 before the first."""
         return self._process.pid if self._process is not None else 0
 
     @property
@@ -94,6 +97,7 @@ class Child:
 
     @property
     def running(self) -> bool:
+        """Whether orders can be given."""
         return self._channel is not None
 
     async def start(self) -> None:
@@ -268,5 +272,6 @@ class Child:
         self.kill()
 
     def kill(self) -> None:
+        """Kill the process. No effect if it is not running."""
         if self._process is not None:
             self._process.kill()

@@ -23,6 +23,7 @@ _F_SETSIG = 10  # linux/fcntl.h
 
 
 def main() -> None:
+    """Receive the descriptors; become the warden, or in the child run the module of the process (argument: its name)."""
     privileges.forbid_inspection()  # first: other workers of the same user may be compromised
     name = sys.argv[1]
     if len(passed := notify.inherited()) != 1:

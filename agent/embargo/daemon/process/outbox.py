@@ -54,6 +54,7 @@ class Ledger:
         return memoryview(self._page)[:8].cast("Q")
 
     def write(self, noted: int) -> None:
+        """Set the number of attempts noted."""
         _COUNT.pack_into(self._page, 0, noted)
 
 
@@ -84,6 +85,7 @@ class Account:
         return _missing(os.pread(self.page, _COUNT.size, 0), _COUNT.pack(self._written))
 
     def close(self) -> None:
+        """Close both descriptors; the files stay."""
         os.close(self.page)
         os.close(self._file)
 

@@ -60,6 +60,7 @@ class Guarding:
 
     @property
     def restarts(self) -> int:
+        """How many times the guardian was restarted after an unexpected end."""
         return self._keeper.restarts
 
     async def start(self) -> None:

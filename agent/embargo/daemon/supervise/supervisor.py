@@ -48,6 +48,8 @@ SUMMARY_SECONDS = 60.0  # between two summaries of blocked attempts in the log
 
 
 class Supervisor:
+    """The running agent. `run` is its life; `reload`, `rollback` and `pause` change what is in force, also on request."""
+
     def __init__(self, settings: Config, around: Surroundings, spawn: Spawn = HERE) -> None:
         """`spawn`: starts resolvers and compilers; the guardian needs this process's capabilities, so it is always a child."""
         self._loop = asyncio.get_running_loop()

@@ -99,14 +99,17 @@ class Workers:
 
     @property
     def children(self) -> list[Child]:
+        """All workers, running or not."""
         return [keeper.child for keeper in self._keepers]
 
     @property
     def pids(self) -> list[int]:
+        """The process ids of the running workers; 0 for one inside this process."""
         return [child.pid for child in self.children if child.running]
 
     @property
     def restarts(self) -> int:
+        """How many times workers were restarted after an unexpected end."""
         return sum(keeper.restarts for keeper in self._keepers)
 
     async def run(self, sockets: Sockets, count: int) -> None:
