@@ -67,8 +67,8 @@ def install(gateway: Container, deb: Path, *words: str) -> Done:
     return gateway.run("env", "DEBIAN_FRONTEND=noninteractive", "dpkg", *words, "--install", f"/root/{deb.name}")
 
 
-def told(gateway: Container) -> dict[str, Any]:
-    """What `embargo status` says."""
+def status_of(gateway: Container) -> dict[str, Any]:
+    """The output of `embargo status --json`."""
     answer: dict[str, Any] = json.loads(gateway.run("embargo", "status", "--json").stdout)
     return answer
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from containers.conftest import CONFIG, GATEWAY, LISTED, UPSTREAM, Site, install, told
+from containers.conftest import CONFIG, GATEWAY, LISTED, UPSTREAM, Site, install, status_of
 from containers.steady import assert_nothing_missed, watched
 from embargo import __version__
 from support.gateway_page import PAGE, advertised_resolvers, block, leased_resolvers
@@ -31,7 +31,7 @@ def test_an_installation_leaves_a_running_enabled_service(deb: Path, bare: Conta
     assert "warning" not in done.stdout + done.stderr
     assert bare.run("systemctl", "is-enabled", "embargo").stdout == "enabled\n"
     assert bare.run("systemctl", "is-active", "embargo").stdout == "active\n"
-    assert told(bare)["version"] == __version__
+    assert status_of(bare)["version"] == __version__
     assert "EDE: 15 (Blocked)" in bare.run("dig", "@127.0.0.1", "mygw.alipay.com").stdout
     assert bare.run("id", "-nG", "embargo-dns").stdout == "embargo-dns\n"
     assert bare.run("getent", "group", "embargo").stdout.startswith("embargo:")
@@ -62,14 +62,14 @@ echo "${COMPREPLY[@]}" """
 
 def test_an_upgrade_keeps_configuration_lists_and_state(deb: Path, older: Path, site: Site, bare: Container) -> None:
     install(bare, older)
-    assert str(told(bare)["version"]).startswith("0.0.1~")
+    assert str(status_of(bare)["version"]).startswith("0.0.1~")
     bare.path("/etc/embargo/embargo.toml").write_text(CONFIG)
     bare.path("/etc/embargo/allow.list").write_text("allowed.alipay.com\n")
     bare.run("systemctl", "reload", "embargo")
     bare.run("embargo", "block", "mine.example.net")
-    before = told(bare)
+    before = status_of(bare)
     install(bare, deb, "--force-confold")  # as unattended-upgrades does; without it dpkg asks
-    after = told(bare)
+    after = status_of(bare)
     assert after["version"] == __version__
     assert after["pid"] != before["pid"]
     assert int(str(after["generation"])) >= int(str(before["generation"]))
@@ -94,7 +94,7 @@ def test_nothing_gets_lost_or_through_while_another_version_is_installed(
     gateway.path("/etc/embargo/allow.list").write_text("allowed.alipay.com\n")
     gateway.run("systemctl", "reload", "embargo")
     gateway.run("embargo", "block", "mine.example.net")
-    before = told(gateway)
+    before = status_of(gateway)
     with watched(site, gateway, 6.0) as seen:
         if how == "upgrade":
             gateway.path(f"/root/{newer.name}").write_bytes(newer.read_bytes())
@@ -103,7 +103,7 @@ def test_nothing_gets_lost_or_through_while_another_version_is_installed(
             done = install(gateway, older, "--force-confold")
             assert "downgrading embargo-agent" in done.stdout + done.stderr
     assert_nothing_missed(seen, 6.0)
-    after = told(gateway)
+    after = status_of(gateway)
     version = gateway.run("embargo", "version").stdout.strip()
     assert str(after["version"]).startswith("99+" if how == "upgrade" else "0.0.1~")
     assert str(after["version"]) in version

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from containers.conftest import UPSTREAM, WEB, Site, install, told
+from containers.conftest import UPSTREAM, WEB, Site, install, status_of
 from support.lab import TOP, Container
 from tools.rig import until
 
@@ -25,7 +25,7 @@ def resolved(gateway: Container, *lines: str) -> None:
 
 
 def asked(gateway: Container) -> set[str]:
-    return {row["server"].removeprefix("udp://").removesuffix(":53") for row in told(gateway)["upstreams"]}
+    return {row["server"].removeprefix("udp://").removesuffix(":53") for row in status_of(gateway)["upstreams"]}
 
 
 def answers(gateway: Container, server: str = "127.0.0.1") -> bool:

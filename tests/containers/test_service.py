@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from containers.conftest import CONFIG, LISTED, UPSTREAM, WEB, Site, told
+from containers.conftest import CONFIG, LISTED, UPSTREAM, WEB, Site, status_of
 from containers.steady import assert_nothing_missed, watched
 from support.lab import Container
 from support.secure import NAME, Authority, Unbound
@@ -42,7 +42,7 @@ def test_it_is_up_when_the_machine_has_booted(site: Site, gateway: Container) ->
     status = gateway.run("systemctl", "status", "embargo").stdout
     assert "Active: active (running)" in status
     assert "embargo.daemon.guard.guardian" in status
-    found = told(gateway)
+    found = status_of(gateway)
     assert found["accelerator"].startswith("native"), "neither build of the compiled modules fits this Python"
     assert found["firewall"]["present"]
     assert site.blocked("mygw.alipay.com")
@@ -63,10 +63,10 @@ def test_it_is_up_before_a_network_that_comes_before_the_rest_of_the_system(site
 
 def test_the_journal_has_events_by_field(gateway: Container) -> None:
     found = gateway.run("journalctl", "--unit=embargo", "EMBARGO_EVENT=start", "--output=json").stdout.splitlines()
-    told = json.loads(found[-1])
-    assert (told["PRIORITY"], told["SYSLOG_IDENTIFIER"], told["_SYSTEMD_UNIT"]) == ("6", "embargo", "embargo.service")
-    assert told["EMBARGO_PID"] == told["_PID"] == pid(gateway)
-    assert told["MESSAGE"].startswith('"event":"start"')
+    fields = json.loads(found[-1])
+    assert (fields["PRIORITY"], fields["SYSLOG_IDENTIFIER"], fields["_SYSTEMD_UNIT"]) == ("6", "embargo", "embargo.service")
+    assert fields["EMBARGO_PID"] == fields["_PID"] == pid(gateway)
+    assert fields["MESSAGE"].startswith('"event":"start"')
 
 
 def test_a_client_gets_what_is_allowed_and_is_told_of_what_is_blocked(site: Site, gateway: Container) -> None:
@@ -219,10 +219,10 @@ def test_no_rule_is_missing_after_others_flushed_the_ruleset(protect: str, site:
     if protect == "protect = false":
         assert seen[0].missing, "nothing keeps others from flushing it"
         assert (seen[0].lost, seen[0].wrong) == (0, 0), seen
-        assert told(gateway)["firewall"]["restored"] >= 2
+        assert status_of(gateway)["firewall"]["restored"] >= 2
     else:
         assert_nothing_missed(seen, 4.0)
-        assert told(gateway)["firewall"]["restored"] == 0
+        assert status_of(gateway)["firewall"]["restored"] == 0
     until(lambda: "table inet embargo" in gateway.run("nft", "list", "tables").stdout, "the table is there")
     until(lambda: not missing(before, gateway), "every rule is there")
     assert not site.reaches(LISTED)
@@ -388,11 +388,11 @@ def test_what_parses_may_do_what_it_must_and_no_more(gateway: Container) -> None
 
 def test_a_resolver_that_hangs_is_ended_without_a_capability_and_another_serves(site: Site, gateway: Container) -> None:
     """It is another user's, and another unit's: its warden is killed by the kernel, and what is left of the unit by systemd."""
-    hanging, *others = told(gateway)["workers"]
+    hanging, *others = status_of(gateway)["workers"]
     gateway.run("kill", "-STOP", str(hanging))
     gateway.path("/etc/embargo/block.list").write_text("new.example.net\n")
     gateway.run("systemctl", "reload", "embargo")
-    until(lambda: len(found := told(gateway)["workers"]) == 1 + len(others) and hanging not in found, "another has begun")
+    until(lambda: len(found := status_of(gateway)["workers"]) == 1 + len(others) and hanging not in found, "another has begun")
     until(lambda: not gateway.path(f"/proc/{hanging}").exists(), "it is gone, though it was stopped")
     assert site.blocked("new.example.net")
     said = " ".join(gateway.messages("embargo"))
@@ -401,14 +401,14 @@ def test_a_resolver_that_hangs_is_ended_without_a_capability_and_another_serves(
 
 
 def test_a_resolver_does_not_outlive_its_warden_nor_the_agent(site: Site, gateway: Container) -> None:
-    worker, *others = told(gateway)["workers"]
+    worker, *others = status_of(gateway)["workers"]
     warden = gateway.run("ps", "-o", "ppid=", "-p", str(worker)).stdout.strip()
     looked = gateway.run("runuser", "-u", "embargo-dns", "--", "cat", f"/proc/{warden}/environ", check=False)
     assert "Permission denied" in looked.stderr, "what parses packets has its user, and must not get at it"
     gateway.run("kill", "-KILL", warden)
     until(lambda: not gateway.path(f"/proc/{worker}").exists(), "it is gone with its warden")
-    until(lambda: len(told(gateway)["workers"]) == 1 + len(others), "another has begun")
-    first, before = told(gateway)["workers"], pid(gateway)
+    until(lambda: len(status_of(gateway)["workers"]) == 1 + len(others), "another has begun")
+    first, before = status_of(gateway)["workers"], pid(gateway)
     for each in first:
         gateway.run("kill", "-STOP", str(each))
     gateway.run("kill", "-KILL", before)

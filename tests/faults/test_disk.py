@@ -56,9 +56,9 @@ def on(small: Path) -> dict[str, dict[str, str]]:
 
 
 def refused(agent: Agent, reason: str, generation: int) -> None:
-    told = agent.ask("reload")
-    assert not told["ok"]
-    assert reason in told["errors"][0], told
+    answer = agent.ask("reload")
+    assert not answer["ok"]
+    assert reason in answer["errors"][0], answer
     assert agent.ask("status")["generation"] == generation
 
 
@@ -71,8 +71,8 @@ def test_the_agent_works_on_a_full_disk_and_recovers(faulty: Rig, start: Start, 
             refused(agent, FULL, generation)
             agent.write_config(policy={"functions": ["payment"]})  # which needs no compiler, and a report all the same
             refused(agent, FULL, generation)
-            told = agent.ask("block", entries=["more.test"])
-            assert FULL in str(told), told
+            answer = agent.ask("block", entries=["more.test"])
+            assert FULL in str(answer), answer
             until(lambda: lost(agent) > 0, "blocks are counted as lost", 30)
             assert f"cannot write events to {small}/events.jsonl: {FULL}" in agent.errors
             load.goes_on()

@@ -77,11 +77,11 @@ def test_a_killed_guardian_is_restarted_and_adopts_the_rules(faulty: Rig, start:
 
 
 def taken_over(agent: Agent, restarts: int) -> None:
-    def told() -> bool:
+    def reported() -> bool:
         firewall = agent.ask("status")["firewall"]
         return bool(firewall["present"] and firewall["guardian_restarts"] == restarts)
 
-    until(told, "the new guardian has taken the rules over")
+    until(reported, "the new guardian has taken the rules over")
 
 
 def refused(agent: Agent) -> None:

@@ -42,8 +42,8 @@ def test_many_reloads_lose_no_query_and_leak_nothing(faulty: Rig, start: Start) 
                 if number % EACH == 0:
                     agent.write_app("qq", {"payment": [f"qq{number}.example"]})
                 agent.write_config(policy={"functions": ["payment", "telemetry"][: 1 + number % 2]})
-                told = agent.ask("reload")
-                assert told["ok"], told
+                answer = agent.ask("reload")
+                assert answer["ok"], answer
             bounded(before, uses(agent), rss=16 << 20)
         load.holds(failed=False)
         until(lambda: descriptors(agent) == idle, f"as many descriptors as before: {idle}")

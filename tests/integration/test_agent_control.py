@@ -31,7 +31,7 @@ def test_a_blocked_attempt_is_logged_with_client_app_list_and_line(agent: Agent)
     assert (event["app"], event["function"], event["list"], event["line"]) == ("alipay", "payment", "alipay/payment.list", 1)
     assert (event["rule"], event["qtype"], event["action"], event["mode"]) == ("alipay.example", "A", "nxdomain", "block")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", event["ts"])
-    assert (event["schema"], event["count"], event["generation"]) == (1, 1, agent.told("status")["generation"])
+    assert (event["schema"], event["count"], event["generation"]) == (1, 1, agent.answer("status")["generation"])
 
 
 def test_the_log_verb_filters_by_app_client_layer_and_time(agent: Agent) -> None:
@@ -46,14 +46,14 @@ def test_the_log_verb_filters_by_app_client_layer_and_time(agent: Agent) -> None
 
 
 def test_status_tells_what_runs_and_what_is_not_covered(agent: Agent) -> None:
-    told = json.loads(agent.cli("status", "--json").stdout)
-    assert told.keys() == agent.ask("status").keys()
-    assert told["running"] is True
-    assert told["version"] == embargo.__version__
-    assert told["listen"] == [f"127.0.0.1:{agent.port}"]
-    assert told["firewall"] == {"enabled": False}
-    assert any("firewall.enabled = false" in text for text in told["uncovered"])
-    assert [app["id"] for app in told["apps"]] == ["alipay", "qq"]
+    answer = json.loads(agent.cli("status", "--json").stdout)
+    assert answer.keys() == agent.ask("status").keys()
+    assert answer["running"] is True
+    assert answer["version"] == embargo.__version__
+    assert answer["listen"] == [f"127.0.0.1:{agent.port}"]
+    assert answer["firewall"] == {"enabled": False}
+    assert any("firewall.enabled = false" in text for text in answer["uncovered"])
+    assert [app["id"] for app in answer["apps"]] == ["alipay", "qq"]
     assert "alipay/payment.list" not in agent.cli("status").stdout
     text = agent.cli("status", "--lists").stdout
     for word in ("running", "generation", "alipay/payment.list", "NOT COVERED", "udp://127.0.0.1:9"):
@@ -61,35 +61,40 @@ def test_status_tells_what_runs_and_what_is_not_covered(agent: Agent) -> None:
 
 
 def test_why_names_the_deciding_line_and_the_overridden_lines(agent: Agent) -> None:
-    told = agent.told("why", "x.pay.qq.example")
-    assert (told["verdict"], told["list"], told["line"], told["rule"]) == ("blocked", "qq/payment.list", 1, "pay.qq.example")
-    assert [line["rule"] for line in told["lines"]] == ["pay.qq.example", "qq.example"]
+    answer = agent.answer("why", "x.pay.qq.example")
+    assert (answer["verdict"], answer["list"], answer["line"], answer["rule"]) == (
+        "blocked",
+        "qq/payment.list",
+        1,
+        "pay.qq.example",
+    )
+    assert [line["rule"] for line in answer["lines"]] == ["pay.qq.example", "qq.example"]
     text = agent.cli("why", "x.pay.qq.example").stdout
     assert "qq/core claims it, but is off" in text
-    told = agent.told("why", "mail.alipay.example", status=1)
-    assert told["verdict"] == "passed"
-    assert [line["rule"] for line in told["lines"]] == ["!mail.alipay.example", "alipay.example"]
-    assert agent.told("why", "203.0.113.9")["rule"] == "203.0.113.0/28"
-    assert agent.told("why", "203.0.113.16", status=1)["verdict"] == "passed"
-    assert agent.told("why", "::ffff:203.0.113.9")["verdict"] == "blocked"
-    assert agent.told("why", "host.onion", status=1)["verdict"] == "special"
+    answer = agent.answer("why", "mail.alipay.example", status=1)
+    assert answer["verdict"] == "passed"
+    assert [line["rule"] for line in answer["lines"]] == ["!mail.alipay.example", "alipay.example"]
+    assert agent.answer("why", "203.0.113.9")["rule"] == "203.0.113.0/28"
+    assert agent.answer("why", "203.0.113.16", status=1)["verdict"] == "passed"
+    assert agent.answer("why", "::ffff:203.0.113.9")["verdict"] == "blocked"
+    assert agent.answer("why", "host.onion", status=1)["verdict"] == "special"
     assert "its queries get no answer" in agent.cli("why", "alipay.example", "--client", "203.0.113.77").stdout
     assert "not a domain name" in agent.cli("why", "a..b", status=2).stderr
 
 
 def test_why_rejects_unknown_query_types(agent: Agent) -> None:
     for name in ("https", "AAAA", "TYPE65", "type1234"):
-        assert agent.told("why", "alipay.example", "--type", name)["verdict"] == "blocked"
+        assert agent.answer("why", "alipay.example", "--type", name)["verdict"] == "blocked"
     for name in ("FOO", "TYPE", "TYPE0", "TYPE65536", "TYPE0000001", "TYPE٣", "1"):
         said = agent.cli("why", "alipay.example", "--type", name, status=2).stderr
         assert f'"{name}" is not a query type; known are A, NS, ' in said
 
 
 def test_apps_shows_the_catalogue(agent: Agent) -> None:
-    rows = agent.told("apps")
+    rows = agent.answer("apps")
     assert rows[0]["functions"]["payment"]["names"] == 1
     assert rows[0]["functions"]["payment"]["on"] is True
-    assert agent.told("apps", "qq")[0]["functions"]["core"]["on"] is False
+    assert agent.answer("apps", "qq")[0]["functions"]["core"]["on"] is False
     assert "no app" in agent.cli("apps", "nothing", status=1).stderr
 
 
@@ -97,8 +102,8 @@ def test_block_allow_and_forget_are_in_force_when_they_return(agent: Agent) -> N
     assert not agent.blocked("local.test")
     agent.cli("block", "local.test", "198.51.100.0/24")
     assert agent.blocked("a.local.test")
-    told = agent.told("why", "198.51.100.7")
-    assert (told["list"], told["app"]) == ("local/block.list", "local")
+    answer = agent.answer("why", "198.51.100.7")
+    assert (answer["list"], answer["app"]) == ("local/block.list", "local")
     agent.cli("allow", "local.test")
     assert not agent.blocked("local.test")
     agent.cli("forget", "local.test", "198.51.100.0/24")
@@ -109,13 +114,13 @@ def test_block_allow_and_forget_are_in_force_when_they_return(agent: Agent) -> N
 
 
 def test_an_entry_that_would_cut_the_network_is_refused_and_leaves_no_trace(agent: Agent) -> None:
-    before = agent.told("status")["generation"]
+    before = agent.answer("status")["generation"]
     for entry, reason in (("com", "public suffix"), ("0.0.0.0/0", "too wide"), ("127.0.0.9", "this gateway's own|loopback")):
         assert re.search(reason, agent.cli("block", entry, status=1).stderr)
     assert "host bits" in agent.cli("block", "198.51.100.1/24", status=2).stderr
     assert (agent.root / "state/local/block.list").read_text() == ""
     assert agent.rcode("example.com") != "NXDOMAIN"
-    assert agent.told("status")["generation"] == before
+    assert agent.answer("status")["generation"] == before
 
 
 def test_an_upstreams_address_cannot_be_blocked(agent: Agent) -> None:
@@ -131,9 +136,9 @@ def test_a_public_resolver_stays_listed_when_it_is_our_own_upstream(agent: Agent
     directory = agent.write_app("bypass", {"doh": ["dns.test", "203.0.113.200", "203.0.113.201"]})
     agent.write_config(dns={"upstream": ["203.0.113.200"]})
     agent.cli("reload")
-    status = agent.told("status")
+    status = agent.answer("status")
     assert status["problems"] == []
-    assert agent.told("why", "203.0.113.200")["verdict"] == "blocked"
+    assert agent.answer("why", "203.0.113.200")["verdict"] == "blocked"
     shutil.rmtree(directory)
     agent.write_config(dns={"upstream": ["127.0.0.1:9"]})
     agent.cli("reload")
@@ -152,7 +157,7 @@ def test_a_running_agent_can_be_asked_despite_mistakes_in_the_file(agent: Agent)
     before = agent.config.read_text()
     try:
         agent.config.write_text(before + "[policy]\nfunctoins = []\n")
-        until(lambda: not agent.told("status")["reload"]["ok"], "the agent has seen it and goes on with what it read before")
+        until(lambda: not agent.answer("status")["reload"]["ok"], "the agent has seen it and goes on with what it read before")
         reads = (("status",), ("why", "alipay.example"), ("apps",), ("log",), ("top", "--once"), ("pause", "1m"), ("resume",))
         for words in reads:
             done = agent.cli(*words)
@@ -202,22 +207,22 @@ def test_sighup_reloads(agent: Agent) -> None:
 
 
 def test_a_killed_resolver_is_started_again(agent: Agent) -> None:
-    worker = agent.told("status")["workers"][0]
+    worker = agent.answer("status")["workers"][0]
     os.kill(worker, signal.SIGKILL)
-    until(lambda: agent.told("status")["workers"] not in ([], [worker]), "another resolver runs")
+    until(lambda: agent.answer("status")["workers"] not in ([], [worker]), "another resolver runs")
     assert agent.blocked("alipay.example")
-    assert agent.told("status")["worker_restarts"] == 1
+    assert agent.answer("status")["worker_restarts"] == 1
 
 
 def test_without_an_agent_the_reading_verbs_use_the_lists(tmp_path: Path) -> None:
     agent = Agent(tmp_path)
     agent.write_config()
-    assert agent.told("status", status=1) == {
+    assert agent.answer("status", status=1) == {
         "running": False,
         "reason": f"no agent is running ({tmp_path}/runtime/control.sock); see systemctl status embargo, journalctl -u embargo",
     }
-    assert agent.told("why", "alipay.example")["list"] == "alipay/payment.list"
-    assert [row["id"] for row in agent.told("apps")] == ["alipay", "qq"]
+    assert agent.answer("why", "alipay.example")["list"] == "alipay/payment.list"
+    assert [row["id"] for row in agent.answer("apps")] == ["alipay", "qq"]
     assert agent.cli("check").stdout == "no problems\n"
     for words in (("reload",), ("block", "x.test")):
         assert "no agent is running" in agent.cli(*words, status=1).stderr

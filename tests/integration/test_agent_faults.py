@@ -38,10 +38,10 @@ def test_attempts_that_a_killed_worker_had_not_sent_are_counted_as_lost(agent: A
     agent.cli("reload")
     for _ in range(30):
         agent.rcode("counted.alipay.example")
-    generation = agent.told("status")["generation"]
-    for worker in agent.told("status")["workers"]:
+    generation = agent.answer("status")["generation"]
+    for worker in agent.answer("status")["workers"]:
         os.kill(worker, signal.SIGKILL)
-    until(lambda: len(agent.told("status")["workers"]) == 2, "both workers run again")
+    until(lambda: len(agent.answer("status")["workers"]) == 2, "both workers run again")
 
     def counted_or_lost() -> int:
         mine = [event for event in agent.events("dns") if event["generation"] == generation]
@@ -60,17 +60,17 @@ def test_a_damaged_ledger_of_a_worker_has_no_effect_on_others(agent: Agent, page
         path = agent.root / f"state/ledgers/resolver-{number}"
         os.truncate(path, 0)
         path.write_bytes(page)
-    for worker in agent.told("status")["workers"]:
+    for worker in agent.answer("status")["workers"]:
         os.kill(worker, signal.SIGKILL)
-    until(lambda: agent.ended() or agent.told("status")["worker_restarts"] == 2, "both workers run again")
+    until(lambda: agent.ended() or agent.answer("status")["worker_restarts"] == 2, "both workers run again")
     assert not agent.ended()
     assert agent.blocked("next.alipay.example")
-    lost = agent.told("status")["events"]["lost"]
+    lost = agent.answer("status")["events"]["lost"]
     assert lost == (2 * MAX_MISSING if page[:1] == bytes([255]) else 0)
 
 
 def test_a_worker_cannot_fill_the_disk_or_change_its_account(agent: Agent) -> None:
-    workers = agent.told("status")["workers"]
+    workers = agent.answer("status")["workers"]
     assert len(workers) == 2
     for worker in workers:
         of = Path(f"/proc/{worker}")
@@ -83,35 +83,35 @@ def test_a_worker_cannot_fill_the_disk_or_change_its_account(agent: Agent) -> No
 
 def test_no_total_falls_when_workers_are_restarted(agent: Agent) -> None:
     def totals() -> list[int]:
-        told = agent.told("status")
-        upstream = told["upstreams"][0]
-        hits = sum(app["hits"] for app in told["apps"])
-        return [hits, told["counters"]["queries_udp"], told["cache"]["misses"], upstream["asked"], upstream["failed"]]
+        answer = agent.answer("status")
+        upstream = answer["upstreams"][0]
+        hits = sum(app["hits"] for app in answer["apps"])
+        return [hits, answer["counters"]["queries_udp"], answer["cache"]["misses"], upstream["asked"], upstream["failed"]]
 
     for number in range(20):
         agent.rcode(f"n{number}.alipay.example" if number % 2 else f"n{number}.free.test")
     before = totals()
     assert before[0] == 10
     assert all(before)
-    for worker in agent.told("status")["workers"]:
+    for worker in agent.answer("status")["workers"]:
         os.kill(worker, signal.SIGKILL)
-    until(lambda: len(agent.told("status")["workers"]) == 2, "both workers run again")
+    until(lambda: len(agent.answer("status")["workers"]) == 2, "both workers run again")
     assert totals() == before
-    hung = agent.told("status")["workers"][0]
+    hung = agent.answer("status")["workers"][0]
     os.kill(hung, signal.SIGSTOP)
     assert totals() == before
-    assert sum(app["hits"] for app in agent.told("apps")) == before[0]
+    assert sum(app["hits"] for app in agent.answer("apps")) == before[0]
     with suppress(ProcessLookupError):  # on a busy machine the supervisor may have killed it as hung
         os.kill(hung, signal.SIGCONT)  # so that stopping does not wait for it
 
 
 def test_a_hung_worker_is_killed_and_does_not_prevent_a_reload(agent: Agent) -> None:
-    hung = agent.told("status")["workers"][0]
+    hung = agent.answer("status")["workers"][0]
     os.kill(hung, signal.SIGSTOP)
     (agent.root / "block.list").write_text("hung.test\n")
     agent.cli("reload")
-    until(lambda: len(agent.told("status")["workers"]) == 2, "another worker runs", 20)
-    assert hung not in agent.told("status")["workers"]
+    until(lambda: len(agent.answer("status")["workers"]) == 2, "another worker runs", 20)
+    assert hung not in agent.answer("status")["workers"]
     for _ in range(8):  # both workers
         assert agent.blocked("hung.test")
 
@@ -121,7 +121,7 @@ def test_events_have_the_current_generation_and_line(agent: Agent) -> None:
     path = agent.root / "apps/alipay/payment.list"
     path.write_text("# a line\n# another\n" + path.read_text())
     agent.cli("reload")
-    generation = agent.told("status")["generation"]
+    generation = agent.answer("status")["generation"]
     agent.rcode("moved.alipay.example")
     until(lambda: [e for e in agent.events("dns") if (e["generation"], e["line"]) == (generation, 3)], "the new line is named")
 
@@ -137,7 +137,7 @@ def test_a_removed_event_log_is_created_again(agent: Agent, taken: str) -> None:
         return bool(agent.events("policy"))
 
     until(again, "events are written again")
-    assert agent.told("status")["events"]["lost"] == 0
+    assert agent.answer("status")["events"]["lost"] == 0
 
 
 def test_a_reload_with_an_unwritable_event_log_is_refused(agent: Agent) -> None:
@@ -156,7 +156,7 @@ def test_the_agent_cannot_be_its_own_upstream(agent: Agent) -> None:
 def test_a_specific_address_can_become_a_wildcard(agent: Agent) -> None:
     agent.write_config(dns={"listen": [f"0.0.0.0:{agent.port}"]})
     agent.cli("reload")
-    assert agent.told("status")["listen"] == [f"0.0.0.0:{agent.port}"]
+    assert agent.answer("status")["listen"] == [f"0.0.0.0:{agent.port}"]
     assert "NXDOMAIN" in agent.dig("@127.0.0.3", "alipay.example")
 
 
@@ -167,7 +167,7 @@ def test_a_second_agent_cannot_take_the_control_socket(agent: Agent, tmp_path: P
     assert second.process is not None
     assert second.process.wait(30) == 1
     assert "another agent is using" in second.errors
-    assert agent.told("status")["running"] is True
+    assert agent.answer("status")["running"] is True
 
 
 def test_members_of_the_group_can_reach_the_control_socket(agent: Agent) -> None:
@@ -226,11 +226,11 @@ def test_no_attempt_of_a_flood_is_lost(tmp_path: Path, accelerated: str, monkeyp
         taken: list[int] = []
 
         def counted() -> bool:
-            taken.append(agent.told("status")["counters"]["queries_udp"])
+            taken.append(agent.answer("status")["counters"]["queries_udp"])
             return len(taken) > 1 and taken[-1] == taken[-2] > 10_000
 
         until(counted, "all answered queries are counted")
-        hits = sum(app["hits"] for app in agent.told("apps"))
+        hits = sum(app["hits"] for app in agent.answer("apps"))
         agent.stop()
         events = agent.events()
         noted = sum(event["count"] for event in events if event["event"] == "dns") + sum(

@@ -41,12 +41,12 @@ def test_a_paused_app_passes_and_the_others_do_not(agent: Agent) -> None:
     assert "paused: alipay until 20" in agent.cli("pause", "alipay", "1h").stdout
     assert not blocked(agent, LISTED)
     assert blocked(agent, "pay.qq.example")
-    status = agent.told("status")
+    status = agent.answer("status")
     assert [(each["app"], each["client"]) for each in status["pauses"]] == [("alipay", "")]
     assert status["uncovered"][0].startswith("alipay, paused until 20")
     assert "PAUSED\n  alipay until 20" in agent.cli("status").stdout
     assert "payment, telemetry (PAUSED)" in agent.cli("apps").stdout
-    why = agent.told("why", LISTED, status=1)
+    why = agent.answer("why", LISTED, status=1)
     assert (why["verdict"], why["paused"][0]["app"]) == ("passed", "alipay")
     assert "  paused: alipay until 20" in agent.cli("why", LISTED, status=1).stdout
     assert agent.cli("resume").stdout == "resumed\n"
@@ -64,8 +64,8 @@ def test_a_pause_of_everything_for_one_client_applies_to_no_other(agent: Agent) 
             assert blocked(agent, name)
             assert not blocked(agent, name, "127.0.0.2")
     assert agent.cli("why", LISTED).returncode == 0
-    why = agent.told("why", LISTED, "--client", "127.0.0.2", status=1)
-    assert why["paused"] == agent.told("status")["pauses"]
+    why = agent.answer("why", LISTED, "--client", "127.0.0.2", status=1)
+    assert why["paused"] == agent.answer("status")["pauses"]
 
 
 def test_pauses_of_apps_for_clients_add_up_and_end_one_by_one(agent: Agent) -> None:
@@ -105,8 +105,8 @@ def test_a_pause_ends_by_itself(agent: Agent) -> None:
     agent.cli("pause", "alipay", "2s")
     assert not blocked(agent, LISTED)
     until(lambda: blocked(agent, LISTED), "the pause is over")
-    assert agent.told("status")["pauses"] == []
-    event = until(lambda: [e for e in agent.events("policy") if e.get("why")], "it is told")[-1]
+    assert agent.answer("status")["pauses"] == []
+    event = until(lambda: [e for e in agent.events("policy") if e.get("why")], "the end is logged")[-1]
     assert (event["verb"], event["entry"], event["why"]) == ("resume", "alipay", "its time was over")
 
 
@@ -115,7 +115,7 @@ def test_a_second_pause_of_the_same_app_replaces_the_first(agent: Agent) -> None
     agent.cli("pause", "alipay", "1h")
     time.sleep(1.5)
     assert not blocked(agent, LISTED)
-    assert len(agent.told("status")["pauses"]) == 1
+    assert len(agent.answer("status")["pauses"]) == 1
 
 
 def test_a_pause_survives_a_change_of_lists_and_a_rollback(agent: Agent) -> None:
@@ -131,11 +131,11 @@ def test_a_pause_survives_a_change_of_lists_and_a_rollback(agent: Agent) -> None
 
 
 def test_a_pause_makes_no_generation_and_compiles_nothing(agent: Agent) -> None:
-    before = agent.told("status")["generation"]
+    before = agent.answer("status")["generation"]
     agent.cli("pause", "alipay", "1h")
-    assert agent.told("status")["generation"] == before
+    assert agent.answer("status")["generation"] == before
     time.sleep(0.6)  # longer than a changed file waits to be read
-    assert agent.told("status")["generation"] == before
+    assert agent.answer("status")["generation"] == before
 
 
 def test_a_pause_survives_a_kill_and_ends_at_its_time(agent: Agent) -> None:
@@ -146,7 +146,7 @@ def test_a_pause_survives_a_kill_and_ends_at_its_time(agent: Agent) -> None:
     agent.start()
     assert not blocked(agent, LISTED)
     assert blocked(agent, "pay.qq.example"), "it has expired meanwhile"
-    assert [each["app"] for each in agent.told("status")["pauses"]] == ["alipay"]
+    assert [each["app"] for each in agent.answer("status")["pauses"]] == ["alipay"]
     event = agent.events("policy")[-1]
     assert (event["verb"], event["entry"], event["why"]) == ("resume", "qq", "its time was over")
 
@@ -212,7 +212,7 @@ def test_on_a_full_disk_no_pause_begins_and_all_end(agent: Agent) -> None:
         assert "pauses.json" in agent.cli("pause", "1h", status=1).stderr
         assert blocked(agent, LISTED)
         until(lambda: blocked(agent, "pay.qq.example"), "it ends at its time")
-        assert agent.told("status")["pauses"] == []
+        assert agent.answer("status")["pauses"] == []
         assert "are in force again" in agent.errors
     finally:
         (directory / ".pauses.json").rmdir()
@@ -224,7 +224,7 @@ def test_a_pause_ends_although_no_generation_can_be_stored(agent: Agent) -> None
     (agent.root / "state/generations/.current").mkdir()  # like a read-only disk: the link cannot be made
     try:
         until(lambda: blocked(agent, "pay.qq.example"), "it ends at its time")
-        assert agent.told("status")["pauses"] == []
+        assert agent.answer("status")["pauses"] == []
         agent.cli("pause", "qq", "1h")
         assert not blocked(agent, "pay.qq.example")
     finally:

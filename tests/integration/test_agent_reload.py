@@ -95,7 +95,7 @@ def test_a_changed_listening_address_is_in_force(agent: Agent) -> None:
     agent.write_config(dns={"listen": [*listen, f"127.0.0.2:{agent.port}"]})
     until(lambda: "NXDOMAIN" in agent.dig("@127.0.0.2", "alipay.example"), "the second address answers")
     agent.write_config(dns={"listen": listen})
-    until(lambda: agent.told("status")["listen"] == [f"127.0.0.1:{agent.port}"], "it is gone again")
+    until(lambda: agent.answer("status")["listen"] == [f"127.0.0.1:{agent.port}"], "it is gone again")
     assert agent.blocked("alipay.example")
 
 
@@ -111,19 +111,19 @@ def test_a_changed_listening_address_is_in_force(agent: Agent) -> None:
 def test_a_broken_list_leaves_the_old_generation_in_force(agent: Agent, broken: bytes, reason: str) -> None:
     path = agent.root / "apps/alipay/payment.list"
     good = path.read_bytes()
-    before = agent.told("status")["generation"]
+    before = agent.answer("status")["generation"]
     path.write_bytes(broken)
     done = agent.cli("reload", status=1)
     assert f"{path}" in done.stderr
     assert reason in done.stderr
-    status = agent.told("status")
+    status = agent.answer("status")
     assert (status["generation"], status["reload"]["ok"]) == (before, False)
     assert any(reason in error and str(path) in error for error in status["reload"]["errors"])
     assert reason in agent.events("reload")[-1]["errors"][0]
     assert reason in agent.errors
     assert agent.blocked("alipay.example")
     path.write_bytes(good)
-    until(lambda: agent.told("status")["reload"]["ok"], "the mended list is in force")
+    until(lambda: agent.answer("status")["reload"]["ok"], "the mended list is in force")
 
 
 def test_a_broken_app_file_and_a_broken_configuration_are_refused(agent: Agent) -> None:
@@ -134,7 +134,7 @@ def test_a_broken_app_file_and_a_broken_configuration_are_refused(agent: Agent) 
     app.write_text(good)
     config = agent.config.read_text()
     agent.config.write_text(config + "\n[dsn]\nlisten = []\n")
-    until(lambda: "did you mean" in agent.errors, "the watcher has told")
+    until(lambda: "did you mean" in agent.errors, "the error is logged")
     assert agent.blocked("alipay.example")
     agent.config.write_text(config)
     agent.cli("reload")
@@ -145,7 +145,7 @@ def test_a_bad_line_is_skipped_alone(agent: Agent) -> None:
     good = path.read_text()
     path.write_text(good + "com\nhttp://x.test/\nstill.test\n")
     agent.cli("reload")
-    problems = agent.told("status")["problems"]
+    problems = agent.answer("status")["problems"]
     number = good.count("\n") + 1
     assert any(f"{path}:{number}: " in each and "public suffix" in each for each in problems)
     assert any(f"{path}:{number + 1}: " in each and "URL" in each for each in problems)
@@ -190,12 +190,14 @@ def test_a_rollback_takes_lists_and_apps_back_and_says_what_it_leaves(agent: Age
     try:
         said = agent.cli("rollback").stdout
         assert said.endswith("with today's other settings; the next reload takes the files as they are then\n")
-        until(lambda: agent.told("why", "alipay.example", status=None)["verdict"] == "blocked", "the apps are those of before")
+        until(
+            lambda: agent.answer("why", "alipay.example", status=None)["verdict"] == "blocked", "the apps are those of before"
+        )
         found = agent.dig("alipay.example", "A")
         assert ("status: NOERROR" in found, "EDE: 15" in found) == (True, True), "the block mode is today's"
         agent.cli("reload")
         assert agent.rcode("alipay.example", "A") != "NOERROR", "the file counts again: it goes to the upstream"
-        assert agent.told("why", "alipay.example", status=1)["verdict"] == "passed"
+        assert agent.answer("why", "alipay.example", status=1)["verdict"] == "passed"
     finally:
         agent.write_config(policy={"apps": "default"}, dns={"block_mode": "nxdomain"})
         agent.cli("reload")
@@ -234,7 +236,7 @@ def test_reloads_under_load_lose_no_query(agent: Agent) -> None:
     thread.start()
     path = agent.root / "apps/alipay/payment.list"
     good = path.read_text()
-    before = agent.told("status")["generation"]
+    before = agent.answer("status")["generation"]
     try:
         for number in range(10):
             path.write_text(f"{good}load{number}.test\n")
@@ -244,7 +246,7 @@ def test_reloads_under_load_lose_no_query(agent: Agent) -> None:
         thread.join()
         path.write_text(good)
         agent.cli("reload")
-    assert agent.told("status")["generation"] >= before + 10
+    assert agent.answer("status")["generation"] >= before + 10
     assert not lost
     assert len(asked) > 100
 
@@ -267,9 +269,9 @@ def test_another_choice_of_functions_is_another_switchboard_for_the_same_image(t
         assert agent.blocked("log.alipay.test")
         after = image(agent)
         assert (after.st_ino, after.st_nlink) == (before.st_ino, before.st_nlink + 1)
-        (alipay,) = [app for app in agent.told("status")["apps"] if app["id"] == "alipay"]
+        (alipay,) = [app for app in agent.answer("status")["apps"] if app["id"] == "alipay"]
         assert alipay["on"]
-        shown = agent.told("apps", "alipay")[0]["functions"]
+        shown = agent.answer("apps", "alipay")[0]["functions"]
         assert [name for name, function in sorted(shown.items()) if function["on"]] == ["telemetry"]
         agent.write_config(dns={"block_mode": "nodata"})
         agent.cli("reload")

@@ -42,14 +42,14 @@ def test_a_start_with_unchanged_lists_uses_the_last_generation(tmp_path: Path) -
         pass
     agent.start()
     try:
-        assert agent.told("status")["generation"] == 1
+        assert agent.answer("status")["generation"] == 1
         assert agent.blocked("alipay.example")
     finally:
         agent.stop()
     (tmp_path / "block.list").write_text("fresh.test\n")
     agent.start()
     try:
-        assert agent.told("status")["generation"] == 2
+        assert agent.answer("status")["generation"] == 2
         assert agent.blocked("fresh.test")
     finally:
         agent.stop()
@@ -64,7 +64,7 @@ def test_a_damaged_generation_is_compiled_again(tmp_path: Path) -> None:
     image.write_bytes(data)
     agent.start()
     try:
-        assert agent.told("status")["generation"] == 2
+        assert agent.answer("status")["generation"] == 2
         assert agent.blocked("alipay.example")
     finally:
         agent.stop()
@@ -73,7 +73,7 @@ def test_a_damaged_generation_is_compiled_again(tmp_path: Path) -> None:
 def test_an_agent_can_run_as_one_process(tmp_path: Path) -> None:
     with running(tmp_path, dns={"workers": 0}) as agent:
         assert agent.blocked("alipay.example")
-        assert agent.told("status")["inside"] is True
+        assert agent.answer("status")["inside"] is True
         agent.cli("block", "inside.test")
         assert agent.blocked("inside.test")
         assert agent.children() == []
@@ -132,20 +132,20 @@ def test_check_reads_the_lists_of_a_configuration_that_cannot_be_used(tmp_path: 
     assert "policy.mode" in done.stderr
     assert f"{tmp_path}/block.list:1: " in done.stdout
     assert "3 problems\nnot checked: ruleset, addresses, upstreams; correct the configuration first\n" in done.stdout
-    told = agent.told("check", status=2)
-    assert [Path(problem["file"]).name for problem in told["problems"]] == ["embargo.toml", "embargo.toml", "block.list"]
-    assert (told["ok"], told["unchecked"]) == (False, ["ruleset", "addresses", "upstreams"])
+    answer = agent.answer("check", status=2)
+    assert [Path(problem["file"]).name for problem in answer["problems"]] == ["embargo.toml", "embargo.toml", "block.list"]
+    assert (answer["ok"], answer["unchecked"]) == (False, ["ruleset", "addresses", "upstreams"])
 
 
 @pytest.mark.parametrize("text", ["[lists]\napps = 5\n", "[list]\n", "[lists\n"])
 def test_check_says_that_lists_are_checked_after_the_configuration(tmp_path: Path, text: str) -> None:
     agent = Agent(tmp_path)
     agent.config.write_text(text)
-    told = agent.told("check", status=2)
-    assert {problem["file"] for problem in told["problems"]} == {str(agent.config)}
-    assert told["unchecked"][0] == "lists"
+    answer = agent.answer("check", status=2)
+    assert {problem["file"] for problem in answer["problems"]} == {str(agent.config)}
+    assert answer["unchecked"][0] == "lists"
     agent.config.unlink()
-    assert "cannot be read" in agent.told("check", status=2)["problems"][0]["message"]
+    assert "cannot be read" in agent.answer("check", status=2)["problems"][0]["message"]
 
 
 def test_a_missing_configuration_is_named(tmp_path: Path) -> None:
@@ -184,10 +184,10 @@ def test_an_app_that_replaces_another_has_its_own_default_or_that_of_the_other(t
     (own / "app.toml").write_text(f'id = "qq"\nname = "Mine"\n{said}')
     (own / "payment.list").write_text("mine.example\n")
     agent.write_config(lists={"apps": [str(tmp_path / "apps"), str(tmp_path / "apps.d")]})
-    (row,) = agent.told("apps", "qq")
+    (row,) = agent.answer("apps", "qq")
     assert (row["name"], row["on"], row["default"]) == ("Mine", on, on)
-    assert agent.told("why", "mine.example", status=0 if on else 1)["verdict"] == ("blocked" if on else "passed")
-    assert agent.told("why", "pay.qq.example", status=1)["verdict"] == "passed", "all of its lists"
+    assert agent.answer("why", "mine.example", status=0 if on else 1)["verdict"] == ("blocked" if on else "passed")
+    assert agent.answer("why", "pay.qq.example", status=1)["verdict"] == "passed", "all of its lists"
 
 
 @pytest.mark.root
@@ -255,7 +255,7 @@ def test_check_reports_a_missing_upstream_and_queries_get_servfail(tmp_path: Pat
         assert agent.rcode("allowed.test") == "SERVFAIL"
         assert "EDE: 23" in agent.dig("allowed2.test") or "EDE: 22" in agent.dig("allowed3.test")
         until(lambda: [e for e in agent.events("upstream") if e["state"] == "down"], "the upstream's trouble is an event")
-        assert agent.told("status")["upstreams"][0]["healthy"] is False
+        assert agent.answer("status")["upstreams"][0]["healthy"] is False
 
 
 def test_a_start_with_a_broken_list_uses_the_last_generation(tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_a_start_with_a_broken_list_uses_the_last_generation(tmp_path: Path) -> 
     agent.start()
     try:
         assert agent.blocked("alipay.example")
-        status = agent.told("status")
+        status = agent.answer("status")
         assert status["reload"]["ok"] is False
         assert "binary" in status["reload"]["errors"][0]
     finally:

@@ -224,9 +224,9 @@ def test_the_command_needs_no_agent_and_always_prints_the_same(agent: Agent, for
 
 def test_entries_that_are_not_exported_are_reported_on_standard_error(agent: Agent) -> None:
     assert agent.cli("export", "rpz").stderr == ""
-    told = agent.cli("export", "domains").stderr.splitlines()
-    assert any("allow list: mail.alipay.example" in line for line in told)
-    assert any("addresses and networks: 203.0.113.0/28" in line for line in told)
+    lines = agent.cli("export", "domains").stderr.splitlines()
+    assert any("allow list: mail.alipay.example" in line for line in lines)
+    assert any("addresses and networks: 203.0.113.0/28" in line for line in lines)
     agent.write_config(policy={"mode": "audit"})
     done = agent.cli("export", "domains")
     assert "alipay.example" not in done.stdout
@@ -234,7 +234,7 @@ def test_entries_that_are_not_exported_are_reported_on_standard_error(agent: Age
 
 
 def test_json_has_the_line_that_decides(agent: Agent) -> None:
-    rows = agent.told("export", "rpz")
+    rows = agent.answer("export", "rpz")
     found = {row["entry"]: row for row in rows}
     assert found["alipay.example"] == {
         "entry": "alipay.example", "match": "suffix", "verdict": "block", "app": "alipay", "function": "payment",
@@ -243,7 +243,7 @@ def test_json_has_the_line_that_decides(agent: Agent) -> None:
     assert found["mail.alipay.example"]["verdict"] == "pass"
     assert found["mail.alipay.example"]["app"] is None
     assert found["203.0.113.0/28"]["match"] == "network"
-    assert {row["entry"] for row in agent.told("export", "nft")} == {"203.0.113.0/28"}
+    assert {row["entry"] for row in agent.answer("export", "nft")} == {"203.0.113.0/28"}
 
 
 def test_local_lists_and_the_selection_are_exported(agent: Agent) -> None:

@@ -50,13 +50,13 @@ def test_attempts_are_counted_by_app_and_function_and_by_no_unbounded_label(agen
     until(lambda: scraped(port)[key] == before[key] + 3, "the attempts are counted")
     after = scraped(port)
     assert after['embargo_queries_total{transport="udp"}'] == before['embargo_queries_total{transport="udp"}'] + 3
-    assert after["embargo_generation"] == agent.told("status")["generation"]
+    assert after["embargo_generation"] == agent.answer("status")["generation"]
     assert not any("n0.alipay" in name or '127.0.0.1"' in name for name in after)
 
 
 def test_a_number_has_all_its_digits(agent: Agent) -> None:
     """With six digits, a counter of ten million stood still for ten queries."""
-    status = agent.told("status")
+    status = agent.answer("status")
     status["uptime"] = 1234567.8
     status["counters"]["queries_udp"] = 12_345_678
     lines = metrics.text(records.decode(Status, status)).splitlines()
@@ -91,11 +91,11 @@ def test_a_port_in_use_is_an_error_at_the_start(agent: Agent, port: int) -> None
 def test_top_shows_the_most_frequent_attempts(agent: Agent) -> None:
     for _ in range(5):
         agent.blocked("top.alipay.example")
-    until(lambda: ["top.alipay.example", 5] in agent.told("top")["names"], "they are in the log", 30)
-    told = agent.told("top", "--since", "1h", "-n", "1")
-    assert told["apps"][0][0] == "alipay/payment"
-    assert told["clients"][0][0] == "127.0.0.1"
-    assert len(told["names"]) == 1
+    until(lambda: ["top.alipay.example", 5] in agent.answer("top")["names"], "they are in the log", 30)
+    answer = agent.answer("top", "--since", "1h", "-n", "1")
+    assert answer["apps"][0][0] == "alipay/payment"
+    assert answer["clients"][0][0] == "127.0.0.1"
+    assert len(answer["names"]) == 1
     text = agent.cli("top").stdout
     assert re.search(r"attempts in the last 10m\n\nAPPS +ATTEMPTS\nalipay/payment +\d+\n\nCLIENTS", text)
     assert "\033" not in text

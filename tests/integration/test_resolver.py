@@ -278,11 +278,11 @@ def test_the_counters_are_reported() -> None:
         with worker.tcp() as stream:
             stream.sendall(framed(query(BLOCKED)))
             stream.recv(4096)
-        told = worker.stats()
-        assert told["hits"] == {"alipay/payment": 3}
-        assert (told["counters"]["queries_udp"], told["counters"]["queries_tcp"], told["counters"]["fast"]) == (5, 1, 4)
-        assert (told["cache"]["hits"], told["cache"]["misses"], told["cache"]["entries"]) == (2, 1, 1)
-        (row,) = told["upstreams"]
+        stats = worker.stats()
+        assert stats["hits"] == {"alipay/payment": 3}
+        assert (stats["counters"]["queries_udp"], stats["counters"]["queries_tcp"], stats["counters"]["fast"]) == (5, 1, 4)
+        assert (stats["cache"]["hits"], stats["cache"]["misses"], stats["cache"]["entries"]) == (2, 1, 1)
+        (row,) = stats["upstreams"]
         assert (row["server"], row["asked"], row["failed"], row["healthy"]) == (f"udp://127.0.0.1:{upstream.port}", 1, 0, True)
         worker.policy("other.test")
         assert worker.stats()["hits"] == {"alipay/payment": 3}, "a policy ends no count"
@@ -294,17 +294,17 @@ def test_addresses_of_an_allowed_name_pass_before_its_reply_is_sent() -> None:
         worker.meet()
         with worker.udp() as sock:
             sock.send(query("good.test"))
-            asked = worker.told(Pass)
+            asked = worker.to_guardian(Pass)
             assert asked.addresses == ((bytes([192, 0, 2, 80]), 300),)
             worker.ready(asked.number)
             assert dns.message.from_wire(sock.recv(4096)).rcode() == dns.rcode.NOERROR
             sock.send(query("good.test"))
-            worker.told(Pass)
+            worker.to_guardian(Pass)
             assert dns.message.from_wire(sock.recv(4096)).rcode() == dns.rcode.NOERROR, "it does not wait for ever"
 
 
-def heard(record: Answered | Leads | Free) -> list[tuple[str, list[str], int]]:
-    """What is packed in it, readable."""
+def unpacked(record: Answered | Leads | Free) -> list[tuple[str, list[str], int]]:
+    """(name, addresses, seconds) of the packed records, as text."""
     packed = record.records if isinstance(record, Answered) else record.packed
     return [
         (names.to_text(name), [str(ipaddress.ip_address(a)) for a in addresses], seconds)
@@ -320,10 +320,10 @@ def test_the_addresses_behind_a_blocked_name_are_reported_to_the_guardian(accele
         worker.start(BLOCKED, dns=dns_)
         worker.meet()
         assert worker.asked(query(f"www.{BLOCKED}")).rcode() == dns.rcode.NXDOMAIN, "it is answered at once"
-        told = worker.told(Leads)
-        assert heard(told) == [(f"www.{BLOCKED}", ["192.0.2.80"], 300)]
-        assert (told.class_, told.list, told.line) == (("alipay", "payment"), "alipay/payment.list", 1)
-        assert told.rule == BLOCKED
+        leads = worker.to_guardian(Leads)
+        assert unpacked(leads) == [(f"www.{BLOCKED}", ["192.0.2.80"], 300)]
+        assert (leads.class_, leads.list, leads.line) == (("alipay", "payment"), "alipay/payment.list", 1)
+        assert leads.rule == BLOCKED
         until(lambda: len(upstream.asked) == 2, "both types are asked for")
         assert {dns.rdatatype.to_text(asked.message.question[0].rdtype) for asked in upstream.asked} == {"A", "AAAA"}
         for _ in range(3):
@@ -377,9 +377,9 @@ def test_answers_of_unblocked_names_are_reported_to_the_guardian_together() -> N
         worker.meet()
         for name in ("one.test", "two.test", "one.test"):
             assert worker.asked(query(name)).rcode() == dns.rcode.NOERROR
-        found = heard(worker.told(Answered))
+        found = unpacked(worker.to_guardian(Answered))
         while len(found) < 2:
-            found += heard(worker.told(Answered))
+            found += unpacked(worker.to_guardian(Answered))
         assert found == [("one.test", ["192.0.2.80"], 300), ("two.test", ["192.0.2.80"], 300)]
 
 
@@ -388,13 +388,13 @@ def test_a_guardian_that_asks_gets_all_answers_at_once() -> None:
         worker.start(BLOCKED, dns={"upstream": [f"udp://127.0.0.1:{upstream.port}"]})
         worker.meet()
         worker.flush(1)
-        assert worker.told(Flushed).number == 1
+        assert worker.to_guardian(Flushed).number == 1
         assert not worker.news, "nothing was answered"
         assert worker.asked(query("one.test")).rcode() == dns.rcode.NOERROR
         worker.flush(2)
-        assert worker.told(Flushed).number == 2
+        assert worker.to_guardian(Flushed).number == 2
         (answered,) = worker.news
-        assert heard(answered) == [("one.test", ["192.0.2.80"], 300)]
+        assert unpacked(answered) == [("one.test", ["192.0.2.80"], 300)]
 
 
 def test_a_reply_waits_until_its_address_is_free_but_not_for_ever() -> None:
@@ -404,8 +404,8 @@ def test_a_reply_waits_until_its_address_is_free_but_not_for_ever() -> None:
         marks.add(ipaddress.ip_address("192.0.2.80").packed)
         with worker.udp() as sock:
             sock.send(query("neighbour.test"))
-            asked = worker.told(Free)
-            assert heard(asked) == [("neighbour.test", ["192.0.2.80"], 300)]
+            asked = worker.to_guardian(Free)
+            assert unpacked(asked) == [("neighbour.test", ["192.0.2.80"], 300)]
             sock.settimeout(0.1)
             with pytest.raises(TimeoutError):
                 sock.recv(4096)
@@ -413,11 +413,11 @@ def test_a_reply_waits_until_its_address_is_free_but_not_for_ever() -> None:
             sock.settimeout(10)
             assert dns.message.from_wire(sock.recv(4096)).rcode() == dns.rcode.NOERROR
             sock.send(query("other.test"))
-            worker.told(Free)
+            worker.to_guardian(Free)
             assert dns.message.from_wire(sock.recv(4096)).rcode() == dns.rcode.NOERROR, "the guardian does not answer"
         marks.remove(ipaddress.ip_address("192.0.2.80").packed)
         assert worker.asked(query("third.test")).rcode() == dns.rcode.NOERROR
-        assert heard(worker.told(Answered))[0][0] == "third.test"
+        assert unpacked(worker.to_guardian(Answered))[0][0] == "third.test"
 
 
 def test_a_new_guardian_gets_the_cached_answers() -> None:
@@ -428,7 +428,7 @@ def test_a_new_guardian_gets_the_cached_answers() -> None:
         worker.meet()
         found: set[str] = set()
         while len(found) < 4:  # of an address, no more names are remembered
-            found |= {name for name, _, _ in heard(worker.told(Answered))}
+            found |= {name for name, _, _ in unpacked(worker.to_guardian(Answered))}
         assert found <= {f"n{number}.test" for number in range(300)}
 
 
@@ -438,7 +438,7 @@ def test_a_worker_goes_on_without_a_guardian_and_with_the_next_one() -> None:
         worker.meet().add(ipaddress.ip_address("192.0.2.80").packed)
         worker.meet()
         assert worker.asked(query("one.test")).rcode() == dns.rcode.NOERROR, "the page is the new guardian's"
-        assert heard(worker.told(Answered))[0][0] == "one.test"
+        assert unpacked(worker.to_guardian(Answered))[0][0] == "one.test"
 
 
 @pytest.mark.parametrize("accelerated", [True, False], ids=["compiled", "python"])

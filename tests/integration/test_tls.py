@@ -80,7 +80,7 @@ def answered(worker: Worker, name: str = "free.test") -> list[str]:
 
 
 def refused(worker: Worker, name: str = "free.test") -> tuple[int, str]:
-    """Code and text of the extended error; the client is told in the time that a stub has."""
+    """Code and text of the extended error; the client is connections in the time that a stub has."""
     with worker.udp() as sock:
         sock.settimeout(5.0)
         sock.send(query(name))
@@ -310,9 +310,11 @@ def test_a_thousand_questions_are_one_connection(
         until(lambda: worker.asked(query("ready.test")).rcode() == dns.rcode.NOERROR, "Unbound answers", 20)
         for number in range(1000):
             assert answered(worker, f"n{number}.test") == ["192.0.2.80"]
-        told = subprocess.run(["ss", "-Htan", "dport", "=", str(port)], capture_output=True, text=True, check=True).stdout
-        assert [line.split()[0] for line in told.splitlines()].count("ESTAB") == 1
-        assert "TIME-WAIT" not in told
+        connections = subprocess.run(
+            ["ss", "-Htan", "dport", "=", str(port)], capture_output=True, text=True, check=True
+        ).stdout
+        assert [line.split()[0] for line in connections.splitlines()].count("ESTAB") == 1
+        assert "TIME-WAIT" not in connections
 
 
 def test_many_at_once_have_few_connections(asking: Callable[..., Worker], pair: Pair) -> None:
@@ -588,12 +590,12 @@ def test_the_agent_says_what_is_wrong_and_follows_the_file(tmp_path: Path, autho
         with running(tmp_path, prefix=(), apps=APPS, **sections) as agent:
             assert agent.rcode("free.test") == "NOERROR"
             assert agent.rcode("host.corp") == "SERVFAIL"
-            rows = {each["server"]: each for each in agent.told("status")["upstreams"]}
+            rows = {each["server"]: each for each in agent.answer("status")["upstreams"]}
             assert rows[servers[0]]["healthy"]
             said = f"{servers[1]} has no certificate for {NAME}"
             assert rows[servers[1]]["last_error"] == said
             assert said in " ".join(agent.cli("status").stdout.split())
-            problems = agent.told("check", status=1)["problems"]
+            problems = agent.answer("check", status=1)["problems"]
             assert [each["message"] for each in problems] == [f"dns.forward: {said}"]
             until(lambda: any(e["server"] == servers[1] and e["reason"] == said for e in agent.events("upstream")), "an event")
 

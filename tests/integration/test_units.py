@@ -321,10 +321,10 @@ def test_an_agent_whose_resolvers_and_compilers_are_units(tmp_path: Path, units:
     try:
         assert "status: NXDOMAIN" in agent.dig("alipay.example")
         assert "alipay/payment.list:1" in agent.cli("why", "alipay.example").stdout
-        workers = agent.told("status")["workers"]
+        workers = agent.answer("status")["workers"]
         assert len({parent(pid) for pid in workers}) == 2
         os.kill(workers[0], signal.SIGKILL)
-        until(lambda: len(set(agent.told("status")["workers"]) - {workers[0]}) == 2, "another is started")
+        until(lambda: len(set(agent.answer("status")["workers"]) - {workers[0]}) == 2, "another is started")
         assert "ended with status -9" in agent.errors
         agent.write_app("alipay", {"payment": ["new.example"]})
         agent.cli("reload")

@@ -45,17 +45,17 @@ async def tell(rules: Rules) -> None:
         received = guardian.receive()
         assert received is not None
         assert received.record == Flushed(0), "and not that this was all"
-    told: list[str] = []
+    names_seen: list[str] = []
     theirs.setblocking(False)
     for _ in range(100):
         await asyncio.sleep(0.02)
         try:
             while (received := guardian.receive()) is not None:
-                told += [names.to_text(name) for name, _, _ in answered.unpack(received.record.records)]
+                names_seen += [names.to_text(name) for name, _, _ in answered.unpack(received.record.records)]
         except BlockingIOError:
-            if len(told) >= ANSWERS:
+            if len(names_seen) >= ANSWERS:
                 break
-    assert told == [f"n{number}.test" for number in range(ANSWERS)]
+    assert names_seen == [f"n{number}.test" for number in range(ANSWERS)]
     guardian.send(Flush(8))
     await asyncio.sleep(0.05)
     received = guardian.receive()

@@ -59,8 +59,8 @@ def holds(rig: Rig) -> None:
 
 def untouched(started: Agent) -> None:
     """Nothing had to be restored, and the rules are ours."""
-    told = started.told("status")["firewall"]
-    assert (told["present"], told["restored"]) == (True, 0)
+    report = started.answer("status")["firewall"]
+    assert (report["present"], report["restored"]) == (True, 0)
     assert started.events("firewall") == []
 
 
@@ -230,5 +230,5 @@ def test_whoever_flushes_everything_does_not_open_the_gate_for_long(box: Box, tm
         until(lambda: rig.reach("client", LISTED4, seconds=0.3) == "refused", "the rules are back", 3.0)
         taken = time.monotonic() - began
         holds(rig)
-        assert started.told("status")["firewall"]["restored"] == 1
+        assert started.answer("status")["firewall"]["restored"] == 1
         assert taken < 3.0

@@ -237,7 +237,7 @@ def test_an_allowed_name_passes_although_it_leads_to_a_blocked_network(rig: Rig,
         assert rig.dig("client", f"@{GATEWAY4}", "leads.test").answers == ("A 203.0.113.201",)
         until(lambda: rig.reach("client", "203.0.113.201") == "open", "its address passes")
         assert rig.reach("client", "203.0.113.202") == "refused"
-        assert agent.told("why", "203.0.113.201")["passing"] is True
+        assert agent.answer("why", "203.0.113.201")["passing"] is True
     finally:
         agent.cli("forget", "leads.test")
 
@@ -310,20 +310,20 @@ def test_the_table_is_readable_and_the_only_one(rig: Rig, agent: Agent) -> None:
     assert re.findall(r"^table (.*) \{", text, re.MULTILINE) == ["inet embargo"]
     assert 'comment "app alipay, function payment"' in text
     assert '"lan0"' in text
-    told = agent.told("status")["firewall"]
-    assert told["present"] is True
-    assert told["counters"]["alipay_payment"][0] > 0
+    report = agent.answer("status")["firewall"]
+    assert report["present"] is True
+    assert report["counters"]["alipay_payment"][0] > 0
     assert agent.cli("check").stdout == "no problems\n"
     tables = json.loads(rig.run("gateway", "nft", "-j", "list", "tables").stdout)["nftables"]
     assert [entry["table"]["name"] for entry in tables if "table" in entry] == ["embargo"]
 
 
 def test_a_killed_guardian_leaves_the_rules_and_is_started_again(rig: Rig, agent: Agent) -> None:
-    guardian = agent.told("status")["firewall"]["guardian"]
+    guardian = agent.answer("status")["firewall"]["guardian"]
     os.kill(guardian, signal.SIGKILL)
     assert rig.reach("client", LISTED4) == "refused"
-    until(lambda: agent.told("status")["firewall"]["guardian"] not in (0, guardian), "another guardian runs")
-    until(lambda: agent.told("status")["firewall"]["present"], "it has the table")
+    until(lambda: agent.answer("status")["firewall"]["guardian"] not in (0, guardian), "another guardian runs")
+    until(lambda: agent.answer("status")["firewall"]["present"], "it has the table")
     agent.cli("block", "203.0.113.63")
     assert rig.reach("client", "203.0.113.63") == "refused"
     agent.cli("forget", "203.0.113.63")
@@ -397,7 +397,7 @@ def test_an_interface_whose_clients_nobody_polices_is_named(quiet: Rig, tmp_path
     agent.start()
 
     def said() -> list[str]:
-        return [text for text in agent.told("status")["uncovered"] if text.startswith("clients behind")]
+        return [text for text in agent.answer("status")["uncovered"] if text.startswith("clients behind")]
 
     try:
         assert said() == [], "lan0 has them, wan0 is the way out"
@@ -424,7 +424,7 @@ def test_a_start_that_the_kernel_refuses_leaves_the_last_generation_to_the_next(
     (tmp_path / "apps/alipay/payment.list").write_bytes(b"\0 no list any more")
     agent.start()
     try:
-        assert agent.told("status")["generation"] == 1
+        assert agent.answer("status")["generation"] == 1
         assert quiet.reach("client", LISTED4) == "refused"
     finally:
         agent.stop()
@@ -436,7 +436,7 @@ def test_without_a_lan_all_forwarded_traffic_is_policed_and_nothing_is_intercept
     try:
         assert quiet.reach("client", LISTED4) == "refused"
         assert quiet.dig("client", f"@{OTHER4}", "www.alipay.example").answers == (f"A {WEB4}",)
-        assert any("firewall.lan" in text for text in agent.told("status")["uncovered"])
+        assert any("firewall.lan" in text for text in agent.answer("status")["uncovered"])
     finally:
         agent.stop()
 
@@ -466,7 +466,7 @@ def test_an_upstream_that_the_lists_name_is_asked_by_us_and_by_nobody_else(quiet
             assert quiet.dig("client", f"@{GATEWAY4}", transport, "free.test").answers == ("A 203.0.113.21",)
         assert quiet.reach("client", listed) == "refused"
         assert quiet.dig("gateway", "+time=1", f"@{listed}", "free.test").rcode == ""
-        assert agent.told("why", listed)["function"] == "doh"
+        assert agent.answer("why", listed)["function"] == "doh"
 
 
 def test_audit_logs_and_lets_pass(quiet: Rig, tmp_path: Path) -> None:
@@ -513,21 +513,21 @@ def capabilities(pid: int) -> tuple[set[int], set[int]]:
 
 
 def test_the_guardian_alone_can_change_the_firewall(agent: Agent) -> None:
-    told = agent.told("status")
+    report = agent.answer("status")
     admin = {privileges.CAP_NET_ADMIN}
-    assert capabilities(told["firewall"]["guardian"]) == (admin, admin)
-    for worker in told["workers"]:
+    assert capabilities(report["firewall"]["guardian"]) == (admin, admin)
+    for worker in report["workers"]:
         assert capabilities(worker) == (set(), set())
         assert "Uid:\t0" not in Path(f"/proc/{worker}/status").read_text()
-    effective, permitted = capabilities(told["pid"])
+    effective, permitted = capabilities(report["pid"])
     assert effective == set(privileges.AT_HAND)
     assert permitted == {*privileges.AT_HAND, *privileges.IN_RESERVE}
     agent.cli("reload")
-    assert capabilities(told["pid"]) == (effective, permitted)
+    assert capabilities(report["pid"]) == (effective, permitted)
 
 
 def test_a_worker_can_only_read_which_addresses_are_marked(agent: Agent) -> None:
-    (worker,) = agent.told("status")["workers"]
+    (worker,) = agent.answer("status")["workers"]
     of = Path(f"/proc/{worker}")
     mapped = [line.split()[1] for line in (of / "maps").read_text().splitlines() if "embargo-marks" in line]
     assert mapped == ["r--s"]
@@ -556,7 +556,7 @@ def test_ctrl_c_stops_in_order_and_takes_the_rules_away(quiet: Rig, tmp_path: Pa
 
 def test_what_others_do_to_the_ruleset_passes_our_table_over(rig: Rig, agent: Agent) -> None:
     """Where the kernel knows owned tables that persist (6.9), which the machine of the tests does."""
-    assert agent.told("status")["firewall"]["owned"]
+    assert agent.answer("status")["firewall"]["owned"]
     before = len(agent.events("firewall"))
     for command in (
         "flush ruleset",
@@ -586,7 +586,7 @@ def test_what_others_do_to_the_ruleset_is_undone(quiet: Rig, tmp_path: Path, com
     agent = gateway_agent(quiet, tmp_path, on_stop="remove", protect=False)
     agent.start()
     try:
-        assert not agent.told("status")["firewall"]["owned"]
+        assert not agent.answer("status")["firewall"]["owned"]
         assert quiet.reach("client", "203.0.113.77") == "refused"
         if "MAP" in command:
             table = quiet.run("gateway", "nft", "-t", "list", "table", "inet", "embargo").stdout
@@ -595,7 +595,7 @@ def test_what_others_do_to_the_ruleset_is_undone(quiet: Rig, tmp_path: Path, com
         until(lambda: has_event(agent, "firewall", what=f"{what} by others, restored"), "it is an event", 2.0)
         assert quiet.reach("client", "203.0.113.77") == "refused"
         assert quiet.reach("client", LISTED6) == "refused"
-        assert agent.told("status")["firewall"]["restored"] == 1
+        assert agent.answer("status")["firewall"]["restored"] == 1
     finally:
         agent.stop()
 
@@ -604,10 +604,12 @@ def test_a_guardian_that_is_killed_leaves_its_rules_and_the_next_one_takes_them_
     agent = gateway_agent(quiet, tmp_path, on_stop="remove")
     agent.start()
     try:
-        guardian = agent.told("status")["firewall"]["guardian"]
+        guardian = agent.answer("status")["firewall"]["guardian"]
         began = time.monotonic()
         os.kill(guardian, signal.SIGKILL)
-        while agent.told("status")["firewall"]["guardian"] in (0, guardian) or not agent.told("status")["firewall"]["owned"]:
+        while (
+            agent.answer("status")["firewall"]["guardian"] in (0, guardian) or not agent.answer("status")["firewall"]["owned"]
+        ):
             assert quiet.reach("client", LISTED4) == "refused"
             assert time.monotonic() < began + 10
         assert quiet.reach("client", LISTED4) == "refused"
@@ -619,6 +621,6 @@ def test_a_guardian_that_is_killed_leaves_its_rules_and_the_next_one_takes_them_
 def test_a_stop_while_the_guardian_is_dead_takes_the_rules_away_too(quiet: Rig, tmp_path: Path) -> None:
     agent = gateway_agent(quiet, tmp_path, on_stop="remove")
     agent.start()
-    os.kill(agent.told("status")["firewall"]["guardian"], signal.SIGKILL)
+    os.kill(agent.answer("status")["firewall"]["guardian"], signal.SIGKILL)
     assert agent.stop() == 0
     assert quiet.reach("client", LISTED4) == "open"

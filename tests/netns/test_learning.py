@@ -75,7 +75,7 @@ def ask(rig: Rig, name: str, qtype: str = "A") -> str:
 
 
 def why_spared(agent: Agent, address: str) -> Any:
-    return agent.told("why", address, status=1).get("spared")
+    return agent.answer("why", address, status=1).get("spared")
 
 
 def is_blocked(rig: Rig, address: str) -> bool:
@@ -88,8 +88,8 @@ def test_the_addresses_behind_a_blocked_name_are_blocked(rig: Rig, agent: Agent)
         until(partial(is_blocked, rig, address), f"{address} is blocked")
         assert rig.reach("client", address, udp=True, seconds=0.5) in ("refused", "unreachable", "silent")
     assert rig.reach("client", "203.0.113.29") == "open"
-    told = agent.told("why", "203.0.113.30")
-    assert (told["verdict"], told["learnt"], told["list"], told["line"]) == (
+    report = agent.answer("why", "203.0.113.30")
+    assert (report["verdict"], report["learnt"], report["list"], report["line"]) == (
         "blocked", "www.alipay.example", "alipay/payment.list", 1,
     )  # fmt: skip
     assert "learnt: www.alipay.example resolved to it" in agent.cli("why", "203.0.113.30").stdout
@@ -104,7 +104,7 @@ def test_the_addresses_behind_a_blocked_name_are_blocked(rig: Rig, agent: Agent)
 def test_an_alias_that_leads_to_a_blocked_name_leads_to_its_address(rig: Rig, agent: Agent) -> None:
     assert ask(rig, "cloaked.test") == "NXDOMAIN"
     until(lambda: is_blocked(rig, "203.0.113.35"), "the address at the end is blocked")
-    assert agent.told("why", "203.0.113.35")["learnt"] == "cloaked.test"
+    assert agent.answer("why", "203.0.113.35")["learnt"] == "cloaked.test"
 
 
 def test_an_address_where_an_unblocked_name_lives_is_spared(rig: Rig, agent: Agent) -> None:
@@ -121,11 +121,11 @@ def test_an_address_where_an_unblocked_name_lives_is_spared(rig: Rig, agent: Age
     assert "shared: shared.alipay.example, which is blocked, and neighbour.test, which is not" in (
         agent.cli("why", "203.0.113.31", status=1).stdout
     )
-    learning = agent.told("status")["firewall"]["learning"]
+    learning = agent.answer("status")["firewall"]["learning"]
     assert "freed" not in learning["counters"], "it was not blocked for a moment either"
     spared = learning["spared"]
     assert {"address": "203.0.113.31", "name": "shared.alipay.example", "neighbour": "neighbour.test"} in spared
-    assert "addresses behind blocked names that other names use too" in " ".join(agent.told("status")["uncovered"])
+    assert "addresses behind blocked names that other names use too" in " ".join(agent.answer("status")["uncovered"])
 
 
 def test_an_address_is_free_before_an_unblocked_name_is_answered_with_it(rig: Rig, agent: Agent) -> None:
@@ -133,8 +133,8 @@ def test_an_address_is_free_before_an_unblocked_name_is_answered_with_it(rig: Ri
     until(lambda: is_blocked(rig, "203.0.113.32"), "it is blocked")
     assert ask(rig, "late.test") == "NOERROR"
     assert rig.reach("client", "203.0.113.32") == "open", "at once"
-    assert agent.told("why", "203.0.113.32", status=1)["spared"]["neighbour"] == "late.test"
-    assert agent.told("status")["firewall"]["learning"]["counters"]["freed"] == 1
+    assert agent.answer("why", "203.0.113.32", status=1)["spared"]["neighbour"] == "late.test"
+    assert agent.answer("status")["firewall"]["learning"]["counters"]["freed"] == 1
 
 
 def test_an_open_flow_ends_when_its_address_is_learnt(rig: Rig, agent: Agent) -> None:
@@ -153,7 +153,7 @@ def test_an_open_flow_ends_when_its_address_is_learnt(rig: Rig, agent: Agent) ->
                 time.sleep(0.01)
         other.sendall(b"after")
         assert other.recv(64) == b"after", "another flow goes on"
-    assert agent.told("status")["firewall"]["learning"]["addresses"] > 0
+    assert agent.answer("status")["firewall"]["learning"]["addresses"] > 0
 
 
 @pytest.mark.parametrize(
@@ -167,13 +167,13 @@ def test_an_open_flow_ends_when_its_address_is_learnt(rig: Rig, agent: Agent) ->
 )
 def test_some_addresses_are_never_learnt(rig: Rig, agent: Agent, name: str, addresses: list[str]) -> None:
     def guarded() -> int:
-        return int(agent.told("status")["firewall"]["learning"]["counters"].get("guarded", 0))
+        return int(agent.answer("status")["firewall"]["learning"]["counters"].get("guarded", 0))
 
     before = guarded()
     ask(rig, f"{name}.alipay.example")
     until(lambda: guarded() >= before + len(addresses), "each was answered, and guarded")
     for address in addresses:
-        assert "learnt" not in agent.told("why", address, status=None)
+        assert "learnt" not in agent.answer("why", address, status=None)
 
 
 @pytest.mark.usefixtures("agent")
@@ -208,17 +208,17 @@ def test_a_name_that_becomes_blocked_is_no_reason_to_spare_its_address(rig: Rig,
 def test_what_was_learnt_outlives_a_guardian_that_is_killed(rig: Rig, agent: Agent) -> None:
     ask(rig, "again.alipay.example")
     until(lambda: is_blocked(rig, "203.0.113.38"), "it is blocked")
-    guardian = agent.told("status")["firewall"]["guardian"]
+    guardian = agent.answer("status")["firewall"]["guardian"]
     os.kill(guardian, signal.SIGKILL)
     until(
         lambda: (
-            agent.told("status")["firewall"]["guardian"] not in (0, guardian)
-            and agent.told("status")["firewall"].get("learning", {}).get("addresses")
+            agent.answer("status")["firewall"]["guardian"] not in (0, guardian)
+            and agent.answer("status")["firewall"].get("learning", {}).get("addresses")
         ),
         "another guardian remembers",
     )
     assert is_blocked(rig, "203.0.113.38")
-    assert agent.told("why", "203.0.113.38")["learnt"] == "again.alipay.example"
+    assert agent.answer("why", "203.0.113.38")["learnt"] == "again.alipay.example"
     ask(rig, "kept.alipay.example")
     until(lambda: is_blocked(rig, "203.0.113.36"), "and it learns")
 
@@ -240,7 +240,7 @@ def test_what_was_learnt_outlives_a_restart(rig: Rig, tmp_path: Path) -> None:
         assert own.reach("client", "203.0.113.36") == "open", "the rules went with the agent"
         with running(tmp_path, prefix=own.prefix("gateway"), apps=APPS, **sections) as second:
             assert is_blocked(own, "203.0.113.36")
-            assert second.told("why", "203.0.113.34", status=1)["names"] == ["other.test"]
+            assert second.answer("why", "203.0.113.34", status=1)["names"] == ["other.test"]
 
 
 def test_without_a_memory_addresses_are_noted_and_not_blocked(rig: Rig, tmp_path: Path) -> None:
@@ -251,10 +251,10 @@ def test_without_a_memory_addresses_are_noted_and_not_blocked(rig: Rig, tmp_path
         own.serve_web()
         with running(tmp_path, prefix=own.prefix("gateway"), apps=APPS, **sections) as first:
             own.dig("gateway", "@127.0.0.1", "-p", "5300", "early.alipay.example")
-            until(lambda: first.told("status")["firewall"]["learning"]["counters"].get("noted"), "it is noted")
+            until(lambda: first.answer("status")["firewall"]["learning"]["counters"].get("noted"), "it is noted")
             assert own.reach("client", "203.0.113.40") == "open"
-            assert 0 < first.told("status")["firewall"]["learning"]["proving"] <= 600
-            assert "recorded only" in " ".join(first.told("status")["uncovered"])
+            assert 0 < first.answer("status")["firewall"]["learning"]["proving"] <= 600
+            assert "recorded only" in " ".join(first.answer("status")["uncovered"])
 
 
 def test_a_drop_that_no_name_led_to_says_so(rig: Rig, agent: Agent) -> None:

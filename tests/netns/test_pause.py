@@ -148,8 +148,8 @@ def talk(flow: socket.socket) -> None:
 
 def test_verify_tries_nothing_that_is_paused_and_says_so(rig: Rig, agent: Agent) -> None:
     agent.cli("pause", "alipay", "1h")
-    told = agent.told("verify")
-    assert told["ok"] is True
-    assert {row["app"] for row in told["rows"] if row["probes"]} & {"alipay", "qq"} == {"qq"}
-    assert "paused, so not tried: alipay" in told["notes"]
+    report = agent.answer("verify")
+    assert report["ok"] is True
+    assert {row["app"] for row in report["rows"] if row["probes"]} & {"alipay", "qq"} == {"qq"}
+    assert "paused, so not tried: alipay" in report["notes"]
     assert rig.reach("client", ALIPAY4) == "open"

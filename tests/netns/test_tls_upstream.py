@@ -53,5 +53,5 @@ def test_our_questions_pass_and_a_clients_do_not(tmp_path: Path) -> None:
             assert rig.dig("client", f"@{LAN4}.1", "other.test").answers == ("A 192.0.2.80",)
             assert rig.dig("client", f"@{LAN4}.1", "leads.zone.test").rcode == "NXDOMAIN"
             assert own_port(rig) == before
-            (row,) = agent.told("status")["upstreams"]
+            (row,) = agent.answer("status")["upstreams"]
             assert (row["server"], row["failed"]) == (f"tls://{LISTED}:853#{NAME}", 0)

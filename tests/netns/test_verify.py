@@ -78,12 +78,12 @@ def agent(rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]
 
 def state(rig: Rig) -> dict[str, str]:
     """Without what changes by itself."""
-    told = {command: rig.run("gateway", *command.split()).stdout for command in STATE}
-    return {command: re.sub(r" expires \d+sec| users \d+| age \d+", "", text) for command, text in told.items()}
+    report = {command: rig.run("gateway", *command.split()).stdout for command in STATE}
+    return {command: re.sub(r" expires \d+sec| users \d+| age \d+", "", text) for command, text in report.items()}
 
 
-def rows(told: Any, **members: object) -> list[Any]:
-    found = [row for row in told["rows"] if all(row[key] == value for key, value in members.items())]
+def rows(report: Any, **members: object) -> list[Any]:
+    found = [row for row in report["rows"] if all(row[key] == value for key, value in members.items())]
     assert found, members
     return found
 
@@ -91,7 +91,7 @@ def rows(told: Any, **members: object) -> list[Any]:
 @contextlib.contextmanager
 def asleep(agent: Agent) -> Iterator[None]:
     """The guardian cannot mend what is broken meanwhile."""
-    guardian = agent.told("status")["firewall"]["guardian"]
+    guardian = agent.answer("status")["firewall"]["guardian"]
     os.kill(guardian, signal.SIGSTOP)
     try:
         yield
@@ -121,13 +121,13 @@ def configured(agent: Agent, **sections: dict[str, Any]) -> Iterator[None]:
 
 
 def test_everything_is_held(agent: Agent) -> None:
-    told = agent.told("verify")
-    assert (told["ok"], told["leaks"], told["unproven"], told["notes"]) == (True, 0, 0, [])
-    assert told["probes"] == told["held"] == sum(row["probes"] for row in told["rows"])
-    assert {row["verdict"] for row in told["rows"]} == {"held"}
-    for row in told["rows"]:
+    report = agent.answer("verify")
+    assert (report["ok"], report["leaks"], report["unproven"], report["notes"]) == (True, 0, 0, [])
+    assert report["probes"] == report["held"] == sum(row["probes"] for row in report["rows"])
+    assert {row["verdict"] for row in report["rows"]} == {"held"}
+    for row in report["rows"]:
         assert set(row) == {"app", "function", "kind", "verdict", "probes", "held", "leaks", "unproven", "detail"}
-    seen = {(row["app"], row["function"], row["kind"]) for row in told["rows"]}
+    seen = {(row["app"], row["function"], row["kind"]) for row in report["rows"]}
     assert seen >= {
         ("alipay", "payment", "names"), ("alipay", "payment", "IPv4 addresses"), ("alipay", "payment", "IPv6 addresses"),
         ("alipay", "telemetry", "names"), ("alipay", "httpdns", "names"), ("alipay", "httpdns", "IPv6 addresses"),
@@ -142,13 +142,13 @@ def test_everything_is_held(agent: Agent) -> None:
 
 def test_the_numbers_are_those_of_the_lists(agent: Agent) -> None:
     """Two names (itself and one below) by 8 ways and 5 questions; first, middle and last of each network by 3 protocols."""
-    told = agent.told("verify", "--all")
-    assert rows(told, app="alipay", function="payment", kind="names")[0]["probes"] == 2 * 8 * 5
-    assert rows(told, app="alipay", function="telemetry", kind="names")[0]["probes"] == 1 * 8 * 5
-    assert rows(told, app="alipay", function="payment", kind="IPv4 addresses")[0]["probes"] == (1 + 3) * 3
-    assert rows(told, app="alipay", function="payment", kind="IPv6 addresses")[0]["probes"] == 3 * 3
-    assert rows(told, app="bypass", function="doq")[0]["probes"] == 2 * 3
-    sample = agent.told("verify", "--samples", "1")
+    report = agent.answer("verify", "--all")
+    assert rows(report, app="alipay", function="payment", kind="names")[0]["probes"] == 2 * 8 * 5
+    assert rows(report, app="alipay", function="telemetry", kind="names")[0]["probes"] == 1 * 8 * 5
+    assert rows(report, app="alipay", function="payment", kind="IPv4 addresses")[0]["probes"] == (1 + 3) * 3
+    assert rows(report, app="alipay", function="payment", kind="IPv6 addresses")[0]["probes"] == 3 * 3
+    assert rows(report, app="bypass", function="doq")[0]["probes"] == 2 * 3
+    sample = agent.answer("verify", "--samples", "1")
     assert rows(sample, app="alipay", function="payment", kind="names")[0]["probes"] == 1 * 8 * 5
 
 
@@ -162,13 +162,13 @@ def test_people_read_a_table(agent: Agent) -> None:
 @pytest.mark.parametrize("mode", ["nodata", "null", "refused", ["192.0.2.99", "2001:db8::99"]])
 def test_every_block_mode_is_a_block(agent: Agent, mode: object) -> None:
     with configured(agent, dns={"block_mode": mode}):
-        assert agent.told("verify")["unproven"] == 0
+        assert agent.answer("verify")["unproven"] == 0
 
 
 def test_port_53_is_intercepted_also_with_fail_open(agent: Agent) -> None:
     with configured(agent, firewall={"fail": "open"}):
         for _ in range(3):  # also when the first word that somebody answers has had its time
-            assert {row["verdict"] for row in rows(agent.told("verify"), function="resolver")} == {"held"}
+            assert {row["verdict"] for row in rows(agent.answer("verify"), function="resolver")} == {"held"}
             time.sleep(1)
 
 
@@ -188,45 +188,45 @@ def test_an_element_that_is_gone_is_a_leak(rig: Rig, agent: Agent) -> None:
     with asleep(agent):
         rig.run("gateway", "nft", f"delete element {element}")
         try:
-            told = agent.told("verify", status=1)
+            report = agent.answer("verify", status=1)
         finally:
             rig.run("gateway", "nft", f"add element {element}")
-    assert not told["ok"]
-    leaking = rows(told, verdict="LEAK")
+    assert not report["ok"]
+    leaking = rows(report, verdict="LEAK")
     assert {row["app"] for row in leaking} == {"alipay", "bypass"}  # the latter: the same address by other kinds of packets
     assert all(re.search("203.0.113.77|cb00:714d", row["detail"]) for row in leaking)
-    row = rows(told, app="alipay", verdict="LEAK")[0]
+    row = rows(report, app="alipay", verdict="LEAK")[0]
     assert (row["function"], row["kind"], row["probes"], row["leaks"]) == ("telemetry", "IPv4 addresses", 3, 3)
     assert row["detail"].startswith("tcp 203.0.113.77:443 reached the sink; udp 203.0.113.77:443 reached the sink; icmp ")
-    assert {row["verdict"] for row in rows(told, app="alipay", function="payment")} == {"held"}
+    assert {row["verdict"] for row in rows(report, app="alipay", function="payment")} == {"held"}
 
 
 def test_a_forward_chain_that_is_flushed_leaks_by_address_and_not_by_name(rig: Rig, agent: Agent) -> None:
     with asleep(agent):
         rig.run("gateway", "nft", "flush chain inet embargo forward")
-        told = agent.told("verify", status=1)
+        report = agent.answer("verify", status=1)
     for kind in PACKETS:
-        for row in rows(told, kind=kind):
+        for row in rows(report, kind=kind):
             assert (row["verdict"], row["leaks"]) == ("LEAK", row["probes"])
-    assert {row["verdict"] for row in rows(told, kind="names")} == {"held"}
-    assert {row["verdict"] for row in rows(told, function="packets")} == {"LEAK"}
-    until(lambda: agent.told("verify")["ok"], "the guardian has mended it")
+    assert {row["verdict"] for row in rows(report, kind="names")} == {"held"}
+    assert {row["verdict"] for row in rows(report, function="packets")} == {"LEAK"}
+    until(lambda: agent.answer("verify")["ok"], "the guardian has mended it")
 
 
 def test_a_redirect_that_is_flushed_lets_nothing_out_but_is_not_held(rig: Rig, agent: Agent) -> None:
     """The forward chain still refuses port 53: nobody answers, and nothing passes."""
     with asleep(agent):
         rig.run("gateway", "nft", "flush chain inet embargo prerouting")
-        told = agent.told("verify")
-    assert {row["verdict"] for row in rows(told, function="resolver")} == {"unproven"}
-    assert told["leaks"] == 0
+        report = agent.answer("verify")
+    assert {row["verdict"] for row in rows(report, function="resolver")} == {"unproven"}
+    assert report["leaks"] == 0
 
 
 def test_without_any_rule_for_port_53_names_leak_to_other_resolvers(rig: Rig, agent: Agent) -> None:
     with asleep(agent):
         rig.run("gateway", "nft", "flush chain inet embargo prerouting; flush chain inet embargo forward")
-        told = agent.told("verify", status=1)
-    assert rows(told, function="resolver")[0]["leaks"] == 4
+        report = agent.answer("verify", status=1)
+    assert rows(report, function="resolver")[0]["leaks"] == 4
 
 
 def test_a_resolver_that_does_not_block_leaks_names(rig: Rig, agent: Agent) -> None:
@@ -234,10 +234,10 @@ def test_a_resolver_that_does_not_block_leaks_names(rig: Rig, agent: Agent) -> N
     rig.serve_dns(role="gateway", port=5300)
     rig.run("gateway", "nft", OTHER_RESOLVER)
     try:
-        told = agent.told("verify", status=1)
+        report = agent.answer("verify", status=1)
     finally:
         rig.run("gateway", "nft", "delete table inet other")
-    row = rows(told, app="alipay", function="payment", kind="names")[0]
+    row = rows(report, app="alipay", function="payment", kind="names")[0]
     assert row["verdict"] == "LEAK"
     assert re.search(rf"alipay\.example \w+ by udp {re.escape(LAN4)}\.1:53: ", row["detail"])
 
@@ -245,16 +245,16 @@ def test_a_resolver_that_does_not_block_leaks_names(rig: Rig, agent: Agent) -> N
 def test_nothing_is_proven_where_another_firewall_drops_everything(rig: Rig, agent: Agent) -> None:
     rig.run("gateway", "nft", OTHER_FIREWALL)
     try:
-        told = agent.told("verify")
+        report = agent.answer("verify")
     finally:
         rig.run("gateway", "nft", "delete table inet other")
-    assert told["ok"]
-    for row in rows(told, app="control"):
+    assert report["ok"]
+    for row in rows(report, app="control"):
         assert row["verdict"] == ("held" if "name" in row["kind"] else "unproven")
     for kind in PACKETS:
-        assert {(row["verdict"], row["held"]) for row in rows(told, kind=kind)} == {("unproven", 0)}
-    assert {row["verdict"] for row in rows(told, function="packets")} == {"unproven"}
-    assert {row["verdict"] for row in rows(told, kind="names")} == {"held"}
+        assert {(row["verdict"], row["held"]) for row in rows(report, kind=kind)} == {("unproven", 0)}
+    assert {row["verdict"] for row in rows(report, function="packets")} == {"unproven"}
+    assert {row["verdict"] for row in rows(report, kind="names")} == {"held"}
 
 
 @pytest.mark.parametrize("keys", ["net.ipv4.conf.all.rp_filter=1", "net.ipv6.conf.default.disable_ipv6=1"])
@@ -263,11 +263,11 @@ def test_masquerading_and_strict_reverse_paths_do_not_interfere(rig: Rig, agent:
     rig.run("gateway", "nft", MASQUERADE)
     rig.run("gateway", "sysctl", "-qw", keys)
     try:
-        told = agent.told("verify")
+        report = agent.answer("verify")
     finally:
         rig.run("gateway", "sysctl", "-qw", f"{keys[:-1]}0")
         rig.run("gateway", "nft", "delete table inet other")
-    assert (told["ok"], told["unproven"]) == (True, 0)
+    assert (report["ok"], report["unproven"]) == (True, 0)
 
 
 # ── what it leaves out, and says so ──────────────────────────────────────────────────────────────────────────────────────
@@ -275,32 +275,32 @@ def test_masquerading_and_strict_reverse_paths_do_not_interfere(rig: Rig, agent:
 
 def test_audited_entries_are_not_tried(agent: Agent) -> None:
     with configured(agent, policy={"mode": "audit"}):
-        told = agent.told("verify")
-    assert told["ok"]
-    assert {(row["verdict"], row["detail"]) for row in rows(told, app="alipay")} == {("skipped", "audit")}
+        report = agent.answer("verify")
+    assert report["ok"]
+    assert {(row["verdict"], row["detail"]) for row in rows(report, app="alipay")} == {("skipped", "audit")}
 
 
 def test_without_a_lan_interface_closed_ports_are_skipped(agent: Agent) -> None:
     with configured(agent, firewall={"lan": []}):
-        told = agent.told("verify")
-    assert (told["ok"], told["unproven"]) == (True, 0)
+        report = agent.answer("verify")
+    assert (report["ok"], report["unproven"]) == (True, 0)
     for function in ("resolver", "dot", "doq"):
-        assert all("firewall.lan" in row["detail"] for row in rows(told, function=function, verdict="skipped"))
-    row = rows(told, app="alipay", function="payment", kind="names")[0]
+        assert all("firewall.lan" in row["detail"] for row in rows(report, function=function, verdict="skipped"))
+    row = rows(report, app="alipay", function="payment", kind="names")[0]
     assert (row["verdict"], row["probes"]) == ("held", 2 * 4 * 5)  # on loopback, where alone it listens
-    assert {row["verdict"] for row in rows(told, kind="IPv4 addresses")} == {"held"}
+    assert {row["verdict"] for row in rows(report, kind="IPv4 addresses")} == {"held"}
 
 
 def test_a_note_says_that_ipv6_is_not_forwarded(rig: Rig, agent: Agent) -> None:
     rig.run("gateway", "sysctl", "-qw", "net.ipv6.conf.all.forwarding=0")
     try:
-        told = agent.told("verify")
+        report = agent.answer("verify")
     finally:
         rig.run("gateway", "sysctl", "-qw", "net.ipv6.conf.all.forwarding=1")
         rig.run("gateway", "ip", "-6", "route", "replace", "default", "via", "2001:db8:2::2")
-    assert told["notes"] == ["IPv6 is not forwarded here: no IPv6 packets were sent"]
-    assert {row["detail"] for row in rows(told, kind="IPv6 addresses")} == {"IPv6 is not forwarded here"}
-    assert rows(told, app="alipay", function="payment", kind="names")[0]["held"] == 2 * 8 * 5
+    assert report["notes"] == ["IPv6 is not forwarded here: no IPv6 packets were sent"]
+    assert {row["detail"] for row in rows(report, kind="IPv6 addresses")} == {"IPv6 is not forwarded here"}
+    assert rows(report, app="alipay", function="payment", kind="names")[0]["held"] == 2 * 8 * 5
 
 
 def test_without_scapy_the_rest_is_tried(agent: Agent, tmp_path: Path) -> None:
@@ -310,17 +310,17 @@ def test_without_scapy_the_rest_is_tried(agent: Agent, tmp_path: Path) -> None:
     command = [*agent.prefix, sys.executable, "-m", "embargo", "verify", "-c", str(agent.config), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ | {"PYTHONPATH": path})
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    report = json.loads(done.stdout)
     for kind in ("IPv4 made by hand", "IPv6 made by hand", "IPv4 inside ::ffff:0:0/96"):
-        assert [(row["verdict"], "needs scapy" in row["detail"]) for row in rows(told, kind=kind)] == [("skipped", True)]
-    assert rows(told, app="alipay", function="payment", kind="IPv4 addresses")[0]["verdict"] == "held"
+        assert [(row["verdict"], "needs scapy" in row["detail"]) for row in rows(report, kind=kind)] == [("skipped", True)]
+    assert rows(report, app="alipay", function="payment", kind="IPv4 addresses")[0]["verdict"] == "held"
 
 
 def test_an_agent_that_does_not_run_proves_nothing(rig: Rig, tmp_path: Path) -> None:
     quiet = Agent(tmp_path, rig.prefix("gateway"))
     quiet.write_config()
     assert "no agent is running" in quiet.cli("verify", status=1).stderr
-    assert quiet.told("verify", status=1)["running"] is False
+    assert quiet.answer("verify", status=1)["running"] is False
 
 
 def test_it_must_run_in_the_network_namespace_of_the_agent(agent: Agent) -> None:
@@ -343,7 +343,7 @@ def test_nothing_is_left_behind_and_no_packet_leaves_the_machine(rig: Rig, agent
     rig.run("gateway", "nft", COUNTERS)
     try:
         before, reloads = state(rig), len(agent.events("reload"))
-        answer, status = rig.dig("client", f"@{LAN4}.1", "free.example"), agent.told("status")
+        answer, status = rig.dig("client", f"@{LAN4}.1", "free.example"), agent.answer("status")
         assert answer.rcode == "NOERROR"  # the counters count
         zero = rig.run("gateway", "nft", "list table inet count").stdout
         assert zero.count("packets 0 ") == 0
@@ -353,7 +353,7 @@ def test_nothing_is_left_behind_and_no_packet_leaves_the_machine(rig: Rig, agent
         assert state(rig) == before
     finally:
         rig.run("gateway", "nft", "delete table inet count")
-    after = agent.told("status")
+    after = agent.answer("status")
     assert len(agent.events("reload")) == reloads
     for key in ("generation", "workers", "worker_restarts", "listen", "upstreams"):
         assert after[key] == status[key]
@@ -367,13 +367,13 @@ def test_leaking_packets_stay_on_the_machine_too(rig: Rig, agent: Agent) -> None
     try:
         with asleep(agent):
             rig.run("gateway", "nft", "flush chain inet embargo to4; flush chain inet embargo to6")
-            told = agent.told("verify", status=1)
-        assert {row["verdict"] for row in rows(told, kind="IPv4 addresses")} == {"LEAK"}
-        assert {row["verdict"] for row in rows(told, kind="IPv6 addresses")} == {"LEAK"}
+            report = agent.answer("verify", status=1)
+        assert {row["verdict"] for row in rows(report, kind="IPv4 addresses")} == {"LEAK"}
+        assert {row["verdict"] for row in rows(report, kind="IPv6 addresses")} == {"LEAK"}
         assert "packets 0 " in rig.run("gateway", "nft", "list table inet count").stdout
     finally:
         rig.run("gateway", "nft", "delete table inet count")
-    until(lambda: agent.told("verify")["ok"], "the guardian has mended it")
+    until(lambda: agent.answer("verify")["ok"], "the guardian has mended it")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -391,7 +391,7 @@ def test_the_next_run_removes_what_a_killed_run_has_left(rig: Rig, agent: Agent)
     process.kill()
     process.wait()
     assert "embargo-verify" in rig.run("gateway", "ip", "rule").stdout
-    assert agent.told("verify")["ok"]
+    assert agent.answer("verify")["ok"]
     assert state(rig) == before
 
 

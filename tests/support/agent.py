@@ -111,7 +111,7 @@ class Agent:
         return self.process is None or self.process.poll() is not None
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """Ask it to stop and wait for its exit status."""
+        """Send it a signal and wait for its exit status."""
         assert self.process is not None
         with suppress(ProcessLookupError):
             self.process.send_signal(number)
@@ -127,14 +127,14 @@ class Agent:
         assert status is None or done.returncode == status, f"{words}: {done.returncode}\n{done.stdout}{done.stderr}"
         return done
 
-    def told(self, *words: str, status: int | None = 0) -> Any:
-        """What a verb prints with --json. `status` is asked for so often that it is taken from the socket: it is the same."""
+    def answer(self, *words: str, status: int | None = 0) -> Any:
+        """The output of a verb with --json. `status` is read from the control socket, which is faster."""
         if words == ("status",) and status == 0:
             return self.ask("status")
         return json.loads(self.cli(*words, "--json", status=status).stdout)
 
     def ask(self, verb: str, seconds: float = client.ANSWER_SECONDS, **members: Any) -> dict[str, Any]:
-        """What the command line asks, without the time that its start takes."""
+        """The answer to a request over the control socket, without starting the command line."""
         return client.exchange(f"{self.root}/runtime/control.sock", {"verb": verb, **members}, seconds)
 
     def events(self, kind: str = "") -> list[dict[str, Any]]:
@@ -145,7 +145,7 @@ class Agent:
         return [event for event in found if kind in ("", event["event"])]
 
     def dig(self, *words: str) -> str:
-        """What dig says, as it says it."""
+        """The output of dig."""
         command = [*self.prefix, "dig", "@127.0.0.1", "-p", str(self.port), "+tries=1", "+time=5", *words]
         return subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
 
@@ -173,7 +173,7 @@ class Agent:
 
 @contextmanager
 def running(root: Path, *, prefix: Sequence[str] = (), apps: Apps = APPS, **sections: Mapping[str, Any]) -> Iterator[Agent]:
-    """An agent that is ready, and is gone afterwards whatever happens."""
+    """A running agent that is ready; it is stopped afterwards in any case."""
     agent = Agent(root, prefix, apps)
     agent.write_config(**sections)
     agent.start()

@@ -148,8 +148,8 @@ class Worker:
         os.close(page)
         return marks
 
-    def told(self, kind: type[R]) -> R:
-        """The next record of this kind for the guardian."""
+    def to_guardian(self, kind: type[R]) -> R:
+        """The next record of this type that the worker sends to the guardian."""
         assert self._guardian is not None
         found: R = self._take(self._guardian, lambda record, _: isinstance(record, kind), f"{kind.__name__} for the guardian")
         return found

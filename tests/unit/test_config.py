@@ -25,7 +25,7 @@ def one(section: str, key: str, value: str) -> Any:
     return getattr(getattr(found, section), {"except": "except_"}.get(key, key))
 
 
-def told(text: str | bytes) -> list[str]:
+def problem_texts(text: str | bytes) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         config.parse(text.encode() if isinstance(text, str) else text, "e.toml")
     return list(map(str, caught.value.problems))
@@ -311,7 +311,7 @@ BOOL = "it must be true or false"
 )  # fmt: skip
 def test_an_invalid_value_is_reported_with_key_line_and_hint(section: str, key: str, value: str, what: str, right: str) -> None:
     name = key.removesuffix("[0]")
-    assert told(f"# a comment\n[{section}]\n\n{name} = {value}\n") == [f"e.toml:4: {section}.{key}: {what}, {right}"]
+    assert problem_texts(f"# a comment\n[{section}]\n\n{name} = {value}\n") == [f"e.toml:4: {section}.{key}: {what}, {right}"]
 
 
 def test_the_table_of_invalid_values_has_every_key() -> None:
@@ -321,7 +321,7 @@ def test_the_table_of_invalid_values_has_every_key() -> None:
 
 
 def test_each_invalid_member_of_a_list_is_reported_with_its_line() -> None:
-    assert told('[dns]\nupstream = [\n  "192.0.2.53",\n  "9.9.9", # quad\n  "192.0.2.54:x",\n]\n') == [
+    assert problem_texts('[dns]\nupstream = [\n  "192.0.2.53",\n  "9.9.9", # quad\n  "192.0.2.54:x",\n]\n') == [
         f'e.toml:4: dns.upstream[1]: "9.9.9" is not an IP address, {ADDRESS}',
         f'e.toml:5: dns.upstream[2]: "x" is not a port, {PORT}',
     ]
@@ -339,7 +339,7 @@ empty = []
 single = "192.0.2.10"
 "." = ["192.0.2.10"]
 """
-    assert told(text) == [
+    assert problem_texts(text) == [
         'e.toml:2: dns.forward."a..b": is not a domain name, '
         "it has an empty label: one dot stands between two labels, none before the first",
         f'e.toml:5: dns.forward."corp.example"[1]: "nobody" is not an IP address, {ADDRESS}',
@@ -351,7 +351,7 @@ single = "192.0.2.10"
 
 def test_the_same_zone_in_two_spellings_is_reported() -> None:
     text = '[dns]\nforward = { "corp.example" = ["192.0.2.10"], "Corp.Example." = ["192.0.2.11"] }\n'
-    assert told(text) == [
+    assert problem_texts(text) == [
         'e.toml:2: dns.forward: "corp.example" and "Corp.Example." are the same zone, write it once, with all its servers'
     ]
 
@@ -377,13 +377,13 @@ def test_the_same_zone_in_two_spellings_is_reported() -> None:
     ],
 )  # fmt: skip
 def test_an_unknown_key_or_section_is_reported_with_a_suggestion(text: str, said: str) -> None:
-    assert told(text) == [said]
+    assert problem_texts(text) == [said]
 
 
 def test_all_problems_are_reported_at_once_in_the_order_of_their_lines() -> None:
     dns = '[dns]\nblock_ttl = "x"\nlistten = 1\nlisten = ["a b", "127.0.0.1", 7]\n'
     text = f'[state]\ndir = 5\n{dns}[zzz]\n[firewall]\nlan = "lan0"\n'
-    assert [problem.partition(": ")[0] + " " + problem.split(": ")[1] for problem in told(text)] == [
+    assert [problem.partition(": ")[0] + " " + problem.split(": ")[1] for problem in problem_texts(text)] == [
         "e.toml:2 state.dir", "e.toml:4 dns.block_ttl", "e.toml:5 dns.listten", "e.toml:6 dns.listen[0]",
         "e.toml:6 dns.listen[2]", "e.toml:7 zzz", "e.toml:9 firewall.lan",
     ]  # fmt: skip
@@ -402,7 +402,7 @@ def test_all_problems_are_reported_at_once_in_the_order_of_their_lines() -> None
     ids=["open", "bare", "twice", "latin-1", "utf-16", "deep"],
 )
 def test_invalid_toml_is_reported_with_its_line(data: bytes, said: str) -> None:
-    (problem,) = told(data)
+    (problem,) = problem_texts(data)
     assert problem.startswith(said)
 
 

@@ -1,4 +1,4 @@
-"""Lists: what an administrator may write, and what he is told when he wrote something else."""
+"""Lists: what an administrator may write, and what he is problem_texts when he wrote something else."""
 
 from dataclasses import replace
 from typing import Any
@@ -34,7 +34,7 @@ def entry(text: str) -> Entry:
     return found.entries[0]
 
 
-def told(data: bytes | str, **how: Any) -> list[str]:
+def problem_texts(data: bytes | str, **how: Any) -> list[str]:
     """The problems of a list, as `embargo check` prints them."""
     return list(map(str, parse(data, **how).problems))
 
@@ -145,7 +145,7 @@ def test_characters_that_only_python_takes_for_line_ends_end_no_line(character: 
 
 def test_a_carriage_return_within_a_line_is_not_passed_over() -> None:
     shown = '"# note\N{REPLACEMENT CHARACTER}alipay.com"'
-    assert told("# note\ralipay.com\nqq.com\n") == [
+    assert problem_texts("# note\ralipay.com\nqq.com\n") == [
         f"payment.list:1: {shown} has a carriage return in its middle, end every line with LF or CRLF"
     ]
 
@@ -161,7 +161,7 @@ def test_a_huge_line_costs_itself_alone() -> None:
 
 
 def test_a_million_bad_lines_are_counted_and_a_thousand_reported() -> None:
-    problems = told(b"a b\n" * 1_200)
+    problems = problem_texts(b"a b\n" * 1_200)
     assert len(problems) == 1001
     assert problems[-1] == (
         "payment.list: 200 more lines cannot be used, "
@@ -297,14 +297,14 @@ def test_a_bad_line_is_reported_with_its_place_and_what_would_be_right(line: str
 
 @pytest.mark.parametrize("code", [0x01, 0x1B, 0x7F, 0x9B, 0x200B, 0x202E, 0xFEFF])
 def test_an_invisible_character_is_named(code: int) -> None:
-    assert told(f"ali{chr(code)}pay.com") == [
+    assert problem_texts(f"ali{chr(code)}pay.com") == [
         f'payment.list:1: "ali\N{REPLACEMENT CHARACTER}pay.com" has the invisible character U+{code:04X}, '
         r"remove it; where a name really has it, write its octets as \DDD or the label as xn--…"
     ]
 
 
 def test_no_message_holds_a_control_character_or_a_long_line() -> None:
-    (problem,) = told("\x1b[31m" * 800 + "x y")
+    (problem,) = problem_texts("\x1b[31m" * 800 + "x y")
     assert problem.isprintable()
     assert len(problem) < 300
 
@@ -317,7 +317,7 @@ def test_exceptions_and_the_allow_list_are_bound_by_syntax_only() -> None:
     text = "com\n0.0.0.0/0\n10.0.0.0/8\n192.0.2.53\n::/0\n"
     assert len(parse(text, source=ALLOW).entries) == 5
     assert len(parse("".join(f"!{line}\n" for line in text.split())).entries) == 5
-    assert told("203.0.113.7/24", source=ALLOW) == [
+    assert problem_texts("203.0.113.7/24", source=ALLOW) == [
         'payment.list:1: "203.0.113.7/24" has host bits set, write 203.0.113.0/24 or the address alone'
     ]
 
@@ -330,7 +330,7 @@ def test_the_local_block_list_is_guarded_like_an_apps() -> None:
 def test_a_public_suffix_that_one_registrant_has_alone_may_be_an_entry() -> None:
     guard = replace(GUARD, single_registrant=frozenset({names.from_text("alipay")}))
     assert [e.text for e in parse("alipay\n", guard=guard).entries] == ["alipay"]
-    assert told("weixin\n", guard=guard) == [
+    assert problem_texts("weixin\n", guard=guard) == [
         'payment.list:1: "weixin" is a public suffix: names below it belong to others, write the names that are meant'
     ]
 

@@ -227,7 +227,7 @@ def test_18_an_address_that_others_share(gateways: Gateways, address: str, qtype
     assert with_.dig("client", f"@{GATEWAY4}", "shared.test", qtype).answers == (f"{qtype} {address}",)
     time.sleep(0.3)
     gateways.closes(resolves(GATEWAY, "shared.alipay.example", qtype))
-    until(lambda: agent.told("why", address, status=1).get("spared"), "the conflict is told")
+    until(lambda: agent.answer("why", address, status=1).get("spared"), "the conflict is told")
     assert all(reaches(address)(with_)), "open"
-    assert [address, "shared.alipay.example", "shared.test"] in agent.told("status")["firewall"]["learning"]["spared"]
+    assert [address, "shared.alipay.example", "shared.test"] in agent.answer("status")["firewall"]["learning"]["spared"]
     gateways.logs("dns", qname="shared.alipay.example", qtype=qtype, app="example")
