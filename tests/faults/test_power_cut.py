@@ -5,6 +5,7 @@ short anywhere, which is done to the files afterwards.
 """
 
 import contextlib
+import functools
 import itertools
 import json
 import mmap
@@ -70,13 +71,17 @@ def octets(number: int) -> tuple[bytes, bytes]:
     return data, json.dumps(records.encode(made)).encode()
 
 
+@functools.cache
+def made() -> list[tuple[bytes, bytes]]:
+    return [octets(number) for number in range(6)]
+
+
 def write_generations(directory: Path) -> None:
     store = Store(str(directory))
     store.prepare()
-    made = [octets(number) for number in range(6)]
     for number in itertools.count():
         workshop = store.workshop()
-        for name, data in zip((IMAGE, REPORT), made[number % 6], strict=True):
+        for name, data in zip((IMAGE, REPORT), made()[number % 6], strict=True):
             whole.fill(whole.new(f"{workshop}/{name}"), data)
         store.make_current(store.number(workshop))
         store.prune()
@@ -99,6 +104,7 @@ def test_generations_are_complete_after_a_power_cut(tmp_path: Path) -> None:
         # an interrupted start after that one finds the same
         assert not [name for name in os.listdir(directory / "generations") if name.startswith(".")]
 
+    made()  # before the writers are forked: each of them begins to write at once
     cut(write_generations, tmp_path, check)
     assert seen > CUTS // 10
 

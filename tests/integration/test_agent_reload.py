@@ -189,7 +189,9 @@ def test_a_rollback_takes_lists_and_apps_back_and_says_what_it_leaves(agent: Age
     until(lambda: not agent.blocked("alipay.example"), "the change is in force")
     try:
         said = agent.cli("rollback").stdout
-        assert said.endswith("with today's other settings; the next reload takes the files as they are then\n")
+        assert said.endswith(
+            "\nprevious lists, apps, functions and mode are in force; the next reload uses the current files again\n"
+        )
         until(
             lambda: agent.answer("why", "alipay.example", status=None)["verdict"] == "blocked", "the apps are those of before"
         )

@@ -229,5 +229,6 @@ def test_18_an_address_that_others_share(gateways: Gateways, address: str, qtype
     gateways.closes(resolves(GATEWAY, "shared.alipay.example", qtype))
     until(lambda: agent.answer("why", address, status=1).get("spared"), "the conflict is told")
     assert all(reaches(address)(with_)), "open"
-    assert [address, "shared.alipay.example", "shared.test"] in agent.answer("status")["firewall"]["learning"]["spared"]
+    spared = {"address": address, "name": "shared.alipay.example", "neighbour": "shared.test"}
+    assert spared in agent.answer("status")["firewall"]["learning"]["spared"]
     gateways.logs("dns", qname="shared.alipay.example", qtype=qtype, app="example")
