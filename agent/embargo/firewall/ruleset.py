@@ -190,7 +190,7 @@ def _listed_sets(what: Spec, family: int, type_: str, listed: Listed) -> Iterato
 
 
 def _client_sets(what: Spec, family: int, type_: str) -> Iterator[table.Set]:
-    """Sets of the machine's resolvers, of clients that are never policed, and of those for whom a class is paused."""
+    """Sets of the machine's resolvers, of clients that are never policed, and of clients with a paused class."""
     generation = what.generation
     servers = {int(ipaddress.ip_address(text.partition("%")[0])) for text in what.system if _family(text) == family}
     if servers:
@@ -308,7 +308,7 @@ def _into(sides: Iterable[str], match: tuple[table.Expression, ...] = ()) -> lis
 
 
 def _exempt(class_: Class, what: Spec) -> Iterator[table.Rule]:
-    """Rules for the clients for whom the class is paused. In a chain that classes share, for whom any class is paused."""
+    """Rules that let pass the clients with a pause of this class; in a chain that classes share, with a pause of any class."""
     for number, (text, classes) in enumerate(what.exempt):
         if class_ in classes or class_.app in (LISTED[Action.BLOCK].app, LEARNT[Action.BLOCK].class_.app):
             for side in ("saddr", "daddr"):

@@ -26,7 +26,7 @@ class Apply(Order[Applied]):
     lan: tuple[str, ...]
     clients: tuple[str, ...]  # networks of the lan interfaces
     excepted: tuple[str, ...]  # clients that are never policed
-    exempt: tuple[tuple[str, tuple[Class, ...]], ...]  # clients for whom these classes do not act
+    exempt: tuple[tuple[str, tuple[Class, ...]], ...]  # clients (networks), and the classes that are paused for them
     protected: tuple[str, ...]  # networks that are never blocked because of a name
     own: tuple[Own, ...]  # questions of our resolvers, which pass
     system: tuple[str, ...]  # the machine's resolvers, which its other processes may ask
