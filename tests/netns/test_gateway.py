@@ -5,53 +5,28 @@ import os
 import re
 import signal
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from embargo.daemon.host.nftables import Nftables
 from embargo.daemon.process import privileges
-from embargo.firewall import wire
-from embargo.firewall.nft import Message
-from embargo.firewall.table import TABLE
 from support.agent import Agent, running
+from support.gateway import APPS, GATEWAY4, GATEWAY6, LISTED4, LISTED6, TRANSPORTS, has_event, internet
 from support.matrix import pairs
-from tools.rig import LAN4, LAN6, OTHER4, OTHER6, UPSTREAM4, UPSTREAM6, WEB4, WEB6, Rig, until
+from tools.rig import LAN4, LAN6, OTHER4, OTHER6, UPSTREAM4, WEB4, WEB6, Rig, until
 
 pytestmark = pytest.mark.root
 
-GATEWAY4, GATEWAY6 = f"{LAN4}.1", f"{LAN6}:1"
 GATEWAYS = (GATEWAY4, GATEWAY6)
-TRANSPORTS = ("+notcp", "+tcp")
 NAMES = ("alipay.example", "a.deeper.name.alipay.example", "WWW.Alipay.EXAMPLE", "log.test")
 QTYPES = ("A", "AAAA", "HTTPS", "TXT", "ANY")
-LISTED4, LISTED6 = "203.0.113.200", "2001:db8:99::7"
 NEIGHBOUR4, NEIGHBOUR6 = "203.0.113.208", "2001:db8:9a::7"  # the first addresses behind the listed networks
-
-APPS = {
-    "alipay": {
-        "payment": ["alipay.example  # evidence", "!mail.alipay.example  # evidence", "203.0.113.200/29", "2001:db8:99::/48"],
-        "telemetry": ["=log.test", "203.0.113.77"],
-    },
-    "bypass": {"canary": ["use-application-dns.net"], "relay": ["mask.icloud.com"], "doh": ["dns.test", "203.0.113.99"]},
-}
-RECORDS = (
-    "local=/test/",
-    "cname=cloaked.test,edge.alipay.example", "host-record=edge.alipay.example,203.0.113.20",
-    "host-record=leads.test,203.0.113.201", "host-record=leads6.test,2001:db8:99::5",
-    "mx-host=mail.test,mx.alipay.example,10", "host-record=free.test,203.0.113.21,2001:db8:3::21",
-    "txt-record=free.test,hello", "host-record=deep.log.test,203.0.113.22",
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def rig() -> Iterator[Rig]:
-    with Rig() as made:
-        made.own("2001:db8:99::/48", "2001:db8:9a::/48")
-        made.serve_dns(*RECORDS)
-        made.serve_web()
+    with internet() as made:
         yield made
 
 
@@ -70,10 +45,6 @@ def agent(rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Agent]
     with running(root, prefix=rig.prefix("gateway"), apps=APPS, **sections) as started:
         started.port = 53
         yield started
-
-
-def has_event(agent: Agent, kind: str, **members: object) -> bool:
-    return any(all(event.get(key) == value for key, value in members.items()) for event in agent.events(kind))
 
 
 # ── names ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -291,7 +262,7 @@ def test_clients_that_are_excepted_are_not_policed(rig: Rig, agent: Agent) -> No
         agent.cli("reload")
 
 
-# ── the table, and what stays of it ──────────────────────────────────────────────────────────────────────────────────────
+# ── the table, and which process may change it ───────────────────────────────────────────────────────────────────────────
 
 
 def test_a_list_change_is_in_force_in_both_layers(rig: Rig, agent: Agent) -> None:
@@ -328,173 +299,6 @@ def test_a_killed_guardian_leaves_the_rules_and_is_started_again(rig: Rig, agent
     assert rig.reach("client", "203.0.113.63") == "refused"
     agent.cli("forget", "203.0.113.63")
     assert has_event(agent, "firewall", what="guardian restarted")
-
-
-def gateway_agent(rig: Rig, root: Path, **firewall: object) -> Agent:
-    made = Agent(root, rig.prefix("gateway"), APPS)
-    made.port = 53
-    made.write_config(
-        dns={"listen": ["127.0.0.1:53"], "upstream": [UPSTREAM4], "workers": 1},
-        firewall={"enabled": True, "lan": ["lan0"], "log_group": 8200, **firewall},
-    )
-    return made
-
-
-@pytest.fixture
-def quiet(rig: Rig) -> Iterator[Rig]:
-    """A rig of its own: what an agent leaves in the kernel must not meet the other tests."""
-    del rig
-    with Rig() as made:
-        made.own("2001:db8:99::/48", "2001:db8:9a::/48")
-        made.serve_dns(*RECORDS)
-        made.serve_web()
-        yield made
-
-
-@pytest.mark.parametrize(
-    ("fail", "on_stop", "listed", "resolver"),
-    [
-        ("closed", "keep", "refused", ""),  # the block sets stay, port 53 is rejected
-        ("open", "keep", "refused", "NOERROR"),  # the block sets stay, port 53 is passed on unfiltered
-        ("closed", "remove", "open", "NOERROR"),
-        ("open", "remove", "open", "NOERROR"),
-    ],
-)
-def test_what_stays_when_the_agent_stops(
-    quiet: Rig, tmp_path: Path, fail: str, on_stop: str, listed: str, resolver: str
-) -> None:
-    agent = gateway_agent(quiet, tmp_path, fail=fail, on_stop=on_stop)
-    agent.start()
-    until(lambda: quiet.dig("client", f"@{OTHER4}", "www.alipay.example").rcode == "NXDOMAIN", "port 53 is intercepted")
-    assert quiet.reach("client", LISTED4) == "refused"
-    assert agent.stop() == 0
-    assert quiet.reach("client", LISTED4) == listed
-    assert quiet.dig("client", f"@{OTHER4}", "www.alipay.example").rcode == resolver
-
-
-@pytest.mark.parametrize(("fail", "rcode"), [("closed", ""), ("open", "NOERROR")])
-def test_what_holds_while_nobody_answers(quiet: Rig, tmp_path: Path, fail: str, rcode: str) -> None:
-    agent = gateway_agent(quiet, tmp_path, fail=fail)
-    agent.start()
-    children = agent.children()
-    try:
-        until(lambda: quiet.dig("client", f"@{OTHER4}", "www.alipay.example").rcode == "NXDOMAIN", "port 53 is intercepted")
-        assert agent.process is not None
-        os.kill(agent.process.pid, signal.SIGKILL)
-        agent.process.wait()
-        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), "its children end by themselves")
-        answer = until(
-            lambda: quiet.dig("client", f"@{OTHER4}", "www.alipay.example").rcode == rcode, "port 53 is as configured", 15
-        )
-        assert answer
-        assert quiet.reach("client", LISTED4) == "refused"
-    finally:
-        quiet.run("gateway", "nft", "delete", "table", "inet", "embargo", check=False)
-
-
-def test_an_interface_whose_clients_nobody_polices_is_named(quiet: Rig, tmp_path: Path) -> None:
-    agent = gateway_agent(quiet, tmp_path, on_stop="remove")
-    agent.start()
-
-    def said() -> list[str]:
-        return [text for text in agent.answer("status")["uncovered"] if text.startswith("clients behind")]
-
-    try:
-        assert said() == [], "lan0 has them, wan0 is the way out"
-        quiet.run("gateway", "ip", "link", "add", "guest0", "type", "veth", "peer", "name", "guest1")
-        quiet.run("gateway", "ip", "addr", "add", "192.0.2.129/28", "dev", "guest0")
-        expected = "clients behind guest0, if there are any: firewall.lan does not name them"
-        until(lambda: said() == [expected], "it is named")
-    finally:
-        quiet.run("gateway", "ip", "link", "del", "guest0", check=False)
-        agent.stop()
-
-
-def test_a_start_that_the_kernel_refuses_leaves_the_last_generation_to_the_next(quiet: Rig, tmp_path: Path) -> None:
-    agent = gateway_agent(quiet, tmp_path, on_stop="remove")
-    agent.start()
-    assert agent.stop() == 0
-    other = quiet.within("gateway", Nftables)
-    other.transact([Message(0, 0x400, wire.attribute(1, TABLE.encode() + b"\0") + wire.u32(2, 2), "owned table")])
-    agent.start(wait=False)
-    assert agent.process is not None
-    assert agent.process.wait(30) == 1
-    assert "another process owns the table" in agent.errors
-    other.close()
-    (tmp_path / "apps/alipay/payment.list").write_bytes(b"\0 no list any more")
-    agent.start()
-    try:
-        assert agent.answer("status")["generation"] == 1
-        assert quiet.reach("client", LISTED4) == "refused"
-    finally:
-        agent.stop()
-
-
-def test_without_a_lan_all_forwarded_traffic_is_policed_and_nothing_is_intercepted(quiet: Rig, tmp_path: Path) -> None:
-    agent = gateway_agent(quiet, tmp_path, lan=[], on_stop="remove")
-    agent.start()
-    try:
-        assert quiet.reach("client", LISTED4) == "refused"
-        assert quiet.dig("client", f"@{OTHER4}", "www.alipay.example").answers == (f"A {WEB4}",)
-        assert any("firewall.lan" in text for text in agent.answer("status")["uncovered"])
-    finally:
-        agent.stop()
-
-
-def test_an_upstream_over_ipv6_and_over_tcp(quiet: Rig, tmp_path: Path) -> None:
-    agent = gateway_agent(quiet, tmp_path, on_stop="remove")
-    agent.write_config(dns={"upstream": [f"tcp://[{UPSTREAM6}]"]})
-    agent.start()
-    try:
-        assert quiet.dig("client", f"@{GATEWAY4}", "free.test").answers == ("A 203.0.113.21",)
-        assert quiet.dig("client", f"@{GATEWAY6}", "free.test", "AAAA").answers == ("AAAA 2001:db8:3::21",)
-    finally:
-        agent.stop()
-
-
-def test_an_upstream_that_the_lists_name_is_asked_by_us_and_by_nobody_else(quiet: Rig, tmp_path: Path) -> None:
-    """Our resolvers are known by their user: not even root may take their way, and no client may use the server for DoH."""
-    listed = "203.0.113.99"
-    sections = {
-        "dns": {"listen": ["127.0.0.1:53", "[::1]:53"], "upstream": [listed], "workers": 1},
-        "firewall": {"enabled": True, "lan": ["lan0"], "on_stop": "remove"},
-    }
-    assert quiet.dig("gateway", f"@{listed}", "free.test").answers == ("A 203.0.113.21",)
-    assert quiet.reach("client", listed) == "open"
-    with running(tmp_path, prefix=quiet.prefix("gateway"), apps=APPS, **sections) as agent:
-        for transport in TRANSPORTS:
-            assert quiet.dig("client", f"@{GATEWAY4}", transport, "free.test").answers == ("A 203.0.113.21",)
-        assert quiet.reach("client", listed) == "refused"
-        assert quiet.dig("gateway", "+time=1", f"@{listed}", "free.test").rcode == ""
-        assert agent.answer("why", listed)["function"] == "doh"
-
-
-def test_audit_logs_and_lets_pass(quiet: Rig, tmp_path: Path) -> None:
-    agent = gateway_agent(quiet, tmp_path, on_stop="remove")
-    agent.write_config(policy={"mode": "audit"})
-    agent.start()
-    try:
-        assert quiet.dig("client", f"@{GATEWAY4}", "www.alipay.example").answers == (f"A {WEB4}",)
-        assert quiet.reach("client", LISTED4) == "open"
-        until(lambda: has_event(agent, "dns", mode="audit", action="pass", app="alipay"), "the query is logged")
-        until(lambda: has_event(agent, "drop", mode="audit", action="pass", dst=LISTED4), "the flow is logged")
-    finally:
-        agent.stop()
-
-
-def test_a_log_group_that_is_taken_is_named(quiet: Rig, tmp_path: Path) -> None:
-    first, second = gateway_agent(quiet, tmp_path / "one", lan=[], on_stop="remove"), tmp_path / "two"
-    first.start()
-    try:
-        agent = gateway_agent(quiet, second, lan=[])
-        agent.write_config(dns={"listen": ["127.0.0.1:5353"]})
-        agent.start(wait=False)
-        assert agent.process is not None
-        assert agent.process.wait(30) == 1
-        assert "log group 8200: another process reads it" in agent.errors
-        assert quiet.reach("client", LISTED4) == "refused"
-    finally:
-        first.stop()
 
 
 def test_every_key_of_an_event_is_documented(agent: Agent) -> None:
@@ -540,20 +344,6 @@ def test_a_worker_can_only_read_which_addresses_are_marked(agent: Agent) -> None
         assert os.stat(entry).st_uid != os.stat(of).st_uid
 
 
-def test_ctrl_c_stops_in_order_and_takes_the_rules_away(quiet: Rig, tmp_path: Path) -> None:
-    """A terminal sends SIGINT to the whole group: the children must not be in it."""
-    agent = gateway_agent(quiet, tmp_path, on_stop="remove")
-    agent.start()
-    assert quiet.reach("client", LISTED4) == "refused"
-    assert agent.process is not None
-    group = {os.getpgid(pid) for pid in agent.children()}
-    assert os.getpgid(agent.process.pid) not in group
-    assert agent.stop(signal.SIGINT) == 0
-    assert quiet.reach("client", LISTED4) == "open"
-    assert "Traceback" not in agent.errors
-    assert "embargo" not in quiet.run("gateway", "nft", "list", "tables").stdout
-
-
 def test_what_others_do_to_the_ruleset_passes_our_table_over(rig: Rig, agent: Agent) -> None:
     """Where the kernel knows owned tables that persist (6.9), which the machine of the tests does."""
     assert agent.answer("status")["firewall"]["owned"]
@@ -569,58 +359,3 @@ def test_what_others_do_to_the_ruleset_passes_our_table_over(rig: Rig, agent: Ag
         assert rig.reach("client", LISTED4) == "refused"
         assert rig.dig("client", f"@{OTHER4}", "www.alipay.example").rcode == "NXDOMAIN"
     assert len(agent.events("firewall")) == before, "there was nothing to restore"
-
-
-@pytest.mark.parametrize(
-    ("command", "what"),
-    [
-        ("flush ruleset", "table removed"),
-        ("delete table inet embargo", "table removed"),
-        ("flush table inet embargo", "rules changed"),
-        ("flush chain inet embargo police", "rules changed"),
-        ("add table inet embargo { flags dormant; }", "rules changed"),
-        ("delete element inet embargo MAP { 203.0.113.77 }", "rules changed"),
-    ],
-)
-def test_what_others_do_to_the_ruleset_is_undone(quiet: Rig, tmp_path: Path, command: str, what: str) -> None:
-    agent = gateway_agent(quiet, tmp_path, on_stop="remove", protect=False)
-    agent.start()
-    try:
-        assert not agent.answer("status")["firewall"]["owned"]
-        assert quiet.reach("client", "203.0.113.77") == "refused"
-        if "MAP" in command:
-            table = quiet.run("gateway", "nft", "-t", "list", "table", "inet", "embargo").stdout
-            command = command.replace("MAP", re.findall(r"map (address4_\d+)", table)[0])
-        quiet.run("gateway", "nft", command)
-        until(lambda: has_event(agent, "firewall", what=f"{what} by others, restored"), "it is an event", 2.0)
-        assert quiet.reach("client", "203.0.113.77") == "refused"
-        assert quiet.reach("client", LISTED6) == "refused"
-        assert agent.answer("status")["firewall"]["restored"] == 1
-    finally:
-        agent.stop()
-
-
-def test_a_guardian_that_is_killed_leaves_its_rules_and_the_next_one_takes_them_over(quiet: Rig, tmp_path: Path) -> None:
-    agent = gateway_agent(quiet, tmp_path, on_stop="remove")
-    agent.start()
-    try:
-        guardian = agent.answer("status")["firewall"]["guardian"]
-        began = time.monotonic()
-        os.kill(guardian, signal.SIGKILL)
-        while (
-            agent.answer("status")["firewall"]["guardian"] in (0, guardian) or not agent.answer("status")["firewall"]["owned"]
-        ):
-            assert quiet.reach("client", LISTED4) == "refused"
-            assert time.monotonic() < began + 10
-        assert quiet.reach("client", LISTED4) == "refused"
-        until(lambda: has_event(agent, "firewall", what="guardian restarted"), "it is an event")
-    finally:
-        agent.stop()
-
-
-def test_a_stop_while_the_guardian_is_dead_takes_the_rules_away_too(quiet: Rig, tmp_path: Path) -> None:
-    agent = gateway_agent(quiet, tmp_path, on_stop="remove")
-    agent.start()
-    os.kill(agent.answer("status")["firewall"]["guardian"], signal.SIGKILL)
-    assert agent.stop() == 0
-    assert quiet.reach("client", LISTED4) == "open"

@@ -6,11 +6,16 @@ from typing import Any
 
 import dns.message
 import dns.rcode
+import dns.rdatatype
 import dns.rrset
 from hypothesis import strategies as st
 
 from embargo import names
+from embargo.dns import message, response
+from embargo.dns.message import Answer
+from support.playbook import query
 
+SOA = "ns.test. mail.test. 1 2 3 4 30"
 QUESTION = names.from_text("a.test") + b"\0\1\0\1"
 OWNERS = ("a.test", "b.test", "c.b.test", "test", "other", "d.a.test", "A.TEST")
 DATA = (
@@ -55,3 +60,35 @@ def mutated(draw: Callable[[Any], Any], wire: bytes) -> bytes:
     for _ in range(draw(st.integers(0, 6))):
         octets[draw(st.integers(2, len(octets) - 1))] = draw(st.integers(0, 255))
     return bytes(octets[: draw(st.integers(12, len(octets)))])
+
+
+def add(made: dns.message.Message, section: str, *records: str, ttl: int = 300) -> dns.message.Message:
+    """Records written `owner TYPE text`, each in an RRset of its own so that they stay in this order."""
+    for record in records:
+        owner, rtype, text = record.split(None, 2)
+        getattr(made, section).append(dns.rrset.from_text(owner + ".", ttl, "IN", rtype, text))
+    return made
+
+
+def question_of(wire: bytes) -> bytes:
+    """The question section of a message with one question."""
+    _, end = names.read(wire, 12)
+    return wire[12 : end + 4]
+
+
+def parse(made: dns.message.Message) -> Answer:
+    """The message as `response.parse` reads it, for its own question."""
+    wire = made.to_wire(max_size=65535)
+    return response.parse(wire, question_of(wire))
+
+
+def passed_on(made: dns.message.Message) -> dns.message.Message:
+    """The reply that a client gets, as dnspython reads it."""
+    qname, qtype = made.question[0].name, made.question[0].rdtype
+    asked = message.parse_query(query(str(qname), qtype))
+    return dns.message.from_wire(message.reply(asked, parse(made), udp=False))
+
+
+def texts(section: list[dns.rrset.RRset]) -> list[str]:
+    """Records written `owner TYPE text`, in their order."""
+    return [f"{rrset.name} {dns.rdatatype.to_text(rrset.rdtype)} {rdata}" for rrset in section for rdata in rrset]

@@ -10,13 +10,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import dns.edns
 import dns.message
+import dns.rcode
 
 from embargo.daemon.host.authorities import certificates
+from support.playbook import query
 from support.upstream import Asked, right
-from support.worker import framed
+from support.worker import Worker, framed
 
 NAME = "resolver.example"
+REFUSED = 23  # EDE: network error
+SILENT = 22  # EDE: no reachable authority
 
 
 class Pair:
@@ -95,6 +100,13 @@ def faithful(talk: Talk) -> None:
     """A good server."""
     while (asked := talk.hear()) is not None:
         talk.say(right(asked))
+
+
+def once(talk: Talk) -> None:
+    """One answer, and the connection is closed while nothing is awaited."""
+    asked = talk.hear()
+    assert asked is not None
+    talk.say(right(asked))
 
 
 class Secure:
@@ -189,3 +201,30 @@ server:
         assert self._process is not None
         self._process.terminate()
         self._process.wait(20)
+
+
+def refused(worker: Worker, name: str = "free.test") -> tuple[int, str]:
+    """Code and text of the extended error (EDE) of a SERVFAIL, which must come in 5 s, as a usual stub waits."""
+    with worker.udp() as sock:
+        sock.settimeout(5.0)
+        sock.send(query(name))
+        found = dns.message.from_wire(sock.recv(4096))
+    return extended(found)
+
+
+def extended(found: dns.message.Message) -> tuple[int, str]:
+    """Code and text of the extended error (EDE) of a SERVFAIL."""
+    assert found.rcode() == dns.rcode.SERVFAIL, found
+    (option,) = [each for each in found.options if isinstance(each, dns.edns.EDEOption)]
+    return int(option.code), str(option.text)
+
+
+def row(worker: Worker) -> dict[str, object]:
+    """The statistics of the only upstream."""
+    (found,) = worker.stats()["upstreams"]
+    return dict(found)
+
+
+def not_ours(directory: Path) -> Pair:
+    """The certificate of a server, signed by an authority that the agent does not trust."""
+    return Authority(directory, "stranger").sign("stranger-server")

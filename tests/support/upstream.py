@@ -47,6 +47,11 @@ def right(asked: Asked, address: str = "192.0.2.80", ttl: int = 300) -> bytes:
     return made.to_wire()
 
 
+def good(asked: Asked) -> list[bytes]:
+    """The script of a good server."""
+    return [right(asked)]
+
+
 def _one_port(port: int) -> tuple[socket.socket, socket.socket]:
     """A TCP and a UDP socket on one port, which nobody else may have for either."""
     for _ in range(100):

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import dns.message
+import dns.rcode
 
 from embargo import accelerator, records
 from embargo.daemon.process import channel
@@ -24,7 +25,7 @@ from embargo.daemon.resolve import orders
 from embargo.daemon.resolve.orders import Adopt, Counted, Judgement, Settings, Start, Stats, Stop
 from embargo.records import Done
 from support import schema
-from support.playbook import compiled
+from support.playbook import compiled, query
 
 R = TypeVar("R")
 
@@ -236,3 +237,15 @@ def is_closed(sock: socket.socket) -> bool:
         return sock.recv(1) == b""
     except ConnectionError:
         return True
+
+
+def addresses(found: dns.message.Message) -> list[str]:
+    """All records of the answer section, as text."""
+    return [str(rdata) for rrset in found.answer for rdata in rrset]
+
+
+def answered(worker: Worker, name: str = "free.test") -> list[str]:
+    """The records that a query for addresses of this name is answered with; the rcode must be NOERROR."""
+    found = worker.asked(query(name))
+    assert found.rcode() == dns.rcode.NOERROR, found
+    return addresses(found)
