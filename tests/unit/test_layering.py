@@ -73,6 +73,9 @@ SOCKETS = "native.sockets"
 #: of the C library, what computes
 PURE_C = ("cpython", "cython", "libc.stdint", "libc.stdlib", "libc.string")
 
+#: lines of a module: what can be read in one sitting
+MAX_LINES = 450
+
 #: what the core may use of others: nothing here opens, waits, asks the machine or remembers
 PURE = {
     "array", "bisect", "collections", "contextlib", "dataclasses", "datetime", "difflib", "enum", "functools", "hashlib",
@@ -231,6 +234,16 @@ def test_the_folders_stand_in_an_order() -> None:
         assert below <= set(above) | below & set(FOLDERS), folder
         above[folder] = below
         assert all(folder not in FOLDERS[each] for each in below), folder
+
+
+def test_no_module_is_too_long_to_read() -> None:
+    """A longer one has a second idea in it: move that to a module of its own."""
+    top = Path(__file__).parent.parent.parent
+    paths = [path for folder in ("agent", "tools", "tests") for path in (top / folder).rglob("*.py*")]
+    sources = [path for path in paths if path.suffix in (".py", ".pyx")]
+    assert {path.suffix for path in sources} == {".py", ".pyx"}
+    lengths = {path.relative_to(top).as_posix(): len(path.read_text().splitlines()) for path in sources}
+    assert {path: lines for path, lines in lengths.items() if lines > MAX_LINES} == {}
 
 
 def test_every_exception_is_used() -> None:
