@@ -52,30 +52,30 @@ def uncovered(
         gaps.append(f"clients behind {', '.join(unpoliced)}, if there are any: firewall.lan does not name them")
     if firewall.enabled:
         gaps += _not_learnt(firewall, learning)
-        gaps += [f"open flows that the flowtable {name} forwards past all rules" for name in flowtables]
+        gaps += [f"open connections that the flowtable {name} forwards past all rules" for name in flowtables]
         nameless = [app.id for app in on if not any(f.on and f.networks for f in app.functions.values())]
         if nameless:
-            gaps.append(f"hard-coded addresses of {', '.join(nameless)}: none are known for the functions that are on")
+            gaps.append(f"hard-coded addresses of {', '.join(nameless)}: the lists have none for the functions that are on")
     gaps += _lists_of_servers(chosen, report.lists, now)
-    closed = [function for function in policy.BYPASS_FUNCTIONS if function not in chosen.bypass]
-    if closed:
-        gaps.append(f"ways round the filter that are left open: {', '.join(closed)} (policy.bypass)")
+    unblocked = [function for function in policy.BYPASS_FUNCTIONS if function not in chosen.bypass]
+    if unblocked:
+        gaps.append(f"bypasses that are not blocked: {', '.join(unblocked)} (policy.bypass)")
     if chosen.functions != "all":
-        gaps.append(f"every function of the apps but {', '.join(chosen.functions)} (policy.functions)")
-    apart = sum(f.shared_names + f.shared_networks for app in on if not app.shared for f in app.functions.values())
-    if apart:
-        gaps.append(f"{apart} entries that others share (policy.shared)")
+        gaps.append(f"all functions of the apps except {', '.join(chosen.functions)} (policy.functions)")
+    shared = sum(f.shared_names + f.shared_networks for app in on if not app.shared for f in app.functions.values())
+    if shared:
+        gaps.append(f"{shared} entries that other services share (policy.shared)")
     if not listening:
-        gaps.append("no address is listened on")
+        gaps.append("DNS queries: the agent listens on no address")
     return gaps
 
 
 def _not_learnt(firewall: Firewall, learning: Learning | None) -> Iterator[str]:
     if not firewall.learn:
-        yield "addresses that only DNS answers show (firewall.learn = false)"
+        yield "addresses that are only in DNS answers, in no list (firewall.learn = false)"
     elif learning is not None:
         if learning.proving:
-            yield f"addresses that only DNS answers show: recorded only, for {learning.proving} s more"
+            yield f"addresses that are only in DNS answers, in no list: recorded only, for {learning.proving} s more"
         if learning.trouble:
             yield f"addresses learnt before a restart: they cannot be saved: {learning.trouble}"
         if learning.spared:

@@ -46,12 +46,12 @@ def test_lists_of_servers_that_are_missing_or_old_are_named(rows: list[ListRepor
 
 def test_a_bypass_that_is_off_is_named_and_its_missing_list_is_not() -> None:
     found = uncovered('[policy]\nbypass = ["dot"]\n', lists=[])
-    assert "ways round the filter that are left open: doq, doh, httpdns, canary, relay" in found
+    assert "bypasses that are not blocked: doq, doh, httpdns, canary, relay" in found
     assert "servers of" not in found
 
 
 def test_a_flowtable_is_named() -> None:
-    assert "open flows that the flowtable filter/fast forwards past all rules" in uncovered(flowtables=["filter/fast"])
+    assert "open connections that the flowtable filter/fast forwards past all rules" in uncovered(flowtables=["filter/fast"])
     assert "flowtable" not in uncovered(flowtables=[])
 
 
