@@ -86,8 +86,8 @@ def test_why_rejects_unknown_query_types(agent: Agent) -> None:
     for name in ("https", "AAAA", "TYPE65", "type1234"):
         assert agent.answer("why", "alipay.example", "--type", name)["verdict"] == "blocked"
     for name in ("FOO", "TYPE", "TYPE0", "TYPE65536", "TYPE0000001", "TYPE٣", "1"):
-        said = agent.cli("why", "alipay.example", "--type", name, status=2).stderr
-        assert f'"{name}" is not a query type; known are A, NS, ' in said
+        output = agent.cli("why", "alipay.example", "--type", name, status=2).stderr
+        assert f'"{name}" is not a query type; known are A, NS, ' in output
 
 
 def test_apps_shows_the_catalogue(agent: Agent) -> None:
@@ -165,11 +165,11 @@ def test_a_running_agent_can_be_asked_despite_mistakes_in_the_file(agent: Agent)
             assert 'policy.functoins: unknown key, did you mean "functions"?' in done.stderr
             assert done.stdout, words
         # what compiles anew cannot be, and says so once
-        said = agent.cli("block", "local.test", status=1).stderr
-        assert "nothing changed; generation" in said
-        said = agent.cli("reload", status=2).stderr
-        assert "policy.functoins: unknown key" in said
-        assert "warning" not in said
+        output = agent.cli("block", "local.test", status=1).stderr
+        assert "nothing changed; generation" in output
+        output = agent.cli("reload", status=2).stderr
+        assert "policy.functoins: unknown key" in output
+        assert "warning" not in output
     finally:
         agent.config.write_text(before)
         agent.cli("reload")
@@ -188,11 +188,11 @@ def test_a_mistake_in_a_given_file_does_not_lead_to_another_agent(tmp_path: Path
 def test_without_an_agent_mistakes_in_the_file_are_reported_once(tmp_path: Path) -> None:
     agent = Agent(tmp_path)
     agent.write_config(dns={"lisen": []})
-    said = agent.cli("why", "alipay.example", status=2).stderr
-    assert said.count("unknown key") == 1
-    said = agent.cli("status", status=1).stderr
-    assert "unknown key" in said
-    assert "no agent is running" in said
+    output = agent.cli("why", "alipay.example", status=2).stderr
+    assert output.count("unknown key") == 1
+    output = agent.cli("status", status=1).stderr
+    assert "unknown key" in output
+    assert "no agent is running" in output
 
 
 def test_check_finds_no_problems_beside_a_running_agent(agent: Agent) -> None:
@@ -235,9 +235,9 @@ def test_a_log_without_permission_says_who_may_read_it(tmp_path: Path) -> None:
     agent.write_config()
     assert "No such file or directory; no agent has run with this [log] events\n" in agent.cli("log", status=1).stderr
     (tmp_path / "events.jsonl").touch(mode=0)
-    said = agent.cli("log", status=1).stderr
+    output = agent.cli("log", status=1).stderr
     assert (
-        said
+        output
         == f"{tmp_path}/events.jsonl: Permission denied; run this as root, or as the agent's user (embargo with the package)\n"
     )
 

@@ -167,7 +167,7 @@ def test_a_link_out_of_its_directory_is_refused(agent: Agent, tmp_path: Path) ->
     outside.write_text("outside.test\n")
     link = agent.root / "apps/alipay/core.list"
     link.symlink_to(outside)
-    assert "leaves" in agent.cli("reload", status=1).stderr
+    assert "leads out of" in agent.cli("reload", status=1).stderr
     link.unlink()
     agent.cli("reload")
 
@@ -184,16 +184,18 @@ def test_a_rollback_holds_until_the_next_change(agent: Agent) -> None:
     agent.cli("forget", "regretted.test")
 
 
-def test_a_rollback_takes_lists_and_apps_back_and_says_what_it_leaves(agent: Agent) -> None:
+def test_a_rollback_restores_lists_and_apps_and_says_so(agent: Agent) -> None:
     agent.write_config(policy={"apps": ["qq"]}, dns={"block_mode": "nodata"})
     until(lambda: not agent.blocked("alipay.example"), "the change is in force")
     try:
-        said = agent.cli("rollback").stdout
-        assert said.endswith(
-            "\nprevious lists, apps, functions and mode are in force; the next reload uses the current files again\n"
+        output = agent.cli("rollback").stdout
+        assert output.endswith(
+            "
+previous lists, apps, functions and mode are in force; the next reload uses the current files again
+"
         )
         until(
-            lambda: agent.answer("why", "alipay.example", status=None)["verdict"] == "blocked", "the apps are those of before"
+            lambda: agent.answer("why", "alipay.example", status=None)["verdict"] == "blocked", "the previous apps are blocked"
         )
         found = agent.dig("alipay.example", "A")
         assert ("status: NOERROR" in found, "EDE: 15" in found) == (True, True), "the block mode is today's"

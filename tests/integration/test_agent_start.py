@@ -101,9 +101,9 @@ def test_a_port_in_use_names_the_port_and_its_holder(tmp_path: Path) -> None:
     agent = Agent(tmp_path)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", agent.port))
-        said = refuses(agent, 1)
-        assert f"127.0.0.1:{agent.port} (UDP) is in use by" in said
-        assert f"pid {os.getpid()}" in said
+        output = refuses(agent, 1)
+        assert f"127.0.0.1:{agent.port} (UDP) is in use by" in output
+        assert f"pid {os.getpid()}" in output
         assert "is in use by" in agent.cli("check", status=1).stdout
 
 
@@ -117,10 +117,10 @@ def test_an_address_without_an_interface_is_logged_and_used_once_it_exists(tmp_p
 def test_all_problems_of_a_configuration_are_reported(tmp_path: Path) -> None:
     agent = Agent(tmp_path)
     agent.write_config(dns={"lisen": [], "block_ttl": "ten"}, policy={"mode": "blok"})
-    said = refuses(agent, 2)
+    output = refuses(agent, 2)
     for part in ("dns.lisen: unknown key", 'did you mean "listen"', "dns.block_ttl", "policy.mode", 'did you mean "block"'):
-        assert part in said
-    assert str(agent.config) in said
+        assert part in output
+    assert str(agent.config) in output
 
 
 def test_check_reads_the_lists_of_a_configuration_that_cannot_be_used(tmp_path: Path) -> None:
@@ -171,17 +171,17 @@ def test_a_missing_directory_and_an_unreadable_list_are_named(tmp_path: Path) ->
     assert f"{tmp_path}/missing: the directory does not exist, create it" in agent.cli("check", status=1).stdout
     (tmp_path / "apps/qq/core.list").unlink()
     (tmp_path / "apps/qq/core.list").symlink_to("nothing")
-    said = agent.cli("check", status=1).stdout
-    assert f"{tmp_path}/apps/qq/core.list: it cannot be read: No such file or directory" in said
-    assert "missing: the directory does not exist" in said, "all problems at once"
+    output = agent.cli("check", status=1).stdout
+    assert f"{tmp_path}/apps/qq/core.list: it cannot be read: No such file or directory" in output
+    assert "missing: the directory does not exist" in output, "all problems at once"
 
 
-@pytest.mark.parametrize(("said", "on"), [("", True), ("default = true\n", True), ("default = false\n", False)])
-def test_an_app_that_replaces_another_has_its_own_default_or_that_of_the_other(tmp_path: Path, said: str, on: bool) -> None:
+@pytest.mark.parametrize(("line", "on"), [("", True), ("default = true\n", True), ("default = false\n", False)])
+def test_an_app_that_replaces_another_has_its_own_default_or_that_of_the_other(tmp_path: Path, line: str, on: bool) -> None:
     agent = Agent(tmp_path)
     own = tmp_path / "apps.d/qq"
     own.mkdir(parents=True)
-    (own / "app.toml").write_text(f'id = "qq"\nname = "Mine"\n{said}')
+    (own / "app.toml").write_text(f'id = "qq"\nname = "Mine"\n{line}')
     (own / "payment.list").write_text("mine.example\n")
     agent.write_config(lists={"apps": [str(tmp_path / "apps"), str(tmp_path / "apps.d")]})
     (row,) = agent.answer("apps", "qq")
@@ -207,13 +207,13 @@ def test_check_by_root_names_what_the_agents_user_cannot_read(tmp_path: Path) ->
         (root / "block.list").chmod(0o640)
         assert agent.cli("check").stdout == "no problems\n", "the agent may run as root itself"
         os.chown(root / "state", nobody.pw_uid, nobody.pw_gid)
-        said = agent.cli("check", status=1).stdout
-        whom = "nobody, the user that the agent runs as,"
+        output = agent.cli("check", status=1).stdout
+        user = "nobody, the user that the agent runs as,"
         for path, letters in (("apps/qq", "rx"), ("apps/alipay/payment.list", "r"), ("block.list", "r")):
             place = root / path
-            assert f"{place}: {whom} cannot read it, chgrp {group} {place} && chmod g+{letters} {place}\n" in said
-        assert re.search(rf"^/\S+: {whom} cannot reach the files in it, chmod o\+x /\S+, or move", said, re.MULTILINE)
-        assert said.endswith("4 problems\n"), "one for each that is shut, none for what is below"
+            assert f"{place}: {user} cannot read it, chgrp {group} {place} && chmod g+{letters} {place}\n" in output
+        assert re.search(rf"^/\S+: {user} cannot reach the files in it, chmod o\+x /\S+, or move", output, re.MULTILINE)
+        assert output.endswith("4 problems\n"), "one for each that is shut, none for what is below"
         for path, mode in (("apps/qq", 0o750), ("apps/alipay/payment.list", 0o640), ("block.list", 0o640)):
             os.chown(root / path, 0, nobody.pw_gid)
             (root / path).chmod(mode)
@@ -225,9 +225,9 @@ def test_a_directory_that_cannot_be_created_is_named(tmp_path: Path) -> None:
     agent = Agent(tmp_path)
     (tmp_path / "file").write_text("")
     agent.write_config(state={"dir": str(tmp_path / "file/state")})
-    said = refuses(agent, 1)
-    assert "file/state" in said
-    assert "[state]" in said
+    output = refuses(agent, 1)
+    assert "file/state" in output
+    assert "[state]" in output
 
 
 @pytest.mark.root
@@ -242,11 +242,12 @@ def test_a_directory_that_the_unit_makes_read_only_is_reported_with_the_setting_
     place.mkdir()
     agent = Agent(tmp_path, ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o ro tmpfs "$0" && exec "$@"', str(place)])
     agent.write_config(**{section: {key: f"{place}{below}"}})
-    said = refuses(agent, 1)
-    assert "Read-only file system; create " in said
+    output = refuses(agent, 1)
+    assert "Read-only file system; create " in output
     wanted = place / "state" if below == "/state" else place
     assert (
-        f"owned by root, and let the service write there: `systemctl edit embargo`, [Service] ReadWritePaths={wanted}\n" in said
+        f"owned by root, and let the service write there: `systemctl edit embargo`, [Service] ReadWritePaths={wanted}\n"
+        in output
     )
 
 
@@ -298,6 +299,6 @@ def test_an_incomplete_line_in_the_event_log_damages_no_other(tmp_path: Path) ->
 def test_with_a_firewall_but_without_cap_net_admin_the_agent_does_not_start(tmp_path: Path) -> None:
     agent = Agent(tmp_path, ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"])
     agent.write_config(firewall={"enabled": True})
-    said = refuses(agent, 1)
-    assert "CAP_NET_ADMIN" in said
-    assert "firewall" in said
+    output = refuses(agent, 1)
+    assert "CAP_NET_ADMIN" in output
+    assert "firewall" in output

@@ -34,7 +34,7 @@ LOOPBACK = ("127.0.0.1", "::1")
 
 
 def bound(addresses: Sequence[str]) -> list[socket.socket]:
-    """UDP and TCP sockets on these addresses, all with one port, which nobody else has anywhere."""
+    """UDP and TCP sockets on these addresses, all with one port, which no other socket uses."""
     for _ in range(100):
         found: list[socket.socket] = []
         port = 0
@@ -160,7 +160,7 @@ class Worker:
         self._guardian.send(Ready(number))
 
     def flush(self, number: int) -> None:
-        """Ask for what it has answered and not told yet."""
+        """Ask for the addresses that it has answered but not sent yet."""
         assert self._guardian is not None
         self._guardian.send(Flush(number))
 
