@@ -190,9 +190,7 @@ def test_a_rollback_restores_lists_and_apps_and_says_so(agent: Agent) -> None:
     try:
         output = agent.cli("rollback").stdout
         assert output.endswith(
-            "
-previous lists, apps, functions and mode are in force; the next reload uses the current files again
-"
+            "\nprevious lists, apps, functions and mode are in force; the next reload uses the current files again\n"
         )
         until(
             lambda: agent.answer("why", "alipay.example", status=None)["verdict"] == "blocked", "the previous apps are blocked"
