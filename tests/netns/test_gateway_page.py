@@ -173,7 +173,7 @@ def test_clients_in_a_tunnel_are_policed_and_served(rig: Rig, tmp_path: Path) ->
             query = struct.pack("!6H", 7, 0x0100, 1, 0, 0, 0) + b"\3www\6alipay\7example\0\0\1\0\1"
             datagram = struct.pack("!4H", 4000, 53, 8 + len(query), 0) + query
             reply = _exchange(device, _packet(OTHER4, socket.IPPROTO_UDP, datagram), lambda p: p[9] == socket.IPPROTO_UDP)
-            assert socket.inet_ntoa(reply[12:16]) == OTHER4, "it seems to come from whom it went to"
+            assert socket.inet_ntoa(reply[12:16]) == OTHER4, "its source is the address that the query was sent to"
             assert reply[28 + 3] & 15 == 3, "and says NXDOMAIN"
             assert _syn(device, LISTED4) == "refused"
             assert _syn(device, WEB4) == "open"

@@ -1,4 +1,4 @@
-"""Pauses at the address layer: whom they let through, by which rules, and what becomes of flows when they end."""
+"""Pauses at the address layer: which clients they let through, by which rules, and what becomes of flows when they end."""
 
 import json
 import socket

@@ -154,7 +154,7 @@ def sections(root: Path, group: int, **dns_: Any) -> dict[str, dict[str, Any]]:
 
 
 def server_of(rig: Rig, server: str) -> str:
-    """Whom the client asks: a gateway without the agent is no resolver, its clients ask the upstream."""
+    """The server that the client asks: a gateway without the agent is no resolver, so its clients ask the upstream."""
     if server not in GATEWAY or rig.run("gateway", "ss", "-Hlun", "sport = :53", check=False).stdout:
         return server
     return UPSTREAM6 if ":" in server else UPSTREAM4

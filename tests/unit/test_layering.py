@@ -47,7 +47,7 @@ FOLDERS = {
     "verify": {"daemon.process", "daemon.host", "daemon.supervise", "daemon.ask"},
     "cli": {"daemon.process", "daemon.host", "daemon.log", "daemon.supervise", "daemon.ask", "verify"},
 }
-#: what may be imported of a process from outside it, and by whom: what it is asked
+#: what other folders may import of a process: its orders; and the folders that may
 ORDERS = "orders"
 ASKING = ("daemon.supervise", "daemon.ask", "cli", "verify")
 #: arrows that no rule above allows, each with its reason

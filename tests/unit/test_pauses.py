@@ -1,4 +1,4 @@
-"""Pauses as values: what they switch off, for whom, and how they are written."""
+"""Pauses as values: what they switch off, for which clients, and how they are written."""
 
 import pytest
 

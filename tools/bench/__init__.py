@@ -4,7 +4,7 @@
     data       names and queries, from a seed
     servers/   one file a server: its list format, configuration and command
     measure    dnsperf, and what it cost the server in processor time and memory
-    rounds     what is measured, when, and on whom
+    rounds     what is measured, when, and on which server
     report     medians and ratios: as a table, JSON, Markdown and a plot
 
 The servers have one processor and run one at a time, in turn and several times, so that the machine's moods meet all of them;

@@ -1,4 +1,4 @@
-"""What is measured, when, and on whom.
+"""What is measured, when, and on which server.
 
 A round visits every server with every size of list: A B C with the small list, A B C with the next. With the largest one the
 server is loaded as well, in an order that lets nothing disturb what follows: what fills caches comes last.

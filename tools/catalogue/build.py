@@ -122,7 +122,7 @@ def _name_order(name: str) -> tuple[Any, ...]:
 
 
 def evidence(placed: Placement, overlay: Overlay) -> str:
-    """Why the line is there: how sure it is, who says so, what is known about it, whom else it serves."""
+    """Why the line is there: how sure it is, its source, what is known about it, and what else uses the address or name."""
     fact = placed.fact
     notes = [_short(fact.source), fact.note]
     if fact.value in overlay.resolvers:
