@@ -110,7 +110,7 @@ def older(deb: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (unit, " --units=/run/embargo-units\n", "\n"),
         (unit, f"={capabilities}\n", f"={capabilities} CAP_SETUID CAP_SETGID CAP_KILL\n"),
         (unit, "\nSystemCallFilter=~@resources @aio\n", "\n"),
-        ("etc/embargo/embargo.toml", "# Embargo on this gateway.", "# An older Embargo on this gateway."),
+        ("etc/embargo/embargo.toml", "# Embargo's configuration.", "# An older Embargo's configuration."),
         (unit, "\nAfter=embargo-resolver.socket embargo-compiler.socket\n", "\n"),
         (unit, "\nUpholds=embargo-resolver.socket embargo-compiler.socket\n", "\n"),
         without=("usr/lib/systemd/system/embargo-*", "usr/lib/tmpfiles.d/*", "DEBIAN/preinst"),
