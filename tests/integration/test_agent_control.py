@@ -70,7 +70,7 @@ def test_why_names_the_deciding_line_and_the_overridden_lines(agent: Agent) -> N
     )
     assert [line["rule"] for line in answer["lines"]] == ["pay.qq.example", "qq.example"]
     text = agent.cli("why", "x.pay.qq.example").stdout
-    assert "qq/core claims it, but is off" in text
+    assert "qq/core lists it, but is off" in text
     answer = agent.answer("why", "mail.alipay.example", status=1)
     assert answer["verdict"] == "passed"
     assert [line["rule"] for line in answer["lines"]] == ["!mail.alipay.example", "alipay.example"]

@@ -118,7 +118,7 @@ def test_an_address_where_an_unblocked_name_lives_is_spared(rig: Rig, agent: Age
             "neighbour": "neighbour.test",
         }
         assert rig.reach("client", address) == "open"
-    assert "shared: shared.alipay.example, which is blocked, and neighbour.test, which is not" in (
+    assert "not blocked: shared.alipay.example, which is blocked, and neighbour.test, which is not, both resolve to it" in (
         agent.cli("why", "203.0.113.31", status=1).stdout
     )
     learning = agent.answer("status")["firewall"]["learning"]

@@ -143,7 +143,9 @@ def test_the_demonstration_runs_and_finds_nothing_wrong() -> None:
 
 
 def test_the_gateways_commands_work_and_print_what_the_excerpt_shows() -> None:
-    assert GATEWAY == ["embargo check", "embargo run", "embargo verify"], "the transcript is of an agent after all three"
+    assert GATEWAY == ["embargo check", "systemctl reload embargo", "embargo verify"], (
+        "the transcript is of an agent after all three"
+    )
     printed = excerpt.transcript()
     assert "app=alipay function=payment" in printed
     assert "port 53 intercepted" in printed

@@ -137,9 +137,9 @@ def test_what_needs_a_restart_is_named(page: str) -> None:
 
 
 @pytest.mark.parametrize("message", [
-    "by others, restored", "claims it, but is off", "dns.allow_from does not include this client", "is in use",
+    "by others, restored", "lists it, but is off", "dns.allow_from does not include this client", "is in use",
     "is not blocked", "LOST", "learnt:", "NO UPSTREAM", "no interface is named", "NOT COVERED", "port 53 to other resolvers",
-    "PROBLEMS", "set aside", "unknown key",
+    "PROBLEMS", "failing", "unknown key",
 ])  # fmt: skip
 def test_a_message_that_the_gateway_page_quotes_is_one_of_the_program(message: str) -> None:
     assert message in (TOP / "docs/gateway.md").read_text()

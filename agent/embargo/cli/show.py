@@ -89,7 +89,7 @@ def paused(pause: PauseStatus) -> str:
 
 def _lists(rows: Sequence[ListStatus], every: bool) -> None:
     oldest = seconds(max((row.age for row in rows), default=0))
-    print(f"\n{len(rows)} lists, {sum(row.entries for row in rows)} entries, the oldest {oldest} old")
+    print(f"\n{len(rows)} lists, {sum(row.entries for row in rows)} entries, the oldest from {oldest} ago")
     if shown := [row for row in rows if every or row.problems]:
         table(("LIST", "ENTRIES", "PROBLEMS", "AGE"), ((r.list, r.entries, r.problems, seconds(r.age)) for r in shown))
 
@@ -104,7 +104,8 @@ def _firewall(wall: FirewallStatus | FirewallOff) -> None:
     if isinstance(wall, FirewallOff):
         print("firewall   off (firewall.enabled = false)")
         return
-    there = ("in force" + (", protected from other programs" if wall.owned else "")) if wall.present else "MISSING"
+    protected = ", protected from other programs" if wall.owned else ""
+    there = f"in force{protected}" if wall.present else "MISSING: no address is blocked"
     if wall.restored:
         there += f" (restored {wall.restored} times after other programs changed it)"
     lan = ", ".join(wall.lan) or "none, all forwarded traffic is policed"
@@ -120,8 +121,8 @@ def _firewall(wall: FirewallStatus | FirewallOff) -> None:
 def _learning(learning: Learning) -> None:
     freed, shared = (learning.counters.get(name, 0) for name in ("freed", "shared"))
     wait = f"; learning only, blocking starts in {seconds(learning.proving)}" if learning.proving else ""
-    print(f"learnt     {learning.addresses} addresses of blocked names; {shared} left open (shared with other names); "
-          f"{freed} unblocked later{wait}")  # fmt: skip
+    print(f"learnt     {learning.addresses} addresses of blocked names; {shared} left open (other names use them too); "
+          f"{freed} released for that reason{wait}")  # fmt: skip
 
 
 def _counters(now: Status) -> None:
@@ -129,7 +130,7 @@ def _counters(now: Status) -> None:
     queries = counters.get("queries_udp", 0) + counters.get("queries_tcp", 0)
     asked = cache.get("hits", 0) + cache.get("misses", 0)
     share = f"; {100 * cache.get('hits', 0) // asked} % cache hits" if asked else ""
-    print(f"queries    {queries} from clients; {counters.get('upstream_queries', 0)} sent to upstreams{share}")
+    print(f"queries    {queries} from clients; {counters.get('upstream_queries', 0)} to upstreams, with the agent's own{share}")
 
 
 def _upstreams(rows: Sequence[UpstreamStats]) -> None:
@@ -138,7 +139,7 @@ def _upstreams(rows: Sequence[UpstreamStats]) -> None:
         return
     table(
         ("UPSTREAM", "STATE", "ASKED", "FAILED", "MS", "LAST ERROR"),
-        ((r.server, "ok" if r.healthy else "set aside", r.asked, r.failed, r.milliseconds, r.last_error) for r in rows),
+        ((r.server, "ok" if r.healthy else "failing", r.asked, r.failed, r.milliseconds, r.last_error) for r in rows),
     )
     print()
 
@@ -148,7 +149,7 @@ def _upstreams(rows: Sequence[UpstreamStats]) -> None:
 
 def apps(rows: Iterable[AppStatus]) -> None:
     table(
-        ("APP", "NAME", "BLOCKED FUNCTIONS", "NAMES", "NETWORKS", "HITS"),
+        ("APP", "NAME", "BLOCKED FUNCTIONS", "NAMES", "NETWORKS", "ATTEMPTS"),
         (
             (
                 app.id, app.name,
@@ -168,7 +169,7 @@ def app(about: AppStatus) -> None:
             print(f"{title:9} {clean(text)}")
     print()
     table(
-        ("FUNCTION", "STATE", "NAMES", "NETWORKS", "SHARED NAMES", "SHARED NETWORKS", "HITS"),
+        ("FUNCTION", "STATE", "NAMES", "NETWORKS", "SHARED NAMES", "SHARED NETWORKS", "ATTEMPTS"),
         (
             (name, "blocked" if f.on else "off", f.names, f.networks, f.shared_names, f.shared_networks, f.hits)
             for name, f in about.functions.items()
@@ -195,7 +196,7 @@ def why(found: Explained) -> None:
     if found.list:
         print(f"  app {found.app}, function {found.function}, {_place(found.list, found.line, found.rule)}")
     for other in found.also:
-        state = "also claims it" if other.on else "claims it, but is off"
+        state = "also lists it" if other.on else "lists it, but is off"
         print(f"  {other.app}/{other.function} {state}: {_place(other.list, other.line, other.rule)}")
     known = [(found.list, found.line), *((other.list, other.line) for other in found.also)]
     for line in found.lines:
@@ -204,7 +205,8 @@ def why(found: Explained) -> None:
     if found.learnt:
         print(f"  learnt: {clean(found.learnt)} resolved to it")
     elif found.spared:
-        print(f"  shared: {clean(found.spared.name)}, which is blocked, and {clean(found.spared.neighbour)}, which is not")
+        blocked, other = clean(found.spared.name), clean(found.spared.neighbour)
+        print(f"  not blocked: {blocked}, which is blocked, and {other}, which is not, both resolve to it")
     if found.names:
         print(f"  names that resolved to it: {clean(', '.join(found.names))}")
     if found.passing:

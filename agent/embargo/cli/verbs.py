@@ -196,7 +196,7 @@ def log(file: str, follow: bool, app: str, client: str, since: str, layer: str |
 
 
 @verb(reads=True)
-@click.option("--since", default="10m", show_default=True, help="Count attempts since: 10m, 2h, 1d, or a time.")
+@click.option("--since", default="10m", show_default=True, help="Count attempts of the last 10m, 2h or 1d, or since a time.")
 @click.option("-n", "--rows", type=click.IntRange(1, 1000), default=10, show_default=True, help="Rows per table.")
 @click.option("--once", is_flag=True, help="Print once and exit; implied by --json and if the output is not a terminal.")
 def top(file: str, since: str, rows: int, once: bool, as_json: bool) -> None:
@@ -281,7 +281,7 @@ def reload(file: str) -> None:
 
 @verb()
 def rollback(file: str) -> None:
-    """Return to the previous generation.
+    """Return to the previous policy.
 
     Restores its lists, apps, functions and mode; other settings stay as they are now. It stays in force until the next reload:
     a changed file, a changed address or resolver of this machine, a restart, or embargo reload, block, allow or forget.
@@ -297,7 +297,7 @@ ENTRIES = click.argument("entries", nargs=-1, required=True, metavar="NAME|NETWO
 @verb()
 @ENTRIES
 def block(file: str, entries: tuple[str, ...]) -> None:
-    """Add names or networks to the agent's own block list.
+    """Add names or networks to the block list that the agent keeps.
 
     The change is in force when the command returns.
     """
@@ -307,7 +307,7 @@ def block(file: str, entries: tuple[str, ...]) -> None:
 @verb()
 @ENTRIES
 def allow(file: str, entries: tuple[str, ...]) -> None:
-    """Add names or networks to the agent's own allow list.
+    """Add names or networks to the allow list that the agent keeps.
 
     Allow lists take precedence over all others. The change is in force when the command returns.
     """
@@ -317,7 +317,7 @@ def allow(file: str, entries: tuple[str, ...]) -> None:
 @verb()
 @ENTRIES
 def forget(file: str, entries: tuple[str, ...]) -> None:
-    """Remove entries from the agent's own lists.
+    """Remove entries that block or allow added.
 
     The change is in force when the command returns.
     """
