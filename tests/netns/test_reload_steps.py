@@ -56,7 +56,7 @@ def test_a_reload_that_fails_at_any_step_leaves_everything_as_it_was(tmp_path: P
     assert through["answers"]["new.example at 127.0.0.7"] == ["REFUSED"]
     assert (before["log"], through["log"]) == (f"{tmp_path}/old.jsonl", f"{tmp_path}/new.jsonl")
     assert found["steps"] == [
-        "the event log", "the firewall", "the resolvers", "the listening sockets", "the link to the generation"
+        "the event log", "the firewall", "the resolvers", "the link to the generation", "the listening sockets"
     ]  # fmt: skip
     assert [(row["step"], row["after"]) for row in found["failures"]] == [
         (step, after) for step in found["steps"] for after in (False, True)

@@ -205,8 +205,8 @@ def why(found: Explained) -> None:
     if found.learnt:
         print(f"  learnt: {clean(found.learnt)} resolved to it")
     elif found.spared:
-        blocked, other = clean(found.spared.name), clean(found.spared.neighbour)
-        print(f"  not blocked: {blocked}, which is blocked, and {other}, which is not, both resolve to it")
+        blocked, unblocked = clean(found.spared.name), clean(found.spared.neighbour)
+        print(f"  not blocked: {blocked}, which is blocked, and {unblocked}, which is not, both resolve to it")
     if found.names:
         print(f"  names that resolved to it: {clean(', '.join(found.names))}")
     if found.passing:

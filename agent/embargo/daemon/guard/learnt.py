@@ -71,6 +71,8 @@ class LearntAddresses:
                 finally:
                     channel.send(Ready(number))
             case Pass(number, addresses):
+                if sum(len(address) for address, _ in addresses) > answered.MAX_ADDRESS_OCTETS:
+                    raise ValueError("more addresses than an answer can hold")
                 try:
                     self._pass(addresses)
                 finally:

@@ -9,9 +9,10 @@ import os
 from collections.abc import Callable
 
 from embargo.daemon.process.channel import Channel, ChannelError
-from embargo.daemon.process.sightings import Flush, Flushed
+from embargo.daemon.process.sightings import Flush, Flushed, Pass
 from embargo.errors import FirewallError
 
+MANY_ADDRESSES = 64  # of one record, after which others have their turn
 MESSAGES_AT_ONCE = 16  # of one resolver before others have their turn
 FLUSH_SECONDS = 0.3  # for all to report what they have gathered; one that is stopped must not hold up a block for longer
 #: octets of one message: the addresses of an answer, 64 KiB at most, in JSON. A larger one than a packet comes in memory
@@ -95,6 +96,8 @@ class Resolvers:
             except (OSError, ValueError) as error:
                 self._disconnect(channel, f"{type(error).__name__}: {error}")
                 return
+            if isinstance(received.record, Pass) and len(received.record.addresses) > MANY_ADDRESSES:
+                return  # others have their turn; what follows is still there
 
     def _disconnect(self, channel: Channel, why: str = "") -> None:
         """Listen to this resolver no more. `why`: what it did wrong; empty for one that is gone."""

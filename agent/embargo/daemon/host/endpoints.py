@@ -80,7 +80,6 @@ class Sockets:
 
     def __init__(self) -> None:
         self._open: dict[Endpoint, list[Pair]] = {}
-        self._before: dict[Endpoint, list[Pair]] | None = None  # before the last `follow`, until `settle` or `restore`
         self._workers = 1
 
     def adopt(self, fds: Iterable[tuple[str, int]]) -> list[str]:
@@ -112,10 +111,10 @@ class Sockets:
     def follow(self, endpoints: Sequence[Endpoint], workers: int, interfaces: Sequence[Interface]) -> bool:
         """Listen on these endpoints. Returns whether anything changes. ListenError if one cannot be opened: nothing changes.
 
-        Afterwards, `settle` makes the change final or `restore` reverts it. An address that no interface has yet (at boot, or
-        during duplicate address detection) is listened on too (IP_FREEBIND), with a warning.
+        An address that no interface has yet (at boot, or during duplicate address detection) is listened on too
+        (IP_FREEBIND), with a warning. Sockets that are no longer wanted are closed at once: kept open without a reader, they
+        would take queries from a wildcard socket on the same port.
         """
-        self.settle()
         self._workers = workers
         missing = [endpoint for endpoint in endpoints if len(self._open.get(endpoint, ())) < workers]
         gone = [endpoint for endpoint in self._open if endpoint not in endpoints]
@@ -129,37 +128,20 @@ class Sockets:
                     _probe(endpoint, exclusive=not shared)
                 fresh[endpoint] = [*self._open.get(endpoint, ())]
                 fresh[endpoint] += [_another(endpoint, fresh[endpoint]) for _ in range(workers - len(fresh[endpoint]))]
-        except ListenError:
+        except (ListenError, OSError):
             for endpoint, pairs in fresh.items():
                 _close(pair for pair in pairs if pair not in self._open.get(endpoint, ()))
             raise
-        self._before = self._open
-        self._open = {endpoint: pairs for endpoint, pairs in self._open.items() if endpoint not in gone} | fresh
+        for endpoint in gone:
+            _close(self._open.pop(endpoint))
+            notify.store(_stored_as(endpoint), ())
+        self._open |= fresh
         for endpoint in fresh:
             if is_absent(endpoint, interfaces):
                 log.warning("%s", _explain(endpoint, OSError(errno.EADDRNOTAVAIL, ""), udp=True))
+        for endpoint, pairs in fresh.items():
+            notify.store(_stored_as(endpoint), [sock.fileno() for pair in pairs for sock in pair])
         return True
-
-    def settle(self) -> None:
-        """Make the last change final: close the sockets that are no longer used, and have systemd store the new ones."""
-        before, self._before = self._before, None
-        if before is None:
-            return
-        for endpoint in before.keys() - self._open.keys():
-            _close(before[endpoint])
-            notify.store(_stored_as(endpoint), ())
-        for endpoint, pairs in self._open.items():
-            if before.get(endpoint) != pairs:
-                notify.store(_stored_as(endpoint), [sock.fileno() for pair in pairs for sock in pair])
-
-    def restore(self) -> None:
-        """Revert the last change: close the sockets that it opened."""
-        before, self._before = self._before, None
-        if before is None:
-            return
-        for endpoint, pairs in self._open.items():
-            _close(pair for pair in pairs if pair not in before.get(endpoint, ()))
-        self._open = before
 
     def of(self, worker: int) -> Iterator[tuple[str, socket.socket]]:
         """(udp or tcp, socket) for each socket of a worker, by its number."""
@@ -170,7 +152,6 @@ class Sockets:
 
     def close(self) -> None:
         """Close all sockets. systemd keeps its duplicates."""
-        self.settle()
         for pairs in self._open.values():
             _close(pairs)
         self._open.clear()
@@ -227,7 +208,10 @@ def _target(endpoint: Endpoint) -> tuple[int, tuple[str, int] | tuple[str, int, 
 def _socket(endpoint: Endpoint, kind: socket.SocketKind, *, share: bool, absent: bool) -> socket.socket:
     """A bound socket. `share`: with SO_REUSEPORT; `absent`: even if no interface has the address. ListenError."""
     family, target = _target(endpoint)
-    sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    except OSError as error:
+        raise ListenError(_explain(endpoint, error, udp=kind == socket.SOCK_DGRAM), error.errno or 0) from None
     try:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

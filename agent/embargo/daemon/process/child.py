@@ -17,7 +17,7 @@ from embargo.daemon.process import channel
 from embargo.daemon.process.channel import Channel, ChannelError, Events, Failed, Received
 from embargo.daemon.process.outbox import Account
 from embargo.daemon.process.spawn import HERE, Process, Spawn
-from embargo.errors import EmbargoError, describe
+from embargo.errors import EmbargoError, describe, printable
 from embargo.records import Answer, Done, Order, answer_of
 
 log = logging.getLogger(__name__)
@@ -196,7 +196,7 @@ class Child:
         if answer is None or answer.done():  # nothing waits for this answer any more
             return True
         if isinstance(received.record, Failed):
-            answer.set_exception(ChildError(f"{self.name}: {received.record.reason}"))
+            answer.set_exception(ChildError(printable(f"{self.name}: {received.record.reason}")))
         elif type(received.record) is kind:
             answer.set_result(received.record)
         else:
@@ -268,7 +268,7 @@ class Child:
 
     def kill_for(self, fault: str) -> None:
         """Kill the child because it broke the protocol: assume that it is compromised."""
-        log.error("%s broke the protocol (%s); killing it", self.name, fault)
+        log.error("%s broke the protocol (%s); killing it", self.name, printable(fault))
         self.kill()
 
     def kill(self) -> None:

@@ -140,10 +140,11 @@ class Store:
         whole.sync(self._root)
 
     def prune(self) -> None:
-        """Remove all generations except the newest KEEP and the current one."""
-        for old in self._numbers()[:-KEEP]:
-            if old != self.current():
-                shutil.rmtree(self._path(old), ignore_errors=True)
+        """Remove all generations except the newest KEEP and the current one. What cannot be removed now goes next time."""
+        with contextlib.suppress(OSError):
+            for old in self._numbers()[:-KEEP]:
+                if old != self.current():
+                    shutil.rmtree(self._path(old), ignore_errors=True)
 
     def discard(self, number: int) -> None:
         """Remove a generation that did not take effect."""

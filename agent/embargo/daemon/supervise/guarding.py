@@ -149,6 +149,10 @@ class Guarding:
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
+    def release(self) -> None:
+        """Do not restart the guardian any more: the agent stops."""
+        self._keeper.release()
+
     async def stop(self, rules: Rules) -> None:
         """Stop the guardian, for good. It removes the rules if `rules` says so; if it has crashed, another one does."""
         self._keeper.release()

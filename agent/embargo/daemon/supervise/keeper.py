@@ -1,7 +1,6 @@
 """Keeps a child process running: restarts it when it ends, after a delay that doubles while it keeps failing."""
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -62,6 +61,10 @@ class Keeper:
             log.error("%s cannot be restarted: %s", self.child.name, error)
             self.child.kill()
             return False
+        except Exception:  # a fault of this program: without a keeper the child would never come back
+            log.critical("%s cannot be restarted", self.child.name, exc_info=True)
+            self.child.kill()
+            return False
         return True
 
     async def renew(self, order: Order[Done]) -> None:
@@ -79,7 +82,6 @@ class Keeper:
         done = await self.child.stop(order)
         if self._task is not None:
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait([self._task])
             self._task = None
         return done

@@ -2,8 +2,7 @@
 
 One change at a time. The firewall changes before the resolvers, so that no name is blocked while its addresses are still open.
 When a step fails, it and the earlier steps are undone in reverse order, and the old generation stays in force everywhere: event
-log, firewall, resolvers, listening sockets and the link on disk. Actions without undo (closing old sockets, removing old
-generations) come after all steps and cannot fail.
+log, firewall, resolvers, link on disk, listening sockets. Old generations are removed after all steps, which cannot fail.
 """
 
 import asyncio
@@ -274,14 +273,13 @@ class Reloads:
     async def _switch(self, old: Generation | None, new: Generation, around: Surroundings) -> None:
         """Put the new generation into effect. One of STEP_ERRORS if that fails: then the old one stays in force."""
         await carry_out(self._steps(old, new, around))
-        self._sockets.settle()
         if not around.upstreams:
             log.warning("no upstream is configured or known, so only blocked and local names are answered; set [dns] upstream")
         if old is None or old.number != new.number:
             self.since = time.time()
-            self._store.prune()
         if old is not None:
             old.close()
+        self._store.prune()
 
     def _steps(self, old: Generation | None, new: Generation, around: Surroundings) -> list[Step]:
         before = dataclasses.replace(self._now)
@@ -290,14 +288,14 @@ class Reloads:
             Step("the firewall", lambda: self._guard(new, around), lambda: self._guard(old, before.around)),
             Step("the resolvers", lambda: self._judge_by(new.settings, around, new), lambda: self._judge_by_all_of(before)),
         ]
-        if old is not None:
-            moved = [False]
-            steps.append(
-                Step("the listening sockets", lambda: self._listen(around, moved), lambda: self._listen_as_before(moved))
-            )
         if old is None or old.number != new.number:  # not for a pause, which must be able to end while the disk is full
             linked = self._store.current()
             steps.append(Step("the link to the generation", lambda: self._link(new.number), lambda: self._link(linked)))
+        if old is not None:  # the last step: it closes sockets, which are opened anew if a resolver does not come back
+            moved = [False]
+            steps.append(
+                Step("the listening sockets", lambda: self._listen(around, moved), lambda: self._listen(before.around, moved))
+            )
         return steps
 
     async def _log_as(self, settings: Config) -> None:
@@ -317,13 +315,9 @@ class Reloads:
         await self._judge_by(before.settings, before.around, before.generation)
 
     async def _listen(self, around: Surroundings, moved: list[bool]) -> None:
-        moved[0] = self._sockets.follow(around.endpoints, self._workers_wanted() or 1, around.interfaces)
+        """`moved`: whether the resolvers have to start anew, now or when this is undone."""
+        moved[0] |= self._sockets.follow(around.endpoints, self._workers_wanted() or 1, around.interfaces)
         if moved[0]:
-            await self._workers.renew()
-
-    async def _listen_as_before(self, moved: list[bool]) -> None:
-        if moved[0]:
-            self._sockets.restore()
             await self._workers.renew()
 
     async def _link(self, number: int) -> None:

@@ -172,7 +172,6 @@ class Supervisor:
         self.workers.user = premises.resolver_user(self.settings.state.user) if self._worker_count() and sets_user else None
         try:
             self.sockets.follow(self.around.endpoints, self._worker_count() or 1, self.around.interfaces)
-            self.sockets.settle()
         except ListenError as error:
             raise StartError(str(error)) from None
         if self.guarding is not None:
@@ -226,6 +225,8 @@ class Supervisor:
         })  # fmt: skip
 
     async def _end(self) -> None:
+        if self.guarding is not None:
+            self.guarding.release()
         for task in list(self._tasks):
             if not task.get_name().startswith("keeper"):
                 task.cancel()

@@ -162,6 +162,7 @@ class Workers:
         if not child.running:
             return  # the keeper restarts it with what is in force
         changed = None if settings == self._settings[number] else settings
+        self._settings[number] = None  # not known if the worker refuses
         try:
             await child.ask(Adopt(_judgement(generation), changed), [generation.fd], ADOPT_SECONDS)
         except ChildGone:
@@ -214,8 +215,6 @@ class Workers:
         for keeper in self._keepers:
             keeper.release()
         await asyncio.gather(*(keeper.stop(Stop()) for keeper in self._keepers))
-        self._keepers.clear()
-        self._settings.clear()
 
 
 def _raise_any(results: Iterable[BaseException | None]) -> None:
