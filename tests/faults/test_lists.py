@@ -1,6 +1,8 @@
 """Lists that are written while they are read: a half-written list never takes effect."""
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -66,21 +68,30 @@ def reload_until(agent: Agent, deadline: float) -> None:
         agent.ask("reload")
 
 
+#: writes the second file's content to the first one in pieces. Before others: a pause of a quarter of a second is an end
+WRITER = """
+import sys, time
+content = open(sys.argv[2]).read()
+with open(sys.argv[1], "w") as file:
+    for at in range(0, len(content), 20):
+        file.write(content[at : at + 20])
+        file.flush()
+        if not at:
+            print("begun", flush=True)
+        time.sleep(0.02)
+"""
+
+
 def test_a_half_written_list_takes_effect_only_when_it_is_complete(faulty: Rig, start: Start) -> None:
     with start() as agent:
-        path = agent.root / "apps/alipay/payment.list"
-        with Load(faulty, probes=False) as load:
-            for number in range(1):
-                whole = text(number)
-                with open(path, "w") as file:
-                    asked = threading.Thread(target=agent.ask, args=("reload",))
-                    for at in range(0, len(whole), 20):
-                        file.write(whole[at : at + 20])
-                        file.flush()
-                        time.sleep(0.02)
-                        if not at:
-                            asked.start()
-                asked.join()
-                assert agent.ask("reload")["ok"]
+        path, whole = agent.root / "apps/alipay/payment.list", agent.root / "whole"
+        whole.write_text(text(0))
+        command = ["nice", "-n", "-15", sys.executable, "-S", "-c", WRITER, str(path), str(whole)]
+        with Load(faulty, probes=False) as load, subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == "begun\n"
+            agent.ask("reload")
+            assert writer.wait(60) == 0
+            assert agent.ask("reload")["ok"]
         load.holds(failed=False)
     assert load.blocks <= accounted(agent)

@@ -4,9 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 TOP = Path(__file__).parent.parent.parent
 
 
+@pytest.mark.all  # builds every twin once more; test_twins compares them in each run
 def test_the_compiled_modules_survive_what_nobody_means() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tools.fuzz", "--seconds", "6"], cwd=TOP, capture_output=True, text=True, timeout=600
