@@ -17,7 +17,9 @@ from tools.rig import until
 pytestmark = pytest.mark.root
 
 TOML = "/etc/embargo/embargo.toml"
-OWNED_OR_NOT = pytest.mark.parametrize("protect", ["protect = true", "protect = false"], ids=["owned", "open"])
+OWNED_OR_NOT = pytest.mark.parametrize(
+    "protect", [pytest.param("protect = true", id="owned"), pytest.param("protect = false", id="open", marks=pytest.mark.all)]
+)
 NET_ADMIN, NET_BIND_SERVICE = 1 << 12, 1 << 10
 
 

@@ -154,7 +154,8 @@ def test_ports_and_ids_are_random_and_questions_are_ours(worker: Worker) -> None
         assert len(upstream.asked) == 300
         assert len(ports) > 120, "a port is used again by chance, for a while"
         assert len(idents) > 280
-        assert len({(each.port, each.message.id) for each in upstream.asked}) == 300
+        drawn = {(each.port, each.message.id) for each in upstream.asked}
+        assert len(drawn) >= 298, "of millions: two that are equal are a coincidence"
         assert {ident & 1 << bit for bit in range(16) for ident in idents} == {0, *(1 << bit for bit in range(16))}
         for each in upstream.asked:
             assert each.message.options == ()

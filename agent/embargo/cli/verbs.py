@@ -297,7 +297,7 @@ ENTRIES = click.argument("entries", nargs=-1, required=True, metavar="NAME|NETWO
 @verb()
 @ENTRIES
 def block(file: str, entries: tuple[str, ...]) -> None:
-    """Add names or networks to the block list that the agent keeps.
+    """Add names or networks to the agent's block list.
 
     The change is in force when the command returns.
     """
@@ -307,7 +307,7 @@ def block(file: str, entries: tuple[str, ...]) -> None:
 @verb()
 @ENTRIES
 def allow(file: str, entries: tuple[str, ...]) -> None:
-    """Add names or networks to the allow list that the agent keeps.
+    """Add names or networks to the agent's allow list.
 
     Allow lists take precedence over all others. The change is in force when the command returns.
     """
