@@ -80,20 +80,33 @@ Word = Annotated[str, Limit(characters=1000, printable=True)]
 
 def encode(record: Any) -> Any:
     """The JSON value of a record, or of any value that a record may have."""
-    if dataclasses.is_dataclass(record):
-        members = ((field.name, getattr(record, field.name)) for field in dataclasses.fields(record))
-        value = {name: encode(member) for name, member in members if member is not None}
-        version = getattr(record, "VERSION", None)
-        return value if version is None else {"version": version, **value}
-    if isinstance(record, enum.Enum):
-        return record.value
-    if isinstance(record, dict):
-        return {key: encode(value) for key, value in record.items()}
-    if isinstance(record, list | tuple):
-        return [encode(value) for value in record]
-    if isinstance(record, bytes):
-        return record.hex()
-    return record
+    value: Any = _encoder(cast(Hashable, type(record)))(record)
+    return value
+
+
+@cache
+def _encoder(kind: Any) -> Callable[[Any], Any]:
+    """What encodes values of this type; worked out once for each."""
+    if dataclasses.is_dataclass(kind):
+        return _record_encoder(kind)
+    if issubclass(kind, enum.Enum):
+        return lambda value: value.value
+    if issubclass(kind, dict):
+        return lambda value: {key: encode(member) for key, member in value.items()}
+    if issubclass(kind, list | tuple):
+        return lambda value: [encode(member) for member in value]
+    return bytes.hex if issubclass(kind, bytes) else lambda value: value
+
+
+def _record_encoder(kind: Any) -> Callable[[Any], Any]:
+    names, version = [field.name for field in dataclasses.fields(kind)], getattr(kind, "VERSION", None)
+    head = {} if version is None else {"version": version}
+
+    def write(record: Any) -> Any:
+        members = ((name, getattr(record, name)) for name in names)
+        return head | {name: encode(member) for name, member in members if member is not None}
+
+    return write
 
 
 def decode(kind: type[R], value: Any) -> R:
