@@ -137,7 +137,7 @@ class UpstreamStats:
     failed: Count
     healthy: bool
     milliseconds: Annotated[float, Limit(least=0)]  # smoothed round-trip time
-    last_error: str
+    last_error: Word
 
 
 @dataclass(frozen=True, slots=True)

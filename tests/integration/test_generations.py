@@ -1,6 +1,8 @@
 """Generations on a real file system: numbered, verified, replaced as a whole."""
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,25 @@ def test_old_generations_are_removed_but_never_the_current_one(store: Store, tmp
     store.prune()
     kept = sorted(int(path.name) for path in (tmp_path / "generations").glob("0*"))
     assert kept == [first, *numbers[-KEEP:]]
+
+
+@pytest.mark.parametrize("failing", ["listdir", "readlink", "rmdir"])
+def test_generations_that_cannot_be_removed_now_are_removed_next_time(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """A reload has succeeded by then: nothing after it may fail."""
+
+    def refused(*arguments: Any, **more: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    numbers = [compiled(store) for _ in range(KEEP + 2)]
+    store.make_current(numbers[-1])
+    with monkeypatch.context() as patched:
+        patched.setattr(os, failing, refused)
+        store.prune()
+    assert len(list((tmp_path / "generations").glob("0*"))) == KEEP + 2
+    store.prune()
+    assert len(list((tmp_path / "generations").glob("0*"))) == KEEP
 
 
 @pytest.mark.parametrize("place", [0, 20, -1])

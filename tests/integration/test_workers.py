@@ -4,6 +4,7 @@ import asyncio
 import errno
 import json
 import os
+import select
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -101,7 +102,8 @@ def test_names_invented_by_a_worker_are_stored_up_to_a_limit() -> None:
     [
         {"upstreams": None}, {"hits": {"a": "x"}}, {"hits": {"a": -1}}, {"hits": {"a": 1e300}}, {"hits": {"a": 1 << 70}},
         {"hits": {"a\nb": 1}}, {"hits": {"a" * 2000: 1}}, {"counters": []}, {"cache": 7}, {"upstreams": [{}]},
-        {"upstreams": ["x"]}, {"upstreams": [COUNTED["upstreams"][0] | {"milliseconds": float("nan")}]},
+        {"upstreams": ["x"]}, {"upstreams": [COUNTED["upstreams"][0] | {"last_error": "\x1b[2J"}]},
+        {"upstreams": [COUNTED["upstreams"][0] | {"milliseconds": float("nan")}]},
     ],
 )  # fmt: skip
 def test_a_worker_with_impossible_counters_is_killed(tmp_path: Path, changed: dict[str, Any]) -> None:
@@ -189,5 +191,51 @@ def test_an_order_that_cannot_be_sent_to_a_running_worker_is_an_error(
         child.kill()
         await child.ends()
         child.theirs.close()
+
+    asyncio.run(run())
+
+
+def test_a_worker_that_refuses_a_change_is_sent_all_settings_next(tmp_path: Path) -> None:
+    """It may have taken a part of what it refused."""
+    generation: Any = SimpleNamespace(number=7, fd=0, exempt=(), board=Switchboard(()))
+    had = settings(upstream=["192.0.2.1"])
+
+    async def run() -> None:
+        child = Scripted(tmp_path)
+        made = workers(tmp_path, child)
+        await child.start()
+        made._settings = [had]
+        for reply, wanted in (({"op": "Failed", "reason": "no"}, None), ({"op": "Done"}, had), ({"op": "Done"}, None)):
+            changing = asyncio.create_task(made.adopt(generation, had))
+            await asyncio.sleep(0)
+            while not select.select([child.theirs], [], [], 0)[0]:
+                await asyncio.sleep(0.001)
+            order = json.loads(child.theirs.recv(1 << 17))
+            sent = order.get("settings")
+            assert (records.decode(Settings, sent) if sent is not None else None) == wanted
+            child.theirs.send(json.dumps({"id": order["id"], **reply}).encode())
+            if reply["op"] == "Failed":
+                with pytest.raises(ChildError, match="resolver 0: no"):
+                    await changing
+            else:
+                await changing
+        child.kill()
+        await child.ends()
+        child.theirs.close()
+
+    asyncio.run(run())
+
+
+def test_the_text_of_a_refusal_is_printable(tmp_path: Path) -> None:
+    """It goes to a terminal and to the log, and comes from a process without privileges."""
+
+    async def run() -> None:
+        child = Answering(tmp_path, {"op": "Failed", "reason": "\x1b]0;owned\x07\n2026 forged \x9b2J"})
+        await child.start()
+        with pytest.raises(ChildError) as caught:
+            await child.ask(Adopt(Judgement(1, Switchboard(()), ()), None))
+        assert str(caught.value).isprintable()
+        child.kill()
+        await child.ends()
 
     asyncio.run(run())

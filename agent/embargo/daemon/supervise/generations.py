@@ -104,7 +104,7 @@ class Store:
         path = self._path(number)
         try:
             with open(f"{path}/{REPORT}", "rb") as file:
-                report = records.decode(Report, json.load(file))
+                report = records.decode(Report, records.from_json(file.read()))
             fd = os.open(f"{path}/{IMAGE}", os.O_RDONLY | os.O_CLOEXEC)
             try:
                 image = Image(memoryview(mmap.mmap(fd, 0, prot=mmap.PROT_READ)), trusted=bool(verified))
@@ -142,8 +142,9 @@ class Store:
     def prune(self) -> None:
         """Remove all generations except the newest KEEP and the current one. What cannot be removed now goes next time."""
         with contextlib.suppress(OSError):
-            for old in self._numbers()[:-KEEP]:
-                if old != self.current():
+            current = self.current()
+            for old in self._numbers()[:-KEEP] if current else ():  # 0: the link cannot be read, any of them may be the one
+                if old != current:
                     shutil.rmtree(self._path(old), ignore_errors=True)
 
     def discard(self, number: int) -> None:
