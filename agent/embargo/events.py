@@ -12,7 +12,7 @@ from itertools import islice, takewhile
 from json.encoder import encode_basestring_ascii
 from typing import Any, NamedTuple
 
-from embargo import accelerator
+from embargo import accelerator, records
 
 SCHEMA = 1  # incremented when a key is removed or changes its meaning
 WINDOW = 10.0  # seconds
@@ -108,6 +108,32 @@ def members(event: str, values: Mapping[str, str]) -> str:
     return "".join([f',"{key}":{values[key]}' for key in keys(event) if key in values])
 
 
+_TYPES = {"text": str, "number": int, "flag": bool, "list": list}
+
+
+@cache
+def _types(event: str) -> dict[str, type]:
+    """The type of each key. `names` has two; one that the event may not have has that of another event."""
+    own = [field for field in FIELDS if field.belongs_to(event)]
+    return {field.key: _TYPES[field.type] for field in (*FIELDS, *own)}
+
+
+def parse(line: str | bytes) -> Event:
+    """The event in a line of the log. ValueError unless it is a JSON object whose keys have the types of the schema.
+
+    A key that the schema does not have is accepted: another version of this program may have written the line.
+    """
+    event: Event = records.from_json(line)
+    if not isinstance(event, dict) or type(event.get("event")) is not str:
+        raise ValueError("not an event")
+    types = _types(event["event"])
+    for key, value in event.items():
+        kind = types.get(key, type(value))
+        if type(value) is not kind or (isinstance(value, list) and any(type(each) is not str for each in value)):
+            raise ValueError(f"{key[:20]!r} is not a {kind.__name__}")
+    return event
+
+
 def opening(event: str) -> str:
     """The beginning of an event of a client. Its address follows, then `members`, which are the same for all clients."""
     return f'"event":"{event}","client":'
@@ -137,6 +163,11 @@ def _second(whole: int) -> str:
 def quote(text: str) -> str:
     """Text as a JSON string in ASCII, with control characters escaped."""
     return encode_basestring_ascii(text)
+
+
+def to_json(event: Event) -> str:
+    """An event as a JSON object in ASCII, without control characters."""
+    return _encode(event)
 
 
 def fragment(event: Event) -> str:

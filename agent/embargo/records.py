@@ -11,6 +11,7 @@ includes it, and decoding refuses any other version.
 
 import dataclasses
 import enum
+import json
 import types
 import typing
 from collections.abc import Callable, Hashable, Iterable, Mapping
@@ -76,6 +77,24 @@ class Limit:
 #: for counters of an unprivileged process, and their names
 Count = Annotated[int, Limit(least=0)]
 Word = Annotated[str, Limit(characters=1000, printable=True)]
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"{text} is not JSON")
+
+
+_json = json.JSONDecoder(parse_constant=_no_constant)  # Infinity and NaN are no JSON (RFC 8259 section 6)
+
+
+def from_json(text: str | bytes) -> Any:
+    """The value of a JSON text. ValueError for anything else, and for one that is nested too deeply for the parser.
+
+    The only reader of JSON in this program: json.loads raises RecursionError, which is no ValueError, for 1,000 brackets.
+    """
+    try:
+        return _json.decode(text if isinstance(text, str) else text.decode())
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def encode(record: Any) -> Any:

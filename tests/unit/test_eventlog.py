@@ -7,7 +7,7 @@ from typing import Any
 import click
 import pytest
 
-from embargo.cli import eventlog
+from embargo.cli import eventlog, show
 from embargo.daemon.ask.client import ControlError
 
 DNS = {
@@ -32,7 +32,8 @@ def write(path: Path, *events: Any) -> None:
 
 
 def kinds(path: Path, since: str = "", *, app: str = "", client: str = "", layer: str | None = None) -> list[str]:
-    return [told["event"] for _, told in eventlog.select(str(path), since, follow=False, app=app, client=client, layer=layer)]
+    reader = eventlog.Reader(str(path))
+    return [told["event"] for _, told in reader.select(since, follow=False, app=app, client=client, layer=layer)]
 
 
 def test_rotated_files_come_first_the_oldest_of_them_before_all(path: Path) -> None:
@@ -59,12 +60,42 @@ def test_events_are_filtered_by_app_client_layer_and_time(path: Path) -> None:
 
 def test_attempts_are_counted_with_the_count_of_each_line(path: Path) -> None:
     write(path, DNS, DROP, RELOAD, {**DNS, "count": "many"})
-    counted = eventlog.count(str(path), "")
+    counted = eventlog.Reader(str(path)).count("")
     assert counted["apps"] == {"qq/core": 4}
     assert counted["clients"] == {"192.0.2.7": 1, "192.0.2.8": 3}
     assert counted["names"] == {"a.test": 4}
     assert counted["addresses"] == {"203.0.113.9": 3}
-    assert eventlog.count(str(path), "2026-01-31T12:00:01")["apps"] == {"qq/core": 3}
+    assert eventlog.Reader(str(path)).count("2026-01-31T12:00:01")["apps"] == {"qq/core": 3}
+
+
+VALUES: list[Any] = [None, True, -1, 1.5, 10**400, "\ud800\x9b2J", [], [1], {}, {"a": []}]
+ODD = [
+    "[" * 90_000, '{"a":' * 90_000, "7", "null", "[1]", "Infinity", "", "\x1b]0;owned\x07\x1b[2J", "{}", '{"event":["dns"]}',
+    json.dumps(DNS)[:-1] + ',"count":Infinity}', json.dumps(DNS)[:-1] + ',"count":1e999}', json.dumps(DNS)[:-5],
+    *(json.dumps(DROP | {key: value}) for key in (*DROP, "names", "list", "line", "direct") for value in VALUES),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_no_line_ends_a_reader_or_reaches_the_terminal_raw(path: Path, follow: bool) -> None:
+    """Whatever a process that was taken over may have written: each line is shown in print, or passed over and counted."""
+    path.write_bytes(b"".join(line.encode(errors="surrogatepass") + b"\n" for line in ODD) + b"\xff\xfe\n")
+    write(Path(f"{path}.1"), DNS)
+    with path.open("ab") as file:
+        file.write(json.dumps(RELOAD).encode() + b"\n")
+    reader, found = eventlog.Reader(str(path)), []
+    for line, told in reader.select("", follow=follow, app="", client="", layer=None):
+        assert line.isascii()
+        assert line.isprintable()
+        assert show.event(told).isprintable()
+        found.append(told["event"])
+        if told["event"] == "reload":
+            break
+    assert (found[0], found[-1]) == ("dns", "reload")
+    assert reader.passed_over == len(ODD) + 1 - (len(found) - 2)
+    assert reader.passed_over > len(ODD) / 2
+    for counted in reader.counts("1970-01-01T00:00:00Z", repeat=False):
+        assert counted["apps"]["qq/core"] >= 1
 
 
 @pytest.mark.parametrize("text", ["yesterday", "10", "10x", "1000000000d", "٣m", ""])

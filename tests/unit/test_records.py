@@ -272,3 +272,13 @@ def test_an_unsupported_field_type_is_a_bug() -> None:
 
     with pytest.raises(RecordError, match="not set"):
         records.decode(Wrong, {"when": [1]})
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, '{"a":' * 100_000, b"[" * 100_000, "", "[1", "NaN", "[-Infinity]", b"\xff", "9" * 5000],
+    ids=lambda text: str(text[:9]),
+)
+def test_what_is_no_json_is_a_value_error(text: str | bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  # of several classes, each with its own text
+        records.from_json(text)

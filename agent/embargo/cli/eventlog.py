@@ -3,71 +3,78 @@
 The agent renames events.jsonl to events.jsonl.1, that to .2 and so on (`daemon.log.journal`), so the highest number is oldest.
 """
 
-import contextlib
-import json
 import os
 import re
 import time
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import click
 
+from embargo import events
 from embargo.daemon.ask.client import ControlError
+from embargo.events import Event
 
 REFRESH = 2.0  # seconds between two tables of `top`
 POLL = 0.2  # seconds between two looks for new lines
 CHUNK = 1 << 20  # octets read at once
 STAMP = "%Y-%m-%dT%H:%M:%S"  # the part of an event's time that is compared, as text
 
-Event = dict[str, Any]
 
+class Reader:
+    """The event log at `path`. `passed_over`: how many lines so far were no events; what ends in one ends no reader."""
 
-def select(
-    path: str, since: str, *, follow: bool, app: str, client: str, layer: str | None
-) -> Iterator[tuple[str, Event]]:  # fmt: skip
-    """(line, event) for each event that passes the filters, oldest first. `follow`: wait for new ones, without end."""
-    start = earliest(since) if since else ""
-    shown = {"dns", "drop"} if layer is None else {layer}
-    unfiltered = layer is None and not app and not client  # then other events, such as reloads, are shown too
-    for line in lines(path, follow=follow):
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if (
-            (event.get("event") in shown or unfiltered)
-            and app in ("", event.get("app"))
-            and client in ("", event.get("client"))
-            and str(event.get("ts", "")) >= start
-        ):
-            yield line, event
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self.passed_over = 0
 
+    def events(self, *, follow: bool) -> Iterator[tuple[str, Event]]:
+        """(line, event) of each event, oldest first. `follow`: wait for new ones, without end."""
+        for line in lines(self._path, follow=follow):
+            try:
+                event = events.parse(line)
+            except ValueError:
+                self.passed_over += 1
+                continue
+            yield line if line.isascii() and line.isprintable() else events.to_json(event), event
 
-def counts(path: str, since: str, *, repeat: bool) -> Iterator[dict[str, Counter[str]]]:
-    """The attempts since a time, counted; with `repeat` again every REFRESH seconds, without end."""
-    while True:
-        yield count(path, earliest(since))
-        if not repeat:
-            return
-        time.sleep(REFRESH)
+    def select(
+        self, since: str, *, follow: bool, app: str, client: str, layer: str | None
+    ) -> Iterator[tuple[str, Event]]:  # fmt: skip
+        """(line, event) for each event that passes the filters, oldest first. `follow`: wait for new ones, without end."""
+        start = earliest(since) if since else ""
+        shown = {"dns", "drop"} if layer is None else {layer}
+        unfiltered = layer is None and not app and not client  # then other events, such as reloads, are shown too
+        for line, event in self.events(follow=follow):
+            if (
+                (event["event"] in shown or unfiltered)
+                and app in ("", event.get("app"))
+                and client in ("", event.get("client"))
+                and event.get("ts", "") >= start
+            ):
+                yield line, event
 
+    def counts(self, since: str, *, repeat: bool) -> Iterator[dict[str, Counter[str]]]:
+        """The attempts since a time, counted; with `repeat` again every REFRESH seconds, without end."""
+        while True:
+            self.passed_over = 0
+            yield self.count(earliest(since))
+            if not repeat:
+                return
+            time.sleep(REFRESH)
 
-def count(path: str, start: str) -> dict[str, Counter[str]]:
-    """Attempts by app and function, by client, by name and by address."""
-    found: dict[str, Counter[str]] = {kind: Counter() for kind in ("apps", "clients", "names", "addresses")}
-    for line in lines(path, follow=False):
-        with contextlib.suppress(ValueError, TypeError):
-            event = json.loads(line)
-            if event.get("event") in ("dns", "drop") and "app" in event and str(event["ts"]) >= start:
-                times = int(event.get("count", 1))
-                found["apps"][f"{event['app']}/{event['function']}"] += times
+    def count(self, start: str) -> dict[str, Counter[str]]:
+        """Attempts by app and function, by client, by name and by address."""
+        found: dict[str, Counter[str]] = {kind: Counter() for kind in ("apps", "clients", "names", "addresses")}
+        for _, event in self.events(follow=False):
+            if event["event"] in ("dns", "drop") and "app" in event and event.get("ts", "") >= start:
+                times = event.get("count", 1)
+                found["apps"][f"{event['app']}/{event.get('function', '-')}"] += times
                 for kind, key in (("clients", "client"), ("names", "qname"), ("addresses", "dst")):
                     if key in event:
-                        found[kind][str(event[key])] += times
-    return found
+                        found[kind][event[key]] += times
+        return found
 
 
 def earliest(text: str) -> str:

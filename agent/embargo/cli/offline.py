@@ -4,7 +4,6 @@ The lists are read by a compiler process, as when the agent reloads: it parses w
 """
 
 import asyncio
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,7 +70,7 @@ def compiled(settings: Config) -> tuple[Image, Report]:
         image, report = Path(directory, "policy.img"), Path(directory, "report.json")
         order = Compile(settings.text, settings.file, _protected(settings), "", "")
         _run(order, (str(image), str(report)))
-        return Image(image.read_bytes()), records.decode(Report, json.loads(report.read_text()))
+        return Image(image.read_bytes()), records.decode(Report, records.from_json(report.read_bytes()))
 
 
 def _protected(settings: Config) -> tuple[tuple[str, str], ...]:

@@ -261,7 +261,7 @@ def event(told: Told) -> str:
     kind = told.get("event")
     times = f"  x{told['count']}" if told.get("count", 1) != 1 else ""
     decided = f"{told.get('app', '-')}/{told.get('function', '-')}"
-    where = f"  {told['list']}:{told['line']}" if "list" in told else ""
+    where = f"  {told['list']}:{told.get('line', '-')}" if "list" in told else ""
     what = str(told.get("action", "")) + (" (audit)" if told.get("mode") == "audit" else "")
     if kind == "dns":
         text = f"{told.get('client')}  {told.get('qname', '-')} {told.get('qtype')}  {what}  {decided}{where}{times}"

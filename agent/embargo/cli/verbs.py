@@ -190,9 +190,10 @@ def log(file: str, follow: bool, app: str, client: str, since: str, layer: str |
     """
     from embargo.cli import eventlog
 
-    events = eventlog.select(_events(file), since, follow=follow, app=app, client=client, layer=layer)
-    for line, told in events:
+    reader = eventlog.Reader(_events(file))
+    for line, told in reader.select(since, follow=follow, app=app, client=client, layer=layer):
         print(line if as_json else show.event(told), flush=follow)
+    _warn_of_passed_over(reader.passed_over)
 
 
 @verb(reads=True)
@@ -208,11 +209,18 @@ def top(file: str, since: str, rows: int, once: bool, as_json: bool) -> None:
 
     live = not once and not as_json and sys.stdout.isatty()
     with contextlib.suppress(KeyboardInterrupt):
-        for counted in eventlog.counts(_events(file), since, repeat=live):
+        reader = eventlog.Reader(_events(file))
+        for counted in reader.counts(since, repeat=live):
             if as_json:
                 show.as_json({kind: [list(each) for each in found.most_common(rows)] for kind, found in counted.items()})
             else:
                 show.top(counted, rows, since, clear=live)
+            _warn_of_passed_over(reader.passed_over)
+
+
+def _warn_of_passed_over(lines: int) -> None:
+    if lines:
+        print(f"{lines} line{'s' if lines != 1 else ''} of the log could not be read and were left out", file=sys.stderr)
 
 
 def _count(problems: int) -> str:

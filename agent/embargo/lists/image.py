@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 from zlib import crc32
 
-from embargo import accelerator, names
+from embargo import accelerator, names, records
 from embargo.errors import ImageError
 from embargo.lists.columns import SIGNS
 from embargo.lists.policy import Claims, Class, Decision, Level, Policy, Source
@@ -179,7 +179,7 @@ class Image:
         view = memoryview(buffer).cast("B")
         self._at = at = _verify(view, trusted)
         try:
-            strings: dict[str, Any] = json.loads(bytes(view[at["strings"] : at["decisions"]]).rstrip(b"\0"))
+            strings: dict[str, Any] = records.from_json(bytes(view[at["strings"] : at["decisions"]]).rstrip(b"\0"))
             self.classes = tuple(Class(*c) for c in strings["classes"])
             self.sources = tuple(Source(s[0], Level(s[1]), *s[2:]) for s in strings["sources"])
             self._decisions = view[at["decisions"] : at["rules"]]

@@ -58,7 +58,7 @@ def exchange(path: str, request: dict[str, Any], seconds: float = ANSWER_SECONDS
         except OSError as error:
             raise ControlError(f"{path}: {error.strerror or error}") from None
     try:
-        answer = json.loads(line)
+        answer = records.from_json(line)
     except ValueError:
         answer = None
     if not isinstance(answer, dict):

@@ -311,8 +311,8 @@ def _uid(writer: asyncio.StreamWriter) -> int:
 def _request(line: bytes) -> object:
     """The request in a line of JSON. _RequestError if it is none."""
     try:
-        value: Any = json.loads(line)
-    except (ValueError, RecursionError):
+        value: Any = records.from_json(line)
+    except ValueError:
         value = None
     verb = value.pop("verb", None) if isinstance(value, dict) else None
     if not isinstance(verb, str):

@@ -129,7 +129,7 @@ def main() -> None:
     _lower_priority()
     privileges.keep((privileges.CAP_DAC_READ_SEARCH,))
     with open(order_fd, "rb") as file:
-        order = records.untagged(records.by_name(ORDERS), json.load(file))
+        order = records.untagged(records.by_name(ORDERS), records.from_json(file.read()))
     answer = _obey(order, *results)
     with open(answer_fd, "w", encoding="utf-8") as file:
         json.dump(records.tagged(answer), file)

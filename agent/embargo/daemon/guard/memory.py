@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
+from embargo import records
 from embargo.daemon.host import whole
 from embargo.firewall.learning import GATHERING_SECONDS, IN_USE_SECONDS, Book
 
@@ -50,14 +51,14 @@ class Memory:
         return usable
 
     def _read(self, lines: list[str], now: float) -> bool:
-        head = json.loads(lines[0])
+        head = records.from_json(lines[0])
         age = max(time.time() - head["saved"], 0.0)  # 0 where the clock was set back since
         if head["version"] != VERSION or age > IN_USE_SECONDS:
             return False
         rows: dict[str, dict[str, Any]] = {}
         for line in lines[1:-1]:  # the last one is empty, or cut short
             try:
-                row = json.loads(line)
+                row = records.from_json(line)
                 then = max(age - row.pop("after", 0.0), 0.0)
                 for key in ("used", "until"):
                     if key in row:

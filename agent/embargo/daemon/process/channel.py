@@ -168,8 +168,8 @@ class Channel:
             finally:
                 os.close(fd)
         try:
-            value = json.loads(data)
-        except (ValueError, RecursionError):
+            value = records.from_json(data)
+        except ValueError:
             raise ChannelError("not JSON") from None
         number = value.pop("id", None) if isinstance(value, dict) else None
         if number is not None and type(number) is not int:

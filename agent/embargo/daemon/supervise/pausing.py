@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from embargo import events
+from embargo import events, records
 from embargo.daemon.host import whole
 from embargo.daemon.supervise.generations import Generation
 from embargo.lists import pauses
@@ -37,7 +37,7 @@ class Pauses:
         """
         try:
             with open(self._path, "rb") as file:
-                stored = [_checked(row) for row in json.load(file)]
+                stored = [_checked(row) for row in records.from_json(file.read())]
         except FileNotFoundError:
             return []
         except (OSError, ValueError, TypeError) as error:

@@ -88,13 +88,13 @@ async def run(spawn: Spawn, order: Order[Answer], results: Sequence[str] = ()) -
         process = await spawn("compiler", fds)
         try:
             status = await asyncio.wait_for(process.wait(), COMPILE_SECONDS)
-            answered = records.untagged(answers, json.loads(_content(answer)))
+            answered = records.untagged(answers, records.from_json(_content(answer)))
         except TimeoutError:
             process.kill()
             await process.wait()
             hint = "are the lists too large?"
             raise TemporaryError([Problem("compiler", 0, f"it did not end in {COMPILE_SECONDS:.0f} s", hint)]) from None
-        except (ValueError, RecursionError, RecordError):
+        except (ValueError, RecordError):
             last = _content(complaints).decode(errors="replace").strip().rpartition("\n")[2]
             raise TemporaryError([Problem("compiler", 0, f"it ended with status {status}: {last}", "")]) from None
         finally:
