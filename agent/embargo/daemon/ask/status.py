@@ -22,7 +22,6 @@ from embargo.daemon.ask.orders import (
 )
 from embargo.daemon.guard.orders import Guarded
 from embargo.daemon.host import endpoints
-from embargo.daemon.resolve.orders import Counted
 from embargo.daemon.supervise import surroundings
 from embargo.daemon.supervise.supervisor import Supervisor
 from embargo.firewall.table import TABLE
@@ -57,7 +56,7 @@ async def status(agent: Supervisor) -> Status:
             last.ok if last else True, tuple(map(str, last.errors)) if last else (), round(now - agent.last_at, 1)
         ),
         apps=apps(report.apps, agent.counted("hits"), agent.pauses.all),
-        firewall=_firewall(agent, guarded), upstreams=_upstreams(agent, stats),
+        firewall=_firewall(agent, guarded), upstreams=_upstreams(agent),
         counters=_sum(worker.counters for worker in stats) | agent.counted("counters"),
         cache=_sum(worker.cache for worker in stats) | agent.counted("cache"),
         events=EventsStatus(agent.journal.path, agent.journal.lost, agent.journal.trouble),
@@ -107,13 +106,15 @@ def _firewall(agent: Supervisor, guarded: Guarded | None) -> FirewallStatus | Fi
     )  # fmt: skip
 
 
-def _upstreams(agent: Supervisor, stats: list[Counted]) -> tuple[UpstreamStats, ...]:
-    """One row per server, with the sums over all workers."""
+def _upstreams(agent: Supervisor) -> tuple[UpstreamStats, ...]:
+    """One row per server that is in use, with the sums over all workers."""
     asked, failed = agent.counted("asked"), agent.counted("failed")
+    in_use = set(map(str, surroundings.asked(agent.settings, agent.around)))
     rows: dict[str, UpstreamStats] = {}
-    for row in (row for worker in stats for row in worker.upstreams):
-        other = rows.get(row.server)
-        rows[row.server] = row if other is None else _merged(other, row)
+    for row in agent.workers.upstreams:
+        if row.server in in_use:
+            other = rows.get(row.server)
+            rows[row.server] = row if other is None else _merged(other, row)
     return tuple(replace(row, asked=asked[server], failed=failed[server]) for server, row in rows.items())
 
 

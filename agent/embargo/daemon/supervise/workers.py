@@ -23,6 +23,7 @@ from embargo.daemon.resolve import resolver
 from embargo.daemon.resolve.orders import LEVELS, ORDERS, Adopt, Counted, Judgement, Settings, Start, Stats, Stop
 from embargo.daemon.supervise.generations import Generation
 from embargo.daemon.supervise.keeper import Keeper
+from embargo.report import UpstreamStats
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +90,7 @@ class Workers:
         self._keepers: list[Keeper] = []
         self._settings: list[Settings | None] = []  # that each worker has; None: none yet
         self._missed: Counter[Child] = Counter()
+        self._upstreams: dict[Child, tuple[UpstreamStats, ...]] = {}
         self.user: tuple[int, int] | None = None
         self.inside = False
 
@@ -106,6 +108,11 @@ class Workers:
     def pids(self) -> list[int]:
         """The process ids of the running workers; 0 for one inside this process."""
         return [child.pid for child in self.children if child.running]
+
+    @property
+    def upstreams(self) -> list[UpstreamStats]:
+        """The upstreams as each worker last reported them; a worker that restarts or hangs leaves no gap."""
+        return [row for rows in self._upstreams.values() for row in rows]
 
     @property
     def restarts(self) -> int:
@@ -208,6 +215,7 @@ class Workers:
             return None
         self._missed.pop(child, None)
         child.counts.update(_growing(answer))
+        self._upstreams[child] = answer.upstreams
         return answer
 
     async def stop(self) -> None:
