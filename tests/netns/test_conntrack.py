@@ -86,6 +86,7 @@ def test_connections_of_a_zone_are_deleted_too(rig: Rig, kernel: Nftables, table
         found = [each for each in table.flows() if each.destination == socket.inet_aton(FREE4)]
         assert found
         assert table.delete(found) == len(found)
+        assert table.delete(found) == 0, "ended already"
         assert not [each for each in table.flows() if each.destination == socket.inet_aton(FREE4)]
 
 

@@ -36,8 +36,11 @@ def messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
         offset += (length + 3) & ~3
 
 
-def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
-    """Kind → value of the attributes from this offset on; of two of one kind the last."""
+def attributes(data: bytes, offset: int = 0, header: int = 4) -> dict[int, bytes]:
+    """Kind → value of the attributes from this offset on; of two of one kind the last.
+
+    `header`: octets left out at the beginning of each. With 0 the values are whole attributes, ready to be sent back.
+    """
     values = {}
     size, unpack = len(data), _ATTRIBUTE.unpack_from
     while offset + 4 <= size:
@@ -45,7 +48,7 @@ def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
         end = offset + length
         if length < 4 or end > size:
             break
-        values[kind & _KIND] = data[offset + 4 : end]
+        values[kind & _KIND] = data[offset + header : end]
         offset += (length + 3) & ~3
     return values
 

@@ -23,7 +23,7 @@ _NEW, _GET, _DELETE = 1 << 8 | 0, 1 << 8 | 1, 1 << 8 | 2  # NFNL_SUBSYS_CTNETLIN
 _TUPLE_ORIG, _TUPLE_REPLY, _MARK, _ID, _ZONE, _MARK_MASK = 1, 2, 8, 12, 18, 21  # CTA_*
 _V4_SRC = 1  # CTA_IP_V4_SRC
 _HEAD4, _HEAD6 = wire.netfilter(socket.AF_INET), wire.netfilter(socket.AF_INET6)
-_MIN_TUPLE = 20  # octets: the header of CTA_TUPLE_IP, then source and destination, each with a header
+_MIN_TUPLE = 24  # octets: the headers of the tuple and of CTA_TUPLE_IP, then source and destination, each with a header
 
 
 class Flow(NamedTuple):
@@ -32,9 +32,7 @@ class Flow(NamedTuple):
     source: bytes
     destination: bytes
     answers: bytes
-    original: bytes  # values of the attributes that name the entry: CTA_TUPLE_ORIG,
-    id: bytes  # CTA_ID
-    zone: bytes  # and CTA_ZONE, empty outside of zones
+    name: bytes  # the attributes that name the entry: CTA_TUPLE_ORIG, CTA_ID and, in a zone, CTA_ZONE
 
 
 class Conntrack:
@@ -88,53 +86,50 @@ class Conntrack:
         done = 0
         try:
             for start in range(0, len(flows), REQUESTS_AT_ONCE):
-                part, requests = flows[start : start + REQUESTS_AT_ONCE], []
-                first = self._sequence + 1
+                part, requests, flags = flows[start : start + REQUESTS_AT_ONCE], [], wire.REQUEST
+                first, last = self._sequence + 1, self._sequence + len(part)
                 for flow in part:
                     self._sequence += 1
-                    requests.append(wire.message(kind, wire.REQUEST | wire.ACK, self._sequence, _naming(flow) + more))
+                    head = _HEAD4 if len(flow.source) == 4 else _HEAD6
+                    if self._sequence == last:
+                        flags |= wire.ACK  # the kernel reports failures unasked
+                    requests.append(wire.message(kind, flags, self._sequence, head + more + flow.name))
                 self._sock.send(b"".join(requests))
-                done += self._answers(first, len(part))
+                done += len(part) - self._failures(first, last)
         except OSError as error:
             raise FirewallError("change connections", error.strerror or str(error)) from None
         return done
 
-    def _answers(self, first: int, count: int) -> int:
-        """How many of these requests were carried out. One for an entry that has ended by itself is not."""
-        seen = done = 0
-        while seen < count:
+    def _failures(self, first: int, last: int) -> int:
+        """How many of these requests were not carried out, because the entry had ended by itself."""
+        failed = 0
+        while True:
             for kind, _, sequence, data in wire.messages(self._sock.recv(_DATAGRAM)):
                 if kind == wire.ERROR and sequence >= first:
                     number = wire.error(data)
                     if number not in (0, errno.ENOENT, errno.EBUSY):
                         raise OSError(number, os.strerror(number))
-                    seen += 1
-                    done += not number
-        return done
+                    failed += number != 0
+                    if sequence == last:
+                        return failed
 
 
 def _flow(data: bytes) -> Flow | None:
     """The entry that a message is about; None for one without the tuples of both directions."""
-    row = wire.attributes(data, wire.NETFILTER_HEADER)
+    row = wire.attributes(data, wire.NETFILTER_HEADER, header=0)
     original, reply = row.get(_TUPLE_ORIG, b""), row.get(_TUPLE_REPLY, b"")
     if len(original) < _MIN_TUPLE or len(reply) < _MIN_TUPLE:
         return None
     source, destination = _addresses(original)
-    return Flow(source, destination, _addresses(reply)[0], original, row.get(_ID, b""), row.get(_ZONE, b""))
+    name = original + row.get(_ID, b"") + row.get(_ZONE, b"")  # all but the last are multiples of four octets
+    return Flow(source, destination, _addresses(reply)[0], name)
 
 
 def _addresses(tuple_: bytes) -> tuple[bytes, bytes]:
     """(source, destination). At fixed places, since nested walks cost twice the time: the kernel writes CTA_TUPLE_IP first
     in a tuple, and the source before the destination in it."""
-    kind = int.from_bytes(tuple_[6:8], sys.byteorder) & 0x3FFF
-    return (tuple_[8:12], tuple_[16:20]) if kind == _V4_SRC else (tuple_[8:24], tuple_[28:44])
-
-
-def _naming(flow: Flow) -> bytes:
-    """The payload of a request about this entry."""
-    head = _HEAD4 if len(flow.source) == 4 else _HEAD6
-    payload = head + wire.nest(_TUPLE_ORIG, flow.original) + wire.attribute(_ID, flow.id)
-    return payload + wire.attribute(_ZONE, flow.zone) if flow.zone else payload
+    kind = int.from_bytes(tuple_[10:12], sys.byteorder) & 0x3FFF
+    return (tuple_[12:16], tuple_[20:24]) if kind == _V4_SRC else (tuple_[12:28], tuple_[32:48])
 
 
 def in_use() -> bool:
