@@ -25,8 +25,10 @@ R = TypeVar("R")
 
 MAX_NAMES = 200  # characters of unknown member names in an error message
 
-#: decodes a JSON value of one type; the second argument is its place in the record, for error messages
-_Decoder = Callable[[Any, str], Any]
+#: decodes a JSON value of one type. The text of its RecordError begins with a place: ".upstreams.asked: not int"
+_Decoder = Callable[[Any], Any]
+
+_AS_IT_IS = {str, int, float, bool, type(None)}
 
 
 Answer = TypeVar("Answer")
@@ -65,13 +67,13 @@ class Limit:
     characters: int = 1 << 30
     printable: bool = False
 
-    def check(self, value: Any, place: str) -> None:
+    def check(self, value: Any) -> None:
         """RecordError if the value is out of bounds."""
         if isinstance(value, str):
             if len(value) > self.characters or (self.printable and not value.isprintable()):
-                raise RecordError(f"{place}: not a text of {self.characters} printable characters at most")
+                raise RecordError(f": not a text of {self.characters} printable characters at most")
         elif isinstance(value, int | float) and not self.least <= value <= self.most:
-            raise RecordError(f"{place}: not between {self.least} and {self.most}")
+            raise RecordError(f": not between {self.least} and {self.most}")
 
 
 #: for counters of an unprivileged process, and their names
@@ -99,8 +101,8 @@ def from_json(text: str | bytes) -> Any:
 
 def encode(record: Any) -> Any:
     """The JSON value of a record, or of any value that a record may have."""
-    value: Any = _encoder(cast(Hashable, type(record)))(record)
-    return value
+    kind = type(record)
+    return record if kind in _AS_IT_IS else _encoder(cast(Hashable, kind))(record)
 
 
 @cache
@@ -122,31 +124,41 @@ def _record_encoder(kind: Any) -> Callable[[Any], Any]:
     head = {} if version is None else {"version": version}
 
     def write(record: Any) -> Any:
-        members = ((name, getattr(record, name)) for name in names)
-        return head | {name: encode(member) for name, member in members if member is not None}
+        value = head.copy()
+        for name in names:
+            if (member := getattr(record, name)) is not None:
+                value[name] = encode(member)
+        return value
 
     return write
 
 
 def decode(kind: type[R], value: Any) -> R:
     """The record of type `kind` that `encode` encoded as this value. RecordError if there is none."""
+    return cast(R, _decoded(kind, _decoder(cast(Hashable, kind)), value))
+
+
+def _decoded(kind: type, decoder: _Decoder, value: Any) -> Any:
     try:
-        record: R = _decoder(cast(Hashable, kind))(value, kind.__name__)
+        return decoder(value)
+    except RecordError as error:
+        raise RecordError(f"{kind.__name__}{error}") from None
     except RecursionError:
         raise RecordError(f"{kind.__name__}: nested too deeply") from None
-    return record
 
 
 def tagged(record: Any) -> dict[str, Any]:
     """A record as a JSON object with the name of its type in the member `op`."""
-    return {"op": type(record).__name__, **encode(record)}
+    value: dict[str, Any] = encode(record)
+    value["op"] = type(record).__name__
+    return value
 
 
 def untagged(kinds: Mapping[str, type], value: Any) -> Any:
     """The record that `tagged` encoded as this object, if its type is one of `kinds`, by name. RecordError otherwise."""
-    if not isinstance(value, dict) or not isinstance(name := value.get("op"), str) or name not in kinds:
+    if not isinstance(value, dict) or not isinstance(name := value.get("op"), str) or (kind := kinds.get(name)) is None:
         raise RecordError(f"none of {', '.join(kinds)}")
-    return decode(kinds[name], {key: member for key, member in value.items() if key != "op"})
+    return _decoded(kind, _tagged_decoder(kind), value)
 
 
 def widened(kind: type[R], record: Any, **members: Any) -> R:
@@ -182,24 +194,36 @@ def _decoder(kind: Any) -> _Decoder:
     if kind is bytes:
         return _octets
     if kind is Any:
-        return lambda value, place: value
+        return lambda value: value
     return _plain(kind)
 
 
-def _record(kind: type) -> _Decoder:
-    hints = typing.get_type_hints(kind, include_extras=True)
-    fields = {field.name: _decoder(hints[field.name]) for field in dataclasses.fields(kind)}
-    version = getattr(kind, "VERSION", None)
-    names = set(fields) | ({"version"} if version is not None else set())
+@cache
+def _tagged_decoder(kind: type) -> _Decoder:
+    return _record(kind, {"op"})
 
-    def read(value: Any, place: str) -> Any:
+
+def _record(kind: type, other: Iterable[str] = ()) -> _Decoder:
+    """`other`: further members that an object may have."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    fields = [(field.name, _decoder(hints[field.name])) for field in dataclasses.fields(kind)]
+    version = getattr(kind, "VERSION", None)
+    names = {name for name, _ in fields}.union(other, ["version"] if version is not None else [])
+
+    def read(value: Any) -> Any:
         if not isinstance(value, dict):
-            raise RecordError(f"{place}: not a record")
+            raise RecordError(": not a record")
         if version is not None and not _same(value.get("version"), version):
-            raise RecordError(f"{place}: version {value.get('version')}, this program reads version {version}")
-        if extra := value.keys() - names:
-            raise RecordError(f"{place}: has {', '.join(sorted(map(str, extra)))[:MAX_NAMES]}")
-        return kind(**{name: decoder(value.get(name), f"{place}.{name}") for name, decoder in fields.items()})
+            raise RecordError(f": version {value.get('version')}, this program reads version {version}")
+        if not value.keys() <= names:
+            raise RecordError(f": has {', '.join(sorted(map(str, value.keys() - names)))[:MAX_NAMES]}")
+        name, members = "", []
+        try:
+            for name, decoder in fields:
+                members.append(decoder(value.get(name)))
+        except RecordError as error:
+            raise RecordError(f".{name}{error}") from None
+        return kind(*members)
 
     return read
 
@@ -210,11 +234,11 @@ def _same(value: Any, wanted: Any) -> bool:
 
 
 def _plain(kind: type) -> _Decoder:
-    accepted = (int, float) if kind is float else (kind,)
+    accepted = {int, float} if kind is float else {kind}
 
-    def read(value: Any, place: str) -> Any:
-        if type(value) not in accepted and not (kind is type(None) and value is None):
-            raise RecordError(f"{place}: not {kind.__name__}")
+    def read(value: Any) -> Any:
+        if type(value) not in accepted:
+            raise RecordError(f": not {kind.__name__}")
         return value
 
     return read
@@ -224,10 +248,10 @@ def _limited(kind: Any) -> _Decoder:
     inner, *limits = get_args(kind)
     decoder = _decoder(inner)
 
-    def read(value: Any, place: str) -> Any:
-        found = decoder(value, place)
+    def read(value: Any) -> Any:
+        found = decoder(value)
         for limit in limits:
-            limit.check(found, place)
+            limit.check(found)
         return found
 
     return read
@@ -236,33 +260,33 @@ def _limited(kind: Any) -> _Decoder:
 def _union(kinds: tuple[Any, ...]) -> _Decoder:
     decoders = [_decoder(kind) for kind in kinds]
 
-    def read(value: Any, place: str) -> Any:
+    def read(value: Any) -> Any:
         reasons = []
         for decoder in decoders:
             try:
-                return decoder(value, place)
+                return decoder(value)
             except RecordError as error:
-                reasons.append(str(error))
-        raise RecordError("; ".join(reasons))
+                reasons.append(str(error).removeprefix(": "))
+        raise RecordError(f": {'; '.join(reasons)}")
 
     return read
 
 
 def _literal(values: tuple[Any, ...]) -> _Decoder:
-    def read(value: Any, place: str) -> Any:
+    def read(value: Any) -> Any:
         if not any(_same(value, each) for each in values):
-            raise RecordError(f"{place}: not one of {', '.join(map(str, values))}")
+            raise RecordError(f": not one of {', '.join(map(str, values))}")
         return value
 
     return read
 
 
 def _member(kind: type[enum.Enum]) -> _Decoder:
-    def read(value: Any, place: str) -> Any:
+    def read(value: Any) -> Any:
         for each in kind:
             if _same(value, each.value):
                 return each
-        raise RecordError(f"{place}: not a {kind.__name__}")
+        raise RecordError(f": not a {kind.__name__}")
 
     return read
 
@@ -270,10 +294,10 @@ def _member(kind: type[enum.Enum]) -> _Decoder:
 def _sequence(kinds: tuple[Any, ...]) -> _Decoder:
     decoder = _decoder(kinds[0])
 
-    def read(value: Any, place: str) -> Any:
+    def read(value: Any) -> Any:
         if not isinstance(value, list):
-            raise RecordError(f"{place}: not a list")
-        return tuple(decoder(each, place) for each in value)
+            raise RecordError(": not a list")
+        return tuple([decoder(each) for each in value])
 
     return read
 
@@ -281,10 +305,10 @@ def _sequence(kinds: tuple[Any, ...]) -> _Decoder:
 def _fixed(kinds: tuple[Any, ...], make: Callable[[Any], Any]) -> _Decoder:
     decoders = [_decoder(kind) for kind in kinds]
 
-    def read(value: Any, place: str) -> Any:
+    def read(value: Any) -> Any:
         if not isinstance(value, list) or len(value) != len(decoders):
-            raise RecordError(f"{place}: not a list of {len(decoders)}")
-        return make(tuple(decoder(each, place) for decoder, each in zip(decoders, value, strict=True)))
+            raise RecordError(f": not a list of {len(decoders)}")
+        return make([decoder(each) for decoder, each in zip(decoders, value, strict=True)])
 
     return read
 
@@ -292,16 +316,22 @@ def _fixed(kinds: tuple[Any, ...], make: Callable[[Any], Any]) -> _Decoder:
 def _mapping(key_kind: Any, kind: Any) -> _Decoder:
     key_decoder, decoder = _decoder(key_kind), _decoder(kind)
 
-    def read(value: Any, place: str) -> Any:
+    def read(value: Any) -> Any:
         if not isinstance(value, dict):
-            raise RecordError(f"{place}: not an object")
-        return {key_decoder(key, place): decoder(member, f"{place}.{key}") for key, member in value.items()}
+            raise RecordError(": not an object")
+        key, members = "", {}
+        try:
+            for key, member in value.items():
+                members[key_decoder(key)] = decoder(member)
+        except RecordError as error:
+            raise RecordError(f".{key}{error}") from None
+        return members
 
     return read
 
 
-def _octets(value: Any, place: str) -> bytes:
+def _octets(value: Any) -> bytes:
     try:
         return bytes.fromhex(value)
     except (ValueError, TypeError):
-        raise RecordError(f"{place}: not hexadecimal octets") from None
+        raise RecordError(": not hexadecimal octets") from None

@@ -237,7 +237,7 @@ def test_the_encoding_stays_compatible() -> None:
         ({"two": [1, "x", 2]}, "Sample.two: not a list of 2"),
         ({"named": []}, "Sample.named: not an object"),
         ({"named": {"k": [1, "2"]}}, "Sample.named.k: not int"),
-        ({"either": {"number": "7"}}, "Sample.either: has number; Sample.either.number: not int"),
+        ({"either": {"number": "7"}}, "Sample.either: has number; .number: not int"),
         ({"count": -1}, "Sample.count: not between 0 and "),
         ({"count": 1 << 63}, "Sample.count: not between 0 and "),
         ({"short": "x" * 1001}, "Sample.short: not a text of 1000 printable characters"),

@@ -58,6 +58,11 @@ class Answered:
     records: bytes
 
 
+_TRUNCATED = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)  # as plain numbers: a Flag takes a microsecond
+_RIGHTS = socket.CMSG_SPACE(4 * MAX_FDS)
+_JSON = json.JSONEncoder(separators=(",", ":"))  # json.dumps would make one for each record
+
+
 class Received(NamedTuple):
     """A received message."""
 
@@ -110,7 +115,7 @@ class Channel:
         value = records.tagged(record)
         if number is not None:
             value["id"] = number
-        data = json.dumps(value, separators=(",", ":")).encode()
+        data = _JSON.encode(value).encode()
         if len(data) <= MAX_PACKET:
             self._send(data, fds)
             return
@@ -123,8 +128,10 @@ class Channel:
     def _send(self, data: bytes, fds: Sequence[int]) -> None:
         if len(fds) > MAX_FDS:
             raise ChannelError(f"a message can carry {MAX_FDS} descriptors, not {len(fds)}")
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        self._sock.sendmsg([data], rights)
+        if fds:
+            self._sock.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
+        else:
+            self._sock.send(data)
 
     def receive(self, in_memory: int = 0) -> Received | None:
         """The next record; None when the other side is gone. ChannelError if it is not a record that this channel accepts.
@@ -132,7 +139,7 @@ class Channel:
         `in_memory`: limit for a record in a memory file, in octets; 0: none is accepted.
         """
         try:
-            data, ancillary, flags, _ = self._sock.recvmsg(MAX_PACKET, socket.CMSG_SPACE(4 * MAX_FDS))
+            data, ancillary, flags, _ = self._sock.recvmsg(MAX_PACKET, _RIGHTS)
         except ConnectionResetError:
             return None
         fds: list[int] = []
@@ -145,7 +152,7 @@ class Channel:
             _close(fds)
             return None
         try:
-            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            if flags & _TRUNCATED:
                 raise ChannelError("a message is truncated")
             return Received(*self._read(data, fds, in_memory), fds)
         except BaseException:
@@ -168,7 +175,7 @@ class Channel:
             finally:
                 os.close(fd)
         try:
-            value = records.from_json(data)
+            value = records.from_json(data.decode())
         except ValueError:
             raise ChannelError("not JSON") from None
         number = value.pop("id", None) if isinstance(value, dict) else None
@@ -178,7 +185,7 @@ class Channel:
             record = records.untagged(self._accepts, value)
         except RecordError as error:
             raise ChannelError(str(error)) from None
-        if isinstance(record, Events | Answered):
+        if isinstance(record, (Events, Answered)):
             raise ChannelError(f"{type(record).__name__} as JSON, although it must be packed")
         return record, number
 
