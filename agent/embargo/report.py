@@ -138,6 +138,7 @@ class UpstreamStats:
     healthy: bool
     milliseconds: Annotated[float, Limit(least=0)]  # smoothed round-trip time
     last_error: Word
+    plain: bool  # asked without EDNS, because it answers only then
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,10 +15,12 @@ import dns.rrset
 import pytest
 
 from embargo.dns import message
+from embargo.dns.upstream import SEVERAL
 from support.matrix import ACCELERATORS
 from support.playbook import query
 from support.upstream import Asked, Elsewhere, Late, Script, Upstream, good, right
 from support.worker import Worker, addresses, answered
+from tools.rig import until
 
 FORGED = "203.0.113.66"
 
@@ -227,18 +230,55 @@ def test_the_next_server_is_asked_when_one_is_silent_or_torn(worker: Worker) -> 
         cut, silent, third = (stack.enter_context(Upstream(script)) for script in scripts)
         asking(worker, cut, silent, third)
         assert answered(worker) == ["192.0.2.80"]
+        rows = {row["server"]: row for row in worker.stats()["upstreams"]}
+        assert [rows[f"udp://127.0.0.1:{each.port}"]["healthy"] for each in (silent, third)] == [False, True]
+        assert "malformed" in rows[f"udp://127.0.0.1:{cut.port}"]["last_error"]
         assert answered(worker, "other.test") == ["192.0.2.80"]
-        assert (len(cut.asked), len(silent.asked)) == (1, 1), "they are set aside"
+        assert answered(worker, "third.test") == ["192.0.2.80"]
         rows = {row["server"]: row for row in worker.stats()["upstreams"]}
         assert [rows[f"udp://127.0.0.1:{each.port}"]["healthy"] for each in (cut, silent, third)] == [False, False, True]
-        assert "malformed" in rows[f"udp://127.0.0.1:{cut.port}"]["last_error"]
+        asked = len(cut.asked), len(silent.asked)
+        assert answered(worker, "fourth.test") == ["192.0.2.80"]
+        assert (len(cut.asked), len(silent.asked)) == asked, "they are set aside"
 
 
-def test_a_server_that_is_always_late_is_waited_for_in_the_end(worker: Worker) -> None:
-    with Upstream(lambda asked: [Late(1.4, right(asked))]) as slow:
-        asking(worker, slow)
+@pytest.mark.parametrize("scheme", ["udp", "tcp"])
+@pytest.mark.parametrize("servers", [1, 2])
+def test_servers_that_are_always_late_are_used_and_each_answer_counts(worker: Worker, scheme: str, servers: int) -> None:
+    """The first wait is shorter than their time: the next one is asked as well, and the first answer is not thrown away."""
+
+    def late(asked: Asked) -> list[bytes | Late]:
+        if asked.tcp:
+            time.sleep(1.4)
+            return [right(asked)]
+        return [Late(1.4, right(asked))]
+
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(Upstream(late)) for _ in range(servers)]
+        asking(worker, *slow, scheme=scheme)
         assert answered(worker) == ["192.0.2.80"]
-        assert len(slow.asked) == 3
+        assert all(each.asked for each in slow)
+        first = worker.stats()["upstreams"]
+        assert first[0]["healthy"]
+        assert answered(worker, "other.test") == ["192.0.2.80"]
+        assert len([each for each in slow[0].asked if "other" in str(each.message.question[0].name)]) == 1, "its time is known"
+
+
+def test_an_answer_that_comes_when_the_client_has_gone_is_cached(worker: Worker) -> None:
+    released = threading.Event()
+
+    def held(asked: Asked) -> list[bytes]:
+        released.wait(30)
+        return [right(asked)]
+
+    with Upstream(held) as upstream:
+        asking(worker, upstream)
+        assert worker.asked(query("free.test")).rcode() == dns.rcode.SERVFAIL
+        released.set()
+        until(lambda: worker.stats()["cache"]["entries"] > 0, "the late answer is cached")
+        asked = len(upstream.asked)
+        assert answered(worker) == ["192.0.2.80"]
+        assert len(upstream.asked) == asked
 
 
 def test_a_client_gets_servfail_in_time_when_no_server_answers(worker: Worker) -> None:
@@ -282,9 +322,13 @@ def test_a_server_that_does_not_know_edns_is_asked_without(worker: Worker, rcode
 
     with Upstream(old) as upstream:
         asking(worker, upstream)
-        for name in ("free.test", "other.test"):
-            assert answered(worker, name) == ["192.0.2.80"]
-        assert [each.message.edns for each in upstream.asked] == [0, -1, -1]
+        for number in range(SEVERAL):
+            assert not worker.stats()["upstreams"][0]["plain"]
+            assert answered(worker, f"free.z{number}.test") == ["192.0.2.80"]
+        assert [each.message.edns for each in upstream.asked] == [0, -1] * SEVERAL
+        assert answered(worker, "other.test") == ["192.0.2.80"]
+        assert [each.message.edns for each in upstream.asked[2 * SEVERAL :]] == [-1]
+        assert worker.stats()["upstreams"][0]["plain"]
 
 
 # ── few queries ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -367,4 +411,5 @@ def test_sockets_to_upstreams_are_pooled_and_given_back(worker: Worker) -> None:
         ports = Counter(each.port for each in upstream.asked)
         assert len(ports) > 200
         assert max(ports.values()) <= 64, "a port is given up after 64 questions"
-        assert len(os.listdir(f"/proc/{worker.process.pid}/fd")) < 320
+        open_files = f"/proc/{worker.process.pid}/fd"
+        until(lambda: len(os.listdir(open_files)) < 320, "sockets are closed when no late answer is awaited there", 30)

@@ -16,7 +16,7 @@ from embargo.dns import message
 from embargo.dns.questions import Forward
 from embargo.dns.upstream import Server
 from support.playbook import query
-from support.upstream import Upstream, good
+from support.upstream import Late, Upstream, good, right
 
 
 class Asking:
@@ -24,18 +24,25 @@ class Asking:
 
     def __init__(self) -> None:
         self.answered: list[int] = []
+        self.overdue: list[tuple[int, str]] = []
         self.failed: list[tuple[int, str]] = []
-        self.forwarder = Forwarder(self._complete, lambda token, reason, _: self.failed.append((token, reason)))
+        self.forwarder = Forwarder(self._complete, self._overdue, self._expire)
         self._token = 0
 
     def _complete(self, token: int, packet: bytes) -> bool:
         self.answered.append(token)
         return True
 
-    def ask(self, port: int, timeout: float = 2.0) -> None:
+    def _overdue(self, token: int, reason: str) -> None:
+        self.overdue.append((token, reason))
+
+    def _expire(self, token: int, reason: str, network: bool) -> None:
+        self.failed.append((token, reason))
+
+    def ask(self, port: int, wait: float = 2.0) -> None:
         self._token += 1
         asked = message.parse_query(query(f"n{self._token}.test"))
-        self.forwarder.start(Forward(self._token, Server("127.0.0.1", port), asked, True, False, timeout))
+        self.forwarder.start(Forward(self._token, Server("127.0.0.1", port), asked, True, False, wait))
 
     async def until(self, done: Callable[[], bool]) -> None:
         async with asyncio.timeout(20):
@@ -152,7 +159,7 @@ def test_an_idle_forwarder_has_no_socket_and_no_timer(monkeypatch: pytest.Monkey
     async def run(upstream: Upstream) -> None:
         async with forwarding() as asking:
             asking.ask(upstream.port)
-            asking.ask(upstream.port, timeout=0.05)
+            asking.ask(upstream.port, wait=0.05)
             await asking.until(lambda: len(asking.answered) == 2)
             await asking.until(lambda: not asking.forwarder._sockets)
             assert asking.forwarder._timer is None
@@ -163,13 +170,29 @@ def test_an_idle_forwarder_has_no_socket_and_no_timer(monkeypatch: pytest.Monkey
         asyncio.run(run(upstream))
 
 
-def test_questions_end_in_the_order_of_their_time() -> None:
+def test_questions_are_overdue_and_end_in_the_order_of_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward, "PATIENCE", 0.5)
+
     async def run() -> None:
         async with forwarding() as asking:
-            for timeout in (0.4, 0.2, 0.05, 0.3):
-                asking.ask(silent.port, timeout)
+            for wait in (0.4, 0.2, 0.05, 0.3):
+                asking.ask(silent.port, wait)
+            await asking.until(lambda: len(asking.overdue) == 4)
+            assert [token for token, _ in asking.overdue] == [3, 2, 4, 1]
             await asking.until(lambda: len(asking.failed) == 4)
             assert [token for token, _ in asking.failed] == [3, 2, 4, 1]
 
     with Upstream(lambda _: []) as silent:
         asyncio.run(run())
+
+
+def test_an_overdue_question_is_answered_late() -> None:
+    async def run(upstream: Upstream) -> None:
+        async with forwarding() as asking:
+            asking.ask(upstream.port, 0.05)
+            await asking.until(lambda: asking.answered == [1])
+            assert [token for token, _ in asking.overdue] == [1]
+            assert asking.failed == []
+
+    with Upstream(lambda asked: [Late(0.3, right(asked))]) as upstream:
+        asyncio.run(run(upstream))

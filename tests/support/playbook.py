@@ -21,7 +21,7 @@ from embargo.dns.cache import Cache
 from embargo.dns.engine import Drop, Engine, Joined, Reply, Settled
 from embargo.dns.judgement import BlockMode, Rules
 from embargo.dns.questions import Forward, KeepWaiting
-from embargo.dns.upstream import Server, Upstreams
+from embargo.dns.upstream import DEADLINE, Server, Upstreams
 from embargo.dns.zones import Zones
 from embargo.lists import image, lists, policy
 from embargo.lists.lists import Guard
@@ -91,6 +91,8 @@ class Play:
         self.outcome: Reply | Forward | Joined | Drop = Drop("nothing happened")
         self.settled: list[Reply] = []
         self.forward: Forward | None = None
+        self.begun = self.now  # when the last query came
+        self.overdue: list[Forward] = []  # still awaited
         self.asked = b""
         self.was_fast = False  # the fast path answered too
 
@@ -101,7 +103,7 @@ class Play:
 
     def packet(self, packet: bytes, *, client: str = CLIENT, udp: bool = True) -> Self:
         """A query, to the engine and to its shortcut: where that one answers, both say the same."""
-        self.asked = packet
+        self.asked, self.begun = packet, self.now
         fast = shortcut.answer(packet, client, self.engine.rules, self.engine.cache, self.now) if udp else None
         self._take(self.engine.handle(packet, client, "peer", self.now, udp=udp))
         self.was_fast = fast is not None
@@ -126,9 +128,28 @@ class Play:
         return self
 
     def silence(self, reason: str = "did not answer in 1.0 s") -> Self:
+        """The server asked last is overdue; if no other is asked then, the client's time ends."""
         assert self.forward is not None, "nothing was sent on"
-        self.now += self.forward.timeout
-        self._settle(self.engine.expire(self.forward.token, reason, self.now))
+        self.now += self.forward.wait
+        self.overdue.append(self.forward)
+        outcome = self.engine.overdue(self.forward.token, reason, self.now)
+        if outcome == Settled([]) and self.engine.pending:
+            self.now = max(self.now, self.begun + DEADLINE)
+            outcome = Settled(self.engine.give_up(self.now))
+        self._settle(outcome)
+        return self
+
+    def unreachable(self) -> Self:
+        """An error of the network keeps the server from being asked."""
+        assert self.forward is not None, "nothing was sent on"
+        self._settle(self.engine.expire(self.forward.token, "connection refused", self.now, network=True))
+        self.now += self.forward.delay if self.forward is not None else 0.0
+        return self
+
+    def late(self, message: dns.message.Message | bytes, which: int = 0) -> Self:
+        """A server that was overdue answers after all; `which`: its place among those."""
+        wire = message if isinstance(message, bytes) else message.to_wire(max_size=65535)
+        self._settle(self.engine.complete(self.overdue.pop(which).token, wire, self.now))
         return self
 
     def later(self, seconds: float) -> Self:

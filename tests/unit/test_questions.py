@@ -10,7 +10,7 @@ import pytest
 
 from embargo.dns.engine import Joined
 from embargo.dns.questions import MAX_WAITING
-from embargo.dns.upstream import PLAIN_FOR, Server, Strip, Upstreams
+from embargo.dns.upstream import PLAIN_FOR, SEVERAL, Server, Strip, Upstreams
 from embargo.dns.zones import Zones
 from support.playbook import SERVERS, Play, answer, play, rules
 
@@ -61,24 +61,57 @@ def test_a_server_that_does_not_know_edns_is_asked_without() -> None:
     found.upstream(answer("free.test", "A", "192.0.2.1")).replies("192.0.2.1")
 
 
-def test_a_server_that_does_not_know_edns_is_spared_it_for_a_while_and_then_tried_again() -> None:
-    def edns(found: Play) -> bool:
-        assert found.forward is not None
-        return found.forward.edns
+def edns(found: Play) -> bool:
+    """Whether the last question was asked with EDNS."""
+    assert found.forward is not None
+    return found.forward.edns
 
-    good = answer("free.test", "A", "192.0.2.1", ttl=0)
-    found = play().query("free.test").upstream(answer("free.test", rcode=dns.rcode.NOTIMP)).upstream(good)
+
+FORMERR, NOTIMP = (dns.rcode.FORMERR, dns.rcode.NOTIMP)
+PLAIN = [answer(f"n.z{number}.test", "A", "192.0.2.1", ttl=0) for number in range(SEVERAL)]
+
+
+def refused(found: Play, number: int, rcode: int = FORMERR) -> Play:
+    """One question that is answered only without EDNS."""
+    assert edns(found.query(f"n.z{number}.test"))
+    assert not edns(found.upstream(answer(f"n.z{number}.test", rcode=rcode)))
+    return found.upstream(PLAIN[number]).replies("192.0.2.1")
+
+
+@pytest.mark.parametrize("rcode", [FORMERR, NOTIMP])
+def test_a_server_that_refuses_edns_for_one_name_is_asked_with_it_for_all_others(rcode: int) -> None:
+    found = play()
+    for _ in range(20):
+        refused(found, 0, rcode)
+    assert edns(found.query("other.test"))
+    assert found.engine.zones.default.health[SERVERS[0]].plain_until == 0.0
+
+
+def test_a_server_that_refuses_edns_everywhere_is_spared_it_for_a_while_and_then_tried_again() -> None:
+    found, plain = play(), answer("signed.test", "A", "192.0.2.1", ttl=0)
+    plain.use_edns(False)
+    for number in range(SEVERAL):
+        refused(found, number)
     for seconds, expected in ((1, False), (PLAIN_FOR - 2, False), (2, True)):
         assert edns(found.later(seconds).query("free.test")) == expected
-        found.upstream(good)
-    assert edns(found.query("free.test")), "it knows EDNS now"
+        found.upstream(answer("free.test", "A", "192.0.2.1", ttl=0))
+        assert edns(found.query("signed.test", do=True)), "DO cannot be said without"
+        found.upstream(plain)
+
+
+def test_a_server_that_has_answered_with_edns_knows_it_for_ever() -> None:
+    found = play().query("free.test").upstream(answer("free.test", "A", "192.0.2.1", ttl=0))
+    for number in range(SEVERAL):
+        refused(found, number)
+    assert edns(found.query("other.test"))
 
 
 def test_a_server_that_cannot_read_our_question_at_all_is_followed_by_the_next() -> None:
     formerr = answer("free.test", rcode=dns.rcode.FORMERR)
     found = play().query("free.test").upstream(formerr).is_forwarded(SERVERS[0]).upstream(formerr).is_forwarded(SERVERS[1])
     found.upstream(answer("free.test", "A", "192.0.2.1", ttl=0))
-    assert found.query("free.test").is_forwarded(SERVERS[1]).engine.zones.default.health[SERVERS[0]].plain_until == 0.0
+    assert found.query("other.test").is_forwarded(SERVERS[0]).engine.zones.default.health[SERVERS[0]].plain_in == set()
+    assert edns(found)
 
 
 BROKEN = answer("free.test", "A", "192.0.2.1").to_wire()[:-3]
@@ -188,10 +221,96 @@ def test_a_name_that_no_server_can_resolve_sets_no_server_aside() -> None:
     assert found.query("free.test").is_forwarded(SERVERS[0]).engine.zones.default.health[SERVERS[0]].failed == 3
 
 
-def test_a_server_that_could_not_help_where_another_one_could_is_set_aside() -> None:
-    found = play().query("free.test").upstream(answer("free.test", rcode=dns.rcode.REFUSED)).is_forwarded(SERVERS[1])
-    found.upstream(answer("free.test", "A", "192.0.2.1")).query("other.test").is_forwarded(SERVERS[1])
+def test_a_server_that_could_not_help_where_another_one_could_is_set_aside_after_several_zones() -> None:
+    """One client with a zone that the first server cannot resolve must not send all others to the second one."""
+    found = play()
+
+    def bogus(name: str) -> None:
+        found.query(name).is_forwarded(SERVERS[0]).upstream(answer(name, rcode=dns.rcode.SERVFAIL)).is_forwarded(SERVERS[1])
+        found.upstream(answer(name, "A", "192.0.2.1"))
+
+    for number in range(20):
+        bogus(f"n{number}.bogus.test")
+    found.query("free.test").is_forwarded(SERVERS[0]).upstream(answer("free.test", "A", "192.0.2.1"))
+    for number in range(SEVERAL):
+        bogus(f"n{number}.z{number}.test")
+    found.query("other.test").is_forwarded(SERVERS[1])
     found.later(2).query("third.test").is_forwarded(SERVERS[0])
+
+
+# ── late answers ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_the_answer_of_any_server_asked_so_far_is_used(which: int) -> None:
+    """Each is late, and none of them is forgotten when the next is asked."""
+    found = play().query("free.test").silence().silence().silence().later(0.1)
+    found.late(answer("free.test", "A", "192.0.2.1"), which).replies("192.0.2.1").forwards_nothing()
+    found.query("free.test").forwards_nothing().replies("192.0.2.1")
+
+
+def silent_for_ever(found: Play) -> Play:
+    while found.engine.pending:
+        found.silence()
+    return found.replies(rcode=dns.rcode.SERVFAIL)
+
+
+def test_an_answer_that_comes_when_the_client_has_gone_is_cached() -> None:
+    found = silent_for_ever(play().query("free.test"))
+    assert found.later(1).late(answer("free.test", "A", "192.0.2.1")).settled == []
+    found.query("free.test").forwards_nothing().replies("192.0.2.1")
+
+
+def test_an_answer_to_an_earlier_question_is_for_those_who_ask_now() -> None:
+    found = silent_for_ever(play().query("free.test")).later(60).query("free.test", ident=2).is_forwarded()
+    assert found.late(answer("free.test", "A", "192.0.2.1")).replies("192.0.2.1").settled[0].wire[:2] == b"\0\2"
+    found.forwards_nothing()
+
+
+def test_a_second_answer_to_a_question_changes_nothing() -> None:
+    found = play().query("free.test").silence().upstream(answer("free.test", "A", "192.0.2.1")).replies("192.0.2.1")
+    assert found.late(answer("free.test", "A", "192.0.2.2")).settled == []
+    found.query("free.test").forwards_nothing().replies("192.0.2.1")
+
+
+def test_an_answer_of_no_use_that_is_late_does_not_end_the_wait_for_the_others() -> None:
+    found = play().query("free.test").silence().is_forwarded(SERVERS[1])
+    assert found.late(answer("free.test", rcode=dns.rcode.SERVFAIL)).settled == []
+    assert found.engine.pending == 1
+    found = play().query("free.test").silence()
+    second = found.forward
+    found.late(answer("free.test", rcode=dns.rcode.SERVFAIL))
+    found.forward = second
+    found.upstream(answer("free.test", "A", "192.0.2.1")).replies("192.0.2.1")
+
+
+def test_steady_latency_is_learnt() -> None:
+    """Servers that take longer than the first wait are asked once for each name from then on."""
+    found = play().query("first.test").is_forwarded(SERVERS[0]).silence().later(0.1)
+    found.late(answer("first.test", "A", "192.0.2.1")).replies("192.0.2.1")
+    found.query("second.test").is_forwarded(SERVERS[0])
+    assert found.forward is not None
+    assert found.forward.wait > 1.1
+
+
+def test_a_late_answer_by_old_settings_is_no_answer_by_the_new_ones() -> None:
+    found = play().query("free.test").silence().adopt(rules(number=2), Zones(Upstreams((NEW,), Strip(private=True))))
+    found.silence().is_forwarded(NEW)
+    assert found.late(answer("free.test", "A", "10.0.0.1")).settled == []
+    assert found.engine.pending == 1
+
+
+def test_an_unreachable_server_is_asked_again_after_a_pause() -> None:
+    """While the address of this machine changes, nothing can be sent for some tenths of a second."""
+    found = play().query("free.test").unreachable().is_forwarded(SERVERS[1]).unreachable().is_forwarded(SERVERS[0])
+    assert found.forward is not None
+    assert found.forward.delay > 0
+    found.upstream(answer("free.test", "A", "192.0.2.1")).replies("192.0.2.1")
+    found = play().query("free.test")
+    while found.forward is not None:
+        found.unreachable()
+    assert found.replies(rcode=dns.rcode.SERVFAIL).ede() == 23
+    assert 1000.5 <= found.now <= 1002
 
 
 def test_a_name_too_long_for_its_dname_is_an_answer() -> None:

@@ -139,7 +139,17 @@ def _upstreams(rows: Sequence[UpstreamStats]) -> None:
         return
     table(
         ("UPSTREAM", "STATE", "ASKED", "FAILED", "MS", "LAST ERROR"),
-        ((r.server, "ok" if r.healthy else "failing", r.asked, r.failed, r.milliseconds, r.last_error) for r in rows),
+        (
+            (
+                r.server,
+                ("ok" if r.healthy else "failing") + (", without EDNS" if r.plain else ""),
+                r.asked,
+                r.failed,
+                r.milliseconds,
+                r.last_error,
+            )
+            for r in rows
+        ),
     )
     print()
 

@@ -1,9 +1,10 @@
 """The query pipeline, without a socket or a clock.
 
 `handle` takes a packet and gives what is to be done about it: a Reply, a Forward (ask this server), Joined (an equal question
-is on its way), or a Drop. `complete` takes an upstream's response and `expire` the news that none came; both give the
-replies that this settles (Settled), or the next Forward. The order of a query's gates stands in `Engine.handle` and nowhere
-else; what an answer leads to is judged in `screening`, and which server is asked next is decided in `questions`.
+is on its way), or a Drop. `complete` takes an upstream's response, `overdue` the news that none has come yet, and `expire`
+that none will come; all give the replies that this settles (Settled), or the next Forward. The order of a query's gates
+stands in `Engine.handle` and nowhere else; what an answer leads to is judged in `screening`, and which server is asked next
+is decided in `questions`.
 """
 
 from collections.abc import Iterable
@@ -14,7 +15,7 @@ from embargo.dns.acl import Acl
 from embargo.dns.cache import RETRY, SCREEN_ALWAYS, Cache, CachedAnswer
 from embargo.dns.judgement import Attempt, Rules
 from embargo.dns.message import Answer
-from embargo.dns.questions import Exhausted, Forward, KeepWaiting, Question, Questions, Succeeded, Trouble, Waiter
+from embargo.dns.questions import Exhausted, Forward, KeepWaiting, Noted, Question, Questions, Succeeded, Trouble, Waiter
 from embargo.dns.screening import Screened, screen
 from embargo.dns.zones import Zones
 from embargo.lists.policy import Action, Decision
@@ -203,18 +204,31 @@ class Engine:
 
     def complete(self, token: int, packet: bytes, now: float) -> Settled | Forward | KeepWaiting:
         """A response that `response.matches` what was asked."""
-        match self._questions.complete(token, packet, now):
-            case Succeeded() as answered:
-                return Settled(self._answered(answered.question, answered.answer, now))
-            case Exhausted() as failed:
-                return Settled(self._failed(failed.question, now))
-            case outcome:
-                return outcome
+        outcome = self._questions.complete(token, packet, now)
+        return outcome if isinstance(outcome, Forward | KeepWaiting) else self._settled(outcome, now)
+
+    def overdue(self, token: int, reason: str, now: float) -> Settled | Forward:
+        """No response has come within the time that the server usually needs. It is still awaited."""
+        outcome = self._questions.overdue(token, reason, now)
+        return outcome if isinstance(outcome, Forward) else self._settled(outcome, now)
 
     def expire(self, token: int, reason: str, now: float, *, network: bool = False) -> Settled | Forward:
-        """No usable response came. `network`: because of an error of the network, not of silence."""
+        """No usable response comes any more. `network`: because of an error of the network, not of silence."""
         outcome = self._questions.expire(token, reason, now, network=network)
-        return outcome if isinstance(outcome, Forward) else Settled(self._failed(outcome.question, now))
+        return outcome if isinstance(outcome, Forward) else self._settled(outcome, now)
+
+    def _settled(self, outcome: Succeeded | Exhausted | Noted, now: float) -> Settled:
+        match outcome:
+            case Succeeded(question, answer):
+                return Settled(self._answered(question, answer, now))
+            case Exhausted(question):
+                return Settled(self._failed(question, now))
+            case Noted():
+                return Settled([])
+
+    def give_up(self, now: float) -> list[Reply]:
+        """Replies for clients whose time is over."""
+        return [reply for failed in self._questions.overtime(now) for reply in self._failed(failed.question, now)]
 
     def reply_stale(self, now: float) -> list[Reply]:
         """Replies with expired answers, for clients that have waited long enough for fresh ones (RFC 8767 section 5)."""
@@ -231,7 +245,7 @@ class Engine:
         self._note_resolved(qname, screened, answer)
         if question.zones is self.zones and (question.waiters or not question.background):
             self.cache.put(question.key, answer, now, self.rules.judged if screened.uneventful else SCREEN_ALWAYS)
-        return [self._answer(waiter, screened, answer) for waiter in question.waiters]
+        return [self._answer(waiter, screened, answer) for waiter in self._questions.release(question)]
 
     def _answer(self, waiter: Waiter, screened: Screened, answer: Answer) -> Reply:
         """The reply with an upstream's answer. `screened`: by the rules of most clients."""
@@ -242,11 +256,12 @@ class Engine:
 
     def _failed(self, question: Question, now: float) -> list[Reply]:
         """Expired answers where there are some, and no upstream is asked again for a moment; else SERVFAIL with the reason."""
+        waiters = self._questions.release(question)
         expired = self.cache.stale(question.key, now)
         if expired is None:
-            return [self._servfail(waiter, question.trouble) for waiter in question.waiters]
+            return [self._servfail(waiter, question.trouble) for waiter in waiters]
         expired.retry_at = now + RETRY
-        return [self._reply_stale(waiter, expired) for waiter in question.waiters]
+        return [self._reply_stale(waiter, expired) for waiter in waiters]
 
     # ── questions that no client waits for ─────────────────────────────────────────────────────────────────────────────
 

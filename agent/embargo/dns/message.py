@@ -5,6 +5,7 @@ client hides in a message reaches the upstream. Every reply is shaped in one pla
 query had it, EDE, size limit and TC. Responses are read in `response`, answers of our own are composed in `compose`.
 """
 
+import contextlib
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -186,6 +187,21 @@ def record(packet: bytes, offset: int, names_at: dict[int, Name]) -> Record:
     if start + length > len(packet):
         raise MessageError(FORMERR, start)
     return owner, rtype, rclass, ttl, start, start + length
+
+
+def has_edns(packet: bytes) -> bool:
+    """Whether a message has an OPT record; what lies behind malformed octets does not count."""
+    questions, answers, authorities, additionals = HEADER.unpack_from(packet)[2:]
+    names_at: dict[int, Name] = {}
+    offset = 12
+    with contextlib.suppress(MessageError):
+        for _ in range(questions if additionals else 0):
+            offset = names.read(packet, offset, names_at)[1] + 4
+        for _ in range(answers + authorities + additionals if additionals else 0):
+            _, rtype, _, _, _, offset = record(packet, offset, names_at)
+            if rtype == OPT:
+                return True
+    return False
 
 
 class Lead(NamedTuple):

@@ -2,7 +2,7 @@
 
 A question is opened for clients that wait for its answer, to renew a cached answer, or to learn what is behind a blocked
 name. Equal questions are one: later clients join the first. A question asks one server after the other; one server asked
-once is an exchange, with these states and transitions:
+once is a try, with these states and transitions:
 
     state        event                          next
     EDNS         FORMERR or NOTIMP              the same server without EDNS (RFC 6891 section 7)
@@ -11,10 +11,12 @@ once is an exchange, with these states and transitions:
                                                 (CVE-2023-28452, CVE-2023-29483)
     TCP, TLS     malformed or truncated         the next server
     any          another rcode, a referral      the next server; this one is not asked again for this question
-    any          silence                        the next server
+    any          overdue                        the next server as well; the answer to this try is still used
+    any          an error of the network        the next server; one that was asked already, after a moment
     any          a useful answer                the end
 
-A question fails when `Upstreams.choose` has no server left for it, or when its time is over.
+A question fails when `Upstreams.choose` has no server left for it and no try is awaited, or when its time is over. Tries of a
+question that has failed are still awaited: their answer is for the cache, and for clients that have asked again meanwhile.
 """
 
 from collections.abc import Iterator
@@ -22,12 +24,13 @@ from typing import NamedTuple
 
 from embargo.dns import message, response
 from embargo.dns.message import Answer, Query
-from embargo.dns.upstream import DEADLINE, PLAIN_FOR, Server, Upstreams
+from embargo.dns.upstream import DEADLINE, Server, Upstreams
 from embargo.dns.zones import Zones
 from embargo.errors import MessageError
 
 MAX_PENDING = 1000  # questions on their way, per worker: a flood of different names is bounded
 MAX_BACKGROUND = MAX_PENDING // 4  # questions on their way above which none is begun for which no client waits
+PAUSE = 0.25  # seconds until a server is asked again after an error of the network, which an address that changes causes too
 MAX_WAITING = 10_000  # clients behind all of them
 
 #: YXDOMAIN: a DNAME made the name too long (RFC 6672 section 2.2), which is an answer
@@ -36,18 +39,23 @@ _RCODES = {message.FORMERR: "FORMERR", message.SERVFAIL: "SERVFAIL", message.NOT
 
 
 class Forward(NamedTuple):
-    """Ask `server` for `query` within `timeout` seconds, then call `complete` or `expire` with the token."""
+    """Ask `server` for `query`. Call `overdue` if no answer comes within `wait` seconds; `complete` or `expire` in the end."""
 
     token: int
     server: Server
     query: Query
     edns: bool
     tcp: bool
-    timeout: float
+    wait: float
+    delay: float = 0.0  # seconds until it is asked
 
 
 class KeepWaiting(NamedTuple):
     """The response is malformed and may be forged: wait for the true one until the Forward times out."""
+
+
+class Noted(NamedTuple):
+    """There is nothing to do: the question goes on by itself, or has ended before."""
 
 
 class Waiter(NamedTuple):
@@ -66,16 +74,24 @@ class Trouble(NamedTuple):
     text: str
 
 
-class _Exchange:
-    """One server asked once. The table at the top of the module says how its state changes."""
+_NOT_ASKED = Trouble(message.EDE_NO_REACHABLE, "no upstream is configured")
 
-    __slots__ = ("asked_at", "edns", "malformed", "server", "tcp")
 
-    def __init__(self, server: Server, edns: bool, now: float) -> None:
+class _Try:
+    """One server asked once. The table at the top of the module says what follows from its end."""
+
+    __slots__ = ("asked_at", "edns", "edns_refused", "malformed", "overdue", "question", "server", "tcp", "upstreams", "zones")
+
+    def __init__(self, question: "Question", server: Server, now: float) -> None:
+        self.question = question
+        self.zones, self.upstreams = question.zones, question.upstreams  # those of the question may be replaced
         self.server = server
-        self.edns = edns
+        # DO cannot be said without EDNS, so such a question is always tried with it
+        self.edns = question.query.do or self.upstreams.health[server].plain_until <= now
         self.tcp = server.tcp
         self.malformed = False  # a malformed response came
+        self.edns_refused = False  # the same server gave FORMERR or NOTIMP with EDNS
+        self.overdue = False
         self.asked_at = now
 
 
@@ -83,11 +99,9 @@ class Question:
     """A question on its way, and the clients that wait for its answer."""
 
     __slots__ = (
-        "asked", "background", "exchange", "key", "octets", "query", "started", "trouble", "unhelpful", "upstreams", "waiters",
-        "zones",
+        "answered", "asked", "awaited", "background", "key", "octets", "query", "started", "trouble", "unhelpful", "upstreams",
+        "waiters", "zones",
     )  # fmt: skip
-
-    exchange: _Exchange  # with the server asked last
 
     def __init__(self, key: bytes, query: Query, zones: Zones, now: float) -> None:
         self.key = key
@@ -96,7 +110,9 @@ class Question:
         self.started = now
         self.waiters: list[Waiter] = []
         self.background = False  # it was asked to learn what is behind a blocked name: not for the cache
-        self.trouble = Trouble(message.EDE_NO_REACHABLE, "no upstream is configured")
+        self.trouble = _NOT_ASKED
+        self.awaited = 0  # tries that may still be answered
+        self.answered = False
         self.go_by(zones)
 
     def go_by(self, zones: Zones) -> None:
@@ -125,8 +141,9 @@ class Questions:
 
     def __init__(self, zones: Zones) -> None:
         self.zones = zones
-        self._questions: dict[int, Question] = {}  # by token, in the order of their start
-        self._tokens: dict[bytes, int] = {}  # by key
+        self._questions: dict[Question, None] = {}  # an ordered set, in the order of their start
+        self._by_key: dict[bytes, Question] = {}  # those that clients may join
+        self._tries: dict[int, _Try] = {}  # by token, those of questions that have ended too
         self._waiting = 0  # clients
         self._last_token = 0
 
@@ -136,36 +153,36 @@ class Questions:
     def follow(self, zones: Zones) -> None:
         """Ask by other settings. Clients that ask from now on do not wait for answers by the old ones."""
         self.zones = zones
-        self._tokens.clear()
+        self._by_key.clear()
 
     # ── clients ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def full(self, key: bytes) -> bool:
         """Whether no client may wait for this question, because too many do or too many questions are on their way."""
-        return self._waiting >= MAX_WAITING or (len(self._questions) >= MAX_PENDING and key not in self._tokens)
+        return self._waiting >= MAX_WAITING or (len(self._questions) >= MAX_PENDING and key not in self._by_key)
 
     def busy(self, key: bytes) -> bool:
         """Whether a question that no client waits for is not to be asked: it is on its way, or clients need the room."""
-        return key in self._tokens or len(self._questions) >= MAX_BACKGROUND
+        return key in self._by_key or len(self._questions) >= MAX_BACKGROUND
 
     def join(self, key: bytes, waiter: Waiter) -> bool:
         """Let a client wait for an equal question; False when none is on its way."""
-        token = self._tokens.get(key)
-        if token is None:
+        question = self._by_key.get(key)
+        if question is None:
             return False
         self._waiting += 1
-        self._questions[token].waiters.append(waiter)
+        question.waiters.append(waiter)
         return True
 
     def release(self, question: Question) -> list[Waiter]:
-        """The clients that waited for a question, which no longer do."""
+        """The clients that have waited for a question, and no longer do."""
         waiters, question.waiters = question.waiters, []
         self._waiting -= len(waiters)
         return waiters
 
     def waited_for(self, seconds: float, now: float) -> Iterator[Question]:
         """The questions asked at least so many seconds ago, for which clients wait."""
-        for question in self._questions.values():
+        for question in self._questions:
             if now < question.started + seconds:
                 break
             if question.waiters:
@@ -177,91 +194,160 @@ class Questions:
         self, key: bytes, query: Query, now: float, waiter: Waiter | None = None, *, background: bool = False
     ) -> Forward | Exhausted:
         """Ask a question, for a client or for none."""
-        self._last_token = token = self._last_token + 1
-        question = self._questions[token] = Question(key, query, self.zones, now)
+        question = Question(key, query, self.zones, now)
         question.background = background
-        self._tokens[key] = token
+        self._questions[question] = None
+        self._by_key[key] = question
         if waiter is not None:
             question.waiters.append(waiter)
             self._waiting += 1
-        return self._next(token, now)
+        outcome = self._next(question, now)
+        assert not isinstance(outcome, Noted), "no try is awaited yet"
+        return outcome
 
-    def complete(self, token: int, packet: bytes, now: float) -> Forward | KeepWaiting | Succeeded | Exhausted:
+    def complete(self, token: int, packet: bytes, now: float) -> Forward | KeepWaiting | Noted | Succeeded | Exhausted:
         """A response came that `response.matches` the question."""
-        question = self._questions[token]
-        exchange, upstreams = question.exchange, question.upstreams
-        server = exchange.server
+        tried = self._tries[token]
+        question, upstreams = tried.question, tried.upstreams
         try:
             answer = response.parse(packet, question.octets, upstreams.strip)
         except MessageError:
-            exchange.malformed = True
-            return self._unhelpful(token, "sent a malformed response", now) if exchange.tcp else KeepWaiting()
+            if tried.tcp:
+                return self._unhelpful(token, "sent a malformed response", now)
+            tried.malformed = True
+            return KeepWaiting()
         if answer.truncated:
-            if exchange.tcp:
+            if tried.tcp:
                 return self._unhelpful(token, "sent a truncated response over a connection", now)
-            exchange.tcp = True
-            return self._forward(token, now)
-        if answer.rcode in (message.FORMERR, message.NOTIMP) and exchange.edns:
-            exchange.edns = False
-            return self._forward(token, now)
+            return self._again(token, now, tcp=True)
+        if answer.rcode in (message.FORMERR, message.NOTIMP) and tried.edns:
+            return self._again(token, now, edns=False)
         if reason := _unusable(answer):
             return self._unhelpful(token, reason, now)
-        if not exchange.edns and upstreams.health[server].plain_until <= now:
-            upstreams.health[server].plain_until = now + PLAIN_FOR
-        upstreams.succeeded(server, now - exchange.asked_at)
-        for other in question.unhelpful:  # the name was not at fault
-            upstreams.set_aside(other, question.started, now)
-        if answer.flags & message.AD and not server.tls:  # it could have been set on the way
+        self._ended(token)
+        if tried.edns_refused:
+            upstreams.answered_plain(tried.server, upstreams.zone(question.query.qname), now)
+        elif tried.edns and not upstreams.health[tried.server].knows_edns and message.has_edns(packet):
+            upstreams.answered_edns(tried.server)
+        upstreams.succeeded(tried.server, now - tried.asked_at, now)
+        if answer.flags & message.AD and not tried.server.tls:  # it could have been set on the way
             answer = answer._replace(flags=answer.flags & message.AA)
-        self._close(token)
+        return self._answered(tried, answer, now)
+
+    def _answered(self, tried: _Try, answer: Answer, now: float) -> Noted | Succeeded:
+        """A useful answer: it ends the question, or an equal one that was opened after this one had failed."""
+        question = tried.question
+        if question.answered or tried.zones is not question.zones:  # other settings would have asked elsewhere
+            return Noted()
+        zone = question.upstreams.zone(question.query.qname)
+        for other in question.unhelpful:
+            question.upstreams.outdone(other, zone, question.started, now)
+        if question not in self._questions:
+            later = self._by_key.get(question.key)
+            question = later if later is not None and later.zones is tried.zones else question
+        question.answered = True
+        if question in self._questions:
+            self._close(question)
         return Succeeded(question, answer)
 
-    def expire(self, token: int, reason: str, now: float, *, network: bool = False) -> Forward | Exhausted:
-        """No usable response came in time. `network`: because of an error of the network, not of silence."""
-        question = self._questions[token]
-        exchange = question.exchange
-        if exchange.malformed:
-            return self._unhelpful(token, "sent a malformed response", now)
-        code = message.EDE_NETWORK if network else message.EDE_NO_REACHABLE
-        question.trouble = Trouble(code, f"{exchange.server} {reason}")
-        question.upstreams.failed(exchange.server, question.trouble.text, exchange.asked_at, now)
-        return self._next(token, now)
+    def overdue(self, token: int, reason: str, now: float) -> Forward | Noted | Exhausted:
+        """No response has come within the usual time: another server is asked as well."""
+        tried = self._tries[token]
+        question = tried.question
+        tried.overdue = True
+        if tried.malformed:
+            self._note_unhelpful(tried, "sent a malformed response", now)
+        else:
+            question.trouble = Trouble(message.EDE_NO_REACHABLE, f"{tried.server} {reason}")
+            zone = tried.upstreams.zone(question.query.qname)
+            tried.upstreams.overdue(tried.server, question.trouble.text, zone, tried.asked_at, now)
+        return self._next(question, now) if question in self._questions else Noted()
 
-    def _unhelpful(self, token: int, reason: str, now: float) -> Forward | Exhausted:
-        """The server answered and could not help: it is not asked again for this question."""
-        question = self._questions[token]
-        exchange = question.exchange
-        question.unhelpful |= {exchange.server}
-        question.trouble = Trouble(message.EDE_NETWORK, f"{exchange.server} {reason}")
-        question.upstreams.unhelpful(exchange.server, question.trouble.text, exchange.asked_at, now)
-        return self._next(token, now)
+    def expire(self, token: int, reason: str, now: float, *, network: bool = False) -> Forward | Noted | Exhausted:
+        """No response comes any more. `network`: because of an error of the network, not of silence."""
+        tried = self._tries[token]
+        question = tried.question
+        self._ended(token)
+        text = f"{tried.server} {reason}"
+        if network:
+            tried.upstreams.failed(tried.server, text, tried.asked_at, now)
+        elif not tried.malformed:
+            tried.upstreams.silent(tried.server)
+        if question not in self._questions or (tried.overdue and question.awaited):
+            return Noted()
+        question.trouble = Trouble(message.EDE_NETWORK if network else message.EDE_NO_REACHABLE, text)
+        return self._next(question, now, pause=network)
 
-    def _next(self, token: int, now: float) -> Forward | Exhausted:
-        """Ask the next server, or end the question."""
-        question = self._questions[token]
+    def overtime(self, now: float) -> Iterator[Exhausted]:
+        """Questions end whose time is over."""
+        while self._questions and now >= (question := next(iter(self._questions))).started + DEADLINE:
+            if question.trouble is _NOT_ASKED and question.asked:
+                question.trouble = Trouble(message.EDE_NO_REACHABLE, f"{question.asked[-1]} did not answer in {DEADLINE:.1f} s")
+            self._close(question)
+            yield Exhausted(question)
+
+    def _unhelpful(self, token: int, reason: str, now: float) -> Forward | Noted | Exhausted:
+        """The server answered and could not help: it is not asked again for this question, but another one."""
+        tried = self._tries[token]
+        self._ended(token)
+        self._note_unhelpful(tried, reason, now)
+        question = tried.question
+        if question not in self._questions or (tried.overdue and question.awaited):  # another one was asked already
+            return Noted()
+        return self._next(question, now)
+
+    def _note_unhelpful(self, tried: _Try, reason: str, now: float) -> None:
+        question, upstreams = tried.question, tried.upstreams
+        text = f"{tried.server} {reason}"
+        upstreams.unhelpful(tried.server, text, upstreams.zone(question.query.qname), tried.asked_at, now)
+        question.unhelpful |= {tried.server}
+        question.trouble = Trouble(message.EDE_NETWORK, text)
+
+    # ── tries ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _next(self, question: Question, now: float, *, pause: bool = False) -> Forward | Noted | Exhausted:
+        """Ask the next server, wait for those that were asked, or end the question. `pause`: before one is asked again."""
         if question.zones is not self.zones:
             question.go_by(self.zones)
         upstreams = question.upstreams
         server = upstreams.choose(question.asked, question.unhelpful, now)
-        if server is None or now >= question.started + DEADLINE:
-            self._close(token)
+        if now >= question.started + DEADLINE or (server is None and not question.awaited):
+            self._close(question)
             return Exhausted(question)
+        if server is None:
+            return Noted()
+        wait = upstreams.wait(server, question.asked, question.started, now)
+        delay = PAUSE * question.asked.count(server) if pause else 0.0
         question.asked = (*question.asked, server)
-        question.exchange = _Exchange(server, upstreams.health[server].plain_until <= now, now)
         upstreams.asked(server, now)
-        return self._forward(token, now)
+        return self._forward(_Try(question, server, now + delay), wait, delay)
 
-    def _forward(self, token: int, now: float) -> Forward:
-        question = self._questions[token]
-        exchange = question.exchange
-        timeout = question.upstreams.timeout(len(question.asked) - 1, question.started, now)
-        return Forward(token, exchange.server, question.query, exchange.edns, exchange.tcp, timeout)
+    def _again(self, token: int, now: float, *, tcp: bool = False, edns: bool = True) -> Forward | Noted:
+        """Ask the same server in another way."""
+        tried = self._tries[token]
+        question = tried.question
+        self._ended(token)
+        if question.answered or tried.zones is not question.zones:
+            return Noted()
+        again = _Try(question, tried.server, now)
+        again.tcp, again.edns = tried.tcp or tcp, tried.edns and edns
+        again.edns_refused = tried.edns_refused or not edns
+        return self._forward(again, tried.upstreams.wait(tried.server, (), question.started, now))
 
-    def _close(self, token: int) -> None:
-        question = self._questions.pop(token)
-        if self._tokens.get(question.key) == token:
-            del self._tokens[question.key]
-        self._waiting -= len(question.waiters)
+    def _forward(self, tried: _Try, wait: float, delay: float = 0.0) -> Forward:
+        self._last_token = token = self._last_token + 1
+        self._tries[token] = tried
+        tried.question.awaited += 1
+        return Forward(token, tried.server, tried.question.query, tried.edns, tried.tcp, wait, delay)
+
+    def _ended(self, token: int) -> None:
+        """This try is no longer awaited."""
+        self._tries.pop(token).question.awaited -= 1
+
+    def _close(self, question: Question) -> None:
+        del self._questions[question]
+        if self._by_key.get(question.key) is question:
+            del self._by_key[question.key]
 
 
 def _unusable(answer: Answer) -> str:

@@ -124,5 +124,6 @@ def _merged(one: UpstreamStats, other: UpstreamStats) -> UpstreamStats:
     weighted = one.milliseconds * one.asked + other.milliseconds * other.asked
     return replace(
         one, asked=together, healthy=one.healthy or other.healthy, last_error=one.last_error or other.last_error,
+        plain=one.plain or other.plain,
         milliseconds=round(weighted / together, 2) if together else 0.0,
     )  # fmt: skip

@@ -1,9 +1,9 @@
-"""Carries out a Forward: over UDP from a random port with a random ID until a deadline, or over a connection (`pipeline`).
+"""Carries out a Forward: over UDP from a random port with a random ID, or over a connection (`pipeline`).
 
 Each server has a pool of UDP sockets whose ports the kernel has chosen at random. They are connected, so the kernel accepts
 datagrams from the asked address and port alone. A response must match in ID and question too; one that does not, or cannot
-be read, is ignored until the deadline, because it may be forged (RFC 5452 section 9). A socket is used for a while and then
-replaced by one with another port.
+be read, is ignored, because it may be forged (RFC 5452 section 9). A socket is used for a while and then replaced by one
+with another port. A query without a response in its time is reported as overdue, and still awaited for a while.
 """
 
 import asyncio
@@ -13,11 +13,12 @@ import os
 import select
 import socket
 from collections.abc import Callable, Iterable
+from itertools import islice
 
 from embargo.daemon.resolve.pipeline import Pipelines
 from embargo.dns import message, response
 from embargo.dns.questions import Forward
-from embargo.dns.upstream import Server
+from embargo.dns.upstream import PATIENCE, Server
 
 MAX_DATAGRAM = 65_535
 SOCKETS = 256  # to one server, a power of two: ports that a forger has to guess in addition to the ID
@@ -33,16 +34,24 @@ class Forwarder:
     """Asks upstreams. Each Forward ends once.
 
     `complete(token, packet)` is called with each response that matches; False means that it may be forged, and another one is
-    waited for. `expire(token, reason, network)` is called when none comes; `network`: because of an error, not of silence.
+    waited for. `overdue(token, reason)` is called once if none has come in time, and `expire(token, reason, network)` when
+    none is awaited any more; `network`: because of an error, not of silence.
     """
 
-    def __init__(self, complete: Callable[[int, bytes], bool], expire: Callable[[int, str, bool], None]) -> None:
+    def __init__(
+        self,
+        complete: Callable[[int, bytes], bool],
+        overdue: Callable[[int, str], None],
+        expire: Callable[[int, str, bool], None],
+    ) -> None:
         self._complete = complete
+        self._overdue = overdue
         self._expire = expire
         self._loop = asyncio.get_running_loop()
         self._pools: dict[Server, list[_Socket]] = {}
         self._sockets: dict[int, _Socket] = {}  # by descriptor; retired ones too, as long as a response is awaited there
-        self._queries: dict[_UdpQuery, None] = {}  # an ordered set
+        self._queries: dict[_UdpQuery, None] = {}  # those that are not overdue; an ordered set
+        self._late: dict[_UdpQuery, None] = {}  # those that are, in the order of their deadlines
         self._epoll = select.epoll()  # one reader of the loop for all sockets costs less than one for each
         self._loop.add_reader(self._epoll.fileno(), self._readable)
         self._buffer = memoryview(bytearray(MAX_DATAGRAM))
@@ -50,7 +59,7 @@ class Forwarder:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf  # when the timer fires
         self._mismatched = 0
-        self.pipelines = Pipelines(complete, expire)
+        self.pipelines = Pipelines(complete, overdue, expire)
 
     @property
     def mismatched(self) -> int:
@@ -59,6 +68,9 @@ class Forwarder:
 
     def start(self, forward: Forward) -> None:
         """Ask. Does not raise: an error of the network comes by `expire`."""
+        if forward.delay:
+            self._loop.call_later(forward.delay, self.start, forward._replace(delay=0.0))
+            return
         if forward.tcp:
             self.pipelines.start(forward)
             return
@@ -71,7 +83,7 @@ class Forwarder:
             self._loop.call_soon(self._expire, forward.token, _reason(error), True)
             return
         sock.uses += 1
-        deadline = now + forward.timeout
+        deadline = now + forward.wait
         awaited = sock.awaited[ident] = _UdpQuery(forward, sock, ident, deadline)
         self._queries[awaited] = None
         if deadline < self._timer_at:
@@ -178,13 +190,16 @@ class Forwarder:
     def _lost(self, queries: "Iterable[_UdpQuery]", reason: str) -> None:
         """An error of the network ends these queries."""
         for query in queries:
-            if query in self._queries:
+            if query in self._queries or query in self._late:
                 self._end(query)
                 self._expire(query.forward.token, reason, True)
 
     def _end(self, query: "_UdpQuery") -> None:
         """Await no response to this query any longer."""
-        del self._queries[query]
+        if query in self._queries:
+            del self._queries[query]
+        else:
+            del self._late[query]
         sock = query.sock
         del sock.awaited[query.ident]
         if sock.retired and not sock.awaited:
@@ -200,14 +215,20 @@ class Forwarder:
         self._timer = self._loop.call_at(when, self._tick)
 
     def _tick(self) -> None:
-        """End the queries whose deadline has passed, retire old ports, and set the timer for the next time."""
+        """Report the queries that are overdue, end those awaited for long, retire old ports, and set the timer anew."""
         now = self._loop.time()
         self._timer, self._timer_at = None, math.inf
         for query in [query for query in self._queries if query.deadline <= now]:
+            del self._queries[query]
+            self._late[query] = None
+            query.deadline = now + PATIENCE
+            self._overdue(query.forward.token, f"did not answer in {query.forward.wait:.1f} s")
+        while self._late and (query := next(iter(self._late))).deadline <= now:
             self._end(query)
-            self._expire(query.forward.token, f"did not answer in {query.forward.timeout:.1f} s", False)
-        if self._queries:
-            self._tick_at(max(min(query.deadline for query in self._queries), now + MIN_TICK))
+            self._expire(query.forward.token, "did not answer", False)
+        awaited = [query.deadline for query in self._queries] + [query.deadline for query in islice(self._late, 1)]
+        if awaited:
+            self._tick_at(max(min(awaited), now + MIN_TICK))
             return
         for server, pool in list(self._pools.items()):  # with queries on their way, `_socket` replaces old ones
             for sock in pool:

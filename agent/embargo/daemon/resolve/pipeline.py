@@ -16,7 +16,7 @@ from typing import cast
 from embargo.daemon.resolve.tls import Layer, Trust, words
 from embargo.dns import message, response
 from embargo.dns.questions import Forward
-from embargo.dns.upstream import Server
+from embargo.dns.upstream import PATIENCE, Server
 
 CONNECTIONS = 2  # to one server, of each worker: servers grant a client a handful (Unbound ten to all together)
 SHARE = 64  # questions on one connection before a second is made: some servers answer one after the other
@@ -28,10 +28,16 @@ MAX_UNSENT = 1 << 18  # octets a server may leave unread
 
 
 class Pipelines:
-    """Asks upstreams over connections. `complete` and `expire`: see `forward.Forwarder`."""
+    """Asks upstreams over connections. `complete`, `overdue` and `expire`: see `forward.Forwarder`."""
 
-    def __init__(self, complete: Callable[[int, bytes], bool], expire: Callable[[int, str, bool], None]) -> None:
+    def __init__(
+        self,
+        complete: Callable[[int, bytes], bool],
+        overdue: Callable[[int, str], None],
+        expire: Callable[[int, str, bool], None],
+    ) -> None:
         self._complete = complete
+        self._overdue = overdue
         self._expire = expire
         self._loop = asyncio.get_running_loop()
         self._pools: dict[Server, _Pool] = {}
@@ -55,7 +61,7 @@ class Pipelines:
     def start(self, forward: Forward) -> None:
         """Ask. Does not raise: an error of the network comes by `expire`."""
         query = _StreamQuery(forward)
-        query.timer = self._loop.call_later(forward.timeout, self._late, query)
+        query.timer = self._loop.call_later(forward.wait, self._late, query)
         self._place(query)
 
     def _place(self, query: "_StreamQuery") -> None:
@@ -120,14 +126,17 @@ class Pipelines:
             self._expire(query.forward.token, reason, network)
 
     def _late(self, query: "_StreamQuery") -> None:
-        """No response came in time."""
+        """No response came in time. It is still awaited, but where nothing comes any more nothing else is asked."""
         connection = query.connection
         if connection is None:  # `fail` is called already
             return
+        query.overdue = True
+        query.timer = self._loop.call_later(PATIENCE, self.fail, query, "did not answer over " + connection.protocol, False)
         reason = "did not answer over " + connection.protocol if connection.opened.done() else connection.missing
-        if connection.opened.done() and connection.last < query.asked:
-            connection.retire()  # nothing at all has come since: it may be dead
-        self.fail(query, f"{reason} in {query.forward.timeout:.1f} s", False)  # it may be asked again at once
+        wait = query.forward.wait
+        if connection.opened.done() and max(connection.last, query.asked) <= self._loop.time() - wait / 2:
+            connection.retire()
+        self._overdue(query.forward.token, f"{reason} in {wait:.1f} s")
 
     def lost(self, connection: "_Connection", reason: str, network: bool) -> None:
         """A connection has ended: its questions are asked again, or fail. An empty reason: it was no longer needed."""
@@ -170,7 +179,7 @@ class _Pool:
 class _StreamQuery:
     """A query sent, or to be sent, over a connection."""
 
-    __slots__ = ("again", "asked", "connection", "ended", "forward", "ident", "question", "timer")
+    __slots__ = ("again", "asked", "connection", "ended", "forward", "ident", "overdue", "question", "timer")
 
     timer: asyncio.TimerHandle
 
@@ -181,6 +190,7 @@ class _StreamQuery:
         self.ident = b""
         self.asked = 0.0  # when
         self.again = False  # asked once more, after the first connection broke
+        self.overdue = False
         self.ended = False
 
     def leave(self) -> None:
@@ -212,7 +222,7 @@ class _Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._layer = layer
         self._transport: asyncio.Transport | None = None
-        self._waiting: list[_StreamQuery] = []  # to be sent
+        self._waiting: dict[int, _StreamQuery] = {}  # to be sent, by the identity of their Query
         self._flushing = False
         self._buffer = bytearray()
         self._retired = False  # it takes no more questions
@@ -235,11 +245,13 @@ class _Connection(asyncio.Protocol):
 
     def ask(self, query: _StreamQuery) -> None:
         """Send a query with the others of this turn of the loop, as soon as the connection is made."""
+        if (overdue := self._waiting.pop(id(query.forward.query), None)) is not None:  # an earlier try of the same question
+            self._owner.fail(overdue, self.missing, network=False)
         while (ident := secrets.token_bytes(2)) in self.queries:
             pass
         query.connection, query.ident, query.asked = self, ident, self._loop.time()
         self.queries[ident] = query
-        self._waiting.append(query)
+        self._waiting[id(query.forward.query)] = query
         if self.opened.done():
             self._flush_soon()
 
@@ -250,11 +262,11 @@ class _Connection(asyncio.Protocol):
 
     def _flush(self) -> None:
         self._flushing = False
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting = self._waiting, {}
         if self._ended or self._transport is None:
             return
         data = bytearray()
-        for query in waiting:
+        for query in waiting.values():
             if query.connection is self:
                 forward = query.forward
                 ask = message.ask_in_private if self._layer else message.ask

@@ -53,7 +53,7 @@ from embargo.records import Done
 from embargo.report import UpstreamStats
 
 GC_THRESHOLDS = 20_000, 20, 50  # containers between collections: a worker makes few cycles and holds many containers
-STALE_CHECK_SECONDS = 0.2  # between two checks for clients that have waited long enough for an expired answer
+WAITING_CHECK_SECONDS = 0.2  # between two checks for clients that have waited long enough: for an expired answer, for SERVFAIL
 REPORT_BATCH, REPORT_SECONDS = 200, 0.02  # cached answers reported at once, which takes 1 or 2 ms; seconds between two batches
 FIREWALL_SECONDS = 1.0  # that a reply waits for the firewall to let its addresses pass: clients ask again after five
 ANSWER_TRIES = 500  # hundredths of a second that an answer waits for the supervisor to read
@@ -73,7 +73,7 @@ class Resolver:
         self._cache = Cache(on_wanted=lambda: self._loop.call_soon_threadsafe(self._refresh))
         self._judged = 0  # judgements so far
         self._engine: Engine | None = None
-        self._forwarder = Forwarder(self._completed, self._expired)
+        self._forwarder = Forwarder(self._completed, self._overdue, self._expired)
         self._selector = selector  # the loop's, if it takes queries by itself
         self._listeners: list[intake.Listener] = []
         self._streams = Streams(lambda client: self.engine.acl.allows(client), self._stream_query)
@@ -83,7 +83,7 @@ class Resolver:
         self._intake = intake.make(self._cache, self._attempts)
         self._allow_from: tuple[str, ...] = ()
         self._log_names = "blocked"
-        self._stale_timer: asyncio.TimerHandle | None = None
+        self._waiting_timer: asyncio.TimerHandle | None = None
         self._report_timer: asyncio.TimerHandle | None = None
         self._held: dict[int, list[Reply]] = {}  # replies that wait for the guardian, by the number of the request
         self._last_request = 0
@@ -200,19 +200,20 @@ class Resolver:
             case Forward():
                 self.counters["upstream_queries"] += 1
                 self._forwarder.start(outcome)
-                if self._stale_timer is None:
-                    self._stale_timer = self._loop.call_later(STALE_CHECK_SECONDS, self._reply_stale)
+                if self._waiting_timer is None:
+                    self._waiting_timer = self._loop.call_later(WAITING_CHECK_SECONDS, self._reply_waiting)
             case Drop(reason):
                 self.counters[f"dropped_{reason}"] += 1
             case Joined():
                 self.counters["joined"] += 1
 
-    def _reply_stale(self) -> None:
-        """Give out expired answers to clients that have waited long enough; again while questions are on their way."""
-        self._stale_timer = None
-        self._settled(Settled(self.engine.reply_stale(self._loop.time())), self._loop.time())
-        if self.engine.pending and self._stale_timer is None:
-            self._stale_timer = self._loop.call_later(STALE_CHECK_SECONDS, self._reply_stale)
+    def _reply_waiting(self) -> None:
+        """Reply to clients that have waited long enough; again while questions are on their way."""
+        self._waiting_timer = None
+        now = self._loop.time()
+        self._settled(Settled(self.engine.reply_stale(now) + self.engine.give_up(now)), now)
+        if self.engine.pending and self._waiting_timer is None:
+            self._waiting_timer = self._loop.call_later(WAITING_CHECK_SECONDS, self._reply_waiting)
 
     def _deliver(self, reply: Reply, now: float) -> None:
         if reply.passing and self._wait_to_pass(reply):
@@ -257,6 +258,10 @@ class Resolver:
         self._settled(outcome, now)
         return True
 
+    def _overdue(self, token: int, reason: str) -> None:
+        now = self._loop.time()
+        self._settled(self.engine.overdue(token, reason, now), now)
+
     def _expired(self, token: int, reason: str, network: bool) -> None:
         now = self._loop.time()
         self._settled(self.engine.expire(token, reason, now, network=network), now)
@@ -285,6 +290,7 @@ class Resolver:
 
     def stats(self) -> Counted:
         """What was counted since the start, and the health of the upstreams."""
+        now = self._loop.time()
         upstreams = [self.engine.zones.default, *self.engine.zones.forward.values()]
         counters = {
             "mismatched": self._forwarder.mismatched, "pending": self.engine.pending,
@@ -301,7 +307,13 @@ class Resolver:
             cache,
             tuple(
                 UpstreamStats(
-                    str(server), health.asked, health.failed, health.healthy, round(health.srtt * 1000, 2), health.last_error
+                    str(server),
+                    health.asked,
+                    health.failed,
+                    health.healthy,
+                    round(health.srtt * 1000, 2),
+                    health.last_error,
+                    health.plain_until > now,
                 )
                 for group in upstreams
                 for server, health in group.health.items()
@@ -322,8 +334,8 @@ class Resolver:
         deadline = self._loop.time() + STOP_SECONDS
         while self._engine is not None and (self.engine.pending or self._held) and self._loop.time() < deadline:
             await asyncio.sleep(0.02)
-        if self._stale_timer is not None:
-            self._stale_timer.cancel()
+        if self._waiting_timer is not None:
+            self._waiting_timer.cancel()
         self._forwarder.close()
         await self._streams.close()
         for listener in self._listeners:

@@ -31,9 +31,10 @@ def zones(settings: Settings) -> Zones:
             reverse.setdefault(names.reverse(packed), name)
     # private addresses in answers of a zone's own servers are wanted: the administrator has named them
     strip = Strip(ech=settings.strip_ech)
+    forward = {names.from_text(zone): tuple(map(server, to)) for zone, to in settings.forward.items()}
     return Zones(
         Upstreams(tuple(map(server, settings.upstream)), strip._replace(private=settings.rebind)),
-        {names.from_text(zone): Upstreams(tuple(map(server, to)), strip) for zone, to in settings.forward.items()},
+        {zone: Upstreams(to, strip, common_labels=sum(1 for _ in names.labels(zone))) for zone, to in forward.items()},
         hosts,
         reverse,
     )
