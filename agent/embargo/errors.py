@@ -59,7 +59,7 @@ class ListError(EmbargoError):
 
 
 class MessageError(EmbargoError):
-    """A DNS message cannot be parsed. A query is answered with `rcode`; a reply of an upstream is ignored.
+    """A DNS message cannot be parsed. A query is answered with `rcode`; after a response another server is asked.
 
     `offset`: in octets, where it was found.
     """

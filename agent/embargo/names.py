@@ -145,49 +145,40 @@ def suffixes(name: Name) -> Iterator[Name]:
 
 
 def read(packet: bytes, offset: int, names_at: dict[int, Name] | None = None) -> tuple[Name, int]:
-    """The name at `offset` of a message and the offset behind it.
+    """The name at `offset` of a message and the offset behind it. MessageError(FORMERR) where there is none; its offset is the
+    message's end when the name is cut short.
 
-    Compression pointers (RFC 1035 section 4.1.4) must point before the name they end, each before the one that led
-    there: that alone ends every loop (RFC 9267 section 2). MessageError(FORMERR) otherwise. `names_at`: the names that
-    pointers of the same message led to so far, by offset, which this adds to: with it, reading all names of a message costs
-    its length and not that length squared.
+    `names_at`: the names read in this message so far, by the offsets at which they and the names above them begin; this adds
+    to it. A compression pointer must lead to one of these, "a prior occurrence of the same name" (RFC 1035 section 4.1.4). So
+    no loop is possible (RFC 9267 section 2), each pointer costs one look-up, and nothing that differs in another message with
+    the same records, such as the header or a TTL, can be read as part of a name.
     """
-    wire = bytearray()
-    jumps: list[tuple[int, int]] = []
-    end = 0
-    limit = offset
-    i = offset
+    if names_at is None:
+        names_at = {}
+    labels: list[int] = []
+    at, tail, rest = offset, 1, ROOT
     try:
-        while True:
-            length = packet[i]
-            if length < 64:
-                if not length:
-                    break
-                wire += packet[i : i + 1 + length]
-                i += 1 + length
-                if i >= len(packet) or len(wire) >= MAX_NAME:
-                    raise MessageError(FORMERR, i)
-            elif length >= 192:
-                target = (length & 63) << 8 | packet[i + 1]
-                if target >= limit:
-                    raise MessageError(FORMERR, i)
-                end = end or i + 2
-                if names_at and (rest := names_at.get(target)):
-                    wire += rest[:-1]
-                    break
-                jumps.append((target, len(wire)))
-                limit = i = target
-            else:
-                raise MessageError(FORMERR, i)
+        while length := packet[at]:
+            if length > MAX_LABEL:
+                tail, rest = 2, names_at[(length << 8 | packet[at + 1]) - 0xC000]  # negative for other kinds of labels
+                break
+            labels.append(at)
+            at += 1 + length
+            if at - offset >= MAX_NAME:
+                raise MessageError(FORMERR, offset)
     except IndexError:
-        raise MessageError(FORMERR, offset) from None
-    wire.append(0)
-    if len(wire) > MAX_NAME:
+        raise MessageError(FORMERR, len(packet)) from None
+    except KeyError:
+        raise MessageError(FORMERR, at) from None
+    names_at[at] = rest
+    if not labels:
+        return rest, at + tail
+    name = Name(packet[offset:at].lower() + rest)
+    if len(name) > MAX_NAME:
         raise MessageError(FORMERR, offset)
-    name = Name(bytes(wire).lower())
-    if names_at is not None:
-        names_at.update((target, Name(name[start:])) for target, start in jumps)
-    return name, end or i + 1
+    for label in labels:
+        names_at[label] = Name(name[label - offset :])
+    return name, at + tail
 
 
 def reverse(packed: bytes) -> Name:

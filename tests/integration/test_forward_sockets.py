@@ -29,9 +29,8 @@ class Asking:
         self.forwarder = Forwarder(self._complete, self._overdue, self._expire)
         self._token = 0
 
-    def _complete(self, token: int, packet: bytes) -> bool:
+    def _complete(self, token: int, packet: bytes) -> None:
         self.answered.append(token)
-        return True
 
     def _overdue(self, token: int, reason: str) -> None:
         self.overdue.append((token, reason))

@@ -25,8 +25,7 @@ from support.worker import settings
 COUNTED: dict[str, Any] = {
     "op": "Counted", "counters": {"queries_udp": 3}, "hits": {"alipay/payment": 2}, "cache": {"hits": 1, "entries": 4},
     "upstreams": [
-        {"server": "udp://192.0.2.53:53", "asked": 1, "failed": 0, "healthy": True, "milliseconds": 1.5, "last_error": "",
-     "plain": False}
+        {"server": "udp://192.0.2.53:53", "asked": 1, "failed": 0, "healthy": True, "milliseconds": 1.5, "last_error": ""}
     ],
 }  # fmt: skip
 
@@ -55,7 +54,7 @@ class Answering(Scripted):
 
 def workers(root: Path, *children: Scripted) -> Workers:
     made = Workers(
-        lambda: pytest.fail("no worker is to start"), lambda child, told, lost: None, lambda child: asyncio.sleep(0), str(root)
+        lambda: pytest.fail("no worker is to start"), lambda child, message: None, lambda child: asyncio.sleep(0), str(root)
     )
     for child in children:
         made.add(child)

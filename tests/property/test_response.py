@@ -42,7 +42,7 @@ def test_an_answer_that_is_passed_on_has_only_records_of_the_response_and_reads_
     for rrset in (*reply.answer, *reply.authority, *reply.additional):
         assert rrset.ttl <= response.MAX_TTL
     assert response.parse(passed_on(found), QUESTION) == found, "what belongs still belongs"
-    assert found.lifetime <= min((ttl for _, ttl in found.ttls), default=0)
+    assert found.lifetime <= min((ttl for _, ttl in found.ttls), default=response.UNPROVEN_TTL)
     for offset, ttl in found.ttls:
         assert int.from_bytes(found.body[offset : offset + 4]) == ttl
     short = message.answer_only(found)

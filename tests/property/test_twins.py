@@ -18,7 +18,7 @@ from embargo.names import Name
 from embargo.native import response as native
 from support import twins
 from support.playbook import query
-from support.responses import QUESTION, SECTIONS, build, mutated
+from support.responses import OPTIONS, QUESTION, SECTIONS, build, mutated
 from support.strategies import APPS, LOCAL, SELECTIONS
 
 LABELS = st.sampled_from(
@@ -104,9 +104,9 @@ def test_a_large_table(numbers: list[int]) -> None:
 
 
 @settings(max_examples=500)
-@given(SECTIONS, st.sampled_from((0, 3, 2)), st.booleans(), st.booleans(), st.data())
-def test_a_response(sections: Any, rcode: int, edns: bool, torn: bool, data: st.DataObject) -> None:
-    packet = build(sections, rcode, edns)
+@given(SECTIONS, st.sampled_from((0, 3, 2)), st.booleans(), OPTIONS, st.booleans(), st.data())
+def test_a_response(sections: Any, rcode: int, edns: bool, options: Any, torn: bool, data: st.DataObject) -> None:
+    packet = build(sections, rcode, edns, options)
     packet = mutated(data.draw, packet) if torn else packet
     if response.matches(packet, int.from_bytes(packet[:2]), QUESTION):
         one, two = both(response.parse, packet, QUESTION)

@@ -20,7 +20,7 @@ from embargo.dns.acl import Acl
 from embargo.dns.cache import Cache
 from embargo.dns.engine import Drop, Engine, Joined, Reply, Settled
 from embargo.dns.judgement import BlockMode, Rules
-from embargo.dns.questions import Forward, KeepWaiting
+from embargo.dns.questions import Forward
 from embargo.dns.upstream import DEADLINE, Server, Upstreams
 from embargo.dns.zones import Zones
 from embargo.lists import image, lists, policy
@@ -113,13 +113,6 @@ class Play:
             assert (fast.attempt.kind if fast.attempt else None) == (reply.attempt.kind if reply.attempt else None)
         return self
 
-    def garbage(self, message: dns.message.Message | bytes) -> Self:
-        """The asked server, or somebody else, sends what is of no use; the true answer is still waited for."""
-        assert self.forward is not None, "nothing was sent on"
-        wire = message if isinstance(message, bytes) else message.to_wire(max_size=65535)
-        assert self.engine.complete(self.forward.token, wire, self.now) == KeepWaiting()
-        return self
-
     def upstream(self, message: dns.message.Message | bytes) -> Self:
         """The asked server answers: the ID is made to match, since whoever calls `complete` has looked at it."""
         assert self.forward is not None, "nothing was sent on"
@@ -165,11 +158,10 @@ class Play:
         self.forward = outcome if isinstance(outcome, Forward) else self.forward
         self.settled = [outcome] if isinstance(outcome, Reply) else []
 
-    def _settle(self, outcome: Settled | Forward | KeepWaiting) -> None:
+    def _settle(self, outcome: Settled | Forward) -> None:
         if isinstance(outcome, Forward):
             self._take(outcome)
         else:
-            assert isinstance(outcome, Settled), "it waits on"
             self.settled, self.forward = outcome.replies, None
 
     # ── what must be so ──────────────────────────────────────────────────────────────────────────────────────────────

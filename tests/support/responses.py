@@ -1,9 +1,10 @@
 """Responses as upstreams send them, and as they should not."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
+import dns.edns
 import dns.message
 import dns.rcode
 import dns.rdatatype
@@ -47,8 +48,25 @@ USUAL = st.builds(
 SECTIONS = ANYTHING | USUAL
 
 
-def build(sections: tuple[list[dns.rrset.RRset], ...], rcode: int, edns: bool) -> bytes:
+_PADDING, _EDE = dns.edns.OptionType.PADDING, dns.edns.OptionType.EDE
+OPTIONS = st.lists(
+    st.sampled_from(
+        (
+            dns.edns.EDEOption(dns.edns.EDECode.DNSSEC_BOGUS, "bogus"),
+            dns.edns.GenericOption(_PADDING, bytes(9)),
+            dns.edns.GenericOption(_EDE, b"\0"),
+        )
+    ),
+    max_size=3,
+)
+
+
+def build(
+    sections: tuple[list[dns.rrset.RRset], ...], rcode: int, edns: bool, options: Sequence[dns.edns.Option] = ()
+) -> bytes:
     made = dns.message.make_response(dns.message.make_query("a.test", "A", use_edns=0 if edns else False))
+    if edns:
+        made.use_edns(options=list(options))
     made.answer, made.authority, made.additional = sections
     made.set_rcode(dns.rcode.Rcode(rcode))
     return made.to_wire(max_size=65535)

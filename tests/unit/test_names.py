@@ -166,8 +166,34 @@ def test_the_root_is_a_name() -> None:
 
 def test_a_pointer_leads_back_and_the_offset_is_behind_the_first_one() -> None:
     packet = HEADER + b"\6alipay\3com\0" + b"\3www\xc0\x0c" + b"\2m1\xc0\x18" + b"rest"
-    assert names.read(packet, 24) == (wire(b"www", b"alipay", b"com"), 30)
-    assert names.read(packet, 30) == (wire(b"m1", b"www", b"alipay", b"com"), 35)
+    names_at: dict[int, Name] = {}
+    assert names.read(packet, 12, names_at) == (wire(b"alipay", b"com"), 24)
+    assert names.read(packet, 24, names_at) == (wire(b"www", b"alipay", b"com"), 30)
+    assert names.read(packet, 30, names_at) == (wire(b"m1", b"www", b"alipay", b"com"), 35)
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [(12, b"\1a\1b\0"), (14, b"\1b\0"), (16, b"\0"), (17, b"\1c\1b\0"), (19, b"\1b\0"), (21, b"\1a\1b\0")],
+    ids=["a name", "the name above", "the root", "a name with a pointer", "its pointer", "a bare pointer"],
+)
+def test_a_pointer_may_lead_to_any_place_where_a_name_began(target: int, name: bytes) -> None:
+    packet = HEADER + b"\1a\1b\0" + b"\1c\xc0\x0e" + b"\xc0\x0c" + bytes([0xC0, target])
+    names_at: dict[int, Name] = {}
+    at = 12
+    for _ in range(3):
+        _, at = names.read(packet, at, names_at)
+    assert names.read(packet, at, names_at) == (name, len(packet))
+
+
+@pytest.mark.parametrize("target", [0, 4, 11, 13, 15, 17, 20, 30])
+def test_a_pointer_to_what_is_no_name_is_refused(target: int) -> None:
+    """The header, the middle of a label, octets behind a name: a record copied into another message would change."""
+    packet = HEADER + b"\1a\1b\0" + b"\0\1\0\1" + bytes([0xC0, target])
+    names_at: dict[int, Name] = {}
+    names.read(packet, 12, names_at)
+    with pytest.raises(MessageError):
+        names.read(packet, 21, names_at)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +233,12 @@ def test_a_name_of_255_octets_is_read_and_one_of_256_is_not() -> None:
 
 
 def test_the_limit_holds_across_pointers() -> None:
-    packet = HEADER + names.from_text(LONGEST) + b"\1a\xc0\x0c"
-    refused(packet, 12 + 255)
-    packet = HEADER + names.from_text(LONGEST[2:]) + b"\1a\xc0\x0c"
-    assert len(names.read(packet, 12 + 253)[0]) == 255
+    for name, fits in ((LONGEST, False), (LONGEST[2:], True)):
+        packet = HEADER + names.from_text(name) + b"\1a\xc0\x0c"
+        names_at: dict[int, Name] = {}
+        _, at = names.read(packet, 12, names_at)
+        if fits:
+            assert len(names.read(packet, at, names_at)[0]) == 255
+        else:
+            with pytest.raises(MessageError):
+                names.read(packet, at, names_at)

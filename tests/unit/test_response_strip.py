@@ -6,7 +6,7 @@ import dns.flags
 import dns.message
 import pytest
 
-from embargo.dns import message, response
+from embargo.dns import message, rdata, response
 from embargo.dns.upstream import Strip
 from support import twins
 from support.playbook import answer
@@ -69,7 +69,7 @@ def test_the_ad_bit_is_kept_unless_something_is_stripped(accelerated: bool, monk
     ],
 )  # fmt: skip
 def test_private_addresses_are_told_from_others(address: str, private: bool) -> None:
-    assert response.is_private(ipaddress.ip_address(address).packed) == private
+    assert rdata.is_private(ipaddress.ip_address(address).packed) == private
 
 
 @pytest.mark.parametrize(
@@ -83,9 +83,9 @@ def test_records_with_a_private_address_are_left_out_on_demand(qtype: str, good:
         question = bytes(wire[12 : 12 + 8 + 4])
         found = response.parse(wire, question, Strip(private=True))
         assert found.counts[0] == count
-        assert [a for lead in found.leads for a in lead.addresses if response.is_private(a)] == []
+        assert [a for lead in found.leads for a in lead.addresses if rdata.is_private(a)] == []
         assert response.parse(wire, question).counts[0] == len(texts)
-        assert (found.lifetime > 0) == (count > 0), "what is left without an answer is not remembered"
+        assert found.lifetime == (300 if count else response.UNPROVEN_TTL)
 
 
 def test_an_answer_of_private_addresses_alone_is_empty_and_no_referral() -> None:

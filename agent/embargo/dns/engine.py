@@ -14,8 +14,8 @@ from embargo.dns import message
 from embargo.dns.acl import Acl
 from embargo.dns.cache import RETRY, SCREEN_ALWAYS, Cache, CachedAnswer
 from embargo.dns.judgement import Attempt, Rules
-from embargo.dns.message import Answer
-from embargo.dns.questions import Exhausted, Forward, KeepWaiting, Noted, Question, Questions, Succeeded, Trouble, Waiter
+from embargo.dns.message import Answer, Explanation
+from embargo.dns.questions import Exhausted, Forward, Noted, Question, Questions, Succeeded, Trouble, Waiter
 from embargo.dns.screening import Screened, screen
 from embargo.dns.zones import Zones
 from embargo.lists.policy import Action, Decision
@@ -181,6 +181,8 @@ class Engine:
         query, decision = waiter.query, screened.decision
         if screened.action is Action.BLOCK and decision is not None:
             return self._block(rules, waiter, decision)
+        if screened.answer.ede is not None:
+            ede = ede or message.ede(*screened.answer.ede)
         wire = message.reply(query, screened.answer, ede=ede, udp=waiter.udp)
         if decision is None and not rules.log_all:
             return Reply(wire, waiter.peer, waiter.client, None, screened.passing)
@@ -196,16 +198,16 @@ class Engine:
         screened = screen(rules, waiter.query.qname, answer)
         return self._reply(rules, waiter, screened, message.ede(code, "no upstream answers"))
 
-    def _servfail(self, waiter: Waiter, trouble: Trouble) -> Reply:
+    def _servfail(self, waiter: Waiter, trouble: Trouble | Explanation) -> Reply:
         wire = message.reply(waiter.query, Answer(message.SERVFAIL), ede=message.ede(*trouble), udp=waiter.udp)
         return Reply(wire, waiter.peer, waiter.client)
 
     # ── the end of a question ──────────────────────────────────────────────────────────────────────────────────────────
 
-    def complete(self, token: int, packet: bytes, now: float) -> Settled | Forward | KeepWaiting:
+    def complete(self, token: int, packet: bytes, now: float) -> Settled | Forward:
         """A response that `response.matches` what was asked."""
         outcome = self._questions.complete(token, packet, now)
-        return outcome if isinstance(outcome, Forward | KeepWaiting) else self._settled(outcome, now)
+        return outcome if isinstance(outcome, Forward) else self._settled(outcome, now)
 
     def overdue(self, token: int, reason: str, now: float) -> Settled | Forward:
         """No response has come within the time that the server usually needs. It is still awaited."""
@@ -259,7 +261,8 @@ class Engine:
         waiters = self._questions.release(question)
         expired = self.cache.stale(question.key, now)
         if expired is None:
-            return [self._servfail(waiter, question.trouble) for waiter in waiters]
+            trouble = question.explained or question.trouble
+            return [self._servfail(waiter, trouble) for waiter in waiters]
         expired.retry_at = now + RETRY
         return [self._reply_stale(waiter, expired) for waiter in waiters]
 

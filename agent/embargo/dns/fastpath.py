@@ -165,7 +165,7 @@ def _cached(query: _Query, rules: Rules, cache: Cache, now: float) -> Known | No
         return None
     flags = (0x8080 | query.rd << 8 | stored.flags & query.ad | query.cd | stored.rcode).to_bytes(2)
     cache.hits += 1
-    rest = flags + b"\0\1" + _PACK[an] + _PACK[ns] + _PACK[ar] + query.question + tail
+    rest = flags + b"\0\1" + an.to_bytes(2) + ns.to_bytes(2) + ar.to_bytes(2) + query.question + tail
     return Known(rest, entry.steady(now), None, entry)
 
 
@@ -194,7 +194,7 @@ def _blocked(query: _Query, rules: Rules) -> Known | None:
     if query.variant:
         counts = counts_edns
         ede = rules.ede(decision)
-        tail += OPTS[query.variant][:9] + _PACK[len(ede)] + ede
+        tail += OPTS[query.variant][:9] + len(ede).to_bytes(2) + ede
     if 12 + len(query.question) + len(tail) > query.limit:
         return None
     rest = bytes((0x80 | query.rd, octet | query.cd)) + counts + query.question + tail
@@ -202,6 +202,5 @@ def _blocked(query: _Query, rules: Rules) -> Known | None:
 
 
 _META = message.META_QTYPES
-_PACK = [n.to_bytes(2) for n in range(message.MAX_RECORDS + 2)]
 _DOCD = {variant | cd: bytes([(variant == 6) << 1 | bool(cd)]) for variant in (0, 3, 6) for cd in (0, 0x10)}
 OPTS = {3: b"\0\0\x29\x04\xd0\0\0\0\0\0\0", 6: b"\0\0\x29\x04\xd0\0\0\x80\0\0\0"}

@@ -18,10 +18,11 @@ NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED, YXDOMAIN, BADVERS = 0, 1,
 A, NS, CNAME, SOA, PTR, MX, AAAA, SRV, NAPTR, DNAME, OPT, SVCB, HTTPS = 1, 2, 5, 6, 12, 15, 28, 33, 35, 39, 41, 64, 65
 RRSIG, NSEC, NSEC3, ANY = 46, 47, 50, 255
 IN = 1
+_EDE = 15  # the option
 EDE_STALE, EDE_BLOCKED, EDE_STALE_NXDOMAIN, EDE_NO_REACHABLE, EDE_NETWORK = 3, 15, 19, 22, 23  # RFC 8914 section 4
 MAX_UDP = 1232  # the DNS flag day value: fits the IPv6 minimum MTU without fragments
 PADDED_TO = 128  # octets: the block of RFC 8467 section 4.1
-MAX_RECORDS = 512  # in one message; a gateway's clients need a few dozen
+MAX_RECORDS = 512  # in a query, which needs one
 MAX_EDE = 400  # octets of text: the rest of a reply needs room too
 META_QTYPES = frozenset({OPT, 249, 250, 251, 252, 253, 254})  # TKEY, TSIG, IXFR, AXFR, MAILB, MAILA
 
@@ -145,6 +146,7 @@ def _client_edns(packet: bytes, offset: int, count: int) -> tuple[int, int, bool
     """(size, version, DO) of the one OPT record a query may have (RFC 6891 section 6.1.1). Other records are skipped."""
     edns: tuple[int, int, bool] | None = None
     names_at: dict[int, Name] = {}
+    names.read(packet, 12, names_at)  # the qname, which owners may point to
     for _ in range(min(count, MAX_RECORDS + 1)):
         owner, rtype, size, ttl, start, offset = record(packet, offset, names_at)
         if rtype != OPT:
@@ -177,15 +179,16 @@ Record = tuple[Name, int, int, int, int, int]
 
 
 def record(packet: bytes, offset: int, names_at: dict[int, Name]) -> Record:
-    """The record at `offset`, which lies in the packet as a whole; else MessageError. For `names_at` see `names.read`."""
+    """The record at `offset`, which lies in the packet as a whole; else MessageError, whose offset is the packet's end when the
+    record is cut short. For `names_at` see `names.read`."""
     owner, at = names.read(packet, offset, names_at)
     try:
         rtype, rclass, ttl, length = RECORD.unpack_from(packet, at)
     except struct.error:
-        raise MessageError(FORMERR, at) from None
+        raise MessageError(FORMERR, len(packet)) from None
     start = at + RECORD.size
     if start + length > len(packet):
-        raise MessageError(FORMERR, start)
+        raise MessageError(FORMERR, len(packet))
     return owner, rtype, rclass, ttl, start, start + length
 
 
@@ -215,6 +218,13 @@ class Lead(NamedTuple):
     addresses: tuple[bytes, ...]
 
 
+class Explanation(NamedTuple):
+    """An Extended DNS Error (RFC 8914): its code, and text for people."""
+
+    code: int
+    text: str
+
+
 class Answer(NamedTuple):
     """The part of a message behind the question. Compression pointers in it count from the message's start."""
 
@@ -229,6 +239,7 @@ class Answer(NamedTuple):
     leads: tuple[Lead, ...] = ()  # of the answer section
     extra_leads: tuple[Lead, ...] = ()  # of the other sections, which may be left out
     answer_end: int = 0  # where in `body` the other sections begin
+    ede: Explanation | None = None  # what the upstream says about it
 
 
 def answer_only(answer: Answer) -> Answer:
@@ -291,4 +302,13 @@ _ASKED = (_opt(0, False), _opt(0, True))
 def ede(code: int, text: str) -> bytes:
     """An Extended DNS Error option (RFC 8914 section 2)."""
     data = code.to_bytes(2) + text.encode()[:MAX_EDE].decode(errors="ignore").encode()
-    return struct.pack("!HH", 15, len(data)) + data
+    return struct.pack("!HH", _EDE, len(data)) + data
+
+
+def explanation(packet: bytes, start: int, end: int) -> Explanation | None:
+    """The first Extended DNS Error among the EDNS options in packet[start:end]."""
+    with contextlib.suppress(MessageError):
+        for code, value in options(packet, start, end):
+            if code == _EDE and len(value) >= 2:
+                return Explanation(int.from_bytes(value[:2]), value[2 : 2 + MAX_EDE].decode(errors="replace"))
+    return None

@@ -7,9 +7,9 @@ once is a try, with these states and transitions:
     state        event                          next
     EDNS         FORMERR or NOTIMP              the same server without EDNS (RFC 6891 section 7)
     UDP          truncated                      the same server over TCP (RFC 7766 section 5)
-    UDP          malformed                      no change: it may be forged, and the true response can still come
-                                                (CVE-2023-28452, CVE-2023-29483)
-    TCP, TLS     malformed or truncated         the next server
+    any          malformed                      the next server at once: ID, port and question were right, so it is no more
+                                                likely to be forged than a useful answer
+    TCP, TLS     truncated                      the next server
     any          another rcode, a referral      the next server; this one is not asked again for this question
     any          overdue                        the next server as well; the answer to this try is still used
     any          an error of the network        the next server; one that was asked already, after a moment
@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from embargo.dns import message, response
-from embargo.dns.message import Answer, Query
+from embargo.dns.message import Answer, Explanation, Query
 from embargo.dns.upstream import DEADLINE, Server, Upstreams
 from embargo.dns.zones import Zones
 from embargo.errors import MessageError
@@ -33,8 +33,6 @@ MAX_BACKGROUND = MAX_PENDING // 4  # questions on their way above which none is 
 PAUSE = 0.25  # seconds until a server is asked again after an error of the network, which an address that changes causes too
 MAX_WAITING = 10_000  # clients behind all of them
 
-#: YXDOMAIN: a DNAME made the name too long (RFC 6672 section 2.2), which is an answer
-_USABLE = frozenset({message.NOERROR, message.NXDOMAIN, message.YXDOMAIN})
 _RCODES = {message.FORMERR: "FORMERR", message.SERVFAIL: "SERVFAIL", message.NOTIMP: "NOTIMP", message.REFUSED: "REFUSED"}
 
 
@@ -48,10 +46,6 @@ class Forward(NamedTuple):
     tcp: bool
     wait: float
     delay: float = 0.0  # seconds until it is asked
-
-
-class KeepWaiting(NamedTuple):
-    """The response is malformed and may be forged: wait for the true one until the Forward times out."""
 
 
 class Noted(NamedTuple):
@@ -80,7 +74,7 @@ _NOT_ASKED = Trouble(message.EDE_NO_REACHABLE, "no upstream is configured")
 class _Try:
     """One server asked once. The table at the top of the module says what follows from its end."""
 
-    __slots__ = ("asked_at", "edns", "edns_refused", "malformed", "overdue", "question", "server", "tcp", "upstreams", "zones")
+    __slots__ = ("asked_at", "edns", "edns_refused", "overdue", "question", "server", "tcp", "upstreams", "zones")
 
     def __init__(self, question: "Question", server: Server, now: float) -> None:
         self.question = question
@@ -89,7 +83,6 @@ class _Try:
         # DO cannot be said without EDNS, so such a question is always tried with it
         self.edns = question.query.do or self.upstreams.health[server].plain_until <= now
         self.tcp = server.tcp
-        self.malformed = False  # a malformed response came
         self.edns_refused = False  # the same server gave FORMERR or NOTIMP with EDNS
         self.overdue = False
         self.asked_at = now
@@ -99,8 +92,8 @@ class Question:
     """A question on its way, and the clients that wait for its answer."""
 
     __slots__ = (
-        "answered", "asked", "awaited", "background", "key", "octets", "query", "started", "trouble", "unhelpful", "upstreams",
-        "waiters", "zones",
+        "answered", "asked", "awaited", "background", "explained", "key", "octets", "query", "started", "trouble", "unhelpful",
+        "upstreams", "waiters", "zones",
     )  # fmt: skip
 
     def __init__(self, key: bytes, query: Query, zones: Zones, now: float) -> None:
@@ -113,6 +106,7 @@ class Question:
         self.trouble = _NOT_ASKED
         self.awaited = 0  # tries that may still be answered
         self.answered = False
+        self.explained: Explanation | None = None  # by the last server that said why it failed: better than our own word
         self.go_by(zones)
 
     def go_by(self, zones: Zones) -> None:
@@ -205,17 +199,17 @@ class Questions:
         assert not isinstance(outcome, Noted), "no try is awaited yet"
         return outcome
 
-    def complete(self, token: int, packet: bytes, now: float) -> Forward | KeepWaiting | Noted | Succeeded | Exhausted:
+    def complete(self, token: int, packet: bytes, now: float) -> Forward | Noted | Succeeded | Exhausted:
         """A response came that `response.matches` the question."""
         tried = self._tries[token]
         question, upstreams = tried.question, tried.upstreams
         try:
             answer = response.parse(packet, question.octets, upstreams.strip)
         except MessageError:
-            if tried.tcp:
-                return self._unhelpful(token, "sent a malformed response", now)
-            tried.malformed = True
-            return KeepWaiting()
+            return self._unhelpful(token, "sent a malformed response", now)
+        if answer.ede is not None:  # its reader would take it for ours (RFC 8914 section 3)
+            answer = answer._replace(ede=answer.ede._replace(text=f"{tried.server}: {answer.ede.text}"))
+            question.explained = answer.ede
         if answer.truncated:
             if tried.tcp:
                 return self._unhelpful(token, "sent a truncated response over a connection", now)
@@ -255,12 +249,9 @@ class Questions:
         tried = self._tries[token]
         question = tried.question
         tried.overdue = True
-        if tried.malformed:
-            self._note_unhelpful(tried, "sent a malformed response", now)
-        else:
-            question.trouble = Trouble(message.EDE_NO_REACHABLE, f"{tried.server} {reason}")
-            zone = tried.upstreams.zone(question.query.qname)
-            tried.upstreams.overdue(tried.server, question.trouble.text, zone, tried.asked_at, now)
+        question.trouble = Trouble(message.EDE_NO_REACHABLE, f"{tried.server} {reason}")
+        zone = tried.upstreams.zone(question.query.qname)
+        tried.upstreams.overdue(tried.server, question.trouble.text, zone, tried.asked_at, now)
         return self._next(question, now) if question in self._questions else Noted()
 
     def expire(self, token: int, reason: str, now: float, *, network: bool = False) -> Forward | Noted | Exhausted:
@@ -271,7 +262,7 @@ class Questions:
         text = f"{tried.server} {reason}"
         if network:
             tried.upstreams.failed(tried.server, text, tried.asked_at, now)
-        elif not tried.malformed:
+        else:
             tried.upstreams.silent(tried.server)
         if question not in self._questions or (tried.overdue and question.awaited):
             return Noted()
@@ -352,7 +343,7 @@ class Questions:
 
 def _unusable(answer: Answer) -> str:
     """Why another server has to be asked, as the predicate of a sentence about this one; empty when the answer is of use."""
-    if answer.rcode not in _USABLE:
+    if answer.rcode not in response.USABLE:
         return f"answered {_RCODES.get(answer.rcode, answer.rcode)}"
     if answer.referral:
         return "answered with a referral: it does not resolve for us"

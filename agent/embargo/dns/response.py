@@ -4,8 +4,12 @@ A response counts only when its ID and question are those that were sent (`match
 to the question: in the answer section those of the asked type on the chain of CNAME and DNAME records that begins at the
 qname, in the authority section those of a zone above that chain (and the proofs of DNSSEC), in the additional section those
 that the kept records point to. A response that keeps all its records is passed on octet by octet; one that loses some in
-the middle is written anew without compression. The names and addresses that kept records point to come out as leads, for
-the policy to judge.
+the middle is written anew (`rdata.Writer`). The names and addresses that kept records point to come out as leads, for the
+policy to judge.
+
+What is merely unusual is used as far as it is good, as other resolvers do: records of another type or name are left out, a
+chain may have any length and ends where it closes, OPT records beyond the first one and octets behind the last record are
+ignored. What cannot be read is malformed.
 """
 
 import struct
@@ -13,33 +17,19 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from embargo import accelerator, names
-from embargo.dns import message
+from embargo.dns import message, rdata
 from embargo.dns.message import Answer, Lead
+from embargo.dns.rdata import Rdata, is_private
 from embargo.dns.upstream import KEEP_ALL, Strip
 from embargo.errors import MessageError
-from embargo.lists import image
 from embargo.names import Name
 
-MAX_CHAIN = 16  # CNAME and DNAME records on the way to an answer; BIND and Unbound follow 16 and 12
 MAX_TTL = 3600  # seconds for which a client may keep an answer, so that a new block takes effect within the hour
+UNPROVEN_TTL = 5  # seconds to remember that something does not exist without an SOA that says for how long, as Unbound does
+#: YXDOMAIN: a DNAME made the name too long (RFC 6672 section 2.2), which is an answer
+USABLE = frozenset({message.NOERROR, message.NXDOMAIN, message.YXDOMAIN})
 _ERRORS = frozenset({message.FORMERR, message.SERVFAIL, message.NOTIMP, message.REFUSED})
-_SERVICES = frozenset({message.SVCB, message.HTTPS})
-_MANDATORY, _ECH = 0, 5  # SvcParamKeys
 _PROOFS = frozenset({message.RRSIG, message.NSEC, message.NSEC3})
-#: type → (octets of rdata before its names, how many names): those of RFC 3597 section 4 and RFC 9460
-_NAMES_IN = {
-    **dict.fromkeys((message.NS, 3, 4, message.CNAME, 7, 8, 9, message.PTR, message.DNAME), (0, 1)),  # MD MF MB MG MR
-    **dict.fromkeys((message.SOA, 14, 17), (0, 2)),  # MINFO RP
-    **dict.fromkeys((message.MX, 18, 21, 36, message.SVCB, message.HTTPS), (2, 1)),  # AFSDB RT KX
-    26: (2, 2),  # PX
-    message.SRV: (6, 1),
-    message.NAPTR: (0, 1),  # it stands behind three texts, see `_first_name`
-}
-_SOA_NUMBERS = 20  # octets behind the names of a SOA record
-#: types whose target is where the client goes next
-_LEADING = frozenset(
-    {message.NS, message.CNAME, message.DNAME, message.MX, message.SRV, message.NAPTR, message.SVCB, message.HTTPS}
-)
 
 _native = accelerator.load("response")
 
@@ -50,68 +40,102 @@ class _Record(NamedTuple):
     rtype: int
     rclass: int
     ttl: int
-    start: int  # of its rdata
-    end: int
-    targets: tuple[Name, ...]
-    addresses: tuple[bytes, ...]
+    rdata: Rdata
 
 
 def matches(packet: bytes, ident: int, question: bytes) -> bool:
-    """Whether a packet is the response to a question: ID, QR, opcode and question octet by octet (RFC 5452 section 9).
+    """Whether a packet is the response to a question: ID, QR and question (RFC 5452 section 9). Letters of the name may have
+    another case (RFC 4343).
 
     A server that cannot read the query may send an error without a question (RFC 6891 section 7).
     """
-    if len(packet) < 12 or packet[:2] != ident.to_bytes(2) or packet[2] & 0xF8 != 0x80:
+    if len(packet) < 12 or packet[:2] != ident.to_bytes(2) or not packet[2] & 0x80:
         return False
     if packet[4:6] == b"\0\0":
         return packet[3] & 15 in _ERRORS and not any(packet[6:10])
-    return packet[4:6] == b"\0\1" and packet[12 : 12 + len(question)] == question
+    repeated = packet[12 : 12 + len(question)]
+    same = repeated == question or (repeated[:-4].lower() == question[:-4] and repeated[-4:] == question[-4:])
+    return same and packet[4:6] == b"\0\1"
 
 
 def parse(packet: bytes, question: bytes, strip: Strip = KEEP_ALL) -> Answer:
     """A response that `matches`, as an Answer without its OPT record. Raises MessageError when it is malformed.
 
-    `strip`: what is taken out. The AD bit stays only if nothing was.
+    One that ends before its last record is `truncated`, with the TC bit or without. One with an error in place of an answer
+    is an Answer without records, whatever it has. `strip`: what is taken out. The AD bit stays only if nothing was.
     """
     usual: Answer | None = _native.read(packet, question, Answer, Lead) if _native else None
     if usual is not None and not (strip.private and any(is_private(a) for lead in usual.leads for a in lead.addresses)):
         return usual
     _, flags, questions, *counts = message.HEADER.unpack_from(packet)
+    if flags & _OPCODE:
+        raise MessageError(message.FORMERR, 2)
     if not questions:
         return Answer(flags & 15)
     if flags & message.TC:
         return Answer(flags & 15, truncated=True)
-    qname, qtype = Name(question[:-4]), int.from_bytes(question[-4:-2])
-    names_at = {12: qname}
-    records = _records(packet, 12 + len(question), counts, names_at)
-    rcode = flags & 15 | _extended_rcode(records)
+    names_at: dict[int, Name] = {}
+    qname, end = names.read(packet, 12, names_at)
+    begin = end + 4
+    try:
+        records = _records(packet, begin, counts, names_at)
+    except MessageError:
+        if flags & 15 in USABLE:
+            raise
+        return Answer(flags & 15)
+    if records is None:
+        return Answer(flags & 15, truncated=flags & 15 in USABLE)
+    rcode, ede = flags & 15, None
+    if opt := _opt(records):
+        rcode |= opt.ttl >> 24 << 4  # RFC 6891 section 6.1.3
+        ede = message.explanation(packet, opt.rdata.start, opt.rdata.end)
+    answer = _answer(packet, begin, qname, flags, rcode, records, strip) if rcode in USABLE else Answer(rcode)
+    return answer._replace(ede=ede) if ede else answer
+
+
+_OPCODE = 0x7800
+
+
+def _answer(packet: bytes, begin: int, qname: Name, flags: int, rcode: int, records: Sequence[_Record], strip: Strip) -> Answer:
+    """The records that are passed on, and what follows from them."""
+    qtype = int.from_bytes(packet[begin - 4 : begin - 2])
     belonging = _belonging(records, qname, qtype)
-    if counts[0] and not _answers(belonging):  # it answers another question
-        raise MessageError(message.FORMERR, 6)
     kept = _without_private(belonging) if strip.private else belonging
-    stripped = len(kept) < len(belonging)
+    emptied = bool(_answers(records) and not _answers(kept))
+    if emptied:  # name servers without an answer would look like a referral to the client
+        soa = _soa(kept)
+        kept = [soa] if soa else []
+    stripped = emptied or len(kept) < len(belonging)
     answered = rcode == message.NOERROR and any(qtype in (record.rtype, message.ANY) for record in _answers(kept))
     if not answered:
         kept = _with_negative_ttl(packet, kept)
-    if strip.ech and any(record.rtype in _SERVICES for record in kept):
-        body, ttls = _rebuilt(packet, kept, names_at, without_ech=True)
-        stripped = stripped or body != _rebuilt(packet, kept, names_at)[0]
+    if strip.ech and any(record.rtype in rdata.SERVICES for record in kept):
+        body, ttls = _written_anew(packet, qname, begin, kept, ech=False)
+        stripped = stripped or body != _written_anew(packet, qname, begin, kept)[0]
     else:
-        body, ttls = _body(packet, 12 + len(question), records, kept, names_at)
+        body, ttls = _body(packet, qname, begin, records, kept)
     counted = [sum(record.section == section for record in kept) for section in range(3)]
-    cacheable = rcode in (message.NOERROR, message.NXDOMAIN) and (answered or _soa(kept))
     return Answer(
         rcode=rcode,
         counts=(counted[0], counted[1], counted[2]),
         body=body,
         ttls=ttls,
         flags=flags & (message.AA if stripped else message.AA | message.AD),
-        lifetime=min((record.ttl for record in kept), default=0) if cacheable else 0,
-        referral=not (rcode or flags & message.AA) and _refers(belonging),
+        lifetime=_lifetime(rcode, kept, proven=bool(answered or _soa(kept))),
+        referral=not (rcode or flags & message.AA or _answers(records)) and _refers(belonging),
         leads=_leads(_answers(kept)),
-        extra_leads=_leads(record for record in kept if record.section and (record.targets or record.addresses)),
+        extra_leads=_leads(record for record in kept if record.section and _points(record)),
         answer_end=_end_of(counted[0], ttls, body),
     )
+
+
+def _lifetime(rcode: int, kept: Iterable[_Record], *, proven: bool) -> int:
+    """Seconds for which an answer may be cached. Without an SOA, RFC 2308 section 5 would not cache what does not exist, lest
+    two servers that ask each other keep it alive forever; for a moment it must be, lest every query goes upstream."""
+    if rcode not in (message.NOERROR, message.NXDOMAIN):
+        return 0
+    least = min((record.ttl for record in kept), default=MAX_TTL)
+    return least if proven else min(least, UNPROVEN_TTL)
 
 
 def _answers(records: Iterable[_Record]) -> list[_Record]:
@@ -135,74 +159,39 @@ def _with_negative_ttl(packet: bytes, records: list[_Record]) -> list[_Record]:
     soa = _soa(records)
     if soa is None:
         return records
-    minimum = int.from_bytes(packet[soa.end - 4 : soa.end])
+    minimum = int.from_bytes(packet[soa.rdata.end - 4 : soa.rdata.end])
     return [record._replace(ttl=min(record.ttl, minimum)) if record is soa else record for record in records]
 
 
-def _records(packet: bytes, offset: int, counts: Sequence[int], names_at: dict[int, Name]) -> list[_Record]:
-    if sum(counts) > message.MAX_RECORDS:
-        raise MessageError(message.FORMERR, 6)
+def _records(packet: bytes, offset: int, counts: Sequence[int], names_at: dict[int, Name]) -> list[_Record] | None:
+    """All records, OPT records too; None when the packet ends before the last one. Octets behind that are ignored."""
     found: list[_Record] = []
     for section, count in enumerate(counts):
         for _ in range(count):
-            owner, rtype, rclass, ttl, start, offset = message.record(packet, offset, names_at)
-            if rtype == message.OPT and (section != 2 or owner != names.ROOT):
-                raise MessageError(message.FORMERR, start)
+            try:
+                owner, rtype, rclass, ttl, start, offset = message.record(packet, offset, names_at)
+            except MessageError as error:
+                if error.offset == len(packet):
+                    return None
+                raise
             if rtype != message.OPT:
                 ttl = 0 if ttl & 0x80000000 else min(ttl, MAX_TTL)  # RFC 2181 section 8
-            targets, addresses = _pointing(packet, owner, rtype, start, offset, names_at)
-            found.append(_Record(section, owner, rtype, rclass, ttl, start, offset, targets, addresses))
-    if offset != len(packet):
-        raise MessageError(message.FORMERR, offset)
+            if rclass == message.IN:
+                data = rdata.read(packet, owner, rtype, start, offset, names_at)
+            else:
+                data = Rdata(start, offset, offset, offset)
+            found.append(_Record(section, owner, rtype, rclass, ttl, data))
     return found
 
 
-def _extended_rcode(records: Iterable[_Record]) -> int:
-    opts = [record for record in records if record.rtype == message.OPT]
-    if len(opts) > 1:
-        raise MessageError(message.FORMERR, opts[1].start)
-    return opts[0].ttl >> 24 << 4 if opts else 0
+def _opt(records: Iterable[_Record]) -> _Record | None:
+    """The first OPT record at its place."""
+    at_its_place = (record for record in records if record.section == 2 and record.owner == names.ROOT)
+    return next((record for record in at_its_place if record.rtype == message.OPT), None)
 
 
-def _pointing(
-    packet: bytes, owner: Name, rtype: int, start: int, end: int, names_at: dict[int, Name]
-) -> tuple[tuple[Name, ...], tuple[bytes, ...]]:
-    """Where a record leads: (target names, addresses and hints).
-
-    Names that lead nowhere are read as well, since a client will: MessageError where one is malformed.
-    """
-    if rtype in (message.A, message.AAAA):
-        if end - start != (4 if rtype == message.A else 16):
-            raise MessageError(message.FORMERR, start)
-        return (), (packet[start:end],)
-    if rtype not in _NAMES_IN:
-        return (), ()
-    at = _first_name(packet, rtype, start, end)
-    for _ in range(_NAMES_IN[rtype][1]):
-        target, at = names.read(packet, at, names_at)
-    left = end - at
-    if left < 0 or (left != (_SOA_NUMBERS if rtype == message.SOA else 0) and rtype not in _SERVICES):
-        raise MessageError(message.FORMERR, start)
-    if rtype not in _SERVICES:
-        return (target,) if rtype in _LEADING else (), ()
-    hints: list[bytes] = []
-    for key, value in message.options(packet, at, end):
-        width = {4: 4, 6: 16}.get(key)  # ipv4hint, ipv6hint (RFC 9460 section 7.3)
-        if width:
-            hints += [value[i : i + width] for i in range(0, len(value) - len(value) % width, width)]
-    return (owner if target == names.ROOT else target,), tuple(hints)
-
-
-def _first_name(packet: bytes, rtype: int, start: int, end: int) -> int:
-    """Where in a record's rdata its names begin."""
-    if rtype != message.NAPTR:
-        return start + _NAMES_IN[rtype][0]
-    at = start + 4
-    for _ in range(3):  # flags, services, regexp
-        if at >= end:
-            raise MessageError(message.FORMERR, start)
-        at += 1 + packet[at]
-    return at
+def _points(record: _Record) -> bool:
+    return bool(record.rdata.targets or record.rdata.addresses)
 
 
 # ── which records belong to the question ───────────────────────────────────────────────────────────────────────────────
@@ -229,21 +218,27 @@ def _belonging(records: Sequence[_Record], qname: Name, qtype: int) -> list[_Rec
             belongs = owner in pointed
         if belongs:
             kept.append(record)
-            pointed.update(record.targets)
+            pointed.update(record.rdata.targets)
     return kept
 
 
-def _chain(answers: Iterable[_Record], qname: Name, qtype: int) -> list[Name]:
-    """The qname, and the names that its CNAMEs and DNAMEs lead to."""
+def _chain(answers: Sequence[_Record], qname: Name, qtype: int) -> list[Name]:
+    """The qname, and the names that its CNAMEs and DNAMEs lead to, until one comes again. No more than there are records, since
+    DNAMEs alone could go on without end."""
     steps = {
-        (record.rtype, record.owner): record.targets[0] for record in answers if record.rtype in (message.CNAME, message.DNAME)
+        (record.rtype, record.owner): record.rdata.targets[0]
+        for record in answers
+        if record.rtype in (message.CNAME, message.DNAME)
     }
-    chain = [qname]
-    while qtype != message.CNAME and (target := _step(chain[-1], steps)) is not None:
-        if target in chain or len(chain) > MAX_CHAIN:
-            raise MessageError(message.FORMERR, 12)
-        chain.append(target)
-    return chain
+    chain = {qname: None}
+    name = qname
+    while qtype != message.CNAME and len(chain) <= len(answers):
+        target = _step(name, steps)
+        if target is None or target in chain:
+            break
+        chain[target] = None
+        name = target
+    return list(chain)
 
 
 def _step(name: Name, steps: dict[tuple[int, Name], Name]) -> Name | None:
@@ -262,8 +257,8 @@ def _leads(records: Iterable[_Record]) -> tuple[Lead, ...]:
     targets: dict[Name, list[Name]] = {}
     addresses: dict[Name, list[bytes]] = {}
     for record in records:
-        targets.setdefault(record.owner, []).extend(record.targets)
-        addresses.setdefault(record.owner, []).extend(record.addresses)
+        targets.setdefault(record.owner, []).extend(record.rdata.targets)
+        addresses.setdefault(record.owner, []).extend(record.rdata.addresses)
     return tuple(Lead(owner, tuple(targets[owner]), tuple(addresses[owner])) for owner in targets)
 
 
@@ -271,84 +266,31 @@ def _leads(records: Iterable[_Record]) -> tuple[Lead, ...]:
 
 
 def _body(
-    packet: bytes, begin: int, records: Sequence[_Record], kept: Sequence[_Record], names_at: dict[int, Name]
+    packet: bytes, qname: Name, begin: int, records: Sequence[_Record], kept: Sequence[_Record]
 ) -> tuple[bytes, tuple[tuple[int, int], ...]]:
     """(the kept records' octets, their TTLs and where these stand)."""
-    if kept and kept[-1].start != records[len(kept) - 1].start:
-        return _rebuilt(packet, kept, names_at)
-    body = bytearray(packet[begin : kept[-1].end if kept else begin])  # names point backwards: to none that is left out
-    ttls = tuple((record.start - 6 - begin, record.ttl) for record in kept)
+    if kept and kept[-1].rdata.start != records[len(kept) - 1].rdata.start:
+        return _written_anew(packet, qname, begin, kept)
+    body = bytearray(packet[begin : kept[-1].rdata.end if kept else begin])  # names point backwards: to none that is left out
+    ttls = tuple((record.rdata.start - 6 - begin, record.ttl) for record in kept)
     for offset, ttl in ttls:
         struct.pack_into("!I", body, offset, ttl)
     return bytes(body), ttls
 
 
-def _rebuilt(
-    packet: bytes, kept: Iterable[_Record], names_at: dict[int, Name], *, without_ech: bool = False
+def _written_anew(
+    packet: bytes, qname: Name, begin: int, kept: Iterable[_Record], *, ech: bool = True
 ) -> tuple[bytes, tuple[tuple[int, int], ...]]:
-    """The records written anew, without compression."""
-    body = bytearray()
-    ttls: list[tuple[int, int]] = []
+    """The same, each record written anew. `ech`: with keys of Encrypted Client Hello."""
+    writer = rdata.Writer(packet, qname, begin)
     for record in kept:
-        rdata = _expanded(packet, record, names_at)
-        if without_ech and record.rtype in _SERVICES:
-            rdata = _without_ech(rdata)
-        ttls.append((len(body) + len(record.owner) + 4, record.ttl))
-        body += record.owner + message.RECORD.pack(record.rtype, message.IN, record.ttl, len(rdata)) + rdata
-    return bytes(body), tuple(ttls)
-
-
-def _expanded(packet: bytes, record: _Record, names_at: dict[int, Name]) -> bytes:
-    start, end = record.start, record.end
-    if record.rtype not in _NAMES_IN:
-        return packet[start:end]
-    at = _first_name(packet, record.rtype, start, end)
-    rdata = packet[start:at]
-    for _ in range(_NAMES_IN[record.rtype][1]):
-        name, at = names.read(packet, at, names_at)
-        rdata += name
-    return rdata + packet[at:end]
+        writer.add(record.owner, record.rtype, record.ttl, record.rdata, ech=ech)
+    return bytes(writer.body), tuple(writer.ttls)
 
 
 def _without_private(records: list[_Record]) -> list[_Record]:
-    """The records without those that have a private address. Where no answer is left, the SOA alone stays: name servers
-    without an answer would look like a referral to the client."""
-    kept = [record for record in records if not any(map(is_private, record.addresses))]
-    if len(kept) < len(records) and not _answers(kept):
-        soa = _soa(kept)
-        return [soa] if soa else []
-    return kept
-
-
-def _without_ech(rdata: bytes) -> bytes:
-    """SVCB or HTTPS rdata without ECH keys, and without the demand that a client understand them (RFC 9460 section 8)."""
-    target = names.read(rdata, 2)[1]
-    made = bytearray(rdata[:target])
-    for key, value in message.options(rdata, target, len(rdata)):
-        if key == _MANDATORY:
-            value = b"".join(value[i : i + 2] for i in range(0, len(value), 2) if value[i : i + 2] != _ECH.to_bytes(2))
-        if key != _ECH and (value or key != _MANDATORY):
-            made += key.to_bytes(2) + len(value).to_bytes(2) + value
-    return bytes(made)
-
-
-def is_private(address: bytes) -> bool:
-    """Whether an address cannot exist on the Internet: private, loopback, link-local, unspecified, or IPv6 that carries one."""
-    if len(address) == 16:
-        inner = image.embedded(address)
-        if inner is not None:
-            return is_private(inner)
-        number = int.from_bytes(address)
-        return any(number >> 128 - bits == prefix for prefix, bits in _PRIVATE6)
-    number = int.from_bytes(address)
-    return any(number >> 32 - bits == prefix for prefix, bits in _PRIVATE4)
-
-
-#: RFC 1122 (this network, loopback), RFC 1918, RFC 6598, RFC 3927: (prefix, bits)
-_PRIVATE4 = (
-    (0, 8), (10, 8), (127, 8), (0xAC1, 12), (0xC0A8, 16), (0xA9FE, 16), (0x191, 10),
-)  # fmt: skip
-_PRIVATE6 = ((0, 127), (0xFC >> 1, 7), (0xFE80 >> 6, 10))  # RFC 4291 (unspecified, loopback, link-local), RFC 4193
+    """The records without those that have a private address."""
+    return [record for record in records if not any(map(is_private, record.rdata.addresses))]
 
 
 def _end_of(count: int, ttls: Sequence[tuple[int, int]], body: bytes) -> int:

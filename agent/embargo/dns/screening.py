@@ -24,7 +24,7 @@ class Screened(NamedTuple):
     answer: Answer  # without the authority and additional records, if these lead to something blocked
     #: addresses that an allow-listed name leads to although a class claims them, and seconds for which the firewall passes them
     passing: tuple[tuple[bytes, int], ...] = ()
-    uneventful: bool = False  # nothing to block, to let through or to log: the fast path may give it out as it is
+    uneventful: bool = False  # nothing to block, to let through, to log or to explain: the fast path may give it out as it is
     by_name: bool = True  # the decision is about a name, not about an address
 
 
@@ -43,7 +43,7 @@ def screen(rules: Rules, qname: Name, answer: Answer) -> Screened:
     The question is looked up although it was before it was sent on: the rules may have changed since.
     """
     if unclaimed(rules.image, qname, answer):
-        return Screened(Action.PASS, None, answer, uneventful=not rules.log_all)
+        return Screened(Action.PASS, None, answer, uneventful=not (rules.log_all or answer.ede))
     claims = rules.image.lookup(qname)
     action, decision = rules.board.choose(claims)
     if action is Action.BLOCK:
@@ -62,7 +62,7 @@ def screen(rules: Rules, qname: Name, answer: Answer) -> Screened:
         decision or led.decision,
         answer if whole else message.answer_only(answer),
         _passing(rules, answer, led.allowed),
-        uneventful=whole and not led.allowed and not (decision or led.decision) and not rules.log_all,
+        uneventful=whole and not led.allowed and not (decision or led.decision or rules.log_all or answer.ede),
         by_name=led.by_name or decision is not None,
     )
 

@@ -1,8 +1,7 @@
 cdef class Kind:
-    cdef public str members, network
-    cdef public object client, key
+    cdef public str members
     cdef public double opened, first, last
     cdef public long long count
-    cdef public bint wide
+    cdef public bint open
 
     cpdef void again(self, double wall)

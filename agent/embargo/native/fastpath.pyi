@@ -5,8 +5,6 @@ class Known:
     until: float
     entry: CachedAnswer | None
     kind: bytes | None
-    other: bytes | None
-    key: bytes | None
     members: bytes | None
     class_: int
     def octets(self, now: float) -> bytes: ...

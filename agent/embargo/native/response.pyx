@@ -7,14 +7,17 @@ Octets are read into a `Reading` first; Python objects are made when it is certa
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint32_t
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcmp, memcpy, memset
 
 from embargo.native.octets cimport lower, made, read16, read32, write32
 
-cdef enum:  # bounds, as in `response`
+cdef enum:  # bounds
     CHAIN = 16  # names behind each other
-    RECORDS = 48
-    MAX_TTL = 3600
+    RECORDS = 4096  # a message has room for as many addresses
+    POINTABLE = 0x4000  # octets that a compression pointer can lead to
+    BITMAP = 0x800  # octets with a bit for each of them
+    MAX_TTL = 3600  # as in `response`
+    UNPROVEN_TTL = 5
 
 cdef enum:  # types and rcodes
     A = 1
@@ -22,6 +25,7 @@ cdef enum:  # types and rcodes
     SOA = 6
     AAAA = 28
     OPT = 41
+    EDE = 15  # the option
     NOERROR = 0
     NXDOMAIN = 3
 
@@ -54,17 +58,26 @@ cdef struct Reading:
     uint32_t ttls[RECORDS]
     int count  # records read
     bint soa
+    uint8_t began[BITMAP]  # a bit for each octet at which a name or the rest of one began
 
 
-cdef Py_ssize_t _read_name(const Reading *reading, Py_ssize_t offset, Name *name) noexcept nogil:
+cdef inline void _begins(Reading *reading, Py_ssize_t at) noexcept nogil:
+    """Note that names may point here."""
+    if at < POINTABLE:
+        reading.began[at >> 3] |= 1 << (at & 7)
+
+
+cdef Py_ssize_t _read_name(Reading *reading, Py_ssize_t offset, Name *name) noexcept nogil:
     """`names.read`: the offset behind the name, -1 when there is no name."""
-    cdef Py_ssize_t at = offset, limit = offset, end = 0, target
+    cdef Py_ssize_t at = offset, end = 0, target
     cdef const uint8_t *p = reading.p
     cdef int out = 0, step, i
     while True:
         if at >= reading.size:
             return -1
         step = p[at]
+        if not end:
+            _begins(reading, at)
         if not step:
             break
         if step < 64:
@@ -79,11 +92,12 @@ cdef Py_ssize_t _read_name(const Reading *reading, Py_ssize_t offset, Name *name
             if at + 1 >= reading.size:
                 return -1
             target = (step & 63) << 8 | p[at + 1]
-            if target >= limit:  # pointers lead strictly backwards, so this ends
+            # to a name before this one, whose pointers lead to names before that one: so this ends
+            if target >= offset or not reading.began[target >> 3] >> (target & 7) & 1:
                 return -1
             if not end:
                 end = at + 2
-            limit = at = target
+            at = target
         else:
             return -1
     name.wire[out] = 0
@@ -161,12 +175,18 @@ cdef bint _denies(Reading *reading, Record *record) noexcept nogil:
 
 
 cdef bint _ends(const Reading *reading, int additional) noexcept nogil:
-    """Whether nothing follows the records but as many OPT records as are announced: one or none."""
+    """Whether nothing follows the records but as many OPT records as are announced: one or none, without an explanation."""
     cdef const uint8_t *opt = reading.p + reading.at
-    cdef Py_ssize_t left = reading.size - reading.at
+    cdef Py_ssize_t left = reading.size - reading.at, at = 11
     if not additional:
         return left == 0
-    return left >= 11 and not opt[0] and read16(opt + 1) == OPT and not opt[5] and 11 + read16(opt + 9) == left
+    if left < 11 or opt[0] or read16(opt + 1) != OPT or opt[5] or 11 + read16(opt + 9) != left:
+        return False
+    while at + 4 <= left:
+        if read16(opt + at) == EDE:
+            return False
+        at += 4 + read16(opt + at + 2)
+    return True
 
 
 cdef Py_ssize_t _read(Reading *reading, int an, int ns, int ar) noexcept nogil:
@@ -227,10 +247,10 @@ def read(bytes packet, bytes question, type answer, type lead):
     cdef list ttls
     cdef Reading reading
     reading.p, reading.size, reading.at = p, PyBytes_GET_SIZE(packet), begin
-    # one question, not truncated, counts below 256
-    if reading.size < begin or asked < 5 or asked > 259 or read16(p + 4) != 1 or p[2] & 2 or p[6] or p[8] or p[10]:
+    # one question, opcode QUERY, not truncated
+    if reading.size < begin or asked < 5 or asked > 259 or read16(p + 4) != 1 or p[2] & 0x7A:
         return None
-    an, ns, ar = p[7], p[9], p[11]
+    an, ns, ar = read16(p + 6), read16(p + 8), read16(p + 10)
     reading.rcode, reading.qtype = p[3] & 15, read16(<const uint8_t *>PyBytes_AS_STRING(question) + asked - 4)
     if (reading.rcode != NOERROR and reading.rcode != NXDOMAIN) or (reading.qtype != A and reading.qtype != AAAA):
         return None
@@ -238,6 +258,11 @@ def read(bytes packet, bytes question, type answer, type lead):
         return None
     reading.steps = reading.address_count = reading.count = 0
     reading.soa = False
+    memset(reading.began, 0, sizeof(reading.began))
+    i = 12
+    while i < begin - 4:
+        _begins(&reading, i)
+        i += 1 + p[i]
     reading.chain[0].length = asked - 4
     memcpy(reading.chain[0].wire, PyBytes_AS_STRING(question), asked - 4)
     answer_end = _read(&reading, an, ns, ar)
@@ -247,9 +272,9 @@ def read(bytes packet, bytes question, type answer, type lead):
     for i in range(reading.count):
         lifetime = min(lifetime, reading.ttls[i])
         ttls.append((reading.ttl_at[i] - begin, reading.ttls[i]))
-    if not (reading.count and (reading.soa or (reading.address_count and not reading.rcode))):
-        lifetime = 0
+    if not (reading.soa or (reading.address_count and not reading.rcode)):
+        lifetime = min(lifetime, <uint32_t>UNPROVEN_TTL)
     return made(answer, (
         reading.rcode, (an, ns, 0), _body(&reading, begin), tuple(ttls), (p[2] & 4) << 8 | p[3] & 0x20, lifetime, False, False,
-        _leads(&reading, lead), (), answer_end - begin,
+        _leads(&reading, lead), (), answer_end - begin, None,
     ))  # fmt: skip

@@ -175,7 +175,7 @@ class Channel:
             finally:
                 os.close(fd)
         try:
-            value = records.from_json(data)
+            value = records.from_json(data.decode())
         except ValueError:
             raise ChannelError("not JSON") from None
         number = value.pop("id", None) if isinstance(value, dict) else None

@@ -1,9 +1,9 @@
 """Carries out a Forward: over UDP from a random port with a random ID, or over a connection (`pipeline`).
 
 Each server has a pool of UDP sockets whose ports the kernel has chosen at random. They are connected, so the kernel accepts
-datagrams from the asked address and port alone. A response must match in ID and question too; one that does not, or cannot
-be read, is ignored, because it may be forged (RFC 5452 section 9). A socket is used for a while and then replaced by one
-with another port. A query without a response in its time is reported as overdue, and still awaited for a while.
+datagrams from the asked address and port alone. A response must match in ID and question too; one that does not is ignored,
+because it may be forged (RFC 5452 section 9). A socket is used for a while and then replaced by one with another port. A
+query without a response in its time is reported as overdue, and still awaited for a while.
 """
 
 import asyncio
@@ -33,14 +33,14 @@ _NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}) 
 class Forwarder:
     """Asks upstreams. Each Forward ends once.
 
-    `complete(token, packet)` is called with each response that matches; False means that it may be forged, and another one is
-    waited for. `overdue(token, reason)` is called once if none has come in time, and `expire(token, reason, network)` when
-    none is awaited any more; `network`: because of an error, not of silence.
+    `complete(token, packet)` is called with the first response that matches. `overdue(token, reason)` is called once if none
+    has come in time, and `expire(token, reason, network)` when none is awaited any more; `network`: because of an error, not
+    of silence.
     """
 
     def __init__(
         self,
-        complete: Callable[[int, bytes], bool],
+        complete: Callable[[int, bytes], None],
         overdue: Callable[[int, str], None],
         expire: Callable[[int, str, bool], None],
     ) -> None:
@@ -178,12 +178,9 @@ class Forwarder:
                 self._lost(list(sock.awaited.values()), _reason(error))
                 continue
             awaited = sock.awaited.get(packet[:2])
-            if (
-                awaited is not None
-                and response.matches(packet, int.from_bytes(awaited.ident), awaited.question)
-                and self._complete(awaited.forward.token, packet)
-            ):
+            if awaited is not None and response.matches(packet, int.from_bytes(awaited.ident), awaited.question):
                 self._end(awaited)
+                self._complete(awaited.forward.token, packet)
             else:
                 self._mismatched += 1
 

@@ -32,7 +32,7 @@ class Pipelines:
 
     def __init__(
         self,
-        complete: Callable[[int, bytes], bool],
+        complete: Callable[[int, bytes], None],
         overdue: Callable[[int, str], None],
         expire: Callable[[int, str, bool], None],
     ) -> None:

@@ -45,7 +45,7 @@ from embargo.dns.acl import Acl
 from embargo.dns.cache import Cache, CachedAnswer
 from embargo.dns.engine import Drop, Engine, Joined, Reply, Settled
 from embargo.dns.judgement import Rules
-from embargo.dns.questions import Forward, KeepWaiting
+from embargo.dns.questions import Forward
 from embargo.lists.image import Image
 from embargo.lists.policy import Action, Switchboard
 from embargo.names import Name
@@ -249,14 +249,9 @@ class Resolver:
             self._dispatch(forward, now)
         return True
 
-    def _completed(self, token: int, packet: bytes) -> bool:
-        """A response came; False when it may be forged."""
+    def _completed(self, token: int, packet: bytes) -> None:
         now = self._loop.time()
-        outcome = self.engine.complete(token, packet, now)
-        if isinstance(outcome, KeepWaiting):
-            return False
-        self._settled(outcome, now)
-        return True
+        self._settled(self.engine.complete(token, packet, now), now)
 
     def _overdue(self, token: int, reason: str) -> None:
         now = self._loop.time()
