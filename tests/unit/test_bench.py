@@ -6,11 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
+from dnslib import DNSRecord  # type: ignore[import-untyped] # ships no types
 
 from embargo.lists import lists
 from embargo.lists.image import Image
 from embargo.lists.policy import EntryKind, Level, Source
-from tools.bench import data, firewall, measure, report, rounds
+from tools.bench import data, fairness, firewall, floods, measure, report, rounds, scripted
 from tools.bench.__main__ import options, plan
 from tools.bench.rounds import Measure, Plan, Results
 from tools.bench.servers import SERVERS
@@ -272,18 +273,12 @@ def results() -> Results:
     return made
 
 
-def row(embargo: str, unbound: str, dnsmasq: str) -> list[str]:
-    """Who was not measured has no figure."""
-    figures = {"Embargo": embargo, "Unbound": unbound, "dnsmasq": dnsmasq}
-    return [figures.get(name, "-") for name in (*report.OURS, *report.PEERS)]
-
-
 def test_ratios_are_to_the_peer_that_is_best_by_the_median() -> None:
     assert report.table(results()) == [
-        ["", *report.OURS, *report.PEERS, "Embargo / best peer", "Embargo, pure / best peer"],
-        ["blocked, queries per CPU-second", *row("50 000", "100 000", "10 000"), "0.50 (0.40 to 0.60)", "-"],
-        ["lost", *row("0", "0", "0"), "-", "-"],
-        ["memory, MiB", *row("30", "60", "4"), "7.50 (7.50 to 7.50)", "-"],
+        ["", "Embargo", "Unbound", "dnsmasq", "Embargo / best peer"],
+        ["blocked, queries per CPU-second", "50 000", "100 000", "10 000", "0.50 (0.40 to 0.60)"],
+        ["lost", "0", "0", "0", "-"],
+        ["memory, MiB", "30", "60", "4", "7.50 (7.50 to 7.50)"],
     ]
 
 
@@ -303,7 +298,7 @@ def test_the_table_is_written_between_the_marks_and_nowhere_else(tmp_path: Path)
     written = page.read_text()
     assert written.startswith(f"before\n{report.BEGIN}\n| ")
     assert written.endswith(f"\n{report.END}after\n")
-    assert written.count("| blocked, queries per CPU-second | 50 000 | - | 100 000 |") == 1
+    assert written.count("| blocked, queries per CPU-second | 50 000 | 100 000 |") == 1
     assert "old" not in written
     assert "A machine.\nSome versions.\n" in written
 
@@ -350,3 +345,35 @@ def test_an_image_of_a_load_holds_its_networks() -> None:
     data, board = firewall.compiled(found)
     assert [(first, last) for first, last, _ in Image(data).ranges(4)] == found
     assert board
+
+
+# ── fairness ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("name", "stream", "rcode", "records", "cut"),
+    [
+        ("www.example", False, "NOERROR", 1, 0),
+        ("N1.Failing.Example", False, "SERVFAIL", 0, 0),
+        ("large.example", False, "NOERROR", 0, 1),
+        ("large.example", True, "NOERROR", scripted.RECORDS, 0),
+    ],
+)
+def test_the_scripted_upstream_answers_by_the_name(name: str, stream: bool, rcode: str, records: int, cut: int) -> None:
+    query = floods.query(name)
+    reply = scripted.reply(query, stream)
+    assert reply is not None
+    assert reply[:2] == query[:2]
+    read = DNSRecord.parse(reply)
+    assert (read.header.rcode, len(read.rr), read.header.tc) == ({"NOERROR": 0, "SERVFAIL": 2}[rcode], records, cut)
+    assert len(reply) > 1232 or not stream
+
+
+def test_the_scripted_upstream_is_silent_below_one_zone() -> None:
+    assert scripted.reply(floods.query("n7.silent.example"), stream=False) is None
+    assert scripted.reply(floods.query("silent.example.org"), stream=False)
+
+
+def test_every_flood_is_described_and_one_is_watched_over_tcp() -> None:
+    assert fairness.OVER_TCP in floods.FLOODS
+    assert all(flood.__doc__ for flood in floods.FLOODS.values())

@@ -1,4 +1,4 @@
-"""python -m tools.bench [--quick | --growth] [--names N] [--seconds S] [--rounds R] [--json FILE] [--write]"""
+"""python -m tools.bench [--quick | --growth | --fairness] [--names N] [--seconds S] [--rounds R] [--json FILE] [--write]"""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from embargo.cli import show
-from tools.bench import growth, measure, plot, report, rounds
+from tools.bench import fairness, growth, measure, plot, report, rounds
 from tools.bench.rounds import Plan
 from tools.bench.servers.base import LOAD_CPU, BenchError
 
@@ -36,9 +36,12 @@ def options(words: list[str] | None = None) -> argparse.Namespace:
     known.add_argument("--rounds", type=int, help="how often every server is visited (2; 1 with --quick)")
     known.add_argument("--quick", action="store_true", help="two minutes instead of twelve: shows that it works")
     known.add_argument("--growth", action="store_true", help="Embargo alone, as names, clients and workers grow")
+    known.add_argument("--fairness", action="store_true", help="what one client's floods cost another client, on each server")
     known.add_argument("--json", type=Path, default=REPORT, metavar="FILE", help="every single value (build/bench.json)")
     known.add_argument("--write", action="store_true", help="put table and plot into docs/performance.md")
     known.set_defaults(names=1_000_000, seconds=2.0, rounds=2)
+    if known.parse_args(words).fairness:
+        known.set_defaults(names=fairness.NAMES, seconds=4.0, rounds=3)
     if known.parse_args(words).quick:
         known.set_defaults(names=10_000, seconds=0.7, rounds=1)
     return known.parse_args(words)
@@ -67,8 +70,12 @@ def main() -> int:
             report.write(report.lines([growth.HEAD, *rows]), marks=(report.GROWTH_BEGIN, report.GROWTH_END))
             plot.draw_growth(rows)
         return 0
+    marks = (report.FAIRNESS_BEGIN, report.FAIRNESS_END) if given.fairness else (report.BEGIN, report.END)
     try:
-        results = rounds.run(chosen, Path(os.environ[INSIDE]))
+        if given.fairness:
+            results = fairness.run(Path(os.environ[INSIDE]), chosen.seconds, chosen.rounds)
+        else:
+            results = rounds.run(chosen, Path(os.environ[INSIDE]))
     except BenchError as error:
         print(error, file=sys.stderr)
         return 1
@@ -81,8 +88,9 @@ def main() -> int:
     given.json.parent.mkdir(parents=True, exist_ok=True)
     given.json.write_text(json.dumps(report.as_json(results, chosen, about), indent=1) + "\n")
     if given.write:
-        report.write(report.markdown(report.table(results), chosen, about))
-        plot.draw(results)
+        report.write(report.markdown(report.table(results), chosen, about), marks=marks)
+        if not given.fairness:
+            plot.draw(results)
     return 0
 
 

@@ -15,6 +15,8 @@ from tools.bench.servers import SERVERS
 PAGE = Path(__file__).parent.parent.parent / "docs" / "performance.md"
 BEGIN, END = "<!-- measured: `python -m tools.bench --write` -->\n", "<!-- end of what was measured -->\n"
 
+FAIRNESS_BEGIN = "<!-- measured: `python -m tools.bench --fairness --write` -->\n"
+FAIRNESS_END = "<!-- end of fairness -->\n"
 GROWTH_BEGIN, GROWTH_END = "<!-- measured: `python -m tools.bench --growth --write` -->\n", "<!-- end of growth -->\n"
 
 OURS, PEERS = ([make.name for make in makes] for makes in (servers.OURS, servers.PEERS))
@@ -22,13 +24,16 @@ OURS, PEERS = ([make.name for make in makes] for makes in (servers.OURS, servers
 
 def table(results: Results, *, every: bool = False) -> list[list[str]]:
     """A line for each measure; `every` also those that only explain others."""
-    head = ["", *OURS, *PEERS, *(f"{name} / best peer" for name in OURS)]
-    return [head, *(_row(measure, values) for measure, values in results.ordered() if every or measure.group != "use")]
+    rows = [(measure, values) for measure, values in results.ordered() if every or measure.group != "use"]
+    present = {name for _, values in rows for name in values}
+    ours, peers = ([name for name in names if name in present] for names in (OURS, PEERS))
+    head = ["", *ours, *peers, *(f"{name} / best peer" for name in ours)]
+    return [head, *(_row(measure, values, ours, peers) for measure, values in rows)]
 
 
-def _row(measure: Measure, values: dict[str, list[float]]) -> list[str]:
-    medians = [number(statistics.median(values[name])) if name in values else "-" for name in (*OURS, *PEERS)]
-    return [measure.what, *medians, *(_span(ratios(measure, values, name)) for name in OURS)]
+def _row(measure: Measure, values: dict[str, list[float]], ours: Sequence[str], peers: Sequence[str]) -> list[str]:
+    medians = [number(statistics.median(values[name])) if name in values else "-" for name in (*ours, *peers)]
+    return [measure.what, *medians, *(_span(ratios(measure, values, name)) for name in ours)]
 
 
 def ratios(measure: Measure, values: dict[str, list[float]], ours: str) -> list[float]:
