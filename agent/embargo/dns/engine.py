@@ -126,7 +126,7 @@ class Engine:
             return Reply(message.reply(query, answer, udp=udp), peer, client)
         # A blocked name, and no allow entry has it: the block. Before local records, so that an administrator can block a name
         # of a hosts file, and before the cache, so that a change of policy holds from the next query on.
-        claims = rules.image.lookup(query.qname)
+        claims = rules.claims(query.qname, query.qtype)
         if claims:
             action, decision = rules.board.choose(claims)
             if action is Action.BLOCK and decision is not None:
@@ -135,7 +135,7 @@ class Engine:
         # what the Internet says of the same name.
         answer = self.zones.local(query.qname, query.qtype)
         if answer is not None:
-            return self._reply(rules, waiter, screen(rules, query.qname, answer))
+            return self._reply(rules, waiter, screen(rules, query, answer))
         # All else: from the cache, or from an upstream. Both are screened before they are given out.
         key = query.key
         return self._from_cache(rules, waiter, key, now) or self._ask(waiter, key, now)
@@ -150,7 +150,7 @@ class Engine:
         entry = self.cache.get(key, now)
         if entry is not None:
             self.cache.hits += 1
-            screened = screen(rules, waiter.query.qname, entry.answer._replace(body=entry.body(now)))
+            screened = screen(rules, waiter.query, entry.answer._replace(body=entry.body(now)))
             if rules is self.rules:
                 entry.judged = rules.judged if screened.uneventful else SCREEN_ALWAYS
             return self._reply(rules, waiter, screened)
@@ -195,7 +195,7 @@ class Engine:
         answer = expired.stale()
         code = message.EDE_STALE_NXDOMAIN if answer.rcode == message.NXDOMAIN else message.EDE_STALE
         rules = self._rules_for(waiter.client)  # those of now: the client may have waited for seconds
-        screened = screen(rules, waiter.query.qname, answer)
+        screened = screen(rules, waiter.query, answer)
         return self._reply(rules, waiter, screened, message.ede(code, "no upstream answers"))
 
     def _servfail(self, waiter: Waiter, trouble: Trouble | Explanation) -> Reply:
@@ -242,9 +242,8 @@ class Engine:
         return replies
 
     def _answered(self, question: Question, answer: Answer, now: float) -> list[Reply]:
-        qname = question.query.qname
-        screened = screen(self.rules, qname, answer)
-        self._note_resolved(qname, screened, answer)
+        screened = screen(self.rules, question.query, answer)
+        self._note_resolved(question.query.qname, screened, answer)
         if question.zones is self.zones and (question.waiters or not question.background):
             self.cache.put(question.key, answer, now, self.rules.judged if screened.uneventful else SCREEN_ALWAYS)
         return [self._answer(waiter, screened, answer) for waiter in self._questions.release(question)]
@@ -253,7 +252,7 @@ class Engine:
         """The reply with an upstream's answer. `screened`: by the rules of most clients."""
         rules = self._rules_for(waiter.client)
         if rules is not self.rules:
-            screened = screen(rules, waiter.query.qname, answer)
+            screened = screen(rules, waiter.query, answer)
         return self._reply(rules, waiter, screened)
 
     def _failed(self, question: Question, now: float) -> list[Reply]:
@@ -274,7 +273,7 @@ class Engine:
         forwards = []
         for key in keys:
             query = message.query_of(key)
-            blocked = self.rules.board.choose(self.rules.image.lookup(query.qname))[0] is Action.BLOCK
+            blocked = self.rules.board.choose(self.rules.claims(query.qname, query.qtype))[0] is Action.BLOCK
             if blocked or self._questions.busy(key):
                 continue
             outcome = self._questions.open(key, query, now)
@@ -296,8 +295,8 @@ class Engine:
     def note_cached(self, entries: Iterable[CachedAnswer]) -> None:
         """Add what these cached answers say about addresses to `resolved`, as if they came now."""
         for entry in entries:
-            qname = message.query_of(entry.key).qname
-            self._note_resolved(qname, screen(self.rules, qname, entry.answer), entry.answer)
+            query = message.query_of(entry.key)
+            self._note_resolved(query.qname, screen(self.rules, query, entry.answer), entry.answer)
 
     def _note_resolved(self, qname: Name, screened: Screened, answer: Answer) -> None:
         """What an answer says about addresses. One that is blocked for one address alone says nothing about the others."""

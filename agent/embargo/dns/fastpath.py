@@ -201,6 +201,6 @@ def _blocked(query: _Query, rules: Rules) -> Known | None:
     return Known(rest, math.inf, Attempt(rules, query.qname, qtype, decision, rules.action_name(decision)), None)
 
 
-_META = message.META_QTYPES
+_META = message.META_QTYPES | message.CUT_QTYPES
 _DOCD = {variant | cd: bytes([(variant == 6) << 1 | bool(cd)]) for variant in (0, 3, 6) for cd in (0, 0x10)}
 OPTS = {3: b"\0\0\x29\x04\xd0\0\0\0\0\0\0", 6: b"\0\0\x29\x04\xd0\0\0\x80\0\0\0"}

@@ -13,7 +13,7 @@ from embargo.dns.acl import Acl
 from embargo.dns.message import Answer
 from embargo.lists import policy
 from embargo.lists.image import Image
-from embargo.lists.policy import Action, Decision, Source, Switchboard
+from embargo.lists.policy import Action, Claims, Decision, Source, Switchboard
 from embargo.names import Name, to_text
 
 #: values of a block's event that are the query's and the entry's, not the same for all blocks by a list
@@ -77,6 +77,14 @@ class Rules:
         self._nxdomain = _template(compose.negative(message.NXDOMAIN, mode.ttl))
         self._templates = {qtype: _template(mode.answer(qtype)) for qtype in (message.A, message.AAAA)}
         self._other = _template(mode.answer(0))
+
+    def claims(self, qname: Name, qtype: int) -> Claims:
+        """The claims on a question. None on the records that a validating resolver needs for a name that passes below: without
+        proof, the answer that there is no such name would make that name bogus as well."""
+        claims = self.image.lookup(qname)
+        if claims and qtype in message.CUT_QTYPES and self.image.passes_below(qname, self.board):
+            return ()
+        return claims
 
     def explain(self, decision: Decision) -> str:
         """The EDE text, and what `why` prints."""

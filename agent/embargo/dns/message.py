@@ -16,7 +16,7 @@ from embargo.names import Name
 
 NOERROR, FORMERR, SERVFAIL, NXDOMAIN, NOTIMP, REFUSED, YXDOMAIN, BADVERS = 0, 1, 2, 3, 4, 5, 6, 16
 A, NS, CNAME, SOA, PTR, MX, AAAA, SRV, NAPTR, DNAME, OPT, SVCB, HTTPS = 1, 2, 5, 6, 12, 15, 28, 33, 35, 39, 41, 64, 65
-RRSIG, NSEC, NSEC3, ANY = 46, 47, 50, 255
+DS, RRSIG, NSEC, DNSKEY, NSEC3, ANY = 43, 46, 47, 48, 50, 255
 IN = 1
 _EDE = 15  # the option
 EDE_STALE, EDE_BLOCKED, EDE_STALE_NXDOMAIN, EDE_NO_REACHABLE, EDE_NETWORK = 3, 15, 19, 22, 23  # RFC 8914 section 4
@@ -24,6 +24,8 @@ MAX_UDP = 1232  # the DNS flag day value: fits the IPv6 minimum MTU without frag
 PADDED_TO = 128  # octets: the block of RFC 8467 section 4.1
 MAX_RECORDS = 512  # in a query, which needs one
 MAX_EDE = 400  # octets of text: the rest of a reply needs room too
+#: what a validating resolver asks at each zone cut above a name (RFC 4035 section 5): it says nothing about the name itself
+CUT_QTYPES = frozenset({DS, DNSKEY})
 META_QTYPES = frozenset({OPT, 249, 250, 251, 252, 253, 254})  # TKEY, TSIG, IXFR, AXFR, MAILB, MAILA
 
 QR, AA, TC, RD, RA, AD, CD = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080, 0x0020, 0x0010

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from embargo.dns import message
 from embargo.dns.judgement import Rules, unclaimed
-from embargo.dns.message import Answer, Lead
+from embargo.dns.message import Answer, Lead, Query
 from embargo.lists import policy
 from embargo.lists.policy import Action, Claims, Decision
 from embargo.names import Name
@@ -37,14 +37,15 @@ class _Led(NamedTuple):
     allowed: tuple[bytes, ...] = ()  # addresses that allow-listed names lead to
 
 
-def screen(rules: Rules, qname: Name, answer: Answer) -> Screened:
-    """The verdict about an answer for `qname`. The first record that leads to something blocked decides.
+def screen(rules: Rules, query: Query, answer: Answer) -> Screened:
+    """The verdict about an answer to `query`. The first record that leads to something blocked decides.
 
     The question is looked up although it was before it was sent on: the rules may have changed since.
     """
+    qname = query.qname
     if unclaimed(rules.image, qname, answer):
         return Screened(Action.PASS, None, answer, uneventful=not (rules.log_all or answer.ede))
-    claims = rules.image.lookup(qname)
+    claims = rules.claims(qname, query.qtype)
     action, decision = rules.board.choose(claims)
     if action is Action.BLOCK:
         return Screened(action, decision, answer)

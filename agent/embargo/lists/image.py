@@ -3,7 +3,7 @@
 Layout, little-endian, each section 8-aligned:
 
     header   magic, version, zero, SHA-256 of all that follows it, section offsets, counts
-    strings  JSON: classes and sources
+    strings  JSON: classes, sources, and the policy's cuts
     decisions 16 octets each: uint16 class, uint16 source, uint32 line, uint32 offset and uint32 length of the rule's text
     rules    the texts of the rules, each once
     claims   uint32 words: per claim list its length, then the numbers of its decisions; word 0 is the empty list
@@ -31,7 +31,7 @@ from zlib import crc32
 from embargo import accelerator, names, records
 from embargo.errors import ImageError
 from embargo.lists.columns import SIGNS
-from embargo.lists.policy import Claims, Class, Decision, Level, Policy, Source
+from embargo.lists.policy import Action, Claims, Class, Decision, Level, Policy, Source, Switchboard
 from embargo.names import Name
 
 MAGIC = b"EMBARGO\n"
@@ -63,7 +63,8 @@ def encode(policy: Policy) -> bytes:
     ranges4 = array("I", [*(r[0] for r in v4), *(r[1] for r in v4), *(writer.place(r[2]) for r in v4)])
     ranges6 = b"".join([*(r[0].to_bytes(16) for r in v6), *(r[1].to_bytes(16) for r in v6)])
     claims6 = array("I", [writer.place(r[2]) for r in v6])
-    strings = json.dumps({"classes": policy.classes, "sources": policy.sources}, separators=(",", ":")).encode()
+    cuts = [name.decode("latin-1") for name in policy.cuts]
+    strings = json.dumps({"classes": policy.classes, "sources": policy.sources, "cuts": cuts}, separators=(",", ":")).encode()
     sections: list[bytes | bytearray | memoryview] = [
         strings, writer.decisions, writer.rules, writer.claims.tobytes(), pairs.tobytes(), slots, blob, ranges4.tobytes(),
         ranges6 + claims6.tobytes(),
@@ -182,6 +183,7 @@ class Image:
             strings: dict[str, Any] = records.from_json(bytes(view[at["strings"] : at["decisions"]]).rstrip(b"\0"))
             self.classes = tuple(Class(*c) for c in strings["classes"])
             self.sources = tuple(Source(s[0], Level(s[1]), *s[2:]) for s in strings["sources"])
+            self.cuts = frozenset(bytes(name, "latin-1") for name in strings.get("cuts", ()))  # images of 0.1 have none
             self._decisions = view[at["decisions"] : at["rules"]]
             self._rules = view[at["rules"] : at["claims"]]
             self._claims = view[at["claims"] : at["pairs"]].cast("I")
@@ -215,6 +217,16 @@ class Image:
             return ()
         slot, start = found >> 8, found & 255
         return self._claims_in(4 * slot, name[start:], start > 0)
+
+    def passes_below(self, name: Name, board: Switchboard) -> bool:
+        """Whether a name below this one may pass: an exception does, or all names that are not listed themselves."""
+        if name in self.cuts:
+            return True
+        found = self.finder.find(name)
+        if found < 0:
+            return True
+        slot, start = found >> 8, found & 255
+        return board.choose(self._claims_in(4 * slot, name[start:], below=True))[0] is not Action.BLOCK
 
     def _claims_in(self, at: int, listed: bytes, below: bool) -> Claims:
         """The claims of the slot at this word: on its name `listed`, or on a name below."""

@@ -251,6 +251,7 @@ class Policy:
     names: Mapping[Name, Claimed]  # all except `plain`
     networks: Mapping[int, tuple[tuple[int, int, Claims], ...]]  # family → disjoint sorted (first, last, claims)
     plain: Plain = field(default_factory=Plain)
+    cuts: tuple[Name, ...] = ()  # names above exceptions, sorted, as far as they are listed or below a listed name
 
     def __len__(self) -> int:
         """The number of listed names."""
@@ -335,7 +336,17 @@ def combine(apps: Sequence[App], local: Sequence[List], selection: Selection) ->
         names={name: _claimed(name, at_name) for name in mixed},
         networks={family: tuple(_flatten([n for n in networks if n[0].family == family])) for family in (4, 6)},
         plain=plain,
+        cuts=_cuts(at_name),
     )
+
+
+def _cuts(at_name: Mapping[Name, Sequence[_Line]]) -> tuple[Name, ...]:
+    """The listed names, and names below listed ones, that have an exception below them."""
+    above: set[Name] = set()
+    for name, lines in at_name.items():
+        if any(line.exception or line.level is Level.ALLOW for line in lines):
+            above.update(itertools.islice(names.suffixes(name), 1, None))
+    return tuple(sorted(name for name in above if any(listed in at_name for listed in names.suffixes(name))))
 
 
 def _parts(lists: Sequence[List], uniform: Sequence[int]) -> tuple[list[Part], dict[int, list[Entry]]]:

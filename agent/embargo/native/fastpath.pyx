@@ -15,7 +15,7 @@ from embargo.native.octets cimport lower, put, put_number, read16, write16, writ
 
 from embargo.dns import fastpath
 from embargo.dns.judgement import Attempt
-from embargo.dns.message import META_QTYPES, type_name
+from embargo.dns.message import CUT_QTYPES, META_QTYPES, type_name
 from embargo.dns.special import ENDINGS
 
 cdef enum:
@@ -38,7 +38,7 @@ cdef enum:  # values of an event that the query and the entry give; any other on
 _BY_QUERY = {"qname": QNAME, "qtype": QTYPE, "line": LINE, "rule": RULE}
 
 cdef tuple _SPECIAL = ENDINGS
-cdef frozenset _META = META_QTYPES
+cdef frozenset _META = META_QTYPES | CUT_QTYPES
 cdef uint8_t _SPELT[256]  # octets that a name's text has as they are
 memset(_SPELT, 0, 256)
 for _octet in bytearray(b"abcdefghijklmnopqrstuvwxyz0123456789-_*/"):
