@@ -6,6 +6,7 @@ packets: a difference, a read outside a buffer, an overflow, each ends the run w
 """
 
 import argparse
+import contextlib
 import os
 import random
 import socket
@@ -176,16 +177,39 @@ def _over_a_socket(draw: random.Random, rules: Any, cache: Any, listening: socke
         sent += 1
     taken = 0
     while taken < sent:
-        declined, count = took.drain(listener, 1.0, 1.0)
-        assert count, "loopback loses nothing here"
-        taken += count
-        for each in declined:
+        drained = took.drain(listener, 1.0, 1.0)
+        assert drained.packets, "loopback loses nothing here"
+        taken += drained.packets
+        for each in drained.declined:
             each.peer.send(b"\0" * 12)
     for _ in range(sent):
         try:
             client.recv(4096)
         except BlockingIOError:
             break
+    _over_a_connection(draw, took, packet)
+
+
+def _over_a_connection(draw: random.Random, took: Any, packet: bytes) -> None:
+    """Messages whose lengths are wrong too, in pieces of any size."""
+    from embargo.daemon.resolve.stream import IN_FLIGHT, Connection, Group
+
+    nobody: Any = None
+    theirs, ours = socket.socketpair()
+    with theirs, ours:
+        theirs.setblocking(False)
+        connection = Connection(nobody, ours, "::1", Group("::1"), 1.0)
+        for _ in range(draw.randrange(20)):
+            message = mutated(draw, packet) * draw.choice((1, 1, 1, 200, 1000))
+            with contextlib.suppress(BlockingIOError):  # what it sent before is not taken yet
+                theirs.send(mutated(draw, len(message[:65535]).to_bytes(2) + message) or b"\0")
+            stirred = [connection]
+            while stirred and connection.in_flight < IN_FLIGHT and not connection.lost:
+                if connection.complete:
+                    connection.next_query()
+                stirred = []
+                took.converse(connection, 1.0, 1.0, stirred)
+                connection.unsent = b""
 
 
 def _unraisable(raised: "sys.UnraisableHookArgs") -> None:

@@ -9,7 +9,7 @@ import os
 from types import ModuleType
 
 VARIABLE = "EMBARGO_ACCELERATOR"
-TWINS = ("columns", "events", "fastpath", "image", "intake", "lists", "message", "response")
+TWINS = ("attempts", "columns", "events", "fastpath", "image", "intake", "lists", "message", "response")
 
 _wanted = os.environ.get(VARIABLE, "")
 if _wanted not in ("", "native", "none"):

@@ -18,26 +18,12 @@ from embargo.daemon.resolve.intake import Intake, Listener
 from embargo.dns.cache import Cache
 from embargo.dns.judgement import BlockMode, Rules
 from support import schema, twins
+from support.outbox import Kept
 from support.playbook import NULL, NXDOMAIN, query, rules
 
 WALL, NOW = 1_700_000_000.25, 1000.0
 ESCAPED = r"a\"b\.c.example"
 LISTED = ("alipay.example", "=exact.example", ESCAPED, "203.0.113.0/24")
-
-
-class Kept:
-    """An outbox that keeps what it is given."""
-
-    def __init__(self) -> None:
-        self.lines = b""
-        self.page = memoryview(bytearray(8)).cast("Q")
-
-    def add(self, lines: bytes, records: int = 1) -> None:
-        assert lines.count(b"\n") == records
-        self.lines += lines
-
-    def set_noted(self, count: int) -> None:
-        self.page[0] = count
 
 
 class Gateway:
@@ -61,9 +47,9 @@ class Gateway:
     def asked(self, packet: bytes) -> bytes:
         """The reply to a packet; empty when the fast path declines it."""
         self.client.send(packet)
-        declined, taken = self.intake.drain(self.listener, NOW, WALL)
-        assert taken == 1
-        return b"" if declined else self.client.recv(4096)
+        drained = self.intake.drain(self.listener, NOW, WALL)
+        assert drained.packets == 1
+        return b"" if drained.declined else self.client.recv(4096)
 
     def close(self) -> None:
         self.listener.sock.close()

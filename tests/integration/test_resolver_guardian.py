@@ -84,7 +84,7 @@ def test_what_could_not_be_looked_up_is_tried_again(monkeypatch: pytest.MonkeyPa
         resolver = Resolver(lambda *_: True, None)
         resolver.adopt(Image(octets), Judgement(1, board, ()), settings(learn=True))
         resolver.connect_guardian(channel, marks)
-        await resolver.listen([udp], [tcp])
+        resolver.listen([udp], [tcp])
         try:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
                 sock.sendto(query(BLOCKED), udp.getsockname())

@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
 
 import dns.flags
 import dns.message
@@ -12,8 +13,12 @@ import dns.rcode
 import dns.rrset
 import pytest
 
-from embargo.daemon.resolve import stream
-from support.playbook import query
+from embargo.daemon.process.outbox import Outbox
+from embargo.daemon.resolve import intake, stream
+from embargo.daemon.resolve.attempts import Attempts
+from embargo.daemon.resolve.clients import Clients, Handle
+from embargo.dns.cache import Cache
+from support.playbook import query, rules
 from support.upstream import Asked, Late, Upstream, right
 from support.worker import LOOPBACK, Worker, framed, is_closed, read
 from tools.rig import until
@@ -25,6 +30,29 @@ BLOCKED = "alipay.example"
 def worker() -> Iterator[Worker]:
     with Upstream(lambda asked: [Late(0.3, right(asked))]) as upstream, Worker() as started:
         yield started.start(BLOCKED, dns={"upstream": [f"udp://127.0.0.1:{upstream.port}"]})
+
+
+def serving(handle: Handle, visit: Callable[[tuple[str, int]], Awaitable[bytes]]) -> bytes:
+    """What a visitor of the clients' TCP socket brings back. `handle` is the engine."""
+
+    async def run() -> bytes:
+        attempts = Attempts(Outbox(lambda *_: True, None))
+        taking = intake.make(Cache(), attempts)
+        judgement = rules(BLOCKED, acl="127.0.0.0/8")
+        attempts.adopt(judgement, names=True)
+        taking.adopt(judgement)
+        clients = Clients(taking, None, lambda _: True, handle, Counter())
+        listening = socket.socket()
+        listening.bind(("127.0.0.1", 0))
+        clients.listen([], [listening])
+        try:
+            return await visit(listening.getsockname())
+        finally:
+            clients.stop_listening()
+            clients.close()
+            await attempts.stop(0.0)
+
+    return asyncio.run(run())
 
 
 def rcode(wire: bytes) -> int:
@@ -107,26 +135,27 @@ def test_a_large_answer_comes_whole() -> None:
         assert [asked.tcp for asked in upstream.asked] == [False, True]
 
 
-def test_one_client_has_so_many_connections_and_others_have_theirs(worker: Worker) -> None:
+def test_the_connection_idle_for_longest_gives_way_to_another_of_the_same_client(worker: Worker) -> None:
     with contextlib.ExitStack() as stack:
         held = [stack.enter_context(worker.tcp()) for _ in range(stream.PER_CLIENT)]
-        for sock in held:
+        for sock in [*held, held[0]]:  # the second has been idle for longest
             sock.sendall(framed(query(BLOCKED)))
             assert rcode(read(sock)) == dns.rcode.NXDOMAIN
-        assert is_closed(stack.enter_context(worker.tcp()))
         other = stack.enter_context(worker.tcp("::1"))
-        other.sendall(framed(query(BLOCKED)))
-        assert rcode(read(other)) == dns.rcode.NXDOMAIN
-        held[0].close()
+        for sock in (stack.enter_context(worker.tcp()), other, held[0]):
+            sock.sendall(framed(query(BLOCKED)))
+            assert rcode(read(sock)) == dns.rcode.NXDOMAIN
+        assert is_closed(held[1])
+        assert worker.stats()["counters"]["tcp_evicted"] == 1
 
-        def again() -> bool:
-            with worker.tcp() as sock:
-                with contextlib.suppress(OSError):
-                    sock.sendall(framed(query(BLOCKED)))
-                    return bool(read(sock))
-                return False
 
-        until(again, "a place that became free is given to the next")
+def test_a_client_whose_connections_are_all_busy_gets_no_more(worker: Worker) -> None:
+    with contextlib.ExitStack() as stack:
+        for number in range(stream.PER_CLIENT):
+            stack.enter_context(worker.tcp()).sendall(framed(query(f"n{number}.test")))
+        until(lambda: worker.stats()["counters"].get("queries_tcp") == stream.PER_CLIENT, "they arrive")
+        assert is_closed(stack.enter_context(worker.tcp()))
+        assert worker.stats()["counters"]["dropped_tcp_limit"] == 1
 
 
 def test_queries_beyond_the_limit_wait_and_are_answered() -> None:
@@ -151,28 +180,24 @@ def test_a_client_that_waits_too_long_for_room_gets_its_answers_before_the_end(m
     monkeypatch.setattr(stream, "QUERY_SECONDS", 0.2)
     waiting: list[stream.Connection] = []
 
-    def query_(_packet: bytes, _client: str, connection: stream.Connection) -> bool:
+    def handle(_packet: bytes, _client: str, connection: object, _udp: bool) -> bool:
+        assert isinstance(connection, stream.Connection)
         waiting.append(connection)
         return True
 
-    async def visit() -> bytes:
-        streams = stream.Streams(lambda _: True, query_)
-        with socket.create_server(("127.0.0.1", 0)) as listening:
-            await streams.listen(listening)
-            reader, writer = await asyncio.open_connection(*listening.getsockname())
-            writer.write(framed(query(BLOCKED)) * 2 * stream.IN_FLIGHT)
-            await asyncio.sleep(0.5)
+    async def visit(address: tuple[str, int]) -> bytes:
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(framed(query("free.test")) * 2 * stream.IN_FLIGHT)
+        async with asyncio.timeout(20):
+            while not (waiting and waiting[0].ended):
+                await asyncio.sleep(0.01)
             for connection in waiting:
                 connection.send(b"answer")
-            async with asyncio.timeout(20):
-                found = await reader.read()
-            writer.close()
-            await writer.wait_closed()
-            streams.stop_listening()
-            await streams.close()
+            found = await reader.read()
+        writer.close()
         return found
 
-    assert asyncio.run(visit()) == framed(b"answer") * stream.IN_FLIGHT
+    assert serving(handle, visit) == framed(b"answer") * stream.IN_FLIGHT
     assert len(waiting) == stream.IN_FLIGHT
 
 
@@ -212,18 +237,12 @@ def test_connections_that_are_open_do_not_hold_up_the_end(worker: Worker) -> Non
 def test_an_idle_client_is_disconnected_in_time(monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
     monkeypatch.setattr(stream, "QUERY_SECONDS", 0.2)
 
-    async def visit() -> bytes:
-        streams = stream.Streams(lambda _: True, lambda *_: True)
-        with socket.create_server(("127.0.0.1", 0)) as listening:
-            await streams.listen(listening)
-            reader, writer = await asyncio.open_connection(*listening.getsockname())
-            writer.write(sent)
-            async with asyncio.timeout(20):
-                found = await reader.read()
-            writer.close()
-            await writer.wait_closed()
-            streams.stop_listening()
-            await streams.close()
+    async def visit(address: tuple[str, int]) -> bytes:
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(sent)
+        async with asyncio.timeout(20):
+            found = await reader.read()
+        writer.close()
         return found
 
-    assert asyncio.run(visit()) == b""
+    assert serving(lambda *_: True, visit) == b""

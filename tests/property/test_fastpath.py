@@ -76,11 +76,18 @@ def fill(engine: Engine, now: float) -> None:
 
 
 @given(
-    st.lists(packets(), min_size=1, max_size=6), st.sampled_from(MODES), st.booleans(), st.booleans(),
+    st.lists(st.tuples(packets(), st.booleans()), min_size=1, max_size=6), st.sampled_from(MODES), st.booleans(), st.booleans(),
     st.floats(0, 200), st.sampled_from((CLIENT, "203.0.113.9")), st.booleans(), st.sampled_from(("udp", "tls")),
 )  # fmt: skip
 def test_the_fast_path_gives_the_engines_octets_or_declines(
-    asked: list[bytes], mode: BlockMode, audit: bool, swap: bool, later: float, client: str, again: bool, scheme: str
+    asked: list[tuple[bytes, bool]],
+    mode: BlockMode,
+    audit: bool,
+    swap: bool,
+    later: float,
+    client: str,
+    again: bool,
+    scheme: str,
 ) -> None:
     def judgement(number: int) -> Rules:
         return rules(*ENTRIES, allow="allowed.alipay.example", mode=mode, audit=audit, number=number)
@@ -91,13 +98,13 @@ def test_the_fast_path_gives_the_engines_octets_or_declines(
     if swap:  # cached answers were judged by another policy then
         engine.adopt(judgement(2))
     now = 1000.0 + later
-    for packet in asked * (1 + again):  # the second time the memo knows it
-        fast = shortcut.answer(packet, client, engine.rules, cache, now)
-        slow = engine.handle(packet, client, None, now)
+    for packet, udp in asked * (1 + again):  # the second time the memo knows it
+        fast = shortcut.answer(packet, client, engine.rules, cache, now, udp=udp)
+        slow = engine.handle(packet, client, None, now, udp=udp)
         if fast is None:
             event("declined")
             continue
         assert isinstance(slow, Reply), f"the engine does not answer: {slow}"
-        event("blocked" if fast.attempt else "cached")
+        event("blocked" if fast.attempt else "cut" if fast.cut else "cached")
         assert packet[:2] + fast.rest == slow.wire
         assert (fast.attempt.kind if fast.attempt else None) == (slow.attempt.kind if slow.attempt else None)

@@ -7,6 +7,7 @@ import pytest
 
 from embargo.daemon.resolve.intake import Intake
 from embargo.daemon.resolve.selector import Selector
+from embargo.daemon.resolve.stream import Streams
 
 
 class Broken:
@@ -27,9 +28,11 @@ def test_what_fails_while_queries_are_taken_is_told_and_the_loop_goes_on() -> No
     async def run() -> None:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: told.append(context))
-        selector.listen([], cast(Intake, broken), lambda _: pytest.fail("nothing was taken"))
+        streams = Streams(lambda _: True, lambda _: None)
+        selector.listen([], streams, cast(Intake, broken), lambda _: pytest.fail("nothing was taken"))
         await asyncio.sleep(0.01)
         selector.leave()
+        streams.close()
 
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
         runner.run(run())

@@ -14,16 +14,17 @@ def _shortcuts(rules: Rules, cache: Cache) -> tuple[fastpath.Shortcut, native.Sh
     return fastpath.Shortcut(rules, cache), native.Shortcut(rules, cache)
 
 
-def answer(packet: bytes, client: str, rules: Rules, cache: Cache, now: float) -> Known | None:
+def answer(packet: bytes, client: str, rules: Rules, cache: Cache, now: float, *, udp: bool = True) -> Known | None:
     """What `fastpath.Shortcut` answers, after its compiled twin has answered the same. Both remember from call to call."""
     python, twin = _shortcuts(rules, cache)
-    compiled, found = twin.answer(packet, client, now), python.answer(packet, client, now)
+    compiled, found = twin.answer(packet, client, now, udp=udp), python.answer(packet, client, now, udp=udp)
     assert (compiled is None) == (found is None)
     if compiled is None or found is None:
         return None
     assert compiled.octets(now) == found.rest
     assert compiled.until >= found.until
     assert compiled.entry is found.entry
+    assert compiled.cut == found.cut
     assert compiled.kind == (found.attempt.kind if found.attempt else None)
     assert compiled.members == (found.attempt.members(names=True).encode() if found.attempt else None)
     assert not found.attempt or (found.attempt.decision and compiled.class_ == found.attempt.decision.class_)

@@ -23,7 +23,7 @@ TIERS = (
     ("checks", "lists.columns", "firewall.layout", "firewall.table"),
     ("lists.policy",),
     ("report",),
-    ("firewall.learning", "lists.lists", "dns.acl", "dns.message", "lists.pauses", "dns.upstream"),
+    ("firewall.learning", "lists.lists", "dns.acl", "dns.message", "dns.shares", "lists.pauses", "dns.upstream"),
     ("lists.image", "dns.compose", "dns.special"),
     ("dns.cache", "config", "dns.rdata", "dns.judgement", "dns.zones", "firewall.ruleset", "verdicts"),
     ("dns.response",),
@@ -60,6 +60,7 @@ EXCEPTIONS = {
 
 #: compiled twin → the module whose functions it compiles. It may import that module and what that module may import
 TWINS = {
+    "native.attempts": "daemon.resolve.attempts",
     "native.columns": "lists.columns",
     "native.events": "events",
     "native.fastpath": "dns.fastpath",

@@ -24,10 +24,13 @@ MEMO_HALF = 8192  # packets; both halves together take some 16 MiB when full
 class Known:
     """The reply to a packet seen before, but for its ID: the same for every client that sends it."""
 
-    __slots__ = ("attempt", "entry", "rest", "until")
+    __slots__ = ("attempt", "cut", "entry", "rest", "until")
 
-    def __init__(self, rest: bytes, until: float, attempt: Attempt | None, entry: CachedAnswer | None) -> None:
+    def __init__(
+        self, rest: bytes, until: float, attempt: Attempt | None, entry: CachedAnswer | None, cut: bool = False
+    ) -> None:
         self.rest = rest
+        self.cut = cut  # it has TC in place of the answer, for UDP alone
         self.until = until  # when the TTLs in it change
         self.attempt = attempt  # of a blocked packet
         self.entry = entry  # of a cached answer
@@ -65,13 +68,13 @@ class Shortcut:
         self._cache = cache
         self._memo = Memo()
 
-    def answer(self, packet: bytes, client: str, now: float) -> Known | None:
-        """The reply to a UDP query, blocked or cached, or None to decline."""
+    def answer(self, packet: bytes, client: str, now: float, *, udp: bool = True) -> Known | None:
+        """The reply to a query, blocked or cached, or None to decline."""
         if not self._rules.acl.allows(client):
             return None
         key = packet[2:]
         known = self._memo.get(key)
-        if known is not None and now < known.until:
+        if known is not None and now < known.until and (udp or not known.cut):
             if known.entry is not None:
                 known.entry.used = True  # asked for again: it stays in the cache, and is fetched anew before it expires
                 self._cache.hits += 1
@@ -79,8 +82,12 @@ class Shortcut:
         query = _plain(packet)
         if query is None:
             return None
-        known = _cached(query, self._rules, self._cache, now) or _blocked(query, self._rules)
-        if known is not None and len(packet) == query.usual_size:  # options may differ every time (RFC 7873)
+        limit = query.limit
+        if not udp:  # the largest reply that is made here; the engine sends larger ones
+            query = query._replace(limit=message.MAX_UDP)
+        known = _cached(query, self._rules, self._cache, now, udp=udp) or _blocked(query, self._rules)
+        # options may differ every time (RFC 7873), and a reply over TCP may be too large for UDP
+        if known is not None and len(packet) == query.usual_size and 2 + len(known.rest) <= limit:
             self._memo.put(key, known)
         return known
 
@@ -91,7 +98,7 @@ class _Query(NamedTuple):
     qname: Name
     question: bytes  # name as it was sent, type and class
     variant: int  # 0 without EDNS, 3 with it, 6 with DO: which OPT the reply has
-    limit: int  # octets of a reply
+    limit: int  # octets of a reply over UDP
     rd: int
     cd: int
     ad: int  # 0x20 when the client wants the AD bit: it set AD or DO
@@ -151,7 +158,7 @@ def _whole_options(opt: bytes) -> bool:
     return not left
 
 
-def _cached(query: _Query, rules: Rules, cache: Cache, now: float) -> Known | None:
+def _cached(query: _Query, rules: Rules, cache: Cache, now: float, *, udp: bool) -> Known | None:
     entry = cache.get(query.qname + query.question[-4:-2] + _DOCD[query.variant | query.cd], now)
     if entry is None or (entry.judged != rules.judged and not passes(entry, query.qname, rules)):
         return None
@@ -161,12 +168,16 @@ def _cached(query: _Query, rules: Rules, cache: Cache, now: float) -> Known | No
     if query.variant:
         tail += OPTS[query.variant]
         ar += 1
+    cut = 0
     if 12 + len(query.question) + len(tail) > query.limit:
-        return None
-    flags = (0x8080 | query.rd << 8 | stored.flags & query.ad | query.cd | stored.rcode).to_bytes(2)
+        if not udp:
+            return None
+        # half an answer is worse than a retry over TCP
+        cut, an, ns, ar, tail = message.TC, 0, 0, int(query.variant > 0), OPTS.get(query.variant, b"")
+    flags = (0x8080 | cut | query.rd << 8 | stored.flags & query.ad | query.cd | stored.rcode).to_bytes(2)
     cache.hits += 1
     rest = flags + b"\0\1" + an.to_bytes(2) + ns.to_bytes(2) + ar.to_bytes(2) + query.question + tail
-    return Known(rest, entry.steady(now), None, entry)
+    return Known(rest, entry.steady(now), None, entry, cut > 0)
 
 
 def passes(entry: CachedAnswer, qname: Name, rules: Rules) -> bool:

@@ -17,6 +17,7 @@ cdef class Known:
     cdef readonly Py_ssize_t class_
     cdef dict kinds  # what its attempts are counted in, by client
     cdef bytes rest
+    cdef readonly bint cut  # it has TC in place of the answer, for UDP alone
     cdef double stored
     cdef int count
     cdef Ttl *ttls
@@ -31,7 +32,9 @@ cdef struct Query:
     Py_ssize_t length  # of the name
     uint32_t qtype
     int variant  # 0 without EDNS, 3 with it, 6 with DO
-    Py_ssize_t limit  # octets of a reply
+    bint udp
+    Py_ssize_t udp_limit  # octets of a reply over UDP
+    Py_ssize_t limit  # octets of the reply
     int rd
     int cd
 
@@ -72,8 +75,8 @@ cdef class Shortcut:
     cdef int _prepare(self, parts) except -1
     cdef int _prepare_keys(self, keys, constants) except -1
     cdef Text _keep(self, bytes octets)
-    cdef Known known(self, const uint8_t *packet, Py_ssize_t size, double now)
-    cdef Known _first(self, const uint8_t *packet, Py_ssize_t size, double now, bytes key)
+    cdef Known known(self, const uint8_t *packet, Py_ssize_t size, double now, bint udp)
+    cdef Known _first(self, const uint8_t *packet, Py_ssize_t size, double now, bint udp, bytes key)
     cdef Known _cached(self, const Query *query, double now)
     cdef Known _blocked(self, const Query *query)
     cdef Known _plain(self, const Query *query, Py_ssize_t start, const uint32_t *slot)

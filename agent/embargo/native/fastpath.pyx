@@ -19,6 +19,7 @@ from embargo.dns.message import CUT_QTYPES, META_QTYPES, type_name
 from embargo.dns.special import ENDINGS
 
 cdef enum:
+    MAX_UDP = 1232  # octets: `message.MAX_UDP`
     MAX_REPLY = 1280  # octets; the largest has 1232
     MAX_EVENT = 2048  # octets of an event's members; a longer one is Python's to write
     MAX_EXPLAINED = 390  # octets of EDE text; a longer one is Python's to cut
@@ -69,11 +70,11 @@ cdef class Known:
         return PyBytes_FromStringAndSize(<const char *>out, self.write(out, now))
 
 
-cdef Known _cached_reply(bytes rest, Py_ssize_t before, entry, double until):
-    """A reply with the TTLs of an entry, whose answer begins behind `before` octets of it."""
+cdef Known _cached_reply(bytes rest, Py_ssize_t before, entry, double until, bint cut):
+    """A reply with the TTLs of an entry, whose answer begins behind `before` octets of it unless that is cut."""
     cdef Known known = Known.__new__(Known)
-    known.rest, known.entry, known.until, known.stored = rest, entry, until, entry.stored
-    ttls = entry.answer.ttls
+    known.rest, known.entry, known.until, known.stored, known.cut = rest, entry, until, entry.stored, cut
+    ttls = () if cut else entry.answer.ttls
     known.ttls = <Ttl *>calloc(len(ttls) + 1, sizeof(Ttl))
     if not known.ttls:
         raise MemoryError
@@ -101,7 +102,7 @@ cdef Py_ssize_t _name_text(uint8_t *out, const uint8_t *name) noexcept nogil:
     return max(out - begin - 1, <Py_ssize_t>0)
 
 
-cdef bint _read_query(Query *query, const uint8_t *packet, Py_ssize_t size) noexcept nogil:
+cdef bint _read_query(Query *query, const uint8_t *packet, Py_ssize_t size, bint udp) noexcept nogil:
     """Take a plain query apart; False for a packet that the engine has to look at."""
     cdef Py_ssize_t end = question_end(packet, size), i
     # response, opcode, AA and TC in the first flags octet, RA, Z and rcode in the second: all zero in a plain query
@@ -109,14 +110,15 @@ cdef bint _read_query(Query *query, const uint8_t *packet, Py_ssize_t size) noex
         return False
     query.packet, query.end, query.length, query.qtype = packet, end, end - 16, read16(packet + end - 4)
     query.rd, query.cd = packet[2] & 1, packet[3] & 0x10
-    query.limit, query.variant = 512, 0
+    query.udp, query.udp_limit, query.variant = udp, 512, 0
     if memcmp(packet + 4, b"\0\1\0\0\0\0\0\1", 8) == 0:
         if not whole_opt(packet + end, size - end) or packet[end + 5]:  # nor an extended rcode
             return False
-        query.limit = payload_of(packet + end)
+        query.udp_limit = payload_of(packet + end)
         query.variant = 6 if packet[end + 7] & 0x80 else 3
     elif end != size or memcmp(packet + 4, b"\0\1\0\0\0\0\0\0", 8) != 0:
         return False
+    query.limit = query.udp_limit if udp else MAX_UDP  # the engine sends larger ones over TCP
     for i in range(query.length):
         query.name[i] = lower(packet[12 + i])
     return True
@@ -193,13 +195,13 @@ cdef class Shortcut:
         text.octets, text.length = PyBytes_AS_STRING(octets), PyBytes_GET_SIZE(octets)
         return text
 
-    def answer(self, bytes packet, str client, double now):
+    def answer(self, bytes packet, str client, double now, *, bint udp=True):
         """The twin of `fastpath.Shortcut.answer`."""
         if not self._rules.acl.allows(client):
             return None
-        return self.known(<const uint8_t *>PyBytes_AS_STRING(packet), PyBytes_GET_SIZE(packet), now)
+        return self.known(<const uint8_t *>PyBytes_AS_STRING(packet), PyBytes_GET_SIZE(packet), now, udp)
 
-    cdef Known known(self, const uint8_t *packet, Py_ssize_t size, double now):
+    cdef Known known(self, const uint8_t *packet, Py_ssize_t size, double now, bint udp):
         """The reply to a packet of a client that is allowed."""
         cdef bytes key
         cdef PyObject *found
@@ -216,22 +218,25 @@ cdef class Shortcut:
             known = <Known>found
             if known.kind is not None:
                 return known
-            if now < known.until:
+            if now < known.until and (udp or not known.cut):
                 known.entry.used = True
                 self.hits += 1
                 return known
-        return self._first(packet, size, now, key)
+        return self._first(packet, size, now, udp, key)
 
-    cdef Known _first(self, const uint8_t *packet, Py_ssize_t size, double now, bytes key):
+    cdef Known _first(self, const uint8_t *packet, Py_ssize_t size, double now, bint udp, bytes key):
         """The reply to a packet that is not remembered."""
         cdef Query query
         cdef Known known
-        if not _read_query(&query, packet, size):
+        if not _read_query(&query, packet, size, udp):
             return None
         known = self._cached(&query, now)
         if known is None:
             known = self._blocked(&query)
-        if known is not None and (not query.variant or size == query.end + 11):  # options may differ every time (RFC 7873)
+        if known is None:
+            return None
+        # options may differ every time (RFC 7873), and a reply over TCP may be too large for UDP
+        if (not query.variant or size == query.end + 11) and 2 + PyBytes_GET_SIZE(known.rest) <= query.udp_limit:
             if len(self._young) >= MEMO_HALF:
                 self._old, self._young = self._young, {}
             self._young[key] = known
@@ -242,6 +247,7 @@ cdef class Shortcut:
         cdef uint8_t head[10]
         cdef uint8_t *out = put(key, query.name, query.length)
         cdef int flags
+        cdef bint cut = False
         write16(out, query.qtype)
         out[2] = (query.variant == 6) << 1 | (query.cd != 0)
         entry = self._cache.get(PyBytes_FromStringAndSize(<const char *>key, query.length + 3), now)
@@ -253,13 +259,15 @@ cdef class Shortcut:
                 return None
         stored = entry.answer
         an, ns, ar = stored.counts
-        tail = stored.body
+        flags, tail = stored.flags, stored.body
+        if query.end + <Py_ssize_t>len(tail) + (11 if query.variant else 0) > query.limit:
+            if not query.udp:
+                return None
+            cut, an, ns, ar, tail = True, 0, 0, 0, b""  # half an answer is worse than a retry over TCP
+            flags |= 0x200
         if query.variant:
             tail += fastpath.OPTS[query.variant]
             ar += 1
-        if query.end + <Py_ssize_t>len(tail) > query.limit:
-            return None
-        flags = stored.flags
         if query.variant != 6 and not query.packet[3] & 0x20:  # AD is for who asked for it, by that bit or by DO
             flags &= ~0x20
         write16(head, flags | 0x8080 | query.rd << 8 | query.cd | <int>stored.rcode)
@@ -270,7 +278,7 @@ cdef class Shortcut:
         self.hits += 1
         question = PyBytes_FromStringAndSize(<const char *>query.packet + 12, query.end - 12)
         rest = PyBytes_FromStringAndSize(<const char *>head, 10) + question + tail
-        return _cached_reply(rest, query.end - 2, entry, entry.known_until(now))
+        return _cached_reply(rest, query.end - 2, entry, entry.known_until(now), cut)
 
     cdef Known _blocked(self, const Query *query):
         cdef Py_ssize_t found = self._finder.search(query.name, query.length)

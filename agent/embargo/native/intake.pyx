@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, cdivision=True
-"""The twin of `intake.Intake`: a batch of datagrams from `recvmmsg` to `sendmmsg` in one call.
+"""The twin of `intake.Intake`: a batch of datagrams from `recvmmsg` to `sendmmsg` in one call, and turns of TCP connections.
 
 What the fast path declines is handed back. Everything is allocated once: a packet costs at most one Python object.
 """
@@ -8,19 +8,16 @@ import math
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.dict cimport PyDict_GetItem
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
-from libc.errno cimport EINTR, errno
+from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcmp, memcpy, memmove, memset
 
-from embargo.native.events cimport Kind
+from embargo.native.attempts cimport Noting
 from embargo.native.fastpath cimport Known, Shortcut
-from embargo.native.octets cimport made, put
+from embargo.native.octets cimport made, read16, write16
 from embargo.native.sockets cimport *
-
-from embargo import events
 
 cdef enum:
     BATCH = 64  # packets a call
@@ -29,11 +26,13 @@ cdef enum:
     MAX_QUERY = 4096  # octets; no query needs more
     MAX_REPLY = 1280  # octets; the largest has 1232
     CONTROL = 64
-    MAX_LINES = 1 << 16  # octets of event lines gathered before they are handed over
     CLIENTS = 4096  # whose text and permission are remembered; a power of two
-    ASKED = 256  # as in `attempts`
-    KINDS = 256  # clients whose kinds a reply remembers: `attempts.CLIENTS`
-    FOLDED_BY = 9  # octets of an attempt's kind behind its qname: see `judgement.Attempt`
+    STREAMS = 32  # these as in `intake`
+    TURNS = 4
+    READ = 4096
+    REPLIES = 1 << 16
+    IN_FLIGHT = 100  # as in `stream`
+    UNREAD = 2 + 2 * MAX_QUERY  # octets that a connection may hold: less than a whole query, and what is read then
 
 
 cdef struct Client:
@@ -100,114 +99,15 @@ cdef class _Clients:
         return 0
 
 
-@cython.final
-cdef class _Noting:
-    """Attempts that are counted and written down until they are handed over: the twin of `attempts.Attempts.note`."""
-
-    cdef object _attempts, _head_of
-    cdef bytes _head, _opening, _closing
-    cdef double _wall  # the time in `_head`: all attempts of a batch have one
-    cdef uint64_t[::1] _tally, _page
-    cdef dict _kinds  # of the folder, by client and kind
-    cdef dict _asked  # names of first attempts
-    cdef bint _names  # whether the qname is a part of a kind
-    cdef Py_ssize_t _most_kinds
-    cdef long _noted, _records
-    cdef uint8_t *_lines
-    cdef Py_ssize_t written
-
-    def __cinit__(self, attempts, Py_ssize_t classes):
-        self._attempts, self._names = attempts, attempts.names
-        self._tally, self._page = attempts.tally, attempts.page
-        if self._tally.shape[0] < classes:
-            raise ValueError("the tally is another judgement's")
-        self._kinds, self._asked, self._most_kinds = attempts.folder.kinds, attempts.asked, events.MAX_KINDS
-        self._head_of, self._closing = events.head, events.CLOSING.encode()
-        self._head, self._wall = self._head_of(0.0).encode(), 0.0
-        self._opening = events.opening("dns").encode() + b'"'
-        self._lines = <uint8_t *>calloc(1, MAX_LINES)
-        if not self._lines:
-            raise MemoryError
-
-    def __dealloc__(self):
-        free(self._lines)
-
-    cdef int hand_over(self) except -1:
-        """Tell the worker's attempts what was noted since the last time."""
-        if not self._noted:
-            return 0
-        lines = PyBytes_FromStringAndSize(<const char *>self._lines, self.written)
-        noted, records = self._noted, self._records
-        self._noted = self._records = self.written = 0
-        self._attempts.logged(lines, records, noted)
-        return 0
-
-    cdef int note(self, Known known, str client, double now, double wall) except -1:
-        """Count an attempt; the first of its kind is a line."""
-        cdef PyObject *found
-        cdef Kind kind
-        self._noted += 1
-        self._page[0] += 1  # a page of the supervisor's, which it reads if this process is killed
-        self._tally[known.class_] += 1
-        if known.kinds is not None:
-            found = PyDict_GetItem(known.kinds, client)
-            if found != NULL and (<Kind>found).open:
-                (<Kind>found).again(wall)
-                return 0
-        kind = self._counted(known, client.encode(), now, wall)
-        if kind is not None:
-            if known.kinds is None or len(known.kinds) >= KINDS:
-                known.kinds = {}
-            known.kinds[client] = kind
-        return 0
-
-    cdef Kind _counted(self, Known known, bytes client, double now, double wall):
-        """The kind that an attempt was counted in; None for a first one when too many kinds are held."""
-        cdef Py_ssize_t named = PyBytes_GET_SIZE(known.kind) - FOLDED_BY
-        cdef Kind kind
-        key = client + b"\0" + (known.kind if self._names else known.kind[named:])
-        kind = self._kinds.get(key)
-        if kind is not None:
-            kind.again(wall)
-            return kind
-        if len(self._asked) < ASKED:
-            self._asked[known.kind[:named]] = None
-        if wall != self._wall:
-            self._head, self._wall = self._head_of(wall).encode(), wall
-        members = self._write(known, client)
-        if len(self._kinds) < self._most_kinds:
-            kind = self._kinds[key] = Kind(members, now)
-        return kind
-
-    cdef str _write(self, Known known, bytes client):
-        """Add the line of a first attempt; its members."""
-        cdef bytes head = self._head
-        cdef Py_ssize_t length = len(head) + len(self._opening) + len(client) + 1 + len(known.members) + len(self._closing)
-        cdef uint8_t *begin
-        cdef uint8_t *end
-        if length > MAX_LINES:
-            raise OverflowError("an event is longer than all that is gathered")
-        if self.written + length > MAX_LINES:
-            self.hand_over()
-        begin = put(self._lines + self.written, PyBytes_AS_STRING(head), len(head))
-        end = put(begin, PyBytes_AS_STRING(self._opening), len(self._opening))
-        end = put(end, PyBytes_AS_STRING(client), len(client))
-        end[0] = c'"'
-        end = put(end + 1, PyBytes_AS_STRING(known.members), len(known.members))
-        self.written = put(end, PyBytes_AS_STRING(self._closing), len(self._closing)) - self._lines
-        self._records += 1
-        return (<char *>begin)[: end - begin].decode("ascii")
-
-
 cdef class Intake:
-    """The twin of `intake.Intake`. `packet`, `peer`: the types `intake.Packet` and `intake.UdpPeer`."""
+    """The twin of `intake.Intake`. `packet`, `peer`, `drained`: the types `intake.Packet`, `intake.UdpPeer`, `intake.Drained`."""
 
-    cdef type _packet, _peer
+    cdef type _packet, _peer, _drained
     cdef object _cache, _attempts
     cdef dict _listeners
     cdef Shortcut _shortcut
     cdef _Clients _clients
-    cdef _Noting _noting
+    cdef Noting _noting
     cdef uint8_t *_in
     cdef uint8_t *_out
     cdef uint8_t *_control
@@ -217,10 +117,20 @@ cdef class Intake:
     cdef iovec *_out_parts
     cdef sockaddr_storage *_peers
     cdef int _used  # places that the kernel has written over
+    cdef object _acl
+    cdef int _streams  # the epoll descriptor of all connections; -1: there is none
+    cdef dict _connections
+    cdef long _round
+    cdef uint8_t *_octets  # what a connection has sent
+    cdef uint8_t *_replies  # to a connection
 
-    def __cinit__(self, cache, attempts, type packet, type peer):
+    def __cinit__(self, cache, attempts, type packet, type peer, type drained):
         cdef int i
-        self._cache, self._attempts, self._packet, self._peer, self._listeners = cache, attempts, packet, peer, {}
+        self._cache, self._attempts, self._listeners = cache, attempts, {}
+        self._packet, self._peer, self._drained = packet, peer, drained
+        self._streams, self._connections, self._round = -1, {}, 0
+        self._octets = <uint8_t *>calloc(UNREAD, 1)
+        self._replies = <uint8_t *>calloc(REPLIES + 4 + MAX_REPLY, 1)
         self._in = <uint8_t *>calloc(BATCH, MAX_QUERY)
         self._out = <uint8_t *>calloc(BATCH, MAX_REPLY)
         self._control = <uint8_t *>calloc(BATCH, CONTROL)
@@ -231,7 +141,7 @@ cdef class Intake:
         self._peers = <sockaddr_storage *>calloc(BATCH, sizeof(sockaddr_storage))
         if not (
             self._in and self._out and self._control and self._received and self._sent
-            and self._in_parts and self._out_parts and self._peers
+            and self._in_parts and self._out_parts and self._peers and self._octets and self._replies
         ):
             raise MemoryError
         for i in range(BATCH):
@@ -256,35 +166,53 @@ cdef class Intake:
         free(self._in_parts)
         free(self._out_parts)
         free(self._peers)
+        free(self._octets)
+        free(self._replies)
 
     def watch(self, listener):
         self._listeners[listener.fileno] = listener
 
+    def watch_streams(self, streams):
+        self._streams, self._connections = streams.epoll.fileno(), streams.connections
+
     def adopt(self, rules):
         """Judge by these rules from the next packet on. What raises leaves the old judgement whole."""
         cdef Shortcut shortcut = Shortcut(rules, self._cache, self._attempts.names)
-        cdef _Noting noting = _Noting(self._attempts, shortcut.classes)
+        cdef Noting noting = Noting(self._attempts, shortcut.classes)
         cdef _Clients clients = _Clients(rules.acl)
         if self._noting is not None:
             self._tell()
-        self._shortcut, self._noting, self._clients = shortcut, noting, clients
+        self._shortcut, self._noting, self._clients, self._acl = shortcut, noting, clients, rules.acl
 
     def drain(self, listener, double now, double wall):
         """The twin of `intake.Intake.drain`."""
         cdef list declined = []
         cdef int count = self._batch(listener, now, wall, declined)
         self._tell()
-        return declined, count
+        return made(self._drained, (declined, count, 0, ()))
+
+    def take_streams(self, double now, double wall):
+        """The twin of `intake.Intake.take_streams`."""
+        cdef list stirred = []
+        cdef long taken = self._take_streams(now, wall, stirred)
+        self._tell()
+        return made(self._drained, ([], 0, taken, stirred))
+
+    def converse(self, connection, double now, double wall, list stirred):
+        """The twin of `intake.Intake.converse`."""
+        cdef int taken = self._converse(connection, now, wall, stirred)
+        self._tell()
+        return taken
 
     def wait(self, int epoll, timeout, taken):
         """The twin of `intake.Intake.wait`, which comes back as soon as Python is needed and not before."""
         cdef epoll_event ready[64]
         cdef double now, deadline = -1.0
         cdef int i, count, batch, pause = -1
-        cdef long total = 0
+        cdef long total = 0, streamed = 0
         cdef timespec gather
         cdef bint others = False
-        cdef list declined = []
+        cdef list declined = [], stirred = []
         if self._shortcut is None:
             raise RuntimeError("adopt comes first")
         gather.tv_sec, gather.tv_nsec = 0, GATHER
@@ -300,23 +228,25 @@ cdef class Intake:
             batch = 0
             for i in range(count):
                 listener = self._listeners.get(ready[i].data.fd)
-                if listener is None:
-                    others = True
-                else:
+                if listener is not None:
                     batch += self._batch(listener, now, clock(CLOCK_REALTIME), declined)
+                elif ready[i].data.fd == self._streams:
+                    streamed += self._take_streams(now, clock(CLOCK_REALTIME), stirred)
+                else:
+                    others = True
             total += batch
             if GATHER_FROM <= batch < BATCH and not declined and not others:
                 with nogil:
                     nanosleep(&gather, NULL)
-            if count <= 0 or others or declined or self._noting.written:
+            if count <= 0 or others or declined or stirred or self._noting.written:
                 break
             if deadline >= 0:
                 if now >= deadline:
                     break
                 pause = <int>((deadline - now) * 1000) + 1
-        if total:
+        if total or streamed or stirred:
             self._tell()
-            taken((declined, total))
+            taken(made(self._drained, (declined, total, streamed, stirred)))
         return others
 
     cdef int _tell(self) except -1:
@@ -343,7 +273,7 @@ cdef class Intake:
             client = self._clients.find(&self._peers[i])
             known = None
             if client.allowed:
-                known = self._shortcut.known(self._in + i * MAX_QUERY, self._received[i].msg_len, now)
+                known = self._shortcut.known(self._in + i * MAX_QUERY, self._received[i].msg_len, now, True)
             if known is None:
                 declined.append(self._packet_of(i, listener, <str>client.text, wildcard))
                 continue
@@ -386,3 +316,105 @@ cdef class Intake:
                 sent = 1
             done += sent
         return 0
+
+    # ── over TCP ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    cdef long _take_streams(self, double now, double wall, list stirred) except -1:
+        """A turn for connections that have sent something; the queries answered."""
+        cdef epoll_event ready[STREAMS]
+        cdef int i
+        cdef long taken = 0
+        self._round += 1
+        for i in range(epoll_wait(self._streams, ready, STREAMS, 0)):
+            connection = self._connections.get(ready[i].data.fd)
+            if connection is None or connection.waiting:
+                continue
+            group = connection.group
+            if group.round != self._round:
+                group.round, group.left = self._round, TURNS
+            if group.left:
+                group.left -= 1
+                if ready[i].events & (EPOLLERR | EPOLLHUP):
+                    connection.lost = True
+                taken += self._converse(connection, now, wall, stirred)
+        return taken
+
+    cdef int _converse(self, connection, double now, double wall, list stirred) except -1:
+        """A turn for one connection; the queries answered."""
+        cdef Py_ssize_t have, at
+        cdef int taken
+        if self._shortcut is None:
+            raise RuntimeError("adopt comes first")
+        if connection.lost or connection.unsent:
+            stirred.append(connection)
+            return 0
+        have = self._read(connection)
+        at = self._answer_stream(connection, have, now, wall, &taken)
+        connection.unread = PyBytes_FromStringAndSize(<const char *>self._octets + at, have - at)
+        if connection.ended or connection.lost or connection.unsent or _whole(self._octets + at, have - at):
+            stirred.append(connection)
+        return taken
+
+    cdef Py_ssize_t _read(self, connection) except -1:
+        """Read once, unless there is a whole query. What is not answered yet is in `_octets` then; its length."""
+        cdef bytes unread = connection.unread
+        cdef Py_ssize_t have = PyBytes_GET_SIZE(unread), got, skip
+        if have > UNREAD:
+            raise OverflowError("a connection holds more than it may")
+        memcpy(self._octets, PyBytes_AS_STRING(unread), have)
+        if connection.ended or have > UNREAD - READ or _whole(self._octets, have):
+            return have
+        got = recv(connection.fileno, self._octets + have, READ, MSG_DONTWAIT)
+        if got < 0:
+            connection.lost = errno != EAGAIN and errno != EINTR  # a reset
+            return have
+        if not got:
+            connection.ended = True
+        skip = min(<Py_ssize_t>connection.skip, got)
+        if skip:
+            connection.skip -= skip
+            memmove(self._octets + have, self._octets + have + skip, got - skip)
+        return have + got - skip
+
+    cdef Py_ssize_t _answer_stream(self, connection, Py_ssize_t have, double now, double wall, int *taken) except -1:
+        """Answer the queries in `_octets` until one is declined; where that begins."""
+        cdef Py_ssize_t at = 0, used = 0, size
+        cdef uint8_t *out
+        cdef int length
+        cdef Known known
+        cdef str client = connection.client
+        taken[0] = 0
+        if connection.in_flight < IN_FLIGHT and self._acl.allows(client):
+            while used < REPLIES and _whole(self._octets + at, have - at):
+                length = read16(self._octets + at)
+                known = self._shortcut.known(self._octets + at + 2, length, now, False) if length <= MAX_QUERY else None
+                if known is None:
+                    break
+                if known.kind is not None:
+                    self._noting.note(known, client, now, wall)
+                out = self._replies + used
+                size = known.write(out + 4, now)
+                write16(out, <uint32_t>(2 + size))
+                memcpy(out + 2, self._octets + at + 2, 2)
+                used += 4 + size
+                at += 2 + length
+                taken[0] += 1
+        if used:
+            connection.since = now
+            self._send_stream(connection, used)
+        return at
+
+    cdef int _send_stream(self, connection, Py_ssize_t size) except -1:
+        """Send what stands in `_replies`; what the kernel has no room for stays with the connection."""
+        cdef Py_ssize_t sent = send(connection.fileno, self._replies, size, MSG_DONTWAIT | MSG_NOSIGNAL)
+        if sent < 0:
+            connection.lost = errno != EAGAIN and errno != EINTR
+            sent = 0
+        if sent < size:
+            connection.unsent = PyBytes_FromStringAndSize(<const char *>self._replies + sent, size - sent)
+        return 0
+
+
+cdef inline bint _whole(const uint8_t *octets, Py_ssize_t have) noexcept nogil:
+    """Whether a message over TCP is there as far as it is read: see `stream.Connection.complete`."""
+    return have >= 2 and have - 2 >= min(<Py_ssize_t>read16(octets), <Py_ssize_t>MAX_QUERY)

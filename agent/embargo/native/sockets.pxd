@@ -9,6 +9,7 @@ cdef extern from "<sys/epoll.h>":
     struct epoll_event:
         uint32_t events
         epoll_data_t data
+    int EPOLLERR, EPOLLHUP
     int epoll_wait(int, epoll_event *, int, int) nogil
 
 cdef extern from "<time.h>":
@@ -63,7 +64,9 @@ cdef extern from *:
         int ipi_ifindex
         uint32_t ipi_spec_dst "ipi_spec_dst.s_addr"
         uint32_t ipi_addr "ipi_addr.s_addr"
-    int AF_INET, AF_INET6, MSG_DONTWAIT, IPPROTO_IP, IP_PKTINFO
+    int AF_INET, AF_INET6, MSG_DONTWAIT, MSG_NOSIGNAL, IPPROTO_IP, IP_PKTINFO
+    ssize_t recv(int, void *, size_t, int) nogil
+    ssize_t send(int, const void *, size_t, int) nogil
     int recvmmsg(int, mmsghdr *, unsigned int, int, timespec *) nogil
     int sendmmsg(int, mmsghdr *, unsigned int, int) nogil
     const char *inet_ntop(int, const void *, char *, socklen_t)

@@ -1,21 +1,28 @@
-"""UDP in and out: take a batch, offer each packet to the fast path, hand back the rest."""
+"""Queries in and replies out: take a batch, offer each query to the fast path, hand back the rest.
+
+Over UDP a batch is so many packets of a socket. Over TCP it is a turn for some connections: see `stream`.
+"""
 
 import os
 import select
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from embargo import accelerator
 from embargo.daemon.resolve.attempts import Attempts
+from embargo.daemon.resolve.stream import IN_FLIGHT, MAX_QUERY, Connection, Streams
 from embargo.dns import fastpath
 from embargo.dns.cache import Cache
 from embargo.dns.judgement import Attempt, Rules
 
 BATCH = 64  # packets per wake-up, so that a flood on one socket does not starve the others
-MAX_QUERY = 4096  # octets; no query needs more
+STREAMS = 32  # connections that the kernel lists in one turn
+TURNS = 4  # of them taken of one group of clients
+READ = 4096  # octets read from one of them
+REPLIES = 64 << 10  # octets of replies to one of them
 _IP_PKTINFO, _IP_MTU_DISCOVER, _PMTUDISC_OMIT = 8, 10, 5
 _IPV6_MTU_DISCOVER = 23
 
@@ -23,7 +30,7 @@ _native = accelerator.load("intake")
 
 
 class Packet(NamedTuple):
-    """A query for the engine, and the way back to its client."""
+    """A query over UDP for the engine, and the way back to its client."""
 
     data: bytes
     client: str
@@ -85,7 +92,14 @@ def _answer_from(level: int, kind: int, data: bytes) -> tuple[int, int, bytes]:
     return level, kind, data
 
 
-Drained = tuple[list[Packet], int]  # packets the fast path declined, packets taken
+class Drained(NamedTuple):
+    """What was taken: the packets that the fast path declined, how many came, how many queries came over TCP, and the
+    connections that `Streams.settle` has to look at."""
+
+    declined: list[Packet]
+    packets: int
+    streamed: int = 0
+    stirred: Sequence[Connection] = ()
 
 
 class Intake:
@@ -96,11 +110,17 @@ class Intake:
         self._attempts = attempts
         self._shortcut: fastpath.Shortcut
         self._listeners: dict[int, Listener] = {}
+        self._streams: Streams | None = None
+        self._round = 0
         self._poll: tuple[int, select.epoll] | None = None
 
     def watch(self, listener: Listener) -> None:
         """Wait for queries at this socket too."""
         self._listeners[listener.fileno] = listener
+
+    def watch_streams(self, streams: Streams) -> None:
+        """Take queries of these connections too."""
+        self._streams = streams
 
     def wait(self, epoll: int, timeout: float | None, taken: Callable[[Drained], None]) -> bool:
         """Wait at this epoll descriptor for at most so many seconds, and take what comes at the watched sockets.
@@ -112,10 +132,12 @@ class Intake:
         others = False
         for number, _ in self._poll[1].poll(timeout):
             listener = self._listeners.get(number)
-            if listener is None:
-                others = True
-            else:
+            if listener is not None:
                 taken(self.drain(listener, time.monotonic(), time.time()))
+            elif self._streams is not None and number == self._streams.epoll.fileno():
+                taken(self.take_streams(time.monotonic(), time.time()))
+            else:
+                others = True
         return others
 
     def adopt(self, rules: Rules) -> None:
@@ -147,9 +169,82 @@ class Intake:
                 listener.unsent += 1
         if blocked:
             self._attempts.note(blocked, now, wall)
-        return declined, taken
+        return Drained(declined, taken)
+
+    def take_streams(self, now: float, wall: float) -> Drained:
+        """A turn for connections that have sent something, of each group of clients so many."""
+        stirred: list[Connection] = []
+        if self._streams is None:
+            return Drained([], 0)
+        taken = 0
+        self._round += 1
+        for number, events in self._streams.epoll.poll(0, STREAMS):
+            connection = self._streams.connections.get(number)
+            if connection is None or connection.waiting:
+                continue
+            group = connection.group
+            if group.round != self._round:
+                group.round, group.left = self._round, TURNS
+            if group.left:
+                group.left -= 1
+                connection.lost = connection.lost or bool(events & (select.EPOLLERR | select.EPOLLHUP))
+                taken += self.converse(connection, now, wall, stirred)
+        return Drained([], 0, taken, stirred)
+
+    def converse(self, connection: Connection, now: float, wall: float, stirred: list[Connection]) -> int:
+        """A turn for one connection: read unless there is a whole query, and answer queries until one is declined.
+
+        Returns how many it answered. Adds the connection to `stirred` if more is to be done about it than to wait for octets.
+        """
+        if connection.lost or connection.unsent:
+            stirred.append(connection)
+            return 0
+        if not connection.complete:
+            self._read(connection)
+        replies = bytearray()
+        blocked: list[tuple[str, Attempt]] = []
+        taken = self._answer_stream(connection, now, replies, blocked)
+        if blocked:
+            self._attempts.note(blocked, now, wall)
+        if replies:
+            connection.since = now
+            connection.write(bytes(replies))
+        if connection.complete or connection.unsent or connection.ended or connection.lost:
+            stirred.append(connection)
+        return taken
+
+    def _read(self, connection: Connection) -> None:
+        """Read once, and skip the rest of a message that is too long."""
+        if connection.ended:
+            return
+        try:
+            octets = connection.sock.recv(READ)
+        except BlockingIOError:
+            return
+        except OSError:  # a reset
+            connection.lost = True
+            return
+        connection.ended = not octets
+        connection.unread += octets[connection.skip :]
+        connection.skip = max(connection.skip - len(octets), 0)
+
+    def _answer_stream(self, connection: Connection, now: float, replies: bytearray, blocked: list[tuple[str, Attempt]]) -> int:
+        """Answer the queries that a connection has sent as a whole, until one is declined; how many."""
+        answer, taken = self._shortcut.answer, 0
+        while connection.complete and len(replies) < REPLIES and connection.in_flight < IN_FLIGHT:
+            length = int.from_bytes(connection.unread[:2])
+            query = connection.unread[2 : 2 + length]
+            known = answer(query, connection.client, now, udp=False) if length <= MAX_QUERY else None
+            if known is None:
+                break
+            taken += 1
+            connection.unread = connection.unread[2 + length :]
+            if known.attempt is not None:
+                blocked.append((connection.client, known.attempt))
+            replies += (2 + len(known.rest)).to_bytes(2) + query[:2] + known.rest
+        return taken
 
 
 def make(cache: Cache, attempts: Attempts) -> Intake:
     """The compiled one where it is there."""
-    return _native.Intake(cache, attempts, Packet, UdpPeer) if _native else Intake(cache, attempts)
+    return _native.Intake(cache, attempts, Packet, UdpPeer, Drained) if _native else Intake(cache, attempts)

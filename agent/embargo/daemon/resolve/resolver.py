@@ -26,6 +26,7 @@ from embargo.daemon.process.sightings import TO_RESOLVER
 from embargo.daemon.resolve import intake
 from embargo.daemon.resolve import settings as engine_settings
 from embargo.daemon.resolve.attempts import Attempts
+from embargo.daemon.resolve.clients import Clients
 from embargo.daemon.resolve.forward import Forwarder
 from embargo.daemon.resolve.orders import (
     ORDERS,
@@ -39,7 +40,6 @@ from embargo.daemon.resolve.orders import (
     Stop,
 )
 from embargo.daemon.resolve.selector import Selector
-from embargo.daemon.resolve.stream import Connection, Streams
 from embargo.daemon.resolve.witness import Witness
 from embargo.dns.acl import Acl
 from embargo.dns.cache import Cache, CachedAnswer
@@ -58,7 +58,6 @@ REPORT_BATCH, REPORT_SECONDS = 200, 0.02  # cached answers reported at once, whi
 FIREWALL_SECONDS = 1.0  # that a reply waits for the firewall to let its addresses pass: clients ask again after five
 ANSWER_TRIES = 500  # hundredths of a second that an answer waits for the supervisor to read
 MAX_FILE = 1 << 20  # octets of a file (ledger, memory of an answer, stderr): a worker taken over must not fill a disk
-LAST_BATCHES = 64  # of queries taken from each socket when the worker stops; in a flood the next worker takes the rest
 STOP_SECONDS = 1.0  # for what is on its way when the worker stops, and again for its events
 
 SendEvents = Callable[[bytes, int, int], bool]  # event lines, events lost before them, the attempts that both stand for
@@ -74,20 +73,20 @@ class Resolver:
         self._judged = 0  # judgements so far
         self._engine: Engine | None = None
         self._forwarder = Forwarder(self._completed, self._overdue, self._expired)
-        self._selector = selector  # the loop's, if it takes queries by itself
-        self._listeners: list[intake.Listener] = []
-        self._streams = Streams(lambda client: self.engine.acl.allows(client), self._stream_query)
         self._attempts = Attempts(Outbox(send_events, ledger))
         self._witness = Witness(self._look_behind, self.release)
         self._attempts.on_asked = self._witness.watch
         self._intake = intake.make(self._cache, self._attempts)
+        self.counters: Counter[str] = Counter()
+        self._clients = Clients(
+            self._intake, selector, lambda client: self.engine.acl.allows(client), self._handle, self.counters
+        )
         self._allow_from: tuple[str, ...] = ()
         self._log_names = "blocked"
         self._waiting_timer: asyncio.TimerHandle | None = None
         self._report_timer: asyncio.TimerHandle | None = None
         self._held: dict[int, list[Reply]] = {}  # replies that wait for the guardian, by the number of the request
         self._last_request = 0
-        self.counters: Counter[str] = Counter()
 
     @property
     def engine(self) -> Engine:
@@ -152,46 +151,22 @@ class Resolver:
         if self._engine is not None and self._witness.connected and self._engine.resolved is None:
             self._engine.resolved = []
 
-    async def listen(self, udp: list[socket.socket], tcp: list[socket.socket]) -> None:
+    def listen(self, udp: list[socket.socket], tcp: list[socket.socket]) -> None:
         """Answer clients at these sockets, which are bound."""
-        for sock in udp:
-            listener = intake.Listener(sock)
-            self._listeners.append(listener)
-            if self._selector is None:
-                self._loop.add_reader(sock, self._readable, listener)
-        if self._selector is not None:
-            self._selector.listen(self._listeners, self._intake, self._taken)
-        for sock in tcp:
-            await self._streams.listen(sock)
+        self._clients.listen(udp, tcp)
 
-    def _readable(self, listener: intake.Listener) -> int:
-        """Take a batch of queries, and return how many."""
-        drained = self._intake.drain(listener, self._loop.time(), time.time())
-        self._taken(drained)
-        return drained[1]
-
-    def _taken(self, drained: intake.Drained) -> None:
-        """Do what the fast path has left of a batch."""
-        declined, taken = drained
+    def _handle(self, packet: bytes, client: str, peer: object, udp: bool) -> bool:
+        """Answer a query that the fast path has declined; False when it gets no reply."""
         now = self._loop.time()
-        self.counters["queries_udp"] += taken
-        self.counters["fast"] += taken - len(declined)
-        for packet in declined:
-            self._dispatch(self.engine.handle(packet.data, packet.client, packet.peer, now), now)
+        outcome = self.engine.handle(packet, client, peer, now, udp=udp)
+        self._dispatch(outcome, now)
+        return not isinstance(outcome, Drop)
 
     def _refresh(self) -> None:
         """Ask for what the cache wants to have renewed."""
         now = self._loop.time()
         for forward in self.engine.refresh(now):
             self._dispatch(forward, now)
-
-    def _stream_query(self, packet: bytes, client: str, connection: Connection) -> bool:
-        """Take a query over TCP; False when its client gets no answers."""
-        now = self._loop.time()
-        self.counters["queries_tcp"] += 1
-        outcome = self.engine.handle(packet, client, connection, now, udp=False)
-        self._dispatch(outcome, now)
-        return not isinstance(outcome, Drop)
 
     def _dispatch(self, outcome: Reply | Forward | Joined | Drop, now: float) -> None:
         match outcome:
@@ -290,7 +265,8 @@ class Resolver:
         counters = {
             "mismatched": self._forwarder.mismatched, "pending": self.engine.pending,
             "looked_up": self._witness.counters["looked_up"], "untold": self._witness.counters["untold"],
-            "dropped_tcp_limit": self._streams.turned_away, "unsent": sum(listener.unsent for listener in self._listeners),
+            "dropped_tcp_limit": self._clients.streams.turned_away, "tcp_evicted": self._clients.streams.evicted,
+            "unsent": self._clients.unsent,
         }  # fmt: skip
         cache = {
             "entries": len(self._cache), "octets": self._cache.octets, "hits": self._cache.hits, "misses": self._cache.misses,
@@ -317,24 +293,16 @@ class Resolver:
 
     async def stop(self) -> None:
         """Take no more queries, answer those on their way for at most STOP_SECONDS, and hand over the events."""
-        if self._selector is not None:
-            self._selector.leave()
-        for listener in self._listeners:
-            if self._selector is None:
-                self._loop.remove_reader(listener.sock)
-            for _ in range(LAST_BATCHES):
-                if self._readable(listener) < intake.BATCH:
-                    break
-        self._streams.stop_listening()
+        self._clients.stop_listening()
         deadline = self._loop.time() + STOP_SECONDS
-        while self._engine is not None and (self.engine.pending or self._held) and self._loop.time() < deadline:
+        while (
+            self._engine is not None and (self.engine.pending or self._held or self._clients) and self._loop.time() < deadline
+        ):
             await asyncio.sleep(0.02)
         if self._waiting_timer is not None:
             self._waiting_timer.cancel()
         self._forwarder.close()
-        await self._streams.close()
-        for listener in self._listeners:
-            listener.sock.close()
+        self._clients.close()
         self._witness.stop()
         await self._attempts.stop(STOP_SECONDS)
 
@@ -405,7 +373,7 @@ async def _start(resolver: Resolver, order: Start, fds: list[int]) -> None:
         privileges.become(*order.user)
     elif not order.inside:  # inside the supervisor it holds what the supervisor holds
         privileges.keep(())
-    await resolver.listen([sock for kind, sock in sockets if kind == "udp"], [sock for kind, sock in sockets if kind == "tcp"])
+    resolver.listen([sock for kind, sock in sockets if kind == "udp"], [sock for kind, sock in sockets if kind == "tcp"])
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import selectors
 from collections.abc import Callable
 
 from embargo.daemon.resolve.intake import Drained, Intake, Listener
+from embargo.daemon.resolve.stream import Streams
 
 Ready = list[tuple[selectors.SelectorKey, int]]
 
@@ -22,12 +23,14 @@ class Selector(selectors.EpollSelector):
         self._taken: Callable[[Drained], None]
         self._listening: set[int] = set()
 
-    def listen(self, listeners: list[Listener], intake: Intake, taken: Callable[[Drained], None]) -> None:
-        """Take queries from these sockets. `taken` is called with what the fast path leaves of a batch."""
+    def listen(self, listeners: list[Listener], streams: Streams, intake: Intake, taken: Callable[[Drained], None]) -> None:
+        """Take queries from these sockets and connections. `taken` is called with what the fast path leaves of a batch."""
         for listener in listeners:
             self.register(listener.fileno, selectors.EVENT_READ)
             self._listening.add(listener.fileno)
             intake.watch(listener)
+        self.register(streams.epoll.fileno(), selectors.EVENT_READ)
+        self._listening.add(streams.epoll.fileno())
         self._intake, self._taken = intake, _guarded(taken)
 
     def leave(self) -> None:
