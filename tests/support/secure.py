@@ -4,7 +4,7 @@ import socket
 import ssl
 import subprocess
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -76,7 +76,7 @@ def context(pair: Pair) -> ssl.SSLContext:
 class Talk:
     """One connection to a Secure."""
 
-    def __init__(self, server: "Secure", sock: ssl.SSLSocket, number: int) -> None:
+    def __init__(self, server: "Secure", sock: socket.socket, number: int) -> None:
         self._server = server
         self._sock = sock
         self._file = sock.makefile("rb")
@@ -91,6 +91,17 @@ class Talk:
         asked = Asked(dns.message.from_wire(wire), wire, self._sock.getpeername()[1], tcp=True)
         self._server.asked.append(asked)
         return asked
+
+    def records(self) -> Iterator[list[Asked]]:
+        """The questions of each TLS record, as long as some come."""
+        while octets := self._sock.recv(1 << 16):  # OpenSSL reads one record at a time
+            asked = []
+            while octets:
+                size = int.from_bytes(octets[:2])
+                wire, octets = octets[2 : 2 + size], octets[2 + size :]
+                asked.append(Asked(dns.message.from_wire(wire), wire, self._sock.getpeername()[1], tcp=True))
+            self._server.asked += asked
+            yield asked
 
     def say(self, *wires: bytes) -> None:
         self._sock.sendall(b"".join(map(framed, wires)))
@@ -110,11 +121,12 @@ def once(talk: Talk) -> None:
 
 
 class Secure:
-    """`script` has one connection after its handshake, which `before` may hold up; what it leaves is closed."""
+    """`script` has one connection after its handshake, which `before` may hold up; what it leaves is closed. Without a context
+    it speaks TCP alone."""
 
     def __init__(
         self,
-        made: ssl.SSLContext,
+        made: ssl.SSLContext | None,
         script: Callable[[Talk], None] = faithful,
         *,
         before: Callable[[], object] = lambda: None,
@@ -123,14 +135,15 @@ class Secure:
         self._context = made
         self._script = script
         self._before = before
-        self._listener = socket.create_server(("127.0.0.1", port))
+        self._listener = socket.create_server(("127.0.0.1", port), backlog=512)
         self.port = int(self._listener.getsockname()[1])
         self.asked: list[Asked] = []
         self.resumed: list[bool] = []  # each connection that was made
         self.names: list[str | None] = []  # that were asked for (SNI)
         self.tried = 0
         self._open: list[socket.socket] = []
-        made.sni_callback = lambda _, name, __: self.names.append(name)
+        if made is not None:
+            made.sni_callback = lambda _, name, __: self.names.append(name)
         self._threads = [threading.Thread(target=self._serve, daemon=True)]
 
     def __enter__(self) -> Self:
@@ -158,6 +171,10 @@ class Secure:
     def _converse(self, connection: socket.socket) -> None:
         with connection, suppress(OSError):
             self._before()
+            if self._context is None:
+                self.resumed.append(False)
+                self._script(Talk(self, connection, len(self.resumed)))
+                return
             with self._context.wrap_socket(connection, server_side=True) as sock:
                 self._open.append(sock)
                 self.resumed.append(bool(sock.session_reused))

@@ -1,30 +1,29 @@
 """Questions to upstreams over TCP and TLS: connections that are kept, many questions on each, answers in any order (RFC 7766).
 
-A server has one connection, and a second one while many questions wait on the first. Questions of one turn of the loop leave
-together. When a connection breaks that has brought an answer, the questions on it are asked once more on the next one:
-servers close idle connections, and a question may cross that. When no connection can be made, its questions fail, and so do
-all others to that server for a moment. Over TLS no question is sent before the server has proven its name.
+A server has one connection, and a second one while many questions wait on the first. What was not answered on a connection
+that ends is asked again on another one (RFC 7766 section 6.2.4), as long as the server answers anything. From such ends it is
+learnt how many questions a server answers on a connection, and how many connections it takes: one that closes after each
+answer gets many connections with one question each. A connection where nothing comes any more is asked nothing else. When no
+connection can be made, its questions fail, and so do all others to that server for a moment.
 """
 
 import asyncio
-import os
-import secrets
-import ssl
-from collections.abc import Callable
-from typing import cast
+import math
+from collections.abc import Callable, Iterator
 
-from embargo.daemon.resolve.tls import Layer, Trust, words
-from embargo.dns import message, response
+from embargo.daemon.resolve.connection import MAX_QUESTIONS, Connection, StreamQuery, error_text
+from embargo.daemon.resolve.tls import Layer, Trust
+from embargo.dns import response
 from embargo.dns.questions import Forward
 from embargo.dns.upstream import PATIENCE, Server
 
 CONNECTIONS = 2  # to one server, of each worker: servers grant a client a handful (Unbound ten to all together)
+MOST_CONNECTIONS = 32  # to a server that closes each after a few answers
 SHARE = 64  # questions on one connection before a second is made: some servers answer one after the other
-MAX_QUESTIONS = 1000  # on one connection
 SETUP_SECONDS = 4.0  # for a connection and its TLS handshake
-IDLE_SECONDS = 20.0  # for which a connection without a question is kept; Unbound keeps it for 30, dnsdist for 2
 RETRY_SECONDS = 0.5  # without a new attempt after a connection could not be made
-MAX_UNSENT = 1 << 18  # octets a server may leave unread
+LEARNT_SECONDS = 300.0  # for which is remembered how many questions and connections a server takes
+MOST_AGAIN = 5  # connections on which one question may be left unanswered
 
 
 class Pipelines:
@@ -41,7 +40,6 @@ class Pipelines:
         self._expire = expire
         self._loop = asyncio.get_running_loop()
         self._pools: dict[Server, _Pool] = {}
-        self._connections: set[_Connection] = set()  # retired ones too
         self._tasks: set[asyncio.Task[None]] = set()
         self.trust = Trust()
         self.mismatched = 0
@@ -51,51 +49,72 @@ class Pipelines:
         if authorities == self.trust.authorities:
             return
         self.trust = Trust(authorities)
-        for server, pool in self._pools.items():
-            if server.tls:
-                pool.failed = None
-                pool.connections.clear()  # so that no question of a closed one goes to another old one
-        for connection in [each for each in self._connections if each.server.tls]:  # retired ones too
-            connection.abort()
+        pools = [pool for server, pool in self._pools.items() if server.tls]
+        for connection in [connection for pool in pools for connection in pool.connections]:
+            connection.retired = True  # so that no question of a closed one goes to another old one
+        for pool in pools:
+            pool.failed = None
+            for connection in list(pool.connections):
+                connection.abort()
 
     def start(self, forward: Forward) -> None:
         """Ask. Does not raise: an error of the network comes by `expire`."""
-        query = _StreamQuery(forward)
+        query = StreamQuery(forward)
         query.timer = self._loop.call_later(forward.wait, self._late, query)
         self._place(query)
 
-    def _place(self, query: "_StreamQuery") -> None:
-        """Ask on the connection with the fewest questions, on a new one, or fail."""
-        server = query.forward.server
+    def _pool(self, server: Server) -> "_Pool":
         pool = self._pools.get(server)
         if pool is None:
             pool = self._pools[server] = _Pool()
+        return pool
+
+    def _place(self, query: StreamQuery) -> None:
+        """Ask on the connection with the fewest questions or on a new one, or queue the query, or fail."""
+        server = query.forward.server
+        pool = self._pool(server)
+        now = self._loop.time()
         if pool.failed is not None:
             until, reason, network = pool.failed
-            if self._loop.time() < until:
+            if now < until:
                 self._loop.call_soon(self.fail, query, reason, network)
                 return
             pool.failed = None
-        usable = [each for each in pool.connections if not each.full]
-        best = min(usable, key=lambda each: len(each.queries), default=None)
-        if (best is None or len(best.queries) >= SHARE) and len(pool.connections) < CONNECTIONS:
+        best = min(pool.usable(now), key=lambda each: len(each.queries), default=None)
+        if (best is None or len(best.queries) >= SHARE) and pool.has_room(now):
             best = self._connect(server, pool)
-        if best is None:
-            self._loop.call_soon(self.fail, query, "has left too many questions unanswered", False)
-            return
-        best.ask(query)
+        if best is not None:
+            best.ask(query)
+            self._retire_exhausted(pool)
+        elif len(pool.queue) < MAX_QUESTIONS:
+            if (overdue := pool.queue.pop(id(query.forward.query), None)) is not None:  # an earlier try of the same question
+                self.replaced(overdue, _TOO_MANY)
+            pool.queue[id(query.forward.query)] = query
+        else:
+            self._loop.call_soon(self.fail, query, _TOO_MANY, False)
 
-    def _connect(self, server: Server, pool: "_Pool") -> "_Connection":
+    def _retire_exhausted(self, pool: "_Pool") -> None:
+        """Close the connections on which the server answers no more questions, as soon as those on them are answered."""
+        for connection in pool.exhausted():
+            connection.retire()
+
+    def _place_queued(self, pool: "_Pool") -> None:
+        now = self._loop.time()
+        while pool.queue and (pool.has_room(now) or any(pool.usable(now))):
+            query = pool.queue.pop(next(iter(pool.queue)))
+            if not query.ended:
+                self._place(query)
+
+    def _connect(self, server: Server, pool: "_Pool") -> Connection:
         layer = self.trust.open(server, self._loop.time()) if server.tls else None
-        connection = _Connection(self, server, pool, layer)
+        connection = Connection(self, server, layer)
         pool.connections.append(connection)
-        self._connections.add(connection)
         task = self._loop.create_task(self._open(connection), name=f"connection to {server}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return connection
 
-    async def _open(self, connection: "_Connection") -> None:
+    async def _open(self, connection: Connection) -> None:
         """Connect, and wait for the TLS handshake. What fails ends the connection."""
         address, port = connection.server.address, connection.server.port
         try:
@@ -105,294 +124,133 @@ class Pipelines:
         except TimeoutError:
             connection.broken(f"{connection.missing} in {SETUP_SECONDS:.1f} s", network=False)
         except OSError as error:
-            connection.broken(_reason(error, connection.protocol))
+            connection.broken(error_text(error, connection.protocol))
 
     # ── the end of a question ──────────────────────────────────────────────────────────────────────────────────────────
 
-    def received(self, connection: "_Connection", packet: bytes) -> None:
+    def received(self, connection: Connection, packet: bytes) -> None:
         """A whole message came on a connection."""
         query = connection.queries.get(packet[:2])
         if query is None or not response.matches(packet, int.from_bytes(packet[:2]), query.question):
             self.mismatched += 1
             return
-        connection.of_use = True
+        connection.answered += 1
         query.end()
         self._complete(query.forward.token, packet)
+        if (pool := self._pool(connection.server)).queue:
+            self._place_queued(pool)
 
-    def fail(self, query: "_StreamQuery", reason: str, network: bool) -> None:
+    def fail(self, query: StreamQuery, reason: str, network: bool) -> None:
         """End a query without a response."""
         if not query.ended:
             query.end()
             self._expire(query.forward.token, reason, network)
 
-    def _late(self, query: "_StreamQuery") -> None:
-        """No response came in time. It is still awaited, but where nothing comes any more nothing else is asked."""
-        connection = query.connection
-        if connection is None:  # `fail` is called already
-            return
-        query.overdue = True
-        query.timer = self._loop.call_later(PATIENCE, self.fail, query, "did not answer over " + connection.protocol, False)
-        reason = "did not answer over " + connection.protocol if connection.opened.done() else connection.missing
-        wait = query.forward.wait
-        if connection.opened.done() and max(connection.last, query.asked) <= self._loop.time() - wait / 2:
-            connection.retire()
-        self._overdue(query.forward.token, f"{reason} in {wait:.1f} s")
+    def replaced(self, query: StreamQuery, reason: str) -> None:
+        """End a query that was not sent, because a later try of the same question took its place."""
+        self.fail(query, reason, network=False)
 
-    def lost(self, connection: "_Connection", reason: str, network: bool) -> None:
+    def _late(self, query: StreamQuery) -> None:
+        """No response came in time. It is still awaited, but where nothing comes any more nothing else is asked."""
+        query.overdue = True
+        connection, wait = query.connection, query.forward.wait
+        if connection is None:
+            text = _TOO_MANY
+        elif connection.opened.done():
+            text = f"did not answer over {connection.protocol} in {wait:.1f} s"
+            if max(connection.last, query.asked) <= self._loop.time() - wait / 2:
+                connection.stalled = True
+                connection.retire()
+        else:
+            text = f"{connection.missing} in {wait:.1f} s"
+        query.timer = self._loop.call_later(PATIENCE, self.fail, query, text, False)
+        self._overdue(query.forward.token, text)
+
+    # ── the end of a connection ────────────────────────────────────────────────────────────────────────────────────────
+
+    def lost(self, connection: Connection, reason: str, network: bool) -> None:
         """A connection has ended: its questions are asked again, or fail. An empty reason: it was no longer needed."""
-        self._connections.discard(connection)
-        if connection in connection.pool.connections:
-            connection.pool.connections.remove(connection)
-        if not connection.opened.done():
+        pool = self._pool(connection.server)
+        pool.connections.remove(connection)
+        others = sum(each.opened.done() and not each.stalled for each in pool.connections)
+        unanswered, opened = list(connection.queries.values()), connection.opened.done()
+        if reason and unanswered and (opened or others):
+            pool.learn(connection, others, self._loop.time())
+            self._retire_exhausted(pool)
+        if not opened:
             connection.opened.cancel()
-            if reason:
-                connection.pool.failed = (self._loop.time() + RETRY_SECONDS, reason, network)
-        for query in list(connection.queries.values()):
-            if not reason or (connection.of_use and not query.again):
+            if reason and not others:
+                pool.failed = (self._loop.time() + RETRY_SECONDS, reason, network)
+        hopeful = connection.answered or others or (opened and len(unanswered) > 1)
+        for query in unanswered:
+            query.again += bool(reason)
+            if not reason or (hopeful and query.again <= MOST_AGAIN):
                 query.leave()
-                query.again = True
                 self._place(query)
             else:
                 self.fail(query, reason, network)
+        self._place_queued(pool)
+
+    def proven(self, connection: Connection, layer: Layer) -> None:
+        """The next connection to this server may resume the session of this one."""
+        self.trust.remember(connection.server, layer)
 
     def close(self) -> None:
         """Close all connections. What is on its way ends without a call of `complete` or `expire`."""
         for task in self._tasks:
             task.cancel()
-        for connection in list(self._connections):
-            for query in list(connection.queries.values()):
+        for pool in self._pools.values():
+            for query in [*pool.queue.values(), *[query for each in pool.connections for query in each.queries.values()]]:
                 query.end()
-            connection.abort()
+            for connection in list(pool.connections):
+                connection.abort()
+
+
+_TOO_MANY = "has left too many questions unanswered"
 
 
 class _Pool:
-    """The connections to one server."""
+    """The connections to one server, and what is known of how it uses them."""
 
-    __slots__ = ("connections", "failed")
+    __slots__ = ("_learnt_until", "_per_connection", "_width", "connections", "failed", "queue")
 
     def __init__(self) -> None:
-        self.connections: list[_Connection] = []  # those that take questions
+        self.connections: list[Connection] = []  # retired ones too
+        self.queue: dict[int, StreamQuery] = {}  # to be asked when a connection takes them, by the identity of their Query
         #: a connection could not be made: until when none is tried, why, and whether because of an error of the network
         self.failed: tuple[float, str, bool] | None = None
+        self._per_connection: float = math.inf  # questions
+        self._width = MOST_CONNECTIONS
+        self._learnt_until = math.inf
 
+    def usable(self, now: float) -> Iterator[Connection]:
+        """The connections that take another question."""
+        self._forget(now)
+        for each in self.connections:
+            if not (each.retired or each.full):
+                yield each
 
-class _StreamQuery:
-    """A query sent, or to be sent, over a connection."""
+    def exhausted(self) -> list[Connection]:
+        """The connections that have had as many questions as the server answers on one."""
+        if self._per_connection == math.inf:  # nearly always
+            return []
+        return [each for each in self.connections if each.asked >= self._per_connection and not each.retired]
 
-    __slots__ = ("again", "asked", "connection", "ended", "forward", "ident", "overdue", "question", "timer")
+    def has_room(self, now: float) -> bool:
+        """Whether another connection may be made."""
+        self._forget(now)
+        if self._per_connection < math.inf:
+            return sum(not each.stalled for each in self.connections) < self._width
+        return sum(not each.retired for each in self.connections) < min(CONNECTIONS, self._width)
 
-    timer: asyncio.TimerHandle
-
-    def __init__(self, forward: Forward) -> None:
-        self.forward = forward
-        self.question = message.own_question(forward.query)
-        self.connection: _Connection | None = None
-        self.ident = b""
-        self.asked = 0.0  # when
-        self.again = False  # asked once more, after the first connection broke
-        self.overdue = False
-        self.ended = False
-
-    def leave(self) -> None:
-        """Wait on its connection no longer."""
-        connection, self.connection = self.connection, None
-        if connection is not None:
-            del connection.queries[self.ident]
-            connection.query_left()
-
-    def end(self) -> None:
-        """Wait no longer at all."""
-        self.ended = True
-        self.timer.cancel()
-        self.leave()
-
-
-class _Connection(asyncio.Protocol):
-    """One connection to a server, TLS included."""
-
-    def __init__(self, owner: Pipelines, server: Server, pool: _Pool, layer: Layer | None) -> None:
-        self.server = server
-        self.pool = pool
-        self.protocol = "TLS" if layer else "TCP"
-        self.queries: dict[bytes, _StreamQuery] = {}  # by ID
-        self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # done when questions may be sent
-        self.last = 0.0  # when octets came
-        self.of_use = False  # it has brought an answer
-        self._owner = owner
-        self._loop = asyncio.get_running_loop()
-        self._layer = layer
-        self._transport: asyncio.Transport | None = None
-        self._waiting: dict[int, _StreamQuery] = {}  # to be sent, by the identity of their Query
-        self._flushing = False
-        self._buffer = bytearray()
-        self._retired = False  # it takes no more questions
-        self._ended = False
-        self._idle_since = 0.0
-        self._idle_timer: asyncio.TimerHandle | None = None
-
-    @property
-    def full(self) -> bool:
-        """Whether it takes no more questions for now."""
-        unsent = self._transport.get_write_buffer_size() if self._transport else 0
-        return len(self.queries) >= MAX_QUESTIONS or len(self._waiting) >= 2 * MAX_QUESTIONS or unsent > MAX_UNSENT
-
-    @property
-    def missing(self) -> str:
-        """What the server has not done, while the connection is being made."""
-        return "did not finish the TLS handshake" if self._transport else "did not accept a connection"
-
-    # ── questions ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def ask(self, query: _StreamQuery) -> None:
-        """Send a query with the others of this turn of the loop, as soon as the connection is made."""
-        if (overdue := self._waiting.pop(id(query.forward.query), None)) is not None:  # an earlier try of the same question
-            self._owner.fail(overdue, self.missing, network=False)
-        while (ident := secrets.token_bytes(2)) in self.queries:
-            pass
-        query.connection, query.ident, query.asked = self, ident, self._loop.time()
-        self.queries[ident] = query
-        self._waiting[id(query.forward.query)] = query
-        if self.opened.done():
-            self._flush_soon()
-
-    def _flush_soon(self) -> None:
-        if not self._flushing:
-            self._flushing = True
-            self._loop.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        self._flushing = False
-        waiting, self._waiting = self._waiting, {}
-        if self._ended or self._transport is None:
-            return
-        data = bytearray()
-        for query in waiting.values():
-            if query.connection is self:
-                forward = query.forward
-                ask = message.ask_in_private if self._layer else message.ask
-                wire = ask(forward.query, int.from_bytes(query.ident), edns=forward.edns)
-                data += len(wire).to_bytes(2) + wire
-        if data and self._layer is not None:
-            self._layer.send(bytes(data))
-            self._transport.write(self._layer.take())
-        elif data:
-            self._transport.write(data)
-
-    def query_left(self) -> None:
-        """A query no longer waits here. A connection without one is closed when it is retired or has been idle for long."""
-        if self.queries or self._ended:
-            return
-        self._idle_since = self._loop.time()
-        if self._retired:
-            self._finish()
-        elif self._idle_timer is None:
-            self._idle_timer = self._loop.call_later(IDLE_SECONDS, self._close_idle)
-
-    def _close_idle(self) -> None:
-        self._idle_timer = None
-        remaining = self._idle_since + IDLE_SECONDS - self._loop.time()
-        if self.queries:
-            return
-        if remaining > 0:
-            self._idle_timer = self._loop.call_later(remaining, self._close_idle)
+    def learn(self, ended: Connection, others: int, now: float) -> None:
+        """The server has ended a connection with unanswered questions, while it had so many others."""
+        if ended.answered or not others:
+            self._per_connection = min(self._per_connection, max(ended.answered, 1))
         else:
-            self.retire()
+            self._width = min(self._width, others)
+        self._learnt_until = now + LEARNT_SECONDS
 
-    # ── beginning and end ──────────────────────────────────────────────────────────────────────────────────────────────
-
-    def retire(self) -> None:
-        """Take no more questions; close when those on it have ended."""
-        self._retired = True
-        if self in self.pool.connections:
-            self.pool.connections.remove(self)
-        if not self.queries:
-            self._finish()
-
-    def _finish(self) -> None:
-        """Close in order: TLS announces that no more comes."""
-        if self._transport is not None and self._layer is not None and self._layer.ready:
-            self._layer.end()
-            self._transport.write(self._layer.take())
-        self.broken("")
-
-    def abort(self) -> None:
-        """Close at once; its questions are asked on another connection."""
-        if self._transport is not None:
-            self._transport.abort()
-        self.broken("")
-
-    def broken(self, reason: str, *, network: bool = True) -> None:
-        """End. `reason`: what the server did wrong, with it as the subject of the sentence; empty when it did nothing wrong."""
-        if self._ended:
-            return
-        self._ended = True
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
-        if self._transport is not None:
-            self._transport.close()
-        self._owner.lost(self, reason, network)
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-        if self._ended:
-            self._transport.abort()
-        elif self._layer is None:
-            self._ready()
-        else:
-            self._layer.begin(self._loop.time())
-            self._transport.write(self._layer.take())
-
-    def _ready(self) -> None:
-        self.opened.set_result(None)
-        self._flush_soon()
-
-    def data_received(self, data: bytes) -> None:
-        if self._ended:
-            return
-        self.last = self._loop.time()
-        if self._layer is not None:
-            data = self._decrypted(self._layer, data)
-        self._buffer += data
-        at, end = 0, len(self._buffer)
-        while end - at >= 2 and not self._ended:
-            size = int.from_bytes(self._buffer[at : at + 2])
-            if end - at - 2 < size:
-                break
-            packet = bytes(self._buffer[at + 2 : at + 2 + size])
-            at += 2 + size
-            self._owner.received(self, packet)
-        del self._buffer[:at]
-        if self._layer is not None and self._layer.ended:
-            self.eof_received()
-
-    def _decrypted(self, layer: Layer, data: bytes) -> bytes:
-        """The octets in clear text. What TLS itself has to answer is sent."""
-        assert self._transport is not None
-        try:
-            data = layer.received(data, self.last)
-        except ssl.SSLError as error:
-            self._transport.write(layer.take())
-            self.broken(words(error, self.server))
-            return b""
-        if sent := layer.take():
-            self._transport.write(sent)
-        if layer.ready and not self.opened.done():
-            self._ready()
-        return data
-
-    def eof_received(self) -> None:
-        when = "without an answer" if self.opened.done() else "during the handshake"
-        self.broken(f"closed the {self.protocol} connection {when}")
-
-    def connection_lost(self, error: Exception | None) -> None:
-        if isinstance(error, OSError):
-            self.broken(_reason(error, self.protocol))
-        else:
-            self.eof_received()
-        if self._layer is not None and self._layer.ready:
-            self._owner.trust.remember(self.server, self._layer)
-
-
-def _reason(error: OSError, protocol: str) -> str:
-    """The kernel's text for an error: asyncio puts words of its own around it."""
-    return f"over {protocol}: {(os.strerror(error.errno) if error.errno else str(error)).lower()}"
+    def _forget(self, now: float) -> None:
+        if now >= self._learnt_until:
+            self._per_connection, self._width, self._learnt_until = math.inf, MOST_CONNECTIONS, math.inf
