@@ -162,18 +162,18 @@ class Resolver:
     """A resolver on loopback, asked over UDP."""
 
     def __init__(self, port: int, errors: Path) -> None:
-        self._port = port
+        self.port = port
         self.errors = errors
 
     def ask(self, name: Name | str, qtype: str = "A") -> dns.message.Message:
         asked = dns.name.from_wire(name, 0)[0] if isinstance(name, bytes) else dns.name.from_text(name)
         query = dns.message.make_query(asked, qtype, flags=dns.flags.RD)
-        return dns.query.udp(query, "127.0.0.1", port=self._port, timeout=20)
+        return dns.query.udp(query, "127.0.0.1", port=self.port, timeout=20)
 
     def answers(self) -> bool:
         try:
             query = dns.message.make_query("ready.invalid", "SOA")
-            dns.query.udp(query, "127.0.0.1", port=self._port, timeout=1)
+            dns.query.udp(query, "127.0.0.1", port=self.port, timeout=1)
         except (OSError, dns.exception.DNSException):
             return False
         return True
