@@ -10,7 +10,7 @@ PACKAGED := $(shell find agent/embargo blocklists systemd tools/debian -type f !
 		! -path '*/__pycache__/*') \
 	$(wildcard *.md docs/* tools/container/* tools/catalogue/*.csv tools/catalogue/*.toml)
 
-# Twice as many test processes as processors, because tests wait a lot. Each file runs in one of them, slow directories first.
+# Three times as many test processes as processors, because tests wait a lot. Each file runs in one of them, slow directories first.
 PARALLEL := -n $(shell echo $$((3 * $$(nproc)))) --dist loadfile --no-loadscope-reorder
 
 TEST_PACKAGES := nftables iproute2 bind9-dnsutils bind9 unbound openssl dnsmasq-base procps mount util-linux systemd-container \

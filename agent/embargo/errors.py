@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Iterable
+from datetime import timedelta
 from typing import NamedTuple
 
 
@@ -23,6 +24,16 @@ class Problem(NamedTuple):
 def printable(text: str) -> str:
     """Text for a terminal: control characters, which names and contents of files may have, are replaced."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as hours, minutes and seconds: 0:09:41."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+def counted(number: int, thing: str) -> str:
+    """A number of things as text: "1 name", "2 names"."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 class BadValue(ValueError):

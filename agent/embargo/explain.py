@@ -4,7 +4,7 @@ The verdict comes from the image and the switchboard, by the same look-ups that 
 matching lines come from the lists themselves, so that an administrator also sees those that do not decide.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -15,7 +15,8 @@ from embargo.dns.special import SOURCES
 from embargo.dns.special import kind as special_kind
 from embargo.lists import lists, policy
 from embargo.lists.image import Image
-from embargo.lists.policy import Action, Claims, Decision, List, Network, Switchboard
+from embargo.lists.pauses import Pause, until
+from embargo.lists.policy import Action, Claims, Decision, List, Network, Selection, Switchboard
 from embargo.names import Name
 from embargo.report import AboutAddress, Claim, Line, Verdict
 
@@ -75,8 +76,39 @@ def _judge(result: Verdict, image: Image, board: Switchboard, claims: Claims) ->
         return _decided(result, word, _claim(image, board, decision), others)
     if policy.allows(image.classes, claims):
         return _decided(result, "allowed", _claim(image, board, claims[0]))
-    reason = "the entries that claim it are not switched on" if claims else "no list claims it"
-    return replace(result, reason=reason, also=tuple(_claim(image, board, claim) for claim in claims))
+    off = tuple(_claim(image, board, claim) for claim in claims)
+    keys = "policy.bypass" if all(claim.app == policy.BYPASS for claim in off) else "policy.apps, policy.functions"
+    reason = f"only functions that are off list it ({keys})" if off else "no list claims it"
+    return replace(result, reason=reason, also=off)
+
+
+def decider(result: Verdict) -> Claim | None:
+    """The entry that decides; None if there is none."""
+    if result.app is None or result.function is None or result.list is None or result.line is None or result.rule is None:
+        return None
+    return Claim(result.app, result.function, result.list, result.line, result.rule, bool(result.on))
+
+
+def with_lines(result: Verdict, lines: Sequence[Line]) -> Verdict:
+    """The verdict with a more precise reason, if the most specific line of the lists is why no entry claims the subject."""
+    if result.verdict != "passed" or result.also or not lines:
+        return result
+    if lines[0].rule.startswith("!"):
+        return replace(result, reason="an exception excludes it")
+    if all(line.off for line in lines):
+        return replace(result, reason="only a shared entry lists it, and shared entries are off (policy.shared)")
+    if lines[0].off:
+        return replace(result, reason="a shared entry sets it apart, and shared entries are off (policy.shared)")
+    return result
+
+
+def paused(result: Verdict, pauses: Sequence[Pause]) -> Verdict:
+    """The verdict of a subject that only these pauses let pass, with the one that ends last as the reason."""
+    if result.verdict != "passed" or not pauses:
+        return result
+    last = max(pauses, key=lambda pause: pause.until)
+    what = f"app {last.app} is" if last.app else "everything is"
+    return replace(result, reason=f"{what} paused{f' for {last.client}' if last.client else ''} until {until(last)}")
 
 
 def _decided(
@@ -93,7 +125,7 @@ def _claim(image: Image, board: Switchboard, decision: Decision) -> Claim:
     return Claim(class_.app, class_.function, source.path, decision.line, decision.rule, on)
 
 
-def matching(lists_: Iterable[List], asked: Network | Name) -> list[Line]:
+def matching(lists_: Iterable[List], asked: Network | Name, selection: Selection) -> list[Line]:
     """All lines of all lists that match a name or address, the most specific first."""
     rows: list[tuple[int, Line]] = []
     for list_ in lists_:
@@ -101,7 +133,8 @@ def matching(lists_: Iterable[List], asked: Network | Name) -> list[Line]:
         for entry in (*list_.odd, *usual):
             if weight := _weight(entry, asked):
                 source = list_.source
-                rows.append((weight, Line(source.path, entry.line, entry.text, source.app, source.function)))
+                off = source.shared and not selection.shared_on(source.app)
+                rows.append((weight, Line(source.path, entry.line, entry.text, source.app, source.function, off)))
     return [line for _, line in sorted(rows, key=lambda row: -row[0])]
 
 

@@ -17,37 +17,47 @@ from embargo.records import Count, Limit, Word
 class FunctionReport:
     """A function of an app: whether it is on, and the number of entries in its lists and in its shared lists."""
 
-    on: bool
-    names: int = 0
-    networks: int = 0
-    shared_names: int = 0
-    shared_networks: int = 0
+    on: bool  # it is blocked, or logged with mode = "audit"
+    names: int = 0  # entries that are domain names; each covers the names below it, unless it begins with =
+    networks: int = 0  # entries that are addresses or networks
+    shared_names: int = 0  # names that other services use too; blocked only with [policy] shared
+    shared_networks: int = 0  # networks that other services use too; blocked only with [policy] shared
 
 
 @dataclass(frozen=True, slots=True)
 class AppReport:
     """An app of the catalogue or of the administrator. `on`: at least one of its functions is on."""
 
-    id: str
-    name: str
-    operator: str
-    order: str
-    summary: str
-    homepage: str
-    default: bool | None
-    on: bool
-    shared: bool
-    functions: Mapping[str, FunctionReport]
+    id: str  # the name of its directory, and what the configuration calls it
+    name: str  # for people
+    operator: str  # the company behind it
+    order: str  # the legal basis and its present status
+    summary: str  # what it is
+    homepage: str  # its address
+    default: bool | None  # selected by [policy] apps = "default"; absent if its app.toml does not say
+    on: bool  # at least one of its functions is on
+    shared: bool  # its shared lists are on too
+    functions: Mapping[str, FunctionReport]  # name → function
+
+    @property
+    def blocked_names(self) -> int:
+        """The number of entries with names in the lists that are on."""
+        return sum(f.names + self.shared * f.shared_names for f in self.functions.values() if f.on)
+
+    @property
+    def blocked_networks(self) -> int:
+        """The number of entries with addresses or networks in the lists that are on."""
+        return sum(f.networks + self.shared * f.shared_networks for f in self.functions.values() if f.on)
 
 
 @dataclass(frozen=True, slots=True)
 class ListReport:
     """A list file of a generation."""
 
-    list: str
-    file: str
-    entries: int
-    problems: int
+    list: str  # its short name, as in events: alipay/payment.list
+    file: str  # its path
+    entries: int  # lines that are entries, exceptions included
+    problems: int  # lines that cannot be used
     modified: float  # seconds since 1970
 
 
@@ -82,6 +92,9 @@ class Line:
     rule: str
     app: str
     function: str
+    off: bool = (
+        False  # a line of a shared list that is off: it blocks nothing, and no shorter line of its app blocks what it matches
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +113,9 @@ class LearntReason:
 class Spared:
     """An address that is not blocked although the blocked `name` leads to it, because the unblocked `neighbour` does too."""
 
-    address: str
-    name: str
-    neighbour: str
+    address: str  # the address
+    name: str  # a blocked name that leads to it
+    neighbour: str  # an unblocked name that leads to it
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +132,12 @@ class AboutAddress:
 class Learning:
     """Learnt addresses: `addresses` are blocked, `known` are stored."""
 
-    on: bool
-    addresses: int
-    known: int
+    on: bool  # [firewall] learn
+    addresses: int  # addresses that are blocked
+    known: int  # addresses that are stored
     proving: int  # seconds until learnt addresses are not only recorded but blocked
-    spared: tuple[Spared, ...]
-    counters: dict[str, int]
+    spared: tuple[Spared, ...]  # addresses that are not blocked because unblocked names use them too
+    counters: dict[str, int]  # since the start of the agent; shared: not blocked for that reason, freed: unblocked later
     trouble: str  # why they cannot be stored on disk; empty if they can
 
 
@@ -132,12 +145,12 @@ class Learning:
 class UpstreamStats:
     """Counters of an upstream server."""
 
-    server: Word
-    asked: Count
-    failed: Count
-    healthy: bool
+    server: Word  # scheme, address, port and certificate name
+    asked: Count  # queries since the start of the agent
+    failed: Count  # queries without a usable answer
+    healthy: bool  # at least one worker considers it usable
     milliseconds: Annotated[float, Limit(least=0)]  # smoothed round-trip time
-    last_error: Word
+    last_error: Word  # empty if there was none
     plain: bool  # asked without EDNS, because it answers only then
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from embargo.config import Config, Firewall
+from embargo.errors import duration
 from embargo.lists import policy
 from embargo.lists.policy import Action, Selection
 from embargo.report import Learning, ListReport, Report
@@ -55,27 +56,38 @@ def uncovered(
         gaps += [f"open connections that the flowtable {name} forwards past all rules" for name in flowtables]
         nameless = [app.id for app in on if not any(f.on and f.networks for f in app.functions.values())]
         if nameless:
-            gaps.append(f"hard-coded addresses of {', '.join(nameless)}: the lists have none for the functions that are on")
+            apps = ", ".join(nameless)
+            gaps.append(f"addresses of {apps}: no list has any for the blocked functions; only their names are blocked")
     gaps += _lists_of_servers(chosen, report.lists, now)
     unblocked = [function for function in policy.BYPASS_FUNCTIONS if function not in chosen.bypass]
     if unblocked:
         gaps.append(f"bypasses that are not blocked: {', '.join(unblocked)} (policy.bypass)")
     if chosen.functions != "all":
-        gaps.append(f"all functions of the apps except {', '.join(chosen.functions)} (policy.functions)")
-    shared = sum(f.shared_names + f.shared_networks for app in on if not app.shared for f in app.functions.values())
+        blocked = list(dict.fromkeys([*chosen.functions, *(["httpdns"] if "httpdns" in chosen.bypass else [])]))
+        gaps.append(f"functions other than {_series(blocked)} (policy.functions)")
+    shared = sum(
+        f.shared_names + f.shared_networks
+        for app in report.apps if not app.shared for f in app.functions.values() if f.on
+    )  # fmt: skip
     if shared:
-        gaps.append(f"{shared} entries that other services share (policy.shared)")
+        gaps.append(f"{shared} entries of the blocked functions, because other services use them too (policy.shared)")
     if not listening:
         gaps.append("DNS queries: the agent listens on no address")
     return gaps
 
 
+def _series(words: Sequence[str]) -> str:
+    """Words as English text: "a", "a and b", "a, b and c"."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
+
+
 def _not_learnt(firewall: Firewall, learning: Learning | None) -> Iterator[str]:
     if not firewall.learn:
-        yield "addresses that are only in DNS answers, in no list (firewall.learn = false)"
+        yield "addresses known only from DNS answers (firewall.learn = false)"
     elif learning is not None:
         if learning.proving:
-            yield f"addresses that are only in DNS answers, in no list: recorded only, for {learning.proving} s more"
+            start = duration(learning.proving)
+            yield f"addresses known only from DNS answers: blocking starts in {start} (until then they are only recorded)"
         if learning.trouble:
             yield f"addresses learnt before a restart: they cannot be saved: {learning.trouble}"
         if learning.spared:

@@ -90,6 +90,29 @@ def test_why_rejects_unknown_query_types(agent: Agent) -> None:
         assert f'"{name}" is not a query type; known are A, NS, ' in output
 
 
+def test_why_says_which_line_lets_a_name_pass(agent: Agent) -> None:
+    shared = ["wechat.test", "!mail.wechat.test"]
+    directory = agent.write_app("wechat", {"payment": ["=pay.wechat.test"], "payment.shared": shared})
+    agent.cli("reload")
+    try:
+        assert agent.cli("why", "www.wechat.test", status=1).stdout == (
+            "www.wechat.test is not blocked: only a shared entry lists it, and shared entries are off (policy.shared)\n"
+            "  off: wechat/payment.shared.list:1, wechat.test\n"
+        )
+        assert agent.cli("why", "mail.wechat.test", status=1).stdout == (
+            "mail.wechat.test is not blocked: an exception excludes it\n"
+            "  exception: wechat/payment.shared.list:2, !mail.wechat.test\n"
+            "  off: wechat/payment.shared.list:1, wechat.test\n"
+        )
+        assert "  off: wechat/payment.shared.list:1, wechat.test\n" in agent.cli("why", "pay.wechat.test").stdout
+    finally:
+        shutil.rmtree(directory)
+        agent.cli("reload")
+    assert (
+        "only functions that are off list it (policy.apps, policy.functions)" in agent.cli("why", "qq.example", status=1).stdout
+    )
+
+
 def test_apps_shows_the_catalogue(agent: Agent) -> None:
     rows = agent.answer("apps")
     assert rows[0]["functions"]["payment"]["names"] == 1
@@ -107,13 +130,18 @@ def test_block_allow_and_forget_are_in_force_when_they_return(agent: Agent) -> N
     agent.cli("allow", "local.test")
     assert not agent.blocked("local.test")
     agent.cli("forget", "local.test", "198.51.100.0/24")
-    assert "not in the agent's own lists" in agent.cli("forget", "local.test", status=1).stderr
+    own = agent.root / "state/local"
+    assert agent.cli("forget", "local.test", status=1).stderr == (
+        f"local.test: neither embargo allow nor embargo block added it ({own}/allow.list, {own}/block.list)\n"
+    )
 
     blocked = [(e["entry"], e["uid"]) for e in agent.events("policy") if e["verb"] == "block"]
     assert blocked[:2] == [("local.test", os.getuid()), ("198.51.100.0/24", os.getuid())]
 
 
 def test_an_entry_that_would_cut_the_network_is_refused_and_leaves_no_trace(agent: Agent) -> None:
+    for verb in ("block", "forget"):
+        agent.cli(verb, "first.test")  # the first entry ever creates the agent's own lists, which makes a generation
     before = agent.answer("status")["generation"]
     for entry, reason in (("com", "public suffix"), ("0.0.0.0/0", "too wide"), ("127.0.0.9", "this gateway's own|loopback")):
         assert re.search(reason, agent.cli("block", entry, status=1).stderr)

@@ -1,6 +1,7 @@
 """`embargo pause` and `resume` against a running agent, seen by clients."""
 
 import json
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -48,7 +49,10 @@ def test_a_paused_app_passes_and_the_others_do_not(agent: Agent) -> None:
     assert "payment, telemetry (PAUSED)" in agent.cli("apps").stdout
     why = agent.answer("why", LISTED, status=1)
     assert (why["verdict"], why["paused"][0]["app"]) == ("passed", "alipay")
-    assert "  paused: alipay until 20" in agent.cli("why", LISTED, status=1).stdout
+    text = agent.cli("why", LISTED, status=1).stdout
+    assert re.search(r" is not blocked: app alipay is paused until 20\d\d-[-\d]+ [:\d]+ UTC\n", text)
+    assert "  would be blocked by alipay/payment.list:1, alipay.example\n" in text
+    assert "  paused: alipay until 20" in text
     assert agent.cli("resume").stdout == "resumed\n"
     assert blocked(agent, LISTED)
     pause, resume = agent.events("policy")[-2:]
@@ -197,7 +201,7 @@ def test_setting_the_clock_back_makes_no_pause_longer(agent: Agent) -> None:
         (("pause", "1h", "--client", "printer"), 2, "name an address or a network"),
         (("pause", "a", "b", "1h"), 2, "expected an app and a duration"),
         (("resume",), 1, "nothing is paused"),
-        (("resume", "qq"), 1, "no such pause"),
+        (("resume", "qq"), 1, "qq is not paused"),
     ],
 )
 def test_an_invalid_request_is_refused_with_a_hint(agent: Agent, words: tuple[str, ...], status: int, text: str) -> None:

@@ -1,5 +1,6 @@
 """NOT COVERED of `embargo status`, and the verdict of `embargo why` for an address that the guardian knows."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from embargo import config, explain
 from embargo import uncovered as uncovered_
 from embargo.lists.policy import Switchboard
-from embargo.report import AboutAddress, Learning, LearntReason, ListReport, Report, Spared, Verdict
+from embargo.report import AboutAddress, AppReport, FunctionReport, Learning, LearntReason, ListReport, Report, Spared, Verdict
 
 DAY = 86_400
 NOW = 2000.0 * DAY
@@ -50,6 +51,34 @@ def test_a_bypass_that_is_off_is_named_and_its_missing_list_is_not() -> None:
     assert "servers of" not in found
 
 
+def with_apps(*apps: AppReport, text: str = "") -> list[str]:
+    report = Report("", "", "", Switchboard(()), 0, 0, {}, "", apps, tuple(LISTS), ())
+    return uncovered_.uncovered(config.parse(text.encode(), ""), report, now=NOW, listening=True)
+
+
+def test_shared_entries_are_counted_where_their_function_is_on_and_they_are_off() -> None:
+    functions = {"core": FunctionReport(False, 1, 1, 20, 1), "payment": FunctionReport(True, 1, 1, 5, 4)}
+    app = AppReport("qq", "QQ", "", "", "", "", True, True, False, functions)
+    bypass = replace(app, id="bypass", functions={"httpdns": FunctionReport(True, 17, 40, 0, 4)})
+    expected = "13 entries of the blocked functions, because other services use them too (policy.shared)"
+    assert expected in with_apps(app, bypass)
+    assert not any("policy.shared" in gap for gap in with_apps(replace(app, shared=True), replace(bypass, shared=True)))
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("", "functions other than payment, telemetry and httpdns (policy.functions)"),
+    ('functions = ["payment"]\nbypass = []', "functions other than payment (policy.functions)"),
+    ('functions = ["httpdns", "payment"]', "functions other than httpdns and payment (policy.functions)"),
+])  # fmt: skip
+def test_the_functions_that_are_blocked_are_named_with_httpdns(text: str, said: str) -> None:
+    assert said in with_apps(text=f"[policy]\n{text}\n")
+
+
+def test_an_app_without_addresses_is_named() -> None:
+    app = AppReport("qq", "QQ", "", "", "", "", True, True, False, {"payment": FunctionReport(True, names=1)})
+    assert "addresses of qq: no list has any for the blocked functions; only their names are blocked" in with_apps(app)
+
+
 def test_a_flowtable_is_named() -> None:
     assert "open connections that the flowtable filter/fast forwards past all rules" in uncovered(flowtables=["filter/fast"])
     assert "flowtable" not in uncovered(flowtables=[])
@@ -59,7 +88,9 @@ def test_gaps_of_learning_are_named() -> None:
     found = uncovered('[firewall]\nlan = ["lan0"]\n', unpoliced=["guest0", "docker0"])
     assert "clients behind guest0, docker0, if there are any" in found
     assert "firewall.learn = false" in uncovered("[firewall]\nlearn = false\n")
-    assert "recorded only, for 300 s more" in uncovered(learning=Learning(True, 0, 0, 300, (), {}, ""))
+    assert "blocking starts in 0:05:00 (until then they are only recorded)" in uncovered(
+        learning=Learning(True, 0, 0, 300, (), {}, "")
+    )
     assert "they cannot be saved: No space left" in uncovered(learning=Learning(True, 0, 0, 0, (), {}, "No space left"))
     spared = tuple(Spared(f"203.0.113.{n}", "pay.example", "mail.example") for n in range(2))
     assert "2 addresses behind blocked names that other names use too" in uncovered(

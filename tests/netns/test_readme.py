@@ -27,7 +27,7 @@ MAKE = [block[0] for block in BLOCKS if len(block) == 1 and block[0].startswith(
 
 
 def test_every_command_is_one_that_is_executed_or_checked_here() -> None:
-    assert [line for block in BLOCKS for line in block] == [*MAKE, *INSTALL, *CONTAINER, *TOUR, *GATEWAY]
+    assert [line for block in BLOCKS for line in block] == [*MAKE, *TOUR, *INSTALL, *CONTAINER, *GATEWAY]
     assert MAKE == ["make run", "make demo", "make test"]
     package = (TOP / "tests/containers/test_package.py").read_text()
     assert INSTALL[0] == "make deb"
@@ -38,7 +38,7 @@ def test_every_command_is_one_that_is_executed_or_checked_here() -> None:
 def test_the_containers_commands_name_what_is_there() -> None:
     """No container engine is needed for the tests, so nothing is built: only files, service and binary are compared."""
     deb, directory, copy, up, status = CONTAINER
-    assert deb == "make deb"
+    assert deb.split("#")[0].strip() == "make deb"
     assert all((TOP / name).is_file() for name in copy.split()[2:-1])
     assert directory.split()[-1] == f"{copy.split()[-1]}/apps.d"
     compose = up.split()[3]
@@ -148,7 +148,7 @@ def test_the_gateways_commands_work_and_print_what_the_excerpt_shows() -> None:
     )
     printed = excerpt.transcript()
     assert "app=alipay function=payment" in printed
-    assert "port 53 intercepted" in printed
+    assert "port 53 redirected here" in printed
     assert re.search(r"held, 0 unproven, no leaks$", printed, re.MULTILINE)
     assert excerpt.shape(excerpt.printed(README)) == excerpt.shape(printed), "run: python -m tools.excerpt"
 

@@ -311,7 +311,7 @@ def test_without_scapy_the_rest_is_tried(agent: Agent, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ | {"PYTHONPATH": path})
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    for kind in ("IPv4 made by hand", "IPv6 made by hand", "IPv4 inside ::ffff:0:0/96"):
+    for kind in ("hand-crafted IPv4 packets", "hand-crafted IPv6 packets", "IPv4 inside ::ffff:0:0/96"):
         assert [(row["verdict"], "needs scapy" in row["detail"]) for row in rows(report, kind=kind)] == [("skipped", True)]
     assert rows(report, app="alipay", function="payment", kind="IPv4 addresses")[0]["verdict"] == "held"
 

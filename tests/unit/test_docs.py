@@ -26,6 +26,16 @@ def test_the_events_page_has_the_keys_that_the_code_declares() -> None:
     assert docs.EVENTS.read_text() == docs.events_page(), "run: python -m tools.docs"
 
 
+def test_the_status_page_is_what_the_code_declares() -> None:
+    assert docs.STATUS.read_text() == docs.status_page(), "run: python -m tools.docs"
+
+
+def test_every_key_of_status_is_explained() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", docs.status_page(), re.MULTILINE)
+    assert len(rows) > 80
+    assert [key for key, meaning in rows if len(meaning) < 5] == []
+
+
 def test_the_map_shows_every_module_as_it_describes_itself() -> None:
     text = docs.ARCHITECTURE.read_text()
     assert text == docs.architecture(), "run: python -m tools.docs"
@@ -129,9 +139,9 @@ def test_settings_are_named_as_they_are_declared(page: Path) -> None:
     assert set(re.findall(r"`\[(\w+)\] (\w+)[^`]*`", page.read_text())) <= declared
 
 
-@pytest.mark.parametrize("page", ["configuration.md", "gateway.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/configuration.md", "docs/gateway.md"])
 def test_what_needs_a_restart_is_named(page: str) -> None:
-    text = " ".join((TOP / "docs" / page).read_text().split())
+    text = " ".join((TOP / page).read_text().split())
     (said,) = re.findall(r"((?:`\[[^`]*`(?:, | and )?)+) need a restart", text)
     assert set(re.findall(r"`([^`]*)`", said)) == {re.sub(r"^(\w+)\.?", r"[\1] ", each).strip() for each in reload.FIXED}
 

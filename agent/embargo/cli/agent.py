@@ -42,7 +42,9 @@ def _ready(agent: Supervisor) -> None:
     generation, listen = agent.generation, agent.sockets.endpoints
     assert generation is not None
     where = ", ".join(map(str, listen)) or "no address"
-    size = f"{len(generation.image)} names, {generation.image.networks} networks"
+    apps = generation.report.apps
+    names, networks = sum(app.blocked_names for app in apps), sum(app.blocked_networks for app in apps)
+    size = f"{names} names and {networks} networks of the apps blocked"
     print(f"ready: generation {generation.number}, {size}, on {where}")
     blocked = (name for name in TRY if explain.verdict(generation.image, generation.board, name).verdict == "blocked")
     name = next(blocked, None)

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import embargo
 from embargo import explain, records
 from embargo.config import Config
-from embargo.daemon.ask.orders import AppStatus, Catalogue, Explained
+from embargo.daemon.ask import catalogue
+from embargo.daemon.ask.orders import Catalogue, Explained
 from embargo.daemon.compile.orders import Check, Compile, Match
 from embargo.daemon.host import endpoints, machine
 from embargo.daemon.process.spawn import HERE
@@ -41,13 +42,13 @@ def why(settings: Config, subject: str, qtype: str, client: str) -> Explained:
     networks = endpoints.local_networks(settings, machine.interfaces())
     found = explain.verdict(image, report.switchboard, subject, qtype, client, Acl(networks))
     matches = _run(Match(settings.text, settings.file, _protected(settings), subject))
-    return records.widened(Explained, found, lines=matches.lines)
+    return records.widened(Explained, explain.with_lines(found, matches.lines), lines=matches.lines)
 
 
 def apps(settings: Config) -> Catalogue:
     """The answer of a running agent's `apps`, without hits."""
     _, report = compiled(settings)
-    return Catalogue(tuple(records.widened(AppStatus, app) for app in report.apps), 0)
+    return Catalogue(catalogue.apps(report.apps, settings), 0)
 
 
 def export(settings: Config, format_: str, serial: int | None) -> tuple[Exported, int]:

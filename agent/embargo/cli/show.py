@@ -2,10 +2,10 @@
 
 import json
 import os
+import pwd
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from datetime import timedelta
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from embargo import records
@@ -15,13 +15,16 @@ from embargo.daemon.ask.orders import (
     Explained,
     FirewallOff,
     FirewallStatus,
+    FunctionStatus,
     ListStatus,
     PauseStatus,
+    ReloadStatus,
     Status,
 )
-from embargo.errors import printable
+from embargo.errors import counted, duration, printable
 from embargo.report import Learning, UpstreamStats
 
+NOT_IN_FORCE = "the current files are NOT in force until the next reload"
 USUAL_WIDTH = 80  # of a terminal that does not say how wide it is
 
 Told = dict[str, Any]
@@ -52,24 +55,25 @@ def table(head: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
     print("\n".join(made))
 
 
-def seconds(count: float) -> str:
-    return str(timedelta(seconds=round(count)))
+def person(uid: int) -> str:
+    """The name of a user; `uid 1234` if this machine has none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
 
 
 # ── status ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def status(now: Status, *, every_list: bool) -> None:
-    print(f"running    pid {now.pid}, version {now.version}, up {seconds(now.uptime)}, {now.config}")
-    print(f"policy     generation {now.generation}, in force for {seconds(now.since)}: {now.names} names, "
-          f"{now.networks} networks, mode {now.mode}")  # fmt: skip
-    word = "ok" if now.reload.ok else "FAILED, the previous policy stays in force"
-    print(f"reload     {seconds(now.reload.ago)} ago: {word}")
-    lines(f"             {error}" for error in now.reload.errors)
-    where = "inside the main process" if now.inside else f"pids {', '.join(map(str, now.workers)) or 'none'}"
-    print(f"resolvers  {where}; {now.worker_restarts} restarts; accelerator {now.accelerator}")
+    print(f"running    pid {now.pid}, version {now.version}, up {duration(now.uptime)}, {now.config}")
+    _policy(now)
+    _reload(now.reload)
+    where = "inside the main process" if now.inside else _processes(now.workers)
+    print(f"resolvers  {where}, {counted(now.worker_restarts, 'restart')}, {_code(now.accelerator)}")
     print(f"listening  {', '.join(now.listen) or 'on no address'}")
-    _firewall(now.firewall)
+    _firewall(now.firewall, now.apps)
     _counters(now)
     lost = now.events.lost
     print(f"events     {now.events.file}" + (f", {lost} LOST: {now.events.trouble}" if lost else ""))
@@ -78,20 +82,51 @@ def status(now: Status, *, every_list: bool) -> None:
     apps(now.apps)
     _section("PAUSED", list(map(paused, now.pauses)))
     _lists(now.lists, every_list)
-    _section("PROBLEMS", now.problems)
+    rolled_back = [f"embargo rollback: {NOT_IN_FORCE}"] if now.reload.rolled_back else []
+    _section("PROBLEMS", [*rolled_back, *now.problems])
     _section("NOT COVERED", now.uncovered)
 
 
 def paused(pause: PauseStatus) -> str:
     client = f" for {pause.client}" if pause.client else ""
-    return f"{pause.app or 'everything'}{client} until {pause.until[:19].replace('T', ' ')} UTC, by uid {pause.uid}"
+    until = pause.until[:19].replace("T", " ")
+    return f"{pause.app or 'everything'}{client} until {until} UTC, by {person(pause.uid)}"
+
+
+def _policy(now: Status) -> None:
+    names, networks = sum(app.blocked_names for app in now.apps), sum(app.blocked_networks for app in now.apps)
+    act = "blocked" if now.mode == "block" else "logged only"
+    print(f"policy     generation {now.generation} of the compiled lists, in force for {duration(now.since)}, mode {now.mode}: "
+          f"{names} names and {networks} networks of the apps {act} ({now.names} and {now.networks} in all lists)"
+          + ("; some are PAUSED" if now.pauses else ""))  # fmt: skip
+
+
+def _reload(last: ReloadStatus) -> None:
+    ago = duration(last.ago)
+    if not last.ok:
+        print(f"reload     {ago} ago: FAILED, the previous policy stays in force")
+    elif last.rolled_back:
+        print(f"reload     rolled back {ago} ago; {NOT_IN_FORCE}")
+    else:
+        print(f"reload     {ago} ago: ok")
+    lines(f"             {error}" for error in last.errors)
+
+
+def _processes(pids: Sequence[int]) -> str:
+    many = "1 process" if len(pids) == 1 else f"{len(pids)} processes"
+    return many + (f" ({', '.join(map(str, pids))})" if pids else "")
+
+
+def _code(accelerator: str) -> str:
+    return "compiled code (Cython)" if accelerator.startswith("native") else "interpreted Python (slower)"
 
 
 def _lists(rows: Sequence[ListStatus], every: bool) -> None:
-    oldest = seconds(max((row.age for row in rows), default=0))
-    print(f"\n{len(rows)} lists, {sum(row.entries for row in rows)} entries, the oldest from {oldest} ago")
+    oldest = duration(max((row.age for row in rows), default=0))
+    entries = sum(row.entries for row in rows)
+    print(f"\n{len(rows)} lists, {entries} entries, oldest file changed {oldest} ago")
     if shown := [row for row in rows if every or row.problems]:
-        table(("LIST", "ENTRIES", "PROBLEMS", "AGE"), ((r.list, r.entries, r.problems, seconds(r.age)) for r in shown))
+        table(("LIST", "ENTRIES", "PROBLEMS", "AGE"), ((r.list, r.entries, r.problems, duration(r.age)) for r in shown))
 
 
 def _section(title: str, rows: Sequence[str]) -> None:
@@ -100,7 +135,7 @@ def _section(title: str, rows: Sequence[str]) -> None:
         lines(f"  {row}" for row in rows)
 
 
-def _firewall(wall: FirewallStatus | FirewallOff) -> None:
+def _firewall(wall: FirewallStatus | FirewallOff, catalogue: Sequence[AppStatus]) -> None:
     if isinstance(wall, FirewallOff):
         print("firewall   off (firewall.enabled = false)")
         return
@@ -108,29 +143,49 @@ def _firewall(wall: FirewallStatus | FirewallOff) -> None:
     there = f"in force{protected}" if wall.present else "MISSING: no address is blocked"
     if wall.restored:
         there += f" (restored {wall.restored} times after other programs changed it)"
-    lan = ", ".join(wall.lan) or "none, all forwarded traffic is policed"
-    port = "intercepted" if wall.intercept_dns else "not intercepted"
-    print(f"firewall   table {wall.table} {there}; lan: {lan}; port 53 {port}; fail {wall.fail}; on_stop {wall.on_stop}")
+    lan = ", ".join(wall.lan) or "none (all forwarded traffic and this machine's own is filtered)"
+    port = "; clients' port 53 redirected here" if wall.intercept_dns else "; port 53 not redirected"
+    print(f"firewall   table {wall.table} {there}; lan: {lan}{port}")
+    print(f"           {'; '.join(_without_agent(wall))}")
     if wall.learning is not None and wall.learning.on:
         _learning(wall.learning)
-    hit = {name: packets for name, (packets, _) in wall.counters.items() if packets}
+    classes = {f"{app.id}_{name}": f"{app.id}/{name}" for app in catalogue for name in app.functions}
+    hit = {classes.get(name, name): packets for name, (packets, _) in wall.counters.items() if packets}
     if hit:
         print("           rejected packets: " + ", ".join(f"{name} {packets}" for name, packets in sorted(hit.items())))
 
 
+def _without_agent(wall: FirewallStatus) -> Iterator[str]:
+    """What becomes of clients and rules without a resolver, and without the agent."""
+    if wall.intercept_dns:
+        clients = "is rejected" if wall.fail == "closed" else "passes unfiltered"
+        yield f"if no resolver runs: clients' DNS {clients} (fail = {wall.fail})"
+    rules = "stay" if wall.on_stop == "keep" else "are removed"
+    yield f"if the agent stops: rules {rules} (on_stop = {wall.on_stop})"
+
+
 def _learning(learning: Learning) -> None:
-    freed, shared = (learning.counters.get(name, 0) for name in ("freed", "shared"))
-    wait = f"; learning only, blocking starts in {seconds(learning.proving)}" if learning.proving else ""
-    print(f"learnt     {learning.addresses} addresses of blocked names; {shared} left open (other names use them too); "
-          f"{freed} released for that reason{wait}")  # fmt: skip
+    parts = [
+        f"{learning.addresses} addresses behind blocked names are blocked",
+        f"{learning.counters.get('shared', 0)} not blocked because allowed names use them too",
+        f"{learning.counters.get('freed', 0)} unblocked later for that reason",
+    ]
+    if learning.proving:
+        parts.append(f"blocking starts in {duration(learning.proving)} (until then addresses are only recorded)")
+    print(f"learnt     {'; '.join(parts)}")
 
 
 def _counters(now: Status) -> None:
     counters, cache = now.counters, now.cache
     queries = counters.get("queries_udp", 0) + counters.get("queries_tcp", 0)
-    asked = cache.get("hits", 0) + cache.get("misses", 0)
-    share = f"; {100 * cache.get('hits', 0) // asked} % cache hits" if asked else ""
-    print(f"queries    {queries} from clients; {counters.get('upstream_queries', 0)} to upstreams, with the agent's own{share}")
+    parts = [f"{queries} from clients", f"{counters.get('upstream_queries', 0)} to upstreams, including the agent's own"]
+    if asked := cache.get("hits", 0) + cache.get("misses", 0):
+        parts.append(f"{100 * cache.get('hits', 0) // asked} % cache hits")
+    print(f"queries    {'; '.join(parts)}")
+
+
+def _state_of(upstream: UpstreamStats) -> str:
+    return ("ok" if upstream.healthy else "failing") + (", without EDNS" if upstream.plain else "")
 
 
 def _upstreams(rows: Sequence[UpstreamStats]) -> None:
@@ -138,18 +193,8 @@ def _upstreams(rows: Sequence[UpstreamStats]) -> None:
         print("NO UPSTREAM: names that are not blocked cannot be answered; set [dns] upstream\n")
         return
     table(
-        ("UPSTREAM", "STATE", "ASKED", "FAILED", "MS", "LAST ERROR"),
-        (
-            (
-                r.server,
-                ("ok" if r.healthy else "failing") + (", without EDNS" if r.plain else ""),
-                r.asked,
-                r.failed,
-                r.milliseconds,
-                r.last_error,
-            )
-            for r in rows
-        ),
+        ("UPSTREAM", "STATE", "QUERIES", "FAILED", "RTT (ms)", "LAST ERROR"),
+        ((r.server, _state_of(r), r.asked, r.failed, r.milliseconds, r.last_error) for r in rows),
     )
     print()
 
@@ -161,16 +206,21 @@ def apps(rows: Iterable[AppStatus]) -> None:
     table(
         ("APP", "NAME", "BLOCKED FUNCTIONS", "NAMES", "NETWORKS", "ATTEMPTS"),
         (
-            (
-                app.id, app.name,
-                (", ".join(name for name, f in app.functions.items() if f.on) or "-") + (" (PAUSED)" if app.paused else ""),
-                sum(f.names for f in app.functions.values() if f.on),
-                sum(f.networks for f in app.functions.values() if f.on),
-                app.hits,
-            )
+            (app.id, app.name, _blocked(app), app.blocked_names, app.blocked_networks, "-" if app.hits is None else app.hits)
             for app in rows
         ),
-    )  # fmt: skip
+    )
+
+
+def _blocked(app: AppStatus) -> str:
+    """The functions that are on, those without effect last with the reason, and whether the app is paused."""
+    on = {name: f.inactive for name, f in app.functions.items() if f.on}
+    parts = [", ".join(name for name, reason in on.items() if not reason)]
+    parts += [
+        f"{', '.join(name for name, other in on.items() if other == reason)} (inactive: {reason})"
+        for reason in dict.fromkeys(on.values()) if reason
+    ]  # fmt: skip
+    return ("; ".join(filter(None, parts)) or "-") + (" (PAUSED)" if app.paused and on else "")
 
 
 def app(about: AppStatus) -> None:
@@ -181,10 +231,16 @@ def app(about: AppStatus) -> None:
     table(
         ("FUNCTION", "STATE", "NAMES", "NETWORKS", "SHARED NAMES", "SHARED NETWORKS", "ATTEMPTS"),
         (
-            (name, "blocked" if f.on else "off", f.names, f.networks, f.shared_names, f.shared_networks, f.hits)
+            (name, _state(f), f.names, f.networks, f.shared_names, f.shared_networks, "-" if f.hits is None else f.hits)
             for name, f in about.functions.items()
         ),
     )
+
+
+def _state(function: FunctionStatus) -> str:
+    if not function.on:
+        return "off"
+    return f"inactive: {function.inactive}" if function.inactive else "blocked"
 
 
 # ── why ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -205,13 +261,9 @@ def why(found: Explained) -> None:
             print(f"{subject} is not blocked: {found.reason}")
     if found.list:
         print(f"  app {found.app}, function {found.function}, {_place(found.list, found.line, found.rule)}")
-    for other in found.also:
-        state = "also lists it" if other.on else "lists it, but is off"
-        print(f"  {other.app}/{other.function} {state}: {_place(other.list, other.line, other.rule)}")
-    known = [(found.list, found.line), *((other.list, other.line) for other in found.also)]
-    for line in found.lines:
-        if (line.list, line.line) not in known:
-            print(f"  overridden: {_place(line.list, line.line, line.rule)}")
+    if claim := found.unless_paused:
+        print(f"  would be blocked by {_place(claim.list, claim.line, claim.rule)}")
+    _other_lines(found)
     if found.learnt:
         print(f"  learnt: {clean(found.learnt)} resolved to it")
     elif found.spared:
@@ -227,8 +279,27 @@ def why(found: Explained) -> None:
         print(f"  {clean(found.client)}: {found.client_refused}")
 
 
+def _other_lines(found: Explained) -> None:
+    """The lines that match and do not decide, each with its part in the decision."""
+    known = [(found.list, found.line)]
+    if claim := found.unless_paused:
+        known.append((claim.list, claim.line))
+    for other in found.also:
+        if (other.list, other.line) not in known:
+            state = "also lists it" if other.on else "lists it, but is off"
+            print(f"  {other.app}/{other.function} {state}: {_place(other.list, other.line, other.rule)}")
+            known.append((other.list, other.line))
+    decided: set[str] = set()  # apps of which a more specific line was printed, or decides
+    for line in found.lines:
+        exception = line.rule.startswith("!")
+        if (line.list, line.line) not in known:
+            word = "exception" if exception and line.app not in decided else "off" if line.off else "overridden"
+            print(f"  {word}: {_place(line.list, line.line, line.rule)}")
+        decided.add(line.app)
+
+
 def _place(list_: str, line: int | None, rule: str | None) -> str:
-    return clean(f"{list_}:{line}, rule {rule}")
+    return clean(f"{list_}:{line}, {rule}")
 
 
 # ── verify ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -246,17 +317,19 @@ def verify(told: Told) -> None:
     lines(told["notes"])
     which = f"a sample, seed {told['seed']}" if told["samples"] else "all entries"
     print(f"generation {told['generation']}, {told['probes']} probes ({which}) in {told['seconds']} s: "
-          f"{told['held']} held, {told['unproven']} unproven, {told['leaks'] or 'no'} leaks")  # fmt: skip
+          f"{told['held']} held, {told['unproven']} unproven, {counted(told['skipped'], 'kind')} skipped, "
+          f"{counted(told['leaks'], 'leak') if told['leaks'] else 'no leaks'}")  # fmt: skip
 
 
 # ── top ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def top(counted: dict[str, Counter[str]], rows: int, since: str, *, clear: bool) -> None:
+def top(attempts: dict[str, Counter[str]], rows: int, since: str, *, clear: bool) -> None:
     if clear:
         print("\033[H\033[2J", end="")
-    print(f"{counted['apps'].total()} attempts {'since' if ':' in since else 'in the last'} {since}")
-    for title, found in counted.items():
+    total = counted(attempts["apps"].total(), "attempt")
+    print(f"{total} {'since' if ':' in since else 'in the last'} {since}")
+    for title, found in attempts.items():
         if found:
             print()
             table((title.upper(), "ATTEMPTS"), found.most_common(rows))
@@ -281,6 +354,19 @@ def event(told: Told) -> str:
             target = "packets without a record"
         text = f"{told.get('client', '-')}  {target}  {what}  {decided}{where}{times}"
     else:
-        rest = {key: value for key, value in told.items() if key not in ("schema", "ts", "event")}
-        text = "  ".join(f"{key}={value}" for key, value in rest.items())
+        text = "  ".join(_member(key, value) for key, value in told.items() if key not in ("schema", "ts", "event"))
     return clean(f"{stamp}  {kind:8}  {text}")
+
+
+#: keys of events whose value says by itself what it is
+PLAIN = ("why", "verb", "entry", "app", "what", "server", "state", "reason", "version")
+
+
+def _member(key: str, value: object) -> str:
+    """A key of an event with its value."""
+    if key == "ok":
+        return "ok" if value else "FAILED"
+    if key == "uid" and isinstance(value, int):
+        return f"by {person(value)}"
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return text if key in PLAIN else f"{key} {text}"

@@ -7,6 +7,7 @@ of their own, which is never stricter.
 import ipaddress
 import re
 from collections.abc import Collection, Iterable, Sequence
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from embargo.lists.policy import Action, Class, Switchboard
@@ -34,6 +35,11 @@ class Pause(NamedTuple):
 
     def __str__(self) -> str:
         return (self.app or "everything") + (f" for {self.client}" if self.client else "")
+
+
+def until(pause: Pause) -> str:
+    """The end of a pause, for people: 2026-01-31 12:00:00 UTC."""
+    return f"{datetime.fromtimestamp(pause.until, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 class Exempt(NamedTuple):

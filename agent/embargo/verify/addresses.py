@@ -175,7 +175,7 @@ class AddressProbes:
             try:
                 controls = crafted.crafted(each, self._session.free(each.version), CRAFTED_PORT)
             except ImportError:
-                self._results.row(BYPASS, "packets", f"IPv{each.version} made by hand", skipped=NEEDS_SCAPY)
+                self._results.row(BYPASS, "packets", f"hand-crafted IPv{each.version} packets", skipped=NEEDS_SCAPY)
                 continue
             blocked = [*self._blocked_addresses(each.version), *self._blocked_ports(each.version)]
             for kind, control in controls.items():

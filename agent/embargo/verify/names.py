@@ -82,7 +82,7 @@ class NameProbes:
 
     def _designated(self, queriers: Sequence[Querier]) -> None:
         """Discovery of Designated Resolvers must find none (RFC 9462)."""
-        row = self._results.row(BYPASS, "ddr", "names", skipped=NO_RESOLVER)
+        row = self._results.row(BYPASS, "ddr", "discovery of encrypted resolvers", skipped=NO_RESOLVER)
         for querier in queriers:
             for text in DDR:
                 for qtype in (message.SVCB, message.A):

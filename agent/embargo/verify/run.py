@@ -25,7 +25,7 @@ from embargo.verify.addresses import AddressProbes
 from embargo.verify.names import NameProbes
 from embargo.verify.packets import Prober
 from embargo.verify.query import Resolver
-from embargo.verify.results import LEAK, UNPROVEN, ResultRow
+from embargo.verify.results import LEAK, SKIPPED, UNPROVEN, ResultRow
 from embargo.verify.sandbox import Addresses, Sandbox, SandboxError
 from embargo.verify.session import Session
 
@@ -58,6 +58,7 @@ def run(settings: Config, *, samples: int, seed: int) -> Told:
         "generation": generation.number, "seed": seed, "samples": samples, "seconds": round(time.monotonic() - began, 2),
         "probes": sum(row.probes for row in rows), "held": sum(row.held for row in rows),
         "leaks": sum(row.leaks for row in rows), "unproven": sum(row.unproven for row in rows),
+        "skipped": sum(row.verdict == SKIPPED for row in rows),
         "doubtful": sum(row.verdict == UNPROVEN for row in rows),
         "rows": [row.as_data() for row in rows], "notes": notes,
     }  # fmt: skip

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from embargo import explain, records
-from embargo.daemon.ask import status
+from embargo.daemon.ask import catalogue, status
 from embargo.daemon.ask.orders import (
     REQUESTS,
     Allow,
@@ -155,7 +155,8 @@ class _Control:
         generation = self._agent.generation
         assert generation is not None
         hits = await self._agent.hits()
-        return Catalogue(status.apps(generation.report.apps, hits, self._agent.pauses.all), generation.number)
+        rows = catalogue.apps(generation.report.apps, self._agent.settings, hits, self._agent.pauses.all)
+        return Catalogue(rows, generation.number)
 
     async def _why(self, request: Why) -> Explained:
         agent, generation = self._agent, self._agent.generation
@@ -169,13 +170,18 @@ class _Control:
             subject = explain.subject(request.subject)
         except ValueError as error:
             raise _RequestError(str(error)) from None
-        causes = None
-        if (without_pauses.verdict, without_pauses.app) != (verdict.verdict, verdict.app):
-            causes = tuple(status.pause(pause) for pause in paused if pause.app in (pauses.EVERYTHING, without_pauses.app))
         lines = await self._lines(request.subject)
+        verdict = explain.with_lines(verdict, lines)
+        causes, claim = None, None
+        if (without_pauses.verdict, without_pauses.app) != (verdict.verdict, verdict.app):
+            applied = [pause for pause in paused if pause.app in (pauses.EVERYTHING, without_pauses.app)]
+            causes, claim = tuple(map(status.pause, applied)), explain.decider(without_pauses)
+            verdict = explain.paused(verdict, applied)
         if isinstance(subject, Network):
             verdict = await self._with_learnt(verdict, subject)
-        return records.widened(Explained, verdict, lines=lines, paused=causes, generation=generation.number)
+        return records.widened(
+            Explained, verdict, lines=lines, paused=causes, unless_paused=claim, generation=generation.number
+        )
 
     async def _lines(self, subject: str) -> tuple[Line, ...]:
         """The matching lines of all lists; none if the lists cannot be used or no compiler starts; the verdict needs none."""
@@ -245,7 +251,7 @@ class _Control:
             raise _RequestError(str(error), usage=True) from None
         ended = [pause for pause in self._agent.pauses.all if app in ("", pause.app) and client in ("", pause.client)]
         if not ended:
-            raise _RequestError("nothing is paused" if not app and not client else "no such pause; see `embargo status`")
+            raise _RequestError(_not_paused(app, client))
         outcome = await self._agent.pause(end=ended)
         for pause in ended if outcome.ok else ():
             event = {"event": "policy", "verb": "resume", **pausing.event_members(pause), "uid": uid}
@@ -272,7 +278,9 @@ class _Control:
         before = {name: _lines(path) for name, path in paths.items()}
         after = {name: _without(lines, entries) for name, lines in before.items()}
         if verb == "forget" and after == before:
-            raise _RequestError(f"{', '.join(entries)}: not in the agent's own lists ({paths['block']})")
+            raise _RequestError(
+                f"{', '.join(entries)}: neither embargo allow nor embargo block added it ({paths['allow']}, {paths['block']})"
+            )
         if verb != "forget":
             stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             after[verb] += [f"{entry}  # {verb} by uid {uid}, {stamp}" for entry in entries]
@@ -301,6 +309,12 @@ class _Control:
             elif verb == "forget" and now.verdict in ("blocked", "allowed"):
                 warnings.append(f"{text} is still {now.verdict} by {now.list}:{now.line}")
         return warnings
+
+
+def _not_paused(app: str, client: str) -> str:
+    if not app and not client:
+        return "nothing is paused"
+    return f"{app or 'everything'} is not paused" + (f" for {client}" if client else "")
 
 
 def _uid(writer: asyncio.StreamWriter) -> int:

@@ -75,7 +75,9 @@ def _metrics(status: Status) -> Iterator[tuple[str, str, Iterable[Sample]]]:
     yield "cache_entries", "Answers in the cache.", one(cache.get("entries", 0))
     yield "cache_bytes", "Size of the cache.", one(cache.get("octets", 0))
     hits: list[Sample] = [
-        ({"app": app.id, "function": name}, function.hits) for app in status.apps for name, function in app.functions.items()
+        ({"app": app.id, "function": name}, function.hits or 0)
+        for app in status.apps
+        for name, function in app.functions.items()
     ]
     yield "attempts_total", "Attempts to reach names and addresses of an app's function, blocked or audited.", hits
     upstreams = status.upstreams

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from embargo.records import Order
-from embargo.report import AppReport, FunctionReport, Learning, Line, ListReport, UpstreamStats, Verdict
+from embargo.report import AppReport, Claim, FunctionReport, Learning, Line, ListReport, UpstreamStats, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,22 +31,23 @@ class PauseStatus:
     app: str  # empty: everything
     client: str  # an address or network; empty: all clients
     until: str  # RFC 3339
-    uid: int  # of the user that paused
+    uid: int  # of the user who paused
 
 
 @dataclass(frozen=True, slots=True)
 class FunctionStatus(FunctionReport):
     """A function with its attempts since the start of the agent."""
 
-    hits: int = 0
+    hits: int | None = None  # attempts since the start of the agent; absent if no agent runs
+    inactive: str | None = None  # why it blocks nothing although it is on
 
 
 @dataclass(frozen=True, slots=True)
 class AppStatus(AppReport):
     """An app with its attempts since the start of the agent."""
 
-    functions: Mapping[str, FunctionStatus]
-    hits: int = 0
+    functions: Mapping[str, FunctionStatus]  # name → function
+    hits: int | None = None  # attempts since the start of the agent; absent if no agent runs
     paused: str | None = None  # end of the pause for all clients, RFC 3339
 
 
@@ -59,11 +60,12 @@ class ListStatus(ListReport):
 
 @dataclass(frozen=True, slots=True)
 class ReloadStatus:
-    """The last reload."""
+    """The last reload or rollback."""
 
-    ok: bool
-    errors: tuple[str, ...]
-    ago: float  # seconds
+    ok: bool  # it succeeded
+    errors: tuple[str, ...]  # why it failed; then the previous policy stays in force
+    ago: float  # seconds since then
+    rolled_back: bool = False  # an earlier generation is in force, and not the present files
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,29 +82,29 @@ class FirewallOff:
 class FirewallStatus:
     """The nftables table and the guardian. Counters are since the start of the agent."""
 
-    table: str
+    table: str  # family and name of the table
     present: bool  # the table is in the kernel
     owned: bool  # only the guardian can change it
-    lan: tuple[str, ...]
-    intercept_dns: bool
-    fail: str
-    on_stop: str
-    guardian: int  # pid
-    guardian_restarts: int
+    lan: tuple[str, ...]  # [firewall] lan; empty: all forwarded traffic is filtered
+    intercept_dns: bool  # port 53 of the clients on lan is redirected to this resolver
+    fail: str  # [firewall] fail: what happens to port 53 of clients if no resolver runs
+    on_stop: str  # [firewall] on_stop: what happens to the rules if the agent stops
+    guardian: int  # pid of the guardian
+    guardian_restarts: int  # since the start of the agent
     counters: dict[str, tuple[int, int]]  # chain → packets, octets
     log_lost: int  # drop records that the kernel could not deliver
     noted: int  # drop records received
     restored: int  # times the table was restored after a change by another program
     cut: int  # connections deleted because they were blocked
-    learning: Learning | None
-    enabled: Literal[True] = True
+    learning: Learning | None  # learnt addresses; absent if the guardian does not answer
+    enabled: Literal[True] = True  # [firewall] enabled; if it is false, the other keys are absent
 
 
 @dataclass(frozen=True, slots=True)
 class EventsStatus:
     """The event log."""
 
-    file: str
+    file: str  # path of the log
     lost: int  # events that could not be written
     trouble: str  # the error of the last write; empty if it succeeded
 
@@ -111,33 +113,33 @@ class EventsStatus:
 class Status:
     """The answer to `embargo status`. Times are in seconds."""
 
-    pid: int
-    version: str
-    uptime: float
-    config: str  # path of the file
-    generation: int
+    pid: int  # of the supervisor, the agent's main process
+    version: str  # of the agent
+    uptime: float  # seconds since the start of the agent
+    config: str  # path of the configuration file
+    generation: int  # number of the compilation of the lists that is in force
     since: float  # seconds that the generation has been in force
-    names: int
-    networks: int
-    pauses: tuple[PauseStatus, ...]
-    mode: Literal["audit", "block"]
-    accelerator: str
-    workers: tuple[int, ...]  # pids
-    inside: bool  # the resolver runs in the supervisor (workers = 0)
-    worker_restarts: int
-    listen: tuple[str, ...]
-    lists: tuple[ListStatus, ...]
-    problems: tuple[str, ...]
-    reload: ReloadStatus
-    apps: tuple[AppStatus, ...]
-    firewall: FirewallStatus | FirewallOff
-    upstreams: tuple[UpstreamStats, ...]
-    counters: dict[str, int]
-    cache: dict[str, int]
-    events: EventsStatus
+    names: int  # domain names in all lists, blocked or not; a name in several lists is counted once
+    networks: int  # ranges of addresses in all lists, blocked or not, after overlapping ones are merged
+    pauses: tuple[PauseStatus, ...]  # the pauses in force
+    mode: Literal["audit", "block"]  # [policy] mode
+    accelerator: str  # whether the hot functions are compiled
+    workers: tuple[int, ...]  # pids of the resolver processes
+    inside: bool  # the resolver runs in the supervisor ([dns] workers = 0)
+    worker_restarts: int  # restarts of resolver processes since the start of the agent
+    listen: tuple[str, ...]  # addresses and ports that are answered on
+    lists: tuple[ListStatus, ...]  # every list file
+    problems: tuple[str, ...]  # lines of the lists that cannot be used, as text
+    reload: ReloadStatus  # the last reload
+    apps: tuple[AppStatus, ...]  # every app of the catalogue and of the administrator
+    firewall: FirewallStatus | FirewallOff  # the nftables table
+    upstreams: tuple[UpstreamStats, ...]  # every upstream server
+    counters: dict[str, int]  # queries and answers by kind, since the start of the agent
+    cache: dict[str, int]  # entries and octets at present; hits and misses since the start of the agent
+    events: EventsStatus  # the event log
     uncovered: tuple[str, ...]  # what the configuration leaves open, as text
-    running: Literal[True] = True
-    ok: Literal[True] = True
+    running: Literal[True] = True  # false, with a `reason` and no other keys, if no agent runs
+    ok: Literal[True] = True  # the request was carried out
 
 
 # ── the other answers ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -149,6 +151,7 @@ class Explained(Verdict):
 
     lines: tuple[Line, ...] = ()
     paused: tuple[PauseStatus, ...] | None = None
+    unless_paused: Claim | None = None  # the entry that would block it without these pauses
     generation: int = 0
     ok: Literal[True] = True
 

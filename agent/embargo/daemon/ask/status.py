@@ -9,12 +9,11 @@ from dataclasses import replace
 
 import embargo
 from embargo import accelerator, events, records
+from embargo.daemon.ask import catalogue
 from embargo.daemon.ask.orders import (
-    AppStatus,
     EventsStatus,
     FirewallOff,
     FirewallStatus,
-    FunctionStatus,
     ListStatus,
     PauseStatus,
     ReloadStatus,
@@ -25,9 +24,9 @@ from embargo.daemon.host import endpoints
 from embargo.daemon.supervise import surroundings
 from embargo.daemon.supervise.supervisor import Supervisor
 from embargo.firewall.table import TABLE
-from embargo.lists.pauses import Pause
+from embargo.lists.pauses import Pause, until
 from embargo.lists.policy import Action
-from embargo.report import AppReport, UpstreamStats
+from embargo.report import UpstreamStats
 from embargo.uncovered import uncovered
 
 
@@ -53,14 +52,15 @@ async def status(agent: Supervisor) -> Status:
         lists=tuple(records.widened(ListStatus, list_, age=round(now - list_.modified)) for list_ in report.lists),
         problems=tuple(map(str, report.problems)),
         reload=ReloadStatus(
-            last.ok if last else True, tuple(map(str, last.errors)) if last else (), round(now - agent.last_at, 1)
+            last.ok if last else True, tuple(map(str, last.errors)) if last else (), round(now - agent.last_at, 1),
+            agent.rolled_back,
         ),
-        apps=apps(report.apps, agent.counted("hits"), agent.pauses.all),
+        apps=catalogue.apps(report.apps, settings, agent.counted("hits"), agent.pauses.all),
         firewall=_firewall(agent, guarded), upstreams=_upstreams(agent),
         counters=_sum(worker.counters for worker in stats) | agent.counted("counters"),
         cache=_sum(worker.cache for worker in stats) | agent.counted("cache"),
         events=EventsStatus(agent.journal.path, agent.journal.lost, agent.journal.trouble),
-        uncovered=(*(f"{each}, paused until {events.timestamp(each.until)}" for each in agent.pauses.all), *gaps),
+        uncovered=(*(f"{each}, paused until {until(each)}" for each in agent.pauses.all), *gaps),
     )  # fmt: skip
 
 
@@ -74,22 +74,6 @@ def _sum(counters: Iterable[Mapping[str, int]]) -> dict[str, int]:
 def pause(pause: Pause) -> PauseStatus:
     """A pause as `status` shows it."""
     return PauseStatus(pause.app, pause.client, events.timestamp(pause.until), pause.uid)
-
-
-def apps(reports: Iterable[AppReport], hits: Mapping[str, int], paused: list[Pause]) -> tuple[AppStatus, ...]:
-    """Apps with their attempts and pauses. `hits`: attempts by class, `app/function`."""
-    return tuple(_app(report, hits, paused) for report in reports)
-
-
-def _app(app: AppReport, hits: Mapping[str, int], paused: list[Pause]) -> AppStatus:
-    functions = {
-        name: records.widened(FunctionStatus, function, hits=hits.get(f"{app.id}/{name}", 0))
-        for name, function in app.functions.items()
-    }
-    ends = [events.timestamp(each.until) for each in paused if not each.client and each.app in ("", app.id)]
-    return records.widened(
-        AppStatus, app, functions=functions, hits=sum(each.hits for each in functions.values()), paused=max(ends, default=None)
-    )
 
 
 def _firewall(agent: Supervisor, guarded: Guarded | None) -> FirewallStatus | FirewallOff:

@@ -149,7 +149,7 @@ def _obey(
     if isinstance(order, Check):
         return Checked((*loaded.problems, *harmed(loaded)))
     if isinstance(order, Match):
-        return Matches(tuple(explain.matching(loaded.lists, explain.subject(order.subject))))
+        return Matches(tuple(explain.matching(loaded.lists, explain.subject(order.subject), settings.policy)))
     data, board = build(settings, loaded)
     made = report(settings, loaded, Image(data), board, order.fingerprint, order.material)
     whole.fill(image_fd, data)

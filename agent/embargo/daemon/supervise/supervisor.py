@@ -76,6 +76,7 @@ class Supervisor:
         self.started = time.time()
         self.last: Outcome | None = None
         self.last_at = 0.0
+        self.rolled_back = False  # an earlier generation is in force, until the next reload that succeeds
         self._running = False
         self._failure: BaseException | None = None
         self._stop = asyncio.Event()
@@ -284,6 +285,7 @@ class Supervisor:
         outcome = await self.reloads.reload(first=why == "start")
         repeated = why == RETRIED and self.last is not None and self.last.errors == outcome.errors
         self.last, self.last_at = outcome, time.time()
+        self.rolled_back &= not outcome.ok
         if not repeated:
             self._log_outcome(outcome, why)
         return outcome
@@ -293,6 +295,7 @@ class Supervisor:
         outcome = await self.reloads.rollback()
         if outcome.ok:
             self.last, self.last_at = outcome, time.time()
+            self.rolled_back = True
             self._log_outcome(outcome, "rollback")
         return outcome
 
@@ -338,7 +341,12 @@ class Supervisor:
             log.warning("%d more problems; `embargo check` shows all", more)
         if outcome.ok and self.generation is not None:
             image = self.generation.image
-            log.info("generation %d is in force: %d names, %d networks", outcome.generation, len(image), image.networks)
+            log.info(
+                "generation %d is in force: %d names and %d networks in its lists",
+                outcome.generation,
+                len(image),
+                image.networks,
+            )
             self.follower.watch()
         elif self.generation is not None:
             log.error("the reload failed; generation %d stays in force", outcome.generation)
