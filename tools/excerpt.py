@@ -17,7 +17,7 @@ README = TOP / "README.md"
 COMMANDS = (
     "dig +noall +comments @192.0.2.1 mygw.alipay.com",
     "embargo why 43.227.188.1",
-    "embargo status | head -n 9",
+    "embargo status | head -n 10",
     "embargo verify | tail -n 1",
 )
 _BLOCK = re.compile(r"(<!-- printed: python -m tools\.excerpt -->\n```console\n)(.*?)(```\n)", re.DOTALL)
@@ -85,7 +85,7 @@ def shape(text: str) -> str:
     """The text without what differs between two runs: numbers, addresses, process ids, and the width of columns."""
     text = re.sub(r"\[fe80:[^\]]*\]", "[fe80::]", text)
     text = re.sub(r"\d[\d.:]*", "0", text)
-    text = re.sub(r"0(, 0)+", "0", text)  # one process id for each processor
+    text = re.sub(r"0 process(es)? \(0(, 0)*\)", "0 processes (0)", text)  # one for each processor
     return re.sub(r" +", " ", text)
 
 
