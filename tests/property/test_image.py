@@ -57,6 +57,29 @@ def test_lookup_is_the_dictionarys_answer(policy: Policy, others: list[Name], la
     assert built.lookup(names.ROOT) == ()
 
 
+def whole(labels: list[bytes]) -> Name:
+    """As many of the labels as a name has room for."""
+    name = b""
+    for label in labels:
+        if len(name) + 1 + len(label) < 255:
+            name += bytes([len(label)]) + label
+    return Name(name + b"\0")
+
+
+LONG = st.lists(st.sampled_from((b"a", b"b", b"www", b"c" * 63)), min_size=20, max_size=130).map(whole)
+
+
+@given(st.lists(LONG, min_size=1, max_size=3), st.lists(st.integers(0, 40), min_size=1, max_size=3))
+def test_a_long_name_is_found_by_each_of_its_suffixes(long: list[Name], which: list[int]) -> None:
+    """The compiled look-up hashes all suffixes of a long name at once."""
+    for name in long:
+        assert names.is_name(name)
+        above = list(names.suffixes(name))
+        listed = {above[at % len(above)]: Claimed((Decision(0, 0, at, "x"),), (Decision(0, 0, at, "y"),)) for at in which}
+        policy = Policy(classes=CLASSES, sources=SOURCES, names=listed, networks={4: (), 6: ()})
+        assert Image(image.encode(policy)).lookup(name) == below(policy, name)
+
+
 @given(POLICIES)
 def test_the_listed_names_are_the_dictionarys(policy: Policy) -> None:
     found = {name: Claimed(itself, deeper) for name, itself, deeper in Image(image.encode(policy)).listed()}

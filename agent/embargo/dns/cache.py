@@ -18,6 +18,7 @@ import math
 import struct
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from embargo.dns.message import AA, Answer
 
@@ -55,6 +56,7 @@ class CachedAnswer:
         "size",
         "stored",
         "used",
+        "verdicts",
     )  # fmt: skip
 
     def __init__(self, key: bytes) -> None:
@@ -70,6 +72,8 @@ class CachedAnswer:
         self.stored = now
         self.expires = now + answer.lifetime
         self.judged = judged
+        #: what the engine found when it screened the answer, by judgement: `screening.Screened`, without the answer
+        self.verdicts: dict[int, Any] | None = None
         self.size = (
             OVERHEAD + len(self.key) + 2 * len(answer.body) + PER_RECORD * len(answer.ttls) + PER_LEAD * len(answer.leads)
         )

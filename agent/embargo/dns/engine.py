@@ -14,7 +14,7 @@ from embargo.dns import message
 from embargo.dns.acl import Acl
 from embargo.dns.cache import RETRY, SCREEN_ALWAYS, Cache, CachedAnswer
 from embargo.dns.judgement import Attempt, Rules
-from embargo.dns.message import Answer, Explanation
+from embargo.dns.message import Answer, Explanation, Query
 from embargo.dns.questions import Exhausted, Forward, Noted, Question, Questions, Succeeded, Trouble, Waiter
 from embargo.dns.screening import Screened, screen
 from embargo.dns.zones import Zones
@@ -22,6 +22,8 @@ from embargo.lists.policy import Action, Decision
 from embargo.names import Name
 
 STALE_AFTER = 1.8  # seconds a client waits for a fresh answer when there is an expired one (RFC 8767 section 5)
+MAX_VERDICTS = 4  # kept about one cached answer: by the judgement of most clients, and by some of others
+_UNEVENTFUL = Screened(Action.PASS, None, Answer(message.NOERROR), uneventful=True)
 _FULL = Trouble(message.EDE_NO_REACHABLE, "too many questions are on their way")
 
 
@@ -150,15 +152,29 @@ class Engine:
         entry = self.cache.get(key, now)
         if entry is not None:
             self.cache.hits += 1
-            screened = screen(rules, waiter.query, entry.answer._replace(body=entry.body(now)))
-            if rules is self.rules:
-                entry.judged = rules.judged if screened.uneventful else SCREEN_ALWAYS
-            return self._reply(rules, waiter, screened)
+            answer = entry.answer._replace(body=entry.body(now))
+            screened = self._verdict(rules, waiter.query, entry)
+            if not screened.whole:
+                answer = message.answer_only(answer)
+            return self._reply(rules, waiter, screened._replace(answer=answer))
         self.cache.misses += 1
         expired = self.cache.stale(key, now)
         if expired is not None and now < expired.retry_at:
             return self._reply_stale(waiter, expired)
         return None
+
+    def _verdict(self, rules: Rules, query: Query, entry: CachedAnswer) -> Screened:
+        """What a judgement says about a cached answer, without the answer: found once, since it costs much for a large one."""
+        if rules is self.rules and entry.judged == rules.judged:
+            return _UNEVENTFUL
+        if entry.verdicts is None or len(entry.verdicts) > MAX_VERDICTS:
+            entry.verdicts = {}
+        found: Screened | None = entry.verdicts.get(rules.judged)
+        if found is None:
+            found = entry.verdicts[rules.judged] = screen(rules, query, entry.answer)._replace(answer=_UNEVENTFUL.answer)
+            if rules is self.rules:
+                entry.judged = rules.judged if found.uneventful else SCREEN_ALWAYS
+        return found
 
     def _ask(self, waiter: Waiter, key: bytes, now: float) -> Reply | Forward | Joined:
         if self._questions.full(key):
@@ -296,7 +312,7 @@ class Engine:
         """Add what these cached answers say about addresses to `resolved`, as if they came now."""
         for entry in entries:
             query = message.query_of(entry.key)
-            self._note_resolved(query.qname, screen(self.rules, query, entry.answer), entry.answer)
+            self._note_resolved(query.qname, self._verdict(self.rules, query, entry), entry.answer)
 
     def _note_resolved(self, qname: Name, screened: Screened, answer: Answer) -> None:
         """What an answer says about addresses. One that is blocked for one address alone says nothing about the others."""

@@ -15,9 +15,10 @@ from typing import NamedTuple
 from embargo.dns import message, special
 from embargo.dns.cache import SCREEN_ALWAYS, Cache, CachedAnswer
 from embargo.dns.judgement import Attempt, Rules, unclaimed
-from embargo.lists.policy import Action
+from embargo.lists.policy import Action, Decision
 from embargo.names import Name
 
+MAX_JUDGED = 64  # records in an answer that is judged here; larger ones are the engine's, which works in turns
 MEMO_HALF = 8192  # packets; both halves together take some 16 MiB when full
 
 
@@ -160,8 +161,14 @@ def _whole_options(opt: bytes) -> bool:
 
 def _cached(query: _Query, rules: Rules, cache: Cache, now: float, *, udp: bool) -> Known | None:
     entry = cache.get(query.qname + query.question[-4:-2] + _DOCD[query.variant | query.cd], now)
-    if entry is None or (entry.judged != rules.judged and not passes(entry, query.qname, rules)):
+    if entry is None:
         return None
+    if entry.judged != rules.judged and not passes(entry, query.qname, rules):
+        known = _block(query, rules, decision) if (decision := blocking(entry, rules)) else None
+        if known is not None:
+            known.entry, known.until = entry, entry.known_until(now)
+            cache.hits += 1
+        return known
     stored = entry.answer
     tail = entry.body(now)
     an, ns, ar = stored.counts
@@ -185,10 +192,18 @@ def passes(entry: CachedAnswer, qname: Name, rules: Rules) -> bool:
 
     After a change of policy every cached answer comes this way once, so it must cost little; all else is the engine's.
     """
-    if entry.judged == SCREEN_ALWAYS or rules.log_all or not unclaimed(rules.image, qname, entry.answer):
+    many = len(entry.answer.ttls) > MAX_JUDGED
+    if entry.judged == SCREEN_ALWAYS or many or rules.log_all or not unclaimed(rules.image, qname, entry.answer):
         return False
     entry.judged = rules.judged
     return True
+
+
+def blocking(entry: CachedAnswer, rules: Rules) -> Decision | None:
+    """What blocks a cached answer because of where it leads, if the engine has found out by this judgement."""
+    screened = entry.verdicts.get(rules.judged) if entry.verdicts else None
+    decision: Decision | None = screened.decision if screened is not None and screened.action is Action.BLOCK else None
+    return decision
 
 
 def _blocked(query: _Query, rules: Rules) -> Known | None:
@@ -201,6 +216,11 @@ def _blocked(query: _Query, rules: Rules) -> Known | None:
     qtype = query.question[-4] << 8 | query.question[-3]
     if qtype in _META or not qtype:
         return None
+    return _block(query, rules, decision)
+
+
+def _block(query: _Query, rules: Rules, decision: Decision) -> Known | None:
+    qtype = query.question[-4] << 8 | query.question[-3]
     octet, counts, counts_edns, tail = rules.pieces(decision, qtype)
     if query.variant:
         counts = counts_edns

@@ -26,6 +26,7 @@ class Screened(NamedTuple):
     passing: tuple[tuple[bytes, int], ...] = ()
     uneventful: bool = False  # nothing to block, to let through, to log or to explain: the fast path may give it out as it is
     by_name: bool = True  # the decision is about a name, not about an address
+    whole: bool = True  # no section was left out
 
 
 class _Led(NamedTuple):
@@ -65,6 +66,7 @@ def screen(rules: Rules, query: Query, answer: Answer) -> Screened:
         _passing(rules, answer, led.allowed),
         uneventful=whole and not led.allowed and not (decision or led.decision or rules.log_all or answer.ede),
         by_name=led.by_name or decision is not None,
+        whole=whole,
     )
 
 

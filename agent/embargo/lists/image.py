@@ -327,7 +327,7 @@ class Finder:
         for owner, targets, packed in leads:
             if (owner != qname and self.find(owner) >= 0) or any(map(address, packed)):
                 return False
-            if any(self.find(target) >= 0 for target in targets):
+            if any(self.find(target) >= 0 for target in set(targets)):  # one may be named a thousand times
                 return False
         return True
 

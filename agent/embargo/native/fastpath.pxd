@@ -83,3 +83,5 @@ cdef class Shortcut:
     cdef bytes _event(self, const Query *query, Py_ssize_t source, uint32_t line, const uint8_t *rule, Py_ssize_t ruled)
     cdef Text _type(self, uint32_t qtype)
     cdef Known _elaborate(self, const Query *query)
+    cdef Known _leading(self, const Query *query, bytes name, entry, double now)
+    cdef Known _by(self, decision, const Query *query, bytes name)

@@ -216,7 +216,7 @@ cdef class Shortcut:
                 self._young[key] = <object>found
         if found != NULL:
             known = <Known>found
-            if known.kind is not None:
+            if known.entry is None:
                 return known
             if now < known.until and (udp or not known.cut):
                 known.entry.used = True
@@ -256,7 +256,7 @@ cdef class Shortcut:
         if entry.judged != self._judged:
             name = PyBytes_FromStringAndSize(<const char *>query.name, query.length)
             if not fastpath.passes(entry, name, self._rules):
-                return None
+                return self._leading(query, name, entry, now)
         stored = entry.answer
         an, ns, ar = stored.counts
         flags, tail = stored.flags, stored.body
@@ -366,12 +366,26 @@ cdef class Shortcut:
 
     cdef Known _elaborate(self, const Query *query):
         """The block of any other name, by the Python functions of the judgement."""
+        name = PyBytes_FromStringAndSize(<const char *>query.name, query.length)
+        action, decision = self._rules.board.choose(self._rules.image.lookup(name))
+        return self._by(decision, query, name) if action == BLOCK and decision is not None else None
+
+    cdef Known _leading(self, const Query *query, bytes name, entry, double now):
+        """The block of a name whose cached answer leads to something blocked, if the engine has found out."""
+        cdef Known known
+        decision = fastpath.blocking(entry, self._rules)
+        if decision is None:
+            return None
+        known = self._by(decision, query, name)
+        if known is not None:
+            known.entry, known.until = entry, entry.known_until(now)
+            self.hits += 1
+        return known
+
+    cdef Known _by(self, decision, const Query *query, bytes name):
+        """The block by a decision."""
         cdef Known known
         rules = self._rules
-        name = PyBytes_FromStringAndSize(<const char *>query.name, query.length)
-        action, decision = rules.board.choose(rules.image.lookup(name))
-        if action != BLOCK or decision is None:
-            return None
         octet, counts, counts_edns, tail = rules.pieces(decision, query.qtype)
         if query.variant:
             counts = counts_edns

@@ -7,6 +7,7 @@ from libc.string cimport memset
 cdef extern from "native.h":
     void embargo_crc_init() nogil  # once in each module that hashes
     uint32_t embargo_crc(const unsigned char *data, size_t length) nogil
+    void embargo_crc_suffixes(const unsigned char *data, size_t length, uint32_t *suffixes) nogil  # at most 256 octets
 
 
 cdef inline uint64_t *by_hash(uint64_t *keys, uint64_t *spare, Py_ssize_t count) noexcept nogil:

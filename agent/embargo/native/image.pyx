@@ -6,10 +6,13 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memset
 
-from embargo.native.hashes cimport by_hash, embargo_crc, embargo_crc_init
+from embargo.native.hashes cimport by_hash, embargo_crc, embargo_crc_init, embargo_crc_suffixes
 from embargo.native.octets cimport name_length
 
 embargo_crc_init()
+
+cdef enum:
+    LONG = 64  # octets of a name above which its suffixes are hashed in one pass
 
 
 cdef class Finder:
@@ -24,9 +27,13 @@ cdef class Finder:
         """256 times the slot of the first listed suffix, plus where in the name it begins; -1 without one."""
         cdef Py_ssize_t start = 0, slot, left
         cdef uint32_t hash_, begin
+        cdef uint32_t suffixes[256]
+        cdef bint long_ = LONG < size <= 256
+        if long_:
+            embargo_crc_suffixes(name, size, suffixes)
         while True:
             left = size - start
-            hash_ = embargo_crc(name + start, left)
+            hash_ = suffixes[start] if long_ else embargo_crc(name + start, left)
             slot = <Py_ssize_t>(<uint64_t>hash_ * self._homes >> 32)
             while slot < self._count:
                 begin = self.slots[4 * slot + 1]
@@ -56,7 +63,8 @@ cdef class Finder:
         for owner, targets, addresses in leads:
             if owner != qname and self.find(owner) >= 0:
                 return False
-            for target in targets:
+            # a stranger's answer may name one target a thousand times
+            for target in set(targets) if len(targets) > 1 else targets:
                 if self.find(target) >= 0:
                     return False
             for packed in addresses:

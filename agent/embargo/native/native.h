@@ -28,4 +28,24 @@ static inline uint32_t embargo_crc(const unsigned char *data, size_t length)
         crc = crc >> 8 ^ embargo_crc_table[(crc ^ *data++) & 0xFF];
     return ~crc;
 }
+
+/* The CRC-32 of each suffix of some octets, in one pass from the last octet to the first: what octet b in front of n others
+   changes in their CRC depends on b and n alone. For long names, of which an attacker may choose the number of labels. */
+static uint32_t embargo_crc_before[256][256]; /* by n and b; it fills when it is first needed */
+
+static inline void embargo_crc_suffixes(const unsigned char *data, size_t length, uint32_t *suffixes)
+{
+    if (!embargo_crc_before[0][0]) {
+        for (uint32_t octet = 0; octet < 256; octet++) {
+            uint32_t change = ~(0xFFFFFFFFu >> 8 ^ embargo_crc_table[(octet ^ 0xFF) & 0xFF]);
+            for (int others = 0; others < 256; others++) {
+                embargo_crc_before[others][octet] = change;
+                change = change >> 8 ^ embargo_crc_table[change & 0xFF];
+            }
+        }
+    }
+    uint32_t crc = 0;
+    for (size_t at = length; at--;)
+        suffixes[at] = crc ^= embargo_crc_before[length - 1 - at][data[at]];
+}
 #endif

@@ -54,7 +54,7 @@ from embargo.report import UpstreamStats
 
 GC_THRESHOLDS = 20_000, 20, 50  # containers between collections: a worker makes few cycles and holds many containers
 WAITING_CHECK_SECONDS = 0.2  # between two checks for clients that have waited long enough: for an expired answer, for SERVFAIL
-REPORT_BATCH, REPORT_SECONDS = 200, 0.02  # cached answers reported at once, which takes 1 or 2 ms; seconds between two batches
+REPORT_TURN, REPORT_SECONDS = 0.002, 0.02  # seconds for reporting cached answers at once; seconds between two turns
 FIREWALL_SECONDS = 1.0  # that a reply waits for the firewall to let its addresses pass: clients ask again after five
 ANSWER_TRIES = 500  # hundredths of a second that an answer waits for the supervisor to read
 MAX_FILE = 1 << 20  # octets of a file (ledger, memory of an answer, stderr): a worker taken over must not fill a disk
@@ -140,11 +140,14 @@ class Resolver:
             self._report_entries(self._cache.live(self._loop.time()))
 
     def _report_entries(self, entries: list[CachedAnswer]) -> None:
-        """Report cached answers, a few at a time."""
-        if entries and self._engine is not None and self._witness.connected:
-            self._engine.note_cached(entries[-REPORT_BATCH:])
-            self._report_resolved([])
-            self._report_timer = self._loop.call_later(REPORT_SECONDS, self._report_entries, entries[:-REPORT_BATCH])
+        """Report cached answers, as many in a turn as there is time for: a large one takes as long as hundreds of others."""
+        if not entries or self._engine is None or not self._witness.connected:
+            return
+        end = self._loop.time() + REPORT_TURN
+        while entries and self._loop.time() < end:
+            self._engine.note_cached([entries.pop()])
+        self._report_resolved([])
+        self._report_timer = self._loop.call_later(REPORT_SECONDS, self._report_entries, entries)
 
     def _collect_resolved(self) -> None:
         """Have the engine collect what is reported, once there is a guardian."""
