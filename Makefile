@@ -30,6 +30,7 @@ test: test-set-up
 	$(BIN)/pytest $(PARALLEL) -m "not all"
 
 test-all: test-set-up
+	@tools/apt dnsperf
 	$(BIN)/pytest $(PARALLEL)
 
 test-set-up: $(VENV)/test.stamp

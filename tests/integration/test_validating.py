@@ -80,10 +80,15 @@ def dig(port: int, name: str, qtype: str = "A") -> str:
 
 
 @pytest.fixture(scope="module")
-def validators(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, int]]:
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("validating")
+    made.chmod(0o755)
+    return made
+
+
+@pytest.fixture(scope="module")
+def validators(directory: Path) -> Iterator[dict[str, int]]:
     """Ports of the resolvers, which ask the agent."""
-    directory = tmp_path_factory.mktemp("validating")
-    directory.chmod(0o755)
     (directory / "block.list").write_text("\n".join(BLOCK) + "\n")
     (directory / "allow.list").write_text("\n".join(ALLOW) + "\n")
     command, port = authority(directory)
@@ -122,3 +127,20 @@ def test_the_blocked_name_stays_blocked(validators: dict[str, int], name: str) -
     assert dig(validators["agent"], name) == "NXDOMAIN"
     for validator in ("unbound", "bind"):
         assert dig(validators[validator], name) in ("NXDOMAIN", "SERVFAIL")
+
+
+@pytest.mark.parametrize(
+    ("name", "verdict"),
+    [
+        ("fine.example", "; fully validated"), ("mail.sealed.example", "; fully validated"),
+        ("mail.plain.example", "; unsigned answer"), ("absent.example", "; negative response, fully validated"),
+    ],
+)  # fmt: skip
+def test_delv_validates_what_passes(validators: dict[str, int], directory: Path, name: str, verdict: str) -> None:
+    """delv asks for every DNSKEY and DS record itself, with the agent as its only server."""
+    words = (directory / "dsset-example.").read_text().splitlines()[0].split()
+    path = directory / "anchors"
+    path.write_text(f'trust-anchors {{ example. static-ds {" ".join(words[3:6])} "{"".join(words[6:])}"; }};\n')
+    command = ["delv", "@127.0.0.1", "-p", str(validators["agent"]), "-a", str(path), "+root=example", name]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert verdict in (done.stdout + done.stderr).splitlines()
