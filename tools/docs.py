@@ -97,11 +97,13 @@ def comments(kind: Any) -> dict[str, str]:
 
 def events_page() -> str:
     """docs/events.md with the keys of now."""
-    rows = ["| key | value |", "| --- | --- |"]
+    values: dict[str, list[str]] = {}
     for field in events.FIELDS:
         of = ", ".join(f"`{event}`" for event in field.events.split())
-        rows.append(f"| `{field.key}` | {of}{': ' if of else ''}{field.meaning} ({field.type}) |")
-    table = "\n".join(rows)
+        values.setdefault(field.key, []).append(f"{of}{': ' if of else ''}{field.meaning} ({field.type})")
+    table = "\n".join(
+        ["| key | value |", "| --- | --- |", *(f"| `{key}` | {'; '.join(each)} |" for key, each in values.items())]
+    )
     text, replaced = _KEYS.subn(lambda match: f"{match[1]}{table}\n", EVENTS.read_text())
     assert replaced == 1
     return text

@@ -76,6 +76,10 @@ def integer(low: int, high: int) -> Callable[[Any], int]:
     return check
 
 
+class Hex(int):
+    """A number that pages show in hexadecimal."""
+
+
 def mask(value: Any) -> int:
     """32 bits of which at least four adjacent ones are set, or 0."""
     found = integer(0, 0xFFFF_FFFF)(value)

@@ -153,7 +153,10 @@ class Dns:
     )
     block_ttl: int = option(10, integer(0, 86400), "TTL of the answer to a blocked name, in seconds")
     rebind: bool = option(
-        False, checks.boolean, "remove private addresses from upstream answers, except for zones in [dns] forward"
+        False,
+        checks.boolean,
+        "true: remove private addresses from upstream answers, except for zones in [dns] forward (protection against DNS "
+        "rebinding)",
     )
     ech: str = option(
         "keep",
@@ -181,9 +184,9 @@ class Firewall:
     lan: tuple[str, ...] = option(
         [],
         many(checks.interface),
-        "interfaces of policed clients; empty: all forwarded traffic is policed, and port 53 is not intercepted",
+        "interfaces of filtered clients; empty: all forwarded traffic is filtered, and port 53 is not intercepted",
     )
-    except_: tuple[str, ...] = option([], many(checks.network), "client addresses or networks that are never policed")
+    except_: tuple[str, ...] = option([], many(checks.network), "client addresses or networks that are never filtered")
     intercept_dns: bool = option(
         True, checks.boolean, "on lan interfaces, redirect port 53 to this resolver, whatever its destination"
     )
@@ -193,18 +196,19 @@ class Firewall:
     fail: str = option(
         "closed",
         choice("closed", "open"),
-        "port 53 of policed clients while no resolver runs: closed (rejected) or open (passed unfiltered)",
+        "port 53 of clients on lan interfaces while no resolver runs: closed (rejected) or open (passed unfiltered)",
     )
     on_stop: str = option(
         "keep",
         choice("keep", "remove"),
         "keep or remove the rules when the agent stops; with fail = open, port 53 of clients passes in both cases",
     )
-    log_group: int = option(8137, integer(0, 65535), "NFLOG group of the drop log")
+    log_group: int = option(8137, integer(0, 65535), "NFLOG group on which the agent receives rejected packets")
     ct_mark: int = option(
-        CT_MARK,
+        checks.Hex(CT_MARK),
         checks.mask,
-        "bits of the connection mark that record which flows were let through; 0: every packet is checked again",
+        "bits of the connection mark that record which flows were let through; change it if other software uses these mark "
+        "bits; 0: every packet is checked again",
     )
     protect: bool = option(True, checks.boolean, "no other process can change or flush the table (Linux 6.9 or later)")
 
@@ -228,7 +232,7 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    dir: str = option("/var/lib/embargo", checks.path, "directory of generations and of the agent's own lists")
+    dir: str = option("/var/lib/embargo", checks.path, "directory of the compiled policies and the agent's own lists")
     runtime: str = option("/run/embargo", checks.path, "directory of the control socket")
     user: str = option(
         "embargo-dns",
@@ -401,6 +405,8 @@ def literal(value: Any) -> str:
         return "[" + ", ".join(map(literal, value)) + "]"
     if isinstance(value, dict):
         return "{}"
+    if isinstance(value, checks.Hex):
+        return f"0x{value:08x}"
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 

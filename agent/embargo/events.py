@@ -63,11 +63,11 @@ FIELDS = (
     Field("learnt", "flag", "drop", "true when the address is in no list: the entry blocks a name that led to it"),
     Field("generation", "number", "dns drop reload start stop", "compiled policy that decided, or that took effect"),
     Field("count", "number", "dns drop",
-        "equal attempts in this record: the first is written at once, the rest in one record per 10 s"),
+        "equal attempts merged into this record: the first is written at once, the rest in one record per 10 s"),
     Field("first", "text", "dns drop", "time of the first attempt in a record of several; `ts` is the time of the last"),
     Field("unlogged", "flag", "drop",
-        "true when `count` is packets of this app and function that the kernel counted without a record of each (more than"
-        " 1,000 a second); with these records, the counts of the log are the kernel's"),
+        "true if `count` includes packets that were only counted (over 1,000 a second of one app and function); with these"
+        " records, the counts of the log are the kernel's"),
     Field("lost", "number", "",
         "events before this one that could not be written, or that a killed process had not handed over"),
     Field("ok", "flag", "reload", "whether the reload succeeded"),
@@ -85,8 +85,8 @@ FIELDS = (
     Field("reason", "text", "upstream", "why it is down"),
     Field("version", "text", "start", "version of the agent"),
     Field("pid", "number", "start", "process of the supervisor"),
-    Field("names", "number", "start", "names in the policy"),
-    Field("networks", "number", "start", "networks in the policy"),
+    Field("names", "number", "start", "number of names in all lists, blocked or not"),
+    Field("networks", "number", "start", "number of networks in all lists, blocked or not"),
 )  # fmt: skip
 
 

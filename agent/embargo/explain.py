@@ -4,6 +4,7 @@ The verdict comes from the image and the switchboard, by the same look-ups that 
 matching lines come from the lists themselves, so that an administrator also sees those that do not decide.
 """
 
+import ipaddress
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -40,6 +41,7 @@ def verdict(image: Image, board: Switchboard, text: str, qtype: str = "A", clien
     """
     asked = subject(text)
     _check_qtype(qtype)
+    check_client(client)
     result = Verdict(text, "address" if isinstance(asked, Network) else "name", "passed")
     if client:
         refused = "dns.allow_from does not include this client: its queries get no answer"
@@ -48,9 +50,18 @@ def verdict(image: Image, board: Switchboard, text: str, qtype: str = "A", clien
         return _judge(result, image, board, image.lookup_address(asked.first.to_bytes(4 if asked.family == 4 else 16)))
     kind = special_kind(asked, ())
     if kind is not None:
-        reason = f"a special-use name, answered here with rcode {kind.rcode} and never sent on ({SOURCES})"
+        rcode = "NXDOMAIN" if kind.rcode == message.NXDOMAIN else "NOERROR"
+        reason = f"a special-use name, answered by the agent itself ({rcode}), never forwarded ({SOURCES})"
         return replace(result, verdict="special", reason=reason)
     return _judge(result, image, board, image.lookup(asked))
+
+
+def check_client(text: str) -> None:
+    """ValueError unless it is an address, or empty."""
+    try:
+        ipaddress.ip_address(text or "::")
+    except ValueError:
+        raise ValueError(f'--client: "{text}" is not an address, write one as in 192.0.2.5 or 2001:db8::5') from None
 
 
 def _check_qtype(text: str) -> None:

@@ -45,6 +45,14 @@ def test_the_log_verb_filters_by_app_client_layer_and_time(agent: Agent) -> None
     assert "not a time" in agent.cli("log", "--since", "yesterday", status=2).stderr
 
 
+def test_the_log_verb_rejects_an_app_or_client_that_cannot_exist(agent: Agent) -> None:
+    assert 'no app "alipai"; did you mean "alipay"?' in agent.cli("log", "--app", "alipai", status=2).stderr
+    assert '--client: "printer" is not an address, write one as in' in agent.cli("log", "--client", "printer", status=2).stderr
+    assert '--client: "printer" is not an address' in agent.cli("why", "a.test", "--client", "printer", status=2).stderr
+    assert agent.cli("log", "--app", "local").stderr == ""
+    assert "127.0.0.1" not in agent.cli("log", "--client", "0:0:0:0:0:0:0:1").stdout
+
+
 def test_status_tells_what_runs_and_what_is_not_covered(agent: Agent) -> None:
     answer = json.loads(agent.cli("status", "--json").stdout)
     assert answer.keys() == agent.ask("status").keys()
@@ -247,7 +255,7 @@ def test_without_an_agent_the_reading_verbs_use_the_lists(tmp_path: Path) -> Non
     agent.write_config()
     assert agent.answer("status", status=1) == {
         "running": False,
-        "reason": f"no agent is running ({tmp_path}/runtime/control.sock); see systemctl status embargo, journalctl -u embargo",
+        "reason": f"no agent is running ({tmp_path}/runtime/control.sock); start it (make run, or systemctl start embargo)",
     }
     assert agent.answer("why", "alipay.example")["list"] == "alipay/payment.list"
     assert [row["id"] for row in agent.answer("apps")] == ["alipay", "qq"]
@@ -255,6 +263,9 @@ def test_without_an_agent_the_reading_verbs_use_the_lists(tmp_path: Path) -> Non
     for words in (("reload",), ("block", "x.test")):
         assert "no agent is running" in agent.cli(*words, status=1).stderr
     assert agent.cli("version").stdout == f"embargo {embargo.__version__}\n"
+    assert 'no app "alipai"; did you mean "alipay"?' in agent.cli("log", "--app", "alipai", status=2).stderr
+    done = subprocess.run([sys.executable, "-m", "embargo", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"embargo {embargo.__version__}\n"
 
 
 @pytest.mark.root

@@ -196,7 +196,8 @@ def test_setting_the_clock_back_makes_no_pause_longer(agent: Agent) -> None:
 @pytest.mark.parametrize(
     ("words", "status", "text"),
     [
-        (("pause", "alipay"), 2, '"alipay" is not a duration; write 90s'),
+        (("pause", "alipay"), 2, "DURATION is missing; write it last, as in 90s"),
+        (("pause", "alipay", "1y"), 2, '"1y" is not a duration; write 90s'),
         (("pause", "alipai", "1h"), 2, 'no app "alipai"; did you mean "alipay"?'),
         (("pause", "1h", "--client", "printer"), 2, "name an address or a network"),
         (("pause", "a", "b", "1h"), 2, "expected an app and a duration"),

@@ -254,7 +254,7 @@ def test_without_a_memory_addresses_are_noted_and_not_blocked(rig: Rig, tmp_path
             until(lambda: first.answer("status")["firewall"]["learning"]["counters"].get("noted"), "it is noted")
             assert own.reach("client", "203.0.113.40") == "open"
             assert 0 < first.answer("status")["firewall"]["learning"]["proving"] <= 600
-            assert "recorded only" in " ".join(first.answer("status")["uncovered"])
+            assert "until then they are only recorded" in " ".join(first.answer("status")["uncovered"])
 
 
 def test_a_drop_that_no_name_led_to_says_so(rig: Rig, agent: Agent) -> None:

@@ -172,7 +172,7 @@ def test_a_million_bad_lines_are_counted_and_a_thousand_reported() -> None:
 # ── bad lines, each with what would be right ─────────────────────────────────────────────────────────────────────────────
 
 EMPTY = "it has an empty label: one dot stands between two labels, none before the first"
-ONE = "write one name, address or network a line, and a comment behind #"
+ONE = "write one name, address or network per line, comments after #"
 ALONE = "write the name alone"
 OTHERS = "write the names that are meant"
 CUT = "blocking them would cut the network itself; remove the line"
@@ -341,18 +341,21 @@ def test_a_public_suffix_that_one_registrant_has_alone_may_be_an_entry() -> None
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        (b"alipay.com\nqq\0.com\n", "payment.list:2: the file is binary, a list is UTF-8 text, one entry a line"),
-        (b"\x7fELF\2\1\1\0", "payment.list:1: the file is binary, a list is UTF-8 text, one entry a line"),
+        (b"alipay.com\nqq\0.com\n", "payment.list:2: the file is binary, a list is UTF-8 text, one entry per line"),
+        (b"\x7fELF\2\1\1\0", "payment.list:1: the file is binary, a list is UTF-8 text, one entry per line"),
         ("alipay.com\n".encode("utf-16"), "payment.list:1: the file is UTF-16, save it as UTF-8"),
         ("\ufeffalipay.com\n".encode("utf-16-be"), "payment.list:1: the file is UTF-16, save it as UTF-8"),
-        ("alipay.com\n".encode("utf-16-le"), "payment.list:1: the file is binary, a list is UTF-8 text, one entry a line"),
+        ("alipay.com\n".encode("utf-16-le"), "payment.list:1: the file is binary, a list is UTF-8 text, one entry per line"),
         ("alipay.com\n".encode("utf-32"), "payment.list:1: the file is UTF-16, save it as UTF-8"),
         ("qq.com\nqq.cn # 支付\n".encode("gb18030"), "payment.list:2: octet 0xb8 is not UTF-8, save the file as UTF-8"),
         ("qq.com\r\rwps.com # é\r".encode("latin-1"), "payment.list:3: octet 0xe9 is not UTF-8, save the file as UTF-8"),
         (b"alipay.com\n\xed\xa0\x80.com", "payment.list:2: octet 0xed is not UTF-8, save the file as UTF-8"),
         (b"\x1f\x8b\x08\x08", "payment.list:1: octet 0x8b is not UTF-8, save the file as UTF-8"),
-        (b"<!DOCTYPE html>\n<html>", "payment.list:1: the file is a web page or XML, a list is UTF-8 text, one entry a line"),
-        (b"\xef\xbb\xbf\r\n  <html>", "payment.list:1: the file is a web page or XML, a list is UTF-8 text, one entry a line"),
+        (b"<!DOCTYPE html>\n<html>", "payment.list:1: the file is a web page or XML, a list is UTF-8 text, one entry per line"),
+        (
+            b"\xef\xbb\xbf\r\n  <html>",
+            "payment.list:1: the file is a web page or XML, a list is UTF-8 text, one entry per line",
+        ),
     ],
     ids=[
         "nul",

@@ -70,7 +70,8 @@ def _ruleset(settings: Config) -> Iterator[Problem]:
         except FirewallError as error:
             yield Problem(settings.file, 0, f"the kernel rejects the ruleset: {error}", "")
     elif firewall.enabled and os.geteuid() == 0:
-        yield Problem(settings.file, 0, "firewall.enabled: CAP_NET_ADMIN is missing", "grant it, or set it to false")
+        line = settings.line("firewall", "enabled")
+        yield Problem(settings.file, line, "firewall.enabled: CAP_NET_ADMIN is missing", "grant it, or set it to false")
 
 
 def _machine(settings: Config) -> Iterator[Problem]:
@@ -105,7 +106,7 @@ def _listening(settings: Config, around: Surroundings) -> Iterator[Problem]:
         try:
             sockets.follow((*sockets.endpoints, each), 1, around.interfaces)
         except ListenError as error:
-            yield Problem(settings.file, 0, str(error), "")
+            yield Problem(settings.file, settings.line("dns", "listen"), str(error), "")
     sockets.close()
 
 

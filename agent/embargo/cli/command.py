@@ -7,6 +7,7 @@ needs more imports it when it runs.
 import os
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -15,6 +16,7 @@ from embargo import config
 from embargo.cli import show
 from embargo.config import Config
 from embargo.daemon.ask import client
+from embargo.daemon.ask.orders import GetApps
 from embargo.errors import ConfigError, EmbargoError, Problem
 from embargo.records import Answer, Order
 
@@ -30,8 +32,8 @@ class Verb(click.Command):
         super().__init__(*args, **settings)
         if reads:
             self.params.append(click.Option(["--json", "as_json"], is_flag=True, help="Print JSON."))
-        help_ = "The configuration file."
-        self.params.append(click.Option(["-c", "--config", "file"], default=DEFAULT, show_default=True, help=help_))
+        named: dict[str, Any] = {"metavar": "FILE", "help": "The configuration file."}
+        self.params.append(click.Option(["-c", "--config", "file"], default=DEFAULT, show_default=True, **named))
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -113,6 +115,16 @@ def answer(chosen: Config, request: Order[Answer]) -> Answer:
         return client.ask(chosen.control, request)
     except client.RequestRefused as error:
         fail(str(error), USAGE if error.usage else NO)
+
+
+def apps(file: str) -> list[str]:
+    """The ids of all apps and "local", from the agent; where none runs, from the directories of apps."""
+    chosen, _ = usable(file, SOCKET)
+    try:
+        found = [app.id for app in client.ask(chosen.control, GetApps()).apps]
+    except client.ControlError:
+        found = [path.parent.name for directory in chosen.lists.apps for path in Path(directory).glob("*/app.toml")]
+    return ["local", *found]
 
 
 def ask_or(file: str, offline: Callable[[Config], Answer], request: Order[Answer]) -> Answer:

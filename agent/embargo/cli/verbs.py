@@ -4,12 +4,14 @@ Exit status: 0 success, 1 negative answer or failed request, 2 unusable command 
 """
 
 import contextlib
+import ipaddress
 import sys
 from collections.abc import Callable
 
 import click
 
 import embargo
+from embargo import checks
 from embargo.cli import command, show
 from embargo.cli.command import NO, USAGE, Verb
 from embargo.config import Config
@@ -36,8 +38,9 @@ SHOWN = 20  # problems printed one by one after a change; a list in the wrong fo
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(embargo.__version__, prog_name="embargo", message="%(prog)s %(version)s", help="Print the version.")
 def cli() -> None:
-    """Block named apps on a network: their domain names, their addresses, and the known ways around both."""
+    """Block chosen apps on a network: their domain names, their addresses, and the known ways around both."""
 
 
 def main() -> None:
@@ -51,7 +54,7 @@ def verb(*, reads: bool = False) -> Callable[[Callable[..., None]], click.Comman
 
 
 @verb()
-@click.option("--units", default="", metavar="DIRECTORY", help="Directory of the sockets on which systemd starts child units.")
+@click.option("--units", default="", metavar="DIRECTORY", help="Used by the systemd service only.")
 def run(file: str, units: str) -> None:
     """Run the agent in the foreground. SIGHUP reloads; SIGTERM and SIGINT stop it."""
     from embargo.cli import agent
@@ -81,8 +84,10 @@ def status(file: str, every_list: bool, as_json: bool) -> None:
 
 @verb(reads=True)
 @click.argument("subject", metavar="NAME|ADDRESS")
-@click.option("--type", "qtype", default="A", show_default=True, help="Query type.")
-@click.option("--client", default="", help="Judge as for this client address.")
+@click.option(
+    "--type", "qtype", default="A", show_default=True, metavar="TYPE", help="DNS record type to judge, such as AAAA or HTTPS."
+)
+@click.option("--client", default="", metavar="ADDRESS", help="Answer for this client (pauses and exceptions may differ).")
 def why(file: str, subject: str, qtype: str, client: str, as_json: bool) -> None:
     """Explain why a name or address is blocked or not.
 
@@ -104,7 +109,7 @@ def why(file: str, subject: str, qtype: str, client: str, as_json: bool) -> None
 
 
 @verb(reads=True)
-@click.argument("app", required=False)
+@click.argument("app", required=False, metavar="[APP]")
 def apps(file: str, app: str | None, as_json: bool) -> None:
     """List the apps of the catalogue, or show one APP.
 
@@ -134,7 +139,7 @@ def check(file: str, as_json: bool) -> None:
     """Check the configuration, lists and ruleset.
 
     Reports all problems at once. Exit status 0: no problems, 1: problems, 2: problems in the configuration file. Lists are
-    checked even if other sections of the configuration are wrong.
+    checked too, unless the configuration file cannot be read or its sections [lists] or [state] are wrong.
     """
     from embargo.cli import check as checking
 
@@ -154,16 +159,20 @@ def check(file: str, as_json: bool) -> None:
 @verb(reads=True)
 @click.argument("format_", metavar=f"{{{'|'.join(FORMATS)}}}", type=click.Choice(list(FORMATS)))
 @click.option(
-    "--serial", type=click.IntRange(0, 0xFFFF_FFFF), help="rpz: serial of the zone, for secondaries. Default: from the content."
+    "--serial",
+    type=click.IntRange(0, 0xFFFF_FFFF),
+    metavar="NUMBER",
+    help="rpz: SOA serial. Default: a hash of the content, which does not increase; secondaries need an increasing one.",
 )
 def export(file: str, format_: str, serial: int | None, as_json: bool) -> None:
     """Write the policy in the format of other software.
 
     Reads the configured lists; no agent needs to run.
 
-    rpz: response policy zone, for BIND and others. hosts: listed names only. domains: names that include all names below them.
-    dnsmasq, unbound: configuration lines. adblock: for AdGuard Home and Pi-hole. nft: addresses, for nft -f. What the format
-    cannot express is reported on standard error and in the header. --json prints the entries, each with the line that decides.
+    rpz: response policy zone, for BIND and others. hosts: exact names, not their subdomains. domains: names including their
+    subdomains. dnsmasq, unbound: configuration lines. adblock: for AdGuard Home and Pi-hole. nft: addresses, for nft -f.
+    What the format cannot express is reported on standard error and in the header. --json prints the entries, each with the
+    line that decides.
     """
     from embargo.cli import offline
 
@@ -179,10 +188,10 @@ def export(file: str, format_: str, serial: int | None, as_json: bool) -> None:
 
 @verb(reads=True)
 @click.option("-f", "--follow", is_flag=True, help="Wait for new events and print them.")
-@click.option("--app", default="", help="Show only this app.")
-@click.option("--client", default="", help="Show only this client.")
-@click.option("--since", default="", help="Show events since: 10m, 2h, 1d, or 2026-01-31T12:00:00Z.")
-@click.option("--layer", type=click.Choice(["dns", "drop"]), help="Show only blocked queries (dns) or packets (drop).")
+@click.option("--app", default="", metavar="APP", help="Show only this app.")
+@click.option("--client", default="", metavar="ADDRESS", help="Show only this client.")
+@click.option("--since", default="", metavar="TIME", help="Show events since: 10m, 2h, 1d, or 2026-01-31T12:00:00Z.")
+@click.option("--layer", type=click.Choice(["dns", "drop"]), help="Show only blocked queries (dns) or rejected packets (drop).")
 def log(file: str, follow: bool, app: str, client: str, since: str, layer: str | None, as_json: bool) -> None:
     """Print the event log.
 
@@ -191,13 +200,22 @@ def log(file: str, follow: bool, app: str, client: str, since: str, layer: str |
     from embargo.cli import eventlog
 
     reader = eventlog.Reader(_events(file))
+    client = _client(client)
+    if app:
+        _check_app(file, app)
     for line, told in reader.select(since, follow=follow, app=app, client=client, layer=layer):
         print(line if as_json else show.event(told), flush=follow)
     _warn_of_passed_over(reader.passed_over)
 
 
 @verb(reads=True)
-@click.option("--since", default="10m", show_default=True, help="Count attempts of the last 10m, 2h or 1d, or since a time.")
+@click.option(
+    "--since",
+    default="10m",
+    show_default=True,
+    metavar="TIME",
+    help="Count attempts of the last 10m, 2h or 1d, or since a time.",
+)
 @click.option("-n", "--rows", type=click.IntRange(1, 1000), default=10, show_default=True, help="Rows per table.")
 @click.option("--once", is_flag=True, help="Print once and exit; implied by --json and if the output is not a terminal.")
 def top(file: str, since: str, rows: int, once: bool, as_json: bool) -> None:
@@ -216,6 +234,22 @@ def top(file: str, since: str, rows: int, once: bool, as_json: bool) -> None:
             else:
                 show.top(counted, rows, since, clear=live)
             _warn_of_passed_over(reader.passed_over)
+
+
+def _client(text: str) -> str:
+    """An address as events have it; the program ends if it is none."""
+    try:
+        return str(ipaddress.ip_address(text)) if text else ""
+    except ValueError:
+        command.fail(f'--client: "{text}" is not an address, write one as in 192.0.2.5 or 2001:db8::5', USAGE)
+
+
+def _check_app(file: str, app: str) -> None:
+    """End the program if there is no such app: an empty answer would look like no attempts."""
+    known = command.apps(file)
+    if app not in known:
+        near = checks.closest(app, known)
+        command.fail(f'--app: no app "{app}"; ' + (f'did you mean "{near}"?' if near else "`embargo apps` lists them"), USAGE)
 
 
 def _warn_of_passed_over(lines: int) -> None:
@@ -248,10 +282,10 @@ def verify(file: str, samples: int, everything: bool, seed: int, as_json: bool) 
     """Prove with real packets that blocking works.
 
     Requires root and a running agent. A client in its own network namespace queries listed names and connects to listed
-    addresses, directly and by every known way around the filter. A sink in another namespace shows what gets through; no
-    packet leaves the machine. Exit status 0: nothing gets through, 1: something does, or no agent runs. What cannot be proven,
-    for instance because another firewall drops it, is reported and does not count as a leak. The attempts appear in the block
-    log.
+    addresses, directly and by the ways around the filter that docs/verify.md lists. A sink in another namespace shows what
+    gets through. None of the client's packets leaves the machine; the agent may query its upstreams for the names. Exit
+    status 0: nothing gets through, 1: something does, or no agent runs. What cannot be proven, for instance because another
+    firewall drops it, is reported and does not count as a leak. The attempts appear in the event log.
     """
     chosen = command.settings(file)
     from embargo.daemon.process import privileges
@@ -278,7 +312,8 @@ def verify(file: str, samples: int, everything: bool, seed: int, as_json: bool) 
 def reload(file: str) -> None:
     """Read the configuration and lists again.
 
-    Returns when the new generation is in force, or fails with the reason.
+    Returns when the new policy is in force, or fails with the reason. Each compilation of the lists has a number, its
+    generation.
     """
     try:
         told = command.answer(command.settings(file), Reload())
@@ -292,8 +327,8 @@ def rollback(file: str) -> None:
     """Return to the previous policy.
 
     Restores its lists, apps, functions and mode; other settings stay as they are now. It stays in force until the next reload:
-    a changed file, a changed address or resolver of this machine, a restart, or embargo reload, block, allow or forget.
-    Correct the lists or the configuration before that.
+    a changed file, a changed address or resolver of this machine, a restart, or embargo reload, block, allow or forget. Fix
+    the files before the next reload. A second rollback goes back one policy further; five are stored.
     """
     _changed(command.ask(file, Rollback()))
     print("previous lists, apps, functions and mode are in force; the next reload uses the current files again")
@@ -305,9 +340,10 @@ ENTRIES = click.argument("entries", nargs=-1, required=True, metavar="NAME|NETWO
 @verb()
 @ENTRIES
 def block(file: str, entries: tuple[str, ...]) -> None:
-    """Add names or networks to the agent's block list.
+    """Block names or networks at run time.
 
-    The change is in force when the command returns.
+    Kept in local/block.list in the agent's state directory (/var/lib/embargo); your own /etc/embargo/block.list is not changed.
+    An allow entry wins over a block entry. The change is in force when the command returns.
     """
     _changed(command.ask(file, Block(entries)))
 
@@ -315,9 +351,10 @@ def block(file: str, entries: tuple[str, ...]) -> None:
 @verb()
 @ENTRIES
 def allow(file: str, entries: tuple[str, ...]) -> None:
-    """Add names or networks to the agent's allow list.
+    """Allow names or networks at run time.
 
-    Allow lists take precedence over all others. The change is in force when the command returns.
+    Kept in local/allow.list in the agent's state directory (/var/lib/embargo); your own /etc/embargo/allow.list is not changed.
+    Allow entries win over all others. The change is in force when the command returns.
     """
     _changed(command.ask(file, Allow(entries)))
 
@@ -325,7 +362,7 @@ def allow(file: str, entries: tuple[str, ...]) -> None:
 @verb()
 @ENTRIES
 def forget(file: str, entries: tuple[str, ...]) -> None:
-    """Remove entries that block or allow added.
+    """Remove entries that embargo block or embargo allow added.
 
     The change is in force when the command returns.
     """
@@ -334,24 +371,26 @@ def forget(file: str, entries: tuple[str, ...]) -> None:
 
 @verb()
 @click.argument("words", nargs=-1, required=True, metavar="[APP] DURATION")
-@click.option("--client", default="", help="Pause only for this client address or network.")
+@click.option("--client", default="", metavar="ADDRESS|NETWORK", help="Pause only for this client address or network.")
 def pause(file: str, words: tuple[str, ...], client: str) -> None:
     """Stop blocking one APP, or everything, for a while.
 
-    DURATION is written as 90s, 10m, 1h30m or 2d. A pause ends by itself, survives a restart, and is shown by embargo status.
-    embargo resume ends it early.
+    DURATION is written as 90s, 10m, 1h30m or 2d, at most 30d. A pause ends by itself, survives a restart, and is shown by
+    embargo status. embargo resume ends it early.
     """
     *app, duration = words
     if len(app) > 1:
         raise click.UsageError(f"expected an app and a duration, got {len(words)} words")
+    if not duration[:1].isdecimal():
+        raise click.UsageError("DURATION is missing; write it last, as in 90s, 10m, 1h30m or 2d")
     told = command.ask(file, Pause(duration, "".join(app), client))
     _done(told)
     show.lines(f"paused: {show.paused(each)}" for each in told.pauses or ())
 
 
 @verb()
-@click.argument("app", required=False)
-@click.option("--client", default="", help="End only the pauses of this client.")
+@click.argument("app", required=False, metavar="[APP]")
+@click.option("--client", default="", metavar="ADDRESS|NETWORK", help="End only the pauses of this client.")
 def resume(file: str, app: str | None, client: str) -> None:
     """End all pauses, or those of one APP or client."""
     told = command.ask(file, Resume(app, client))

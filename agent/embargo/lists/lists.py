@@ -162,9 +162,9 @@ def _text(data: bytes, file: str) -> tuple[bytes, bytes]:
         raise refuse(0, "the file is UTF-16", "save it as UTF-8")
     data = data.removeprefix(b"\xef\xbb\xbf")
     if (zero := data.find(b"\0")) >= 0:
-        raise refuse(zero, "the file is binary", "a list is UTF-8 text, one entry a line")
+        raise refuse(zero, "the file is binary", "a list is UTF-8 text, one entry per line")
     if data[:512].lstrip()[:1] == b"<":
-        raise refuse(0, "the file is a web page or XML", "a list is UTF-8 text, one entry a line")
+        raise refuse(0, "the file is a web page or XML", "a list is UTF-8 text, one entry per line")
     try:
         data.decode()
     except UnicodeDecodeError as error:
@@ -217,7 +217,7 @@ def _refuse_other_formats(sign: str, body: str) -> None:
     if not body:
         raise BadValue("has no name or address", "write !name or !address" if sign == "!" else "write a name")
     if any(c.isspace() for c in body):
-        raise BadValue("is more than one word", "write one name, address or network a line, and a comment behind #")
+        raise BadValue("is more than one word", "write one name, address or network per line, comments after #")
     if not body.isprintable():
         unseen = next(c for c in body if not c.isprintable())
         hint = "remove it; where a name really has it, write its octets as \\DDD or the label as xn--…"

@@ -52,7 +52,7 @@ def exchange(path: str, request: dict[str, Any], seconds: float = ANSWER_SECONDS
             with sock.makefile("rb") as file:
                 line = file.readline()
         except (FileNotFoundError, ConnectionRefusedError):
-            raise NotRunning(f"no agent is running ({path}); see systemctl status embargo, journalctl -u embargo") from None
+            raise NotRunning(f"no agent is running ({path}); start it (make run, or systemctl start embargo)") from None
         except PermissionError:
             raise ControlError(f"{path}: permission denied; ask root to add you to the socket's group") from None
         except OSError as error:

@@ -163,6 +163,7 @@ class _Control:
         assert generation is not None
         client, qtype = request.client or "", request.type or "A"
         try:
+            explain.check_client(client)
             acl = Acl(endpoints.local_networks(agent.settings, agent.around.interfaces))
             board, paused = self._judging(client)
             verdict = explain.verdict(generation.image, board, request.subject, qtype, client, acl)

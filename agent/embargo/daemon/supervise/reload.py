@@ -203,7 +203,7 @@ class Reloads:
         except OSError as error:
             raise TemporaryError([Problem(file, 0, f"it cannot be read: {error.strerror}", "")]) from None
         changed = [
-            Problem(file, 0, f"{name} cannot change while the agent runs", "restart the agent")
+            Problem(file, settings.line(*name.split(".")), f"{name} cannot change while the agent runs", "restart the agent")
             for name in FIXED
             if attrgetter(name)(self._now.settings) != attrgetter(name)(settings)
         ]
