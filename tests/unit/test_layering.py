@@ -25,7 +25,7 @@ TIERS = (
     ("report",),
     ("firewall.learning", "lists.lists", "dns.acl", "dns.message", "dns.shares", "lists.pauses", "dns.upstream"),
     ("lists.image", "dns.compose", "dns.special"),
-    ("dns.cache", "config", "dns.rdata", "dns.judgement", "dns.zones", "firewall.ruleset", "verdicts"),
+    ("dns.cache", "config", "dns.failures", "dns.rdata", "dns.judgement", "dns.zones", "firewall.ruleset", "verdicts"),
     ("dns.response",),
     ("dns.fastpath", "dns.questions", "dns.screening", "firewall.listing", "firewall.nft"),
     ("firewall.change", "dns.engine"),

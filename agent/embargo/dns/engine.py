@@ -13,9 +13,10 @@ from typing import NamedTuple
 from embargo.dns import message
 from embargo.dns.acl import Acl
 from embargo.dns.cache import RETRY, SCREEN_ALWAYS, Cache, CachedAnswer
+from embargo.dns.failures import Trouble
 from embargo.dns.judgement import Attempt, Rules
 from embargo.dns.message import Answer, Explanation, Query
-from embargo.dns.questions import Exhausted, Forward, Noted, Question, Questions, Succeeded, Trouble, Waiter
+from embargo.dns.questions import Exhausted, Forward, Noted, Question, Questions, Succeeded, Waiter
 from embargo.dns.screening import Screened, screen
 from embargo.dns.zones import Zones
 from embargo.lists.policy import Action, Decision

@@ -15,14 +15,16 @@ once is a try, with these states and transitions:
     any          an error of the network        the next server; one that was asked already, after a moment
     any          a useful answer                the end
 
-A question fails when `Upstreams.choose` has no server left for it and no try is awaited, or when its time is over. Tries of a
-question that has failed are still awaited: their answer is for the cache, and for clients that have asked again meanwhile.
+A question fails when `Upstreams.choose` has no server left for it and no try is awaited, or when its time is over; `failures`
+remembers that for a moment. Tries of a question that has failed are still awaited: their answer is for the cache, and for
+clients that have asked again meanwhile.
 """
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from embargo.dns import message, response
+from embargo.dns.failures import Failures, Trouble
 from embargo.dns.message import Answer, Explanation, Query
 from embargo.dns.upstream import DEADLINE, Server, Upstreams
 from embargo.dns.zones import Zones
@@ -61,13 +63,6 @@ class Waiter(NamedTuple):
     udp: bool
 
 
-class Trouble(NamedTuple):
-    """Why the last exchange failed, for the EDE of a SERVFAIL."""
-
-    code: int  # of RFC 8914
-    text: str
-
-
 _NOT_ASKED = Trouble(message.EDE_NO_REACHABLE, "no upstream is configured")
 
 
@@ -103,10 +98,12 @@ class Question:
         self.started = now
         self.waiters: list[Waiter] = []
         self.background = False  # it was asked to learn what is behind a blocked name: not for the cache
-        self.trouble = _NOT_ASKED
+        self.trouble: Trouble | Explanation = _NOT_ASKED
         self.awaited = 0  # tries that may still be answered
         self.answered = False
-        self.explained: Explanation | None = None  # by the last server that said why it failed: better than our own word
+        self.explained: Explanation | Trouble | None = (
+            None  # by the last server that said why it failed: better than our own word
+        )
         self.go_by(zones)
 
     def go_by(self, zones: Zones) -> None:
@@ -138,6 +135,7 @@ class Questions:
         self._questions: dict[Question, None] = {}  # an ordered set, in the order of their start
         self._by_key: dict[bytes, Question] = {}  # those that clients may join
         self._tries: dict[int, _Try] = {}  # by token, those of questions that have ended too
+        self.failures = Failures()
         self._waiting = 0  # clients
         self._last_token = 0
 
@@ -148,6 +146,7 @@ class Questions:
         """Ask by other settings. Clients that ask from now on do not wait for answers by the old ones."""
         self.zones = zones
         self._by_key.clear()
+        self.failures.clear()
 
     # ── clients ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -195,6 +194,8 @@ class Questions:
         if waiter is not None:
             question.waiters.append(waiter)
             self._waiting += 1
+        if (failure := self.failures.current(key, now)) is not None:
+            question.unhelpful, question.trouble = failure.servers, failure.why
         outcome = self._next(question, now)
         assert not isinstance(outcome, Noted), "no try is awaited yet"
         return outcome
@@ -231,11 +232,13 @@ class Questions:
     def _answered(self, tried: _Try, answer: Answer, now: float) -> Noted | Succeeded:
         """A useful answer: it ends the question, or an equal one that was opened after this one had failed."""
         question = tried.question
-        if question.answered or tried.zones is not question.zones:  # other settings would have asked elsewhere
+        if tried.zones is not question.zones:  # other settings would have asked elsewhere
             return Noted()
-        zone = question.upstreams.zone(question.query.qname)
-        for other in question.unhelpful:
-            question.upstreams.outdone(other, zone, question.started, now)
+        self.failures.answered(question.key, tried.server)
+        if question.answered:
+            return Noted()
+        if len(question.asked) > 1:
+            self._note_outdone(question, tried.server, now)
         if question not in self._questions:
             later = self._by_key.get(question.key)
             question = later if later is not None and later.zones is tried.zones else question
@@ -243,6 +246,15 @@ class Questions:
         if question in self._questions:
             self._close(question)
         return Succeeded(question, answer)
+
+    def _note_outdone(self, question: Question, server: Server, now: float) -> None:
+        """The others that were asked could not help where this one could: the name was probably not at fault."""
+        others = frozenset(question.asked) - {server}
+        zone = question.upstreams.zone(question.query.qname)
+        for other in others & question.unhelpful:
+            question.upstreams.outdone(other, zone, question.started, now)
+        if others:
+            self.failures.note(question.key, others, question.explained or question.trouble, now)
 
     def overdue(self, token: int, reason: str, now: float) -> Forward | Noted | Exhausted:
         """No response has come within the usual time: another server is asked as well."""
@@ -274,8 +286,7 @@ class Questions:
         while self._questions and now >= (question := next(iter(self._questions))).started + DEADLINE:
             if question.trouble is _NOT_ASKED and question.asked:
                 question.trouble = Trouble(message.EDE_NO_REACHABLE, f"{question.asked[-1]} did not answer in {DEADLINE:.1f} s")
-            self._close(question)
-            yield Exhausted(question)
+            yield self._fail(question, now)
 
     def _unhelpful(self, token: int, reason: str, now: float) -> Forward | Noted | Exhausted:
         """The server answered and could not help: it is not asked again for this question, but another one."""
@@ -303,8 +314,7 @@ class Questions:
         upstreams = question.upstreams
         server = upstreams.choose(question.asked, question.unhelpful, now)
         if now >= question.started + DEADLINE or (server is None and not question.awaited):
-            self._close(question)
-            return Exhausted(question)
+            return self._fail(question, now)
         if server is None:
             return Noted()
         wait = upstreams.wait(server, question.asked, question.started, now)
@@ -334,6 +344,15 @@ class Questions:
     def _ended(self, token: int) -> None:
         """This try is no longer awaited."""
         self._tries.pop(token).question.awaited -= 1
+
+    def _fail(self, question: Question, now: float) -> Exhausted:
+        """End a question without an answer, and remember that unless it is what was remembered."""
+        self._close(question)
+        if question.asked:
+            self.failures.note(
+                question.key, question.unhelpful.union(question.asked), question.explained or question.trouble, now
+            )
+        return Exhausted(question)
 
     def _close(self, question: Question) -> None:
         del self._questions[question]

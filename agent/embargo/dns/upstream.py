@@ -117,7 +117,7 @@ class Upstreams:
 
         `asked`: the servers asked so far. `unhelpful`: those that answered and could not help; they are not asked again.
         """
-        if not asked and self.servers and self.health[self.servers[0]].until <= now:  # nearly always
+        if not asked and not unhelpful and self.servers and self.health[self.servers[0]].until <= now:  # nearly always
             return self.servers[0]
         left = [server for server in self.servers if server not in unhelpful]
         fresh = [server for server in left if server not in asked]
