@@ -175,7 +175,7 @@ class Channel:
             finally:
                 os.close(fd)
         try:
-            value = records.from_json(data.decode())
+            value = records.from_json(data)
         except ValueError:
             raise ChannelError("not JSON") from None
         number = value.pop("id", None) if isinstance(value, dict) else None
