@@ -1,14 +1,20 @@
 """Events: their schema, their encoding as JSON lines (embargo-events(5)), and the folding of equal attempts.
 
+A child process sends its events to the supervisor as JSON objects, one a line (`line`). The supervisor checks each by the
+schema (`received`) and alone makes the lines of the log (`framed`): a child that was taken over can write nothing else there.
+
 The first attempt of a kind is written immediately; all further ones within a window become one record with `count`, `first` and
-the time of the last. So a flood of equal attempts costs one dictionary entry, and none is left uncounted.
+the time of the last. So a flood of equal attempts costs one dictionary entry, and none is left uncounted. The kinds of a client
+are limited: what it attempts beyond them is counted by entry, then by client, without names (WAYS).
 """
 
+import ipaddress
 import json
-from collections.abc import Callable, Hashable, Mapping
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache, lru_cache
-from itertools import islice, takewhile
 from json.encoder import encode_basestring_ascii
 from typing import Any, NamedTuple
 
@@ -16,7 +22,8 @@ from embargo import accelerator, records
 
 SCHEMA = 1  # incremented when a key is removed or changes its meaning
 WINDOW = 10.0  # seconds
-MAX_KINDS = 16_384  # kinds of attempt that are folded at a time, about 9 MiB; attempts of further kinds are written one by one
+MAX_LINE = 4096  # octets of a line of the log: longer values are cut
+ROOM = 128  # of these, for members that number and chain the lines: `seq` and `prev`
 
 Event = dict[str, Any]
 
@@ -62,6 +69,9 @@ FIELDS = (
     Field("rule", "text", "dns drop", "the entry itself"),
     Field("learnt", "flag", "drop", "true when the address is in no list: the entry blocks a name that led to it"),
     Field("generation", "number", "dns drop reload start stop", "compiled policy that decided, or that took effect"),
+    Field("others", "flag", "dns drop",
+        "true when `count` is attempts at further names, or addresses and ports: a client has 400 records of its own in 10 s,"
+        " then one for each entry (of a `drop`: app and function), beyond 500 one without; a /24 or /64 has five times that"),
     Field("count", "number", "dns drop",
         "equal attempts merged into this record: the first is written at once, the rest in one record per 10 s"),
     Field("first", "text", "dns drop", "time of the first attempt in a record of several; `ts` is the time of the last"),
@@ -70,6 +80,7 @@ FIELDS = (
         " records, the counts of the log are the kernel's"),
     Field("lost", "number", "",
         "events before this one that could not be written, or that a killed process had not handed over"),
+    Field("cut", "flag", "", "true when values were cut, because a line has 4,096 octets at most"),
     Field("ok", "flag", "reload", "whether the reload succeeded"),
     Field("why", "text", "reload policy", "what asked for the reload; why a pause ended by itself"),
     Field("errors", "list", "reload", "what refused the reload"),
@@ -134,6 +145,30 @@ def parse(line: str | bytes) -> Event:
     return event
 
 
+def received(line: bytes, allowed: Collection[str]) -> Event:
+    """The event in a line of another process. ValueError unless it is one of those allowed, with keys of the schema alone.
+
+    Its texts may be of any length and content: `framed` writes them so that they are one line of printable ASCII.
+    """
+    event = parse(line)
+    if event["event"] not in allowed:
+        raise ValueError(f"no {event['event'][:20]!r} event is allowed here")
+    if unknown := event.keys() - set(keys(event["event"])):
+        raise ValueError(f"{event['event']} events have no key {min(unknown)[:20]!r}")
+    for key, value in event.items():
+        if type(value) is int and not 0 <= value <= MAX_NUMBER:
+            raise ValueError(f"{key} is not between 0 and {MAX_NUMBER}")
+        if key in ("ts", "first") and not _TIME.fullmatch(value):
+            raise ValueError(f"{key} is not a time")
+    if event.get("schema") != SCHEMA or "ts" not in event:
+        raise ValueError("no schema or no time")
+    return event
+
+
+MAX_NUMBER = (1 << 53) - 1  # what every reader of JSON takes (RFC 8259 section 6)
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
+
+
 def opening(event: str) -> str:
     """The beginning of an event of a client. Its address follows, then `members`, which are the same for all clients."""
     return f'"event":"{event}","client":'
@@ -186,22 +221,54 @@ def line(members: str, wall: float) -> bytes:
 
 
 def encode(event: Event, wall: float) -> bytes:
-    """An event as a line of the log."""
+    """An event as a line for the supervisor."""
     return line(fragment(event), wall)
+
+
+def stamped(event: Event, wall: float) -> Event:
+    """An event with schema and time. `wall`: seconds since 1970."""
+    return {"schema": SCHEMA, "ts": timestamp(wall), **event}
+
+
+def framed(event: Event) -> bytes:
+    """The line of the log for an event: one line of printable ASCII, MAX_LINE octets at most, of which ROOM are left free.
+
+    The longest values are cut until it fits, and the event says so (`cut`).
+    """
+    text = to_json(_in_order(event))
+    while len(text) >= MAX_LINE - ROOM:
+        longest = max(event, key=lambda key: len(_encode(event[key])))
+        event = event | {longest: _shorter(event[longest]), "cut": True}
+        text = to_json(_in_order(event))
+    return text.encode() + b"\n"
+
+
+def _in_order(event: Event) -> Event:
+    return {key: event[key] for key in keys(event["event"]) if key in event} | event
+
+
+def _shorter(value: Any) -> Any:
+    """About half of a text or list."""
+    if isinstance(value, list):
+        return value[: len(value) // 2] if len(value) > 1 else [_shorter(each) for each in value]
+    return f"{value[: len(value) // 2]}\N{HORIZONTAL ELLIPSIS}"
 
 
 # ── folding ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Kind:
-    """Attempts that are equal but for their time, within a window. Its compiled twin is `native.events.Kind`."""
+    """Attempts of a client that are equal but for their time, within a window. Its twin is `native.events.Kind`."""
 
-    __slots__ = ("count", "first", "last", "members", "open", "opened")
+    __slots__ = ("client", "count", "first", "key", "last", "members", "network", "opened", "wide")
 
-    def __init__(self, members: str, opened: float) -> None:
+    def __init__(self, client: Hashable, key: Hashable, members: str, opened: float, network: str, wide: bool) -> None:
+        self.client = client
+        self.key = key  # what else its attempts are equal in
         self.members = members
         self.opened = opened
-        self.open = True  # it is in a Folder, so that attempts may be counted in it
+        self.network = network  # of the client
+        self.wide = wide  # attempts beyond the client's own kinds
         self.count = 0  # attempts since the last record
         self.first = self.last = 0.0
 
@@ -221,54 +288,117 @@ def _record(kind: Kind) -> bytes:
     return line(f'{kind.members},"count":{kind.count},"first":"{timestamp(kind.first)}"', kind.last)
 
 
+class Way(NamedTuple):
+    """How an attempt may be counted: with others of this key, in a record with these members."""
+
+    key: Hashable
+    members: Callable[[], str]
+
+
+class _Room(NamedTuple):
+    """How many kinds may be open for one more of a Way to be opened."""
+
+    client: int
+    network: int
+    all: int
+
+
+#: from an attempt's own kind over those of its entry and of its client to that of everybody, which is always there. In 10 s a
+#: client then writes 170 KiB at most in its own kinds, its network 840 KiB, and 20,480 kinds take some 14 MiB of memory
+WAYS = (_Room(400, 2_000, 16_384), _Room(500, 2_500, 18_432), _Room(501, 4_000, 20_480))
+EVERYBODY = ""  # in place of a client's address
+
+
 class Folder:
     """Folds equal attempts. `now`: monotonic seconds, for the window; `wall`: seconds since 1970, for the records."""
 
     def __init__(self, window: float = WINDOW) -> None:
         self._window = window
-        self.kinds: dict[Hashable, Kind] = {}  # the compiled fast path reads it too
+        self.clients: dict[Hashable, dict[Hashable, Kind]] = {}  # kinds by client and key; the compiled fast path reads it too
+        self._queue: deque[Kind] = deque()  # all kinds, in the order of their opening
+        self._networks: Counter[str] = Counter()  # kinds by network
         self.noted = 0  # attempts, in total
 
-    def note(self, key: Hashable, make: Callable[[], str], now: float, wall: float) -> bytes | None:
-        """Count one attempt. Returns the line to write if it is the first of its kind, whose members `make` returns."""
-        if self.again(key, wall) is not None:
-            return None
-        return self.open(key, make(), now, wall)[0]
+    def __len__(self) -> int:
+        return len(self._queue)
 
-    def again(self, key: Hashable, wall: float) -> Kind | None:
-        """Count one attempt of a kind that is open. Returns the kind; None if the attempt is the first of its kind."""
-        kind = self.kinds.get(key)
-        if kind is not None:
-            self.noted += 1
-            kind.again(wall)
-        return kind
-
-    def open(self, key: Hashable, members: str, now: float, wall: float) -> tuple[bytes, Kind | None]:
-        """Count the first attempt of a kind. (its line, the kind, or None if MAX_KINDS are open already)."""
+    def again(self, client: Hashable, key: Hashable, wall: float) -> bool:
+        """Count one attempt if its kind is open."""
+        kinds = self.clients.get(client)
+        kind = kinds.get(key) if kinds is not None else None
+        if kind is None:
+            return False
         self.noted += 1
-        kind = _kind(members, now) if len(self.kinds) < MAX_KINDS else None
-        if kind is not None:
-            self.kinds[key] = kind
-        return f"{head(wall)}{members}{CLOSING}".encode(), kind
+        kind.again(wall)
+        return True
 
-    def due(self, now: float, limit: int = MAX_KINDS) -> list[tuple[bytes, int]]:
-        """(line, count) for each kind whose window has passed, `limit` at most. A kind without further attempts is removed."""
+    def note(self, client: str | bytes, ways: Sequence[Way], now: float, wall: float) -> bytes | None:
+        """Count one attempt, in the first of these ways for which there is a kind or room. The record to write, if any.
+
+        `client`: its address, as text or octets; `ways`: one for each of WAYS, and one for everybody.
+        """
+        network = _network(client)
+        for number, way in enumerate(ways[:-1]):
+            if self.again(client, way.key, wall):
+                return None
+            if self._has_room(WAYS[number], client, network):
+                return self._open(client, way, now, wall, network, wide=number > 0)
+        if self.again(EVERYBODY, ways[-1].key, wall):
+            return None
+        return self._open(EVERYBODY, ways[-1], now, wall, network, wide=True)
+
+    def _has_room(self, room: _Room, client: Hashable, network: str) -> bool:
+        kinds = len(self.clients.get(client, ()))
+        return kinds < room.client and self._networks[network] < room.network and len(self._queue) < room.all
+
+    def _open(self, client: Hashable, way: Way, now: float, wall: float, network: str, *, wide: bool) -> bytes:
+        self.noted += 1
+        members = way.members()
+        kind = _kind(client, way.key, members, now, network, wide)
+        self.clients.setdefault(client, {})[way.key] = kind
+        self._networks[network] += 1
+        self._queue.append(kind)
+        return f"{head(wall)}{members}{CLOSING}".encode()
+
+    def due(self, now: float, limit: int = WAYS[-1].all) -> list[tuple[bytes, int]]:
+        """(record, count) for each kind whose window has passed, `limit` at most. Kinds without further attempts are closed.
+
+        So are those beyond a client's own: there may be room for these again.
+        """
         records = []
-        last = now - self._window  # kinds are in the order of their opening
-        for key, kind in list(islice(takewhile(lambda item: item[1].opened <= last, self.kinds.items()), limit)):
-            del self.kinds[key]
+        for _ in range(limit):
+            if not self._queue or self._queue[0].opened > now - self._window:
+                break
+            kind = self._queue.popleft()
             if kind.count:
                 records.append((_record(kind), kind.count))
+            if kind.count and not kind.wide:
                 kind.count, kind.opened = 0, now
-                self.kinds[key] = kind
+                self._queue.append(kind)
             else:
-                kind.open = False
+                self._close(kind)
         return records
 
+    def _close(self, kind: Kind) -> None:
+        kinds = self.clients[kind.client]
+        del kinds[kind.key]
+        if not kinds:
+            del self.clients[kind.client]
+        self._networks[kind.network] -= 1
+        if not self._networks[kind.network]:
+            del self._networks[kind.network]
+
     def flush(self) -> list[tuple[bytes, int]]:
-        """(line, count) for all open kinds, before the process ends."""
-        records = [(_record(kind), kind.count) for kind in self.kinds.values() if kind.count]
-        for kind in self.kinds.values():
-            kind.open = False
-        self.kinds.clear()
+        """(record, count) for all open kinds, before the process ends."""
+        records = [(_record(kind), kind.count) for kind in self._queue if kind.count]
+        self.clients.clear()
+        self._queue.clear()
+        self._networks.clear()
         return records
+
+
+@lru_cache(maxsize=1024)
+def _network(client: str | bytes) -> str:
+    """The network of a client, which shares its kinds: a host may have every address of a /64."""
+    packed = ipaddress.ip_address(client).packed
+    return packed[: 3 if len(packed) == 4 else 8].hex()

@@ -207,7 +207,7 @@ def test_local_lists_are_complete_after_a_power_cut(tmp_path: Path) -> None:
 def write_journal(directory: Path) -> None:
     journal = Journal(str(directory / "events.jsonl"), max_bytes=20_000, keep=3)
     for number in itertools.count():
-        journal.lines(b'{"event":"dns","number":%d,"text":"%s"}\n' % (number, b"x" * 50), 1)
+        journal.write([{"event": "dns", "number": number, "text": "x" * 50}])
 
 
 def test_the_event_log_is_readable_after_a_power_cut(tmp_path: Path) -> None:

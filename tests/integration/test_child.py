@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from embargo.daemon.process.channel import Events
 from embargo.daemon.process.child import MESSAGES_PER_TURN, Child, ChildError, ChildGone
 from embargo.daemon.resolve.orders import Counted, Stats, Stop
+from embargo.events import Event
 from support.child import Scripted
 
-EVENTS = b"E" + bytes(8) + (1).to_bytes(8) + b"{}\n"
+ATTEMPT = b'{"schema":1,"ts":"2026-11-30T16:40:00.000000Z","event":"dns","count":1}\n'
+EVENTS = b"E" + bytes(8) + (1).to_bytes(8) + ATTEMPT
 
 
 @pytest.mark.parametrize("sent", [b"@", b"[" * 100_000, b"E" + bytes([255]) * 16, b'{"op":"Events","id":1}',
@@ -53,7 +54,7 @@ def test_a_child_that_sends_without_pause_does_not_block_the_supervisor(tmp_path
     async def run() -> None:
         received = 0
 
-        def send_another(child_: Child, events: Events) -> None:
+        def send_another(child_: Child, told: list[Event], lost: int) -> None:
             nonlocal received
             received += 1
             assert received < 100_000
@@ -94,7 +95,7 @@ def test_messages_sent_before_the_end_are_read_and_none_sent_later(tmp_path: Pat
 
 def test_a_pending_order_fails_at_the_end_even_if_the_last_event_cannot_be_handled(tmp_path: Path) -> None:
     async def run() -> None:
-        def fails(child: Child, events: Events) -> None:
+        def fails(child: Child, told: list[Event], lost: int) -> None:
             raise RuntimeError("unexpected")
 
         child = Scripted(tmp_path, fails)

@@ -25,7 +25,7 @@ def test_it_rotates_by_size_and_keeps_a_number_of_files(tmp_path: Path) -> None:
 
 def test_a_full_disk_loses_events_and_counts_them(tmp_path: Path) -> None:
     journal = Journal("/dev/full", max_bytes=1 << 20, keep=3)
-    journal.lines(b'{"a":1}\n{"a":2}\n', 2)
+    journal.write([{"event": "dns"}, {"event": "dns"}])
     journal.event({"event": "start"})
     assert (journal.lost, journal.trouble) == (3, "No space left on device")
     journal.configure(str(tmp_path / "events.jsonl"), 1 << 20, 3)
@@ -40,7 +40,7 @@ def test_a_full_disk_loses_events_and_counts_them(tmp_path: Path) -> None:
 def test_events_lost_before_the_journal_are_reported_once(tmp_path: Path) -> None:
     journal = Journal(str(tmp_path / "events.jsonl"), 1 << 20, 3)
     journal.note_lost(7)
-    journal.lines(b'{"event":"dns"}\n{"event":"dns"}\n', 2)
+    journal.write([{"event": "dns"}, {"event": "dns"}])
     journal.close()
     first, second = read(tmp_path / "events.jsonl")
     assert first == {"event": "dns", "lost": 7}

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -42,11 +43,17 @@ def units(tmp_path: Path) -> Iterator[str]:
         command = ["systemd-socket-activate", "--accept", "--seqpacket", f"--listen={directory}/{module}",
                    sys.executable, "-P", "-m", "embargo.daemon.process.handover", module]  # fmt: skip
         started.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True))
-        until((directory / module).exists, f"the socket of the {module} exists")
+        until(partial(listening, f"{directory}/{module}"), f"the socket of the {module} takes connections")
     yield str(directory)
     for process in started:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def listening(path: str) -> bool:
+    """Whether a socket listens at this path, which exists a moment before (proc_pid_net(5))."""
+    lines = (line.split() for line in Path("/proc/net/unix").read_text().splitlines())
+    return any(line[-1] == path and line[3] == "00010000" for line in lines)
 
 
 def parent(pid: int) -> int:
@@ -160,7 +167,7 @@ def test_nothing_is_started_for_an_agent_that_has_gone_meanwhile(units: str) -> 
 
 
 def test_a_missing_socket_is_reported(tmp_path: Path) -> None:
-    child = Child("resolver 0", "resolver", ORDERS, lambda child, events: None, str(tmp_path), Units(str(tmp_path)))
+    child = Child("resolver 0", "resolver", ORDERS, lambda child, told, lost: None, str(tmp_path), Units(str(tmp_path)))
     with pytest.raises(ChildError, match=rf"^resolver 0 cannot be started: {tmp_path}/resolver: No such file or directory$"):
         asyncio.run(child.start())
 
@@ -176,7 +183,7 @@ def test_a_process_that_does_not_start_is_reported(tmp_path: Path) -> None:
             connection.close()  # as systemd does when the program cannot be started
             await start
 
-        child = Child("resolver 0", "resolver", ORDERS, lambda child, events: None, str(tmp_path), Units(str(tmp_path)))
+        child = Child("resolver 0", "resolver", ORDERS, lambda child, told, lost: None, str(tmp_path), Units(str(tmp_path)))
         with pytest.raises(ChildError, match=r"systemd did not start the process; see journalctl -u 'embargo-resolver@\*'$"):
             asyncio.run(run())
 

@@ -54,7 +54,7 @@ class Answering(Scripted):
 
 def workers(root: Path, *children: Scripted) -> Workers:
     made = Workers(
-        lambda: pytest.fail("no worker is to start"), lambda child, message: None, lambda child: asyncio.sleep(0), str(root)
+        lambda: pytest.fail("no worker is to start"), lambda child, told, lost: None, lambda child: asyncio.sleep(0), str(root)
     )
     for child in children:
         made.add(child)

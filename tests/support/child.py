@@ -2,24 +2,28 @@
 
 import asyncio
 import socket
-from collections.abc import Callable
 from pathlib import Path
 
 from embargo.daemon.process import channel
-from embargo.daemon.process.channel import Events
-from embargo.daemon.process.child import Child
+from embargo.daemon.process.child import Child, OnEvents
 from embargo.daemon.process.outbox import Account
-from embargo.daemon.resolve.orders import ORDERS
+from embargo.daemon.resolve.orders import ORDERS, TELLS
+from embargo.events import Event
 
 
 class Scripted(Child):
     """A child without a process: the test sends and receives at its end of the channel (`theirs`) and decides when it ends."""
 
-    def __init__(self, root: Path, on_events: Callable[[Child, Events], None] | None = None) -> None:
-        self.events: list[Events] = []
-        super().__init__("resolver 0", "", ORDERS, on_events or (lambda child, events: self.events.append(events)), str(root))
+    def __init__(self, root: Path, on_events: OnEvents | None = None) -> None:
+        self.events: list[Event] = []
+        self.lost = 0
+        super().__init__("resolver 0", "", ORDERS, on_events or self._note, str(root), tells=TELLS)
         self.killed = asyncio.Event()
         self.theirs: socket.socket
+
+    def _note(self, child: Child, told: list[Event], lost: int) -> None:
+        self.events += told
+        self.lost += lost
 
     async def start(self) -> None:
         ours, self.theirs = channel.pair(self._accepts)

@@ -25,7 +25,8 @@ def answer(packet: bytes, client: str, rules: Rules, cache: Cache, now: float, *
     assert compiled.until >= found.until
     assert compiled.entry is found.entry
     assert compiled.cut == found.cut
-    assert compiled.kind == (found.attempt.kind if found.attempt else None)
+    assert compiled.kind == compiled.key == (found.attempt.kind if found.attempt else None)
+    assert compiled.other == (found.attempt.other if found.attempt else None)
     assert compiled.members == (found.attempt.members(names=True).encode() if found.attempt else None)
     assert not found.attempt or (found.attempt.decision and compiled.class_ == found.attempt.decision.class_)
     return found

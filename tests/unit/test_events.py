@@ -2,13 +2,14 @@
 
 import json
 import re
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from embargo import events
-from embargo.events import Folder
+from embargo.events import Folder, Way
 from support import schema
 
 WALL = 1_700_000_000.25  # 2023-11-14T22:13:20.25Z
@@ -21,8 +22,19 @@ def read(line: bytes) -> dict[str, Any]:
     return found
 
 
-def note(folder: Folder, kind: str, now: float) -> bytes | None:
-    return folder.note(kind, lambda: f'"qname":{events.quote(kind)}', now, WALL + now)
+CLIENT = "192.0.2.7"
+
+
+def ways(kind: str, entry: str = "entry") -> list[Way]:
+    """An attempt at a name, by an entry, of a client, of anybody."""
+    return [
+        Way(b"\7" + kind.encode(), lambda: f'"qname":{events.quote(kind)}'), Way(b"\0", lambda: f'"rule":"{entry}"'),
+        Way(b"", lambda: '"others":true'), Way(b"", lambda: '"others":true,"any":true'),
+    ]  # fmt: skip
+
+
+def note(folder: Folder, kind: str, now: float, client: str = CLIENT) -> bytes | None:
+    return folder.note(client, ways(kind), now, WALL + now)
 
 
 # ── lines ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -185,13 +197,119 @@ def test_members_are_made_for_the_first_of_a_kind_only() -> None:
         return made[-1]
 
     for now in range(5):
-        folder.note("kind", members, float(now), WALL)
+        folder.note(CLIENT, [Way(b"kind", members)] * 4, float(now), WALL)
     assert len(made) == 1
 
 
-def test_kinds_beyond_the_limit_are_written_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "MAX_KINDS", 2)
+# ── the share of a client ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def flood(folder: Folder, client: str, names: int, now: float, entries: int = 1) -> list[bytes]:
+    """Attempts at so many names, each by one of so many entries; the records that are written."""
+    found = []
+    for number in range(names):
+        entry = number % entries
+        way = ways(f"n{number}.example", f"entry {entry}")
+        way[1] = Way(b"\0" + b"%d" % entry * (entries > 1), way[1].members)
+        found.append(folder.note(client, way, now, WALL + now))
+    return [each for each in found if each is not None]
+
+
+def counted(lines: Iterable[bytes]) -> int:
+    return sum(read(line)["count"] for line in lines)
+
+
+def test_beyond_its_share_a_client_is_counted_by_entry_without_names() -> None:
     folder = Folder()
-    lines = [note(folder, kind, 0.0) for kind in ("a", "b", "c", "c", "a")]
-    assert [line is not None for line in lines] == [True, True, True, True, False]
-    assert [read(line)["count"] for line, _ in folder.flush()] == [1]
+    lines = flood(folder, CLIENT, 100_000, 0.0, entries=3)
+    assert len(lines) == 403
+    assert sum("qname" in read(line) for line in lines) == 400
+    assert {read(line)["rule"] for line in lines[400:]} == {"entry 0", "entry 1", "entry 2"}
+    assert counted(lines) + sum(count for _, count in folder.due(10.0)) == 100_000
+    assert note(folder, "another.example", 0.0, "192.0.2.8") is not None, "others have their own share"
+
+
+def test_beyond_that_it_is_counted_without_entries() -> None:
+    folder = Folder()
+    lines = flood(folder, CLIENT, 20_000, 0.0, entries=1000)
+    assert len(lines) == 501
+    assert [read(line).get("others") for line in lines[500:]] == [True]
+    assert counted(lines) + sum(count for _, count in folder.flush()) == 20_000
+
+
+def test_a_host_with_many_addresses_has_the_share_of_its_network() -> None:
+    """Of a /64 or /24, whatever it calls itself."""
+    for addresses in ([f"2001:db8:1::{number:x}" for number in range(5000)], [f"192.0.2.{number}" for number in range(256)]):
+        folder, lines = Folder(), []
+        for address in addresses:
+            lines += flood(folder, address, 50, 0.0)
+        assert len(lines) <= 4001
+        assert sum("qname" in read(line) for line in lines) == 2000
+        assert counted(lines) + sum(count for _, count in folder.flush()) == 50 * len(addresses)
+        assert "qname" in read(note(folder, "a.example", 0.0, "198.51.100.7") or b"")
+
+
+def test_what_is_remembered_is_bounded_whoever_asks() -> None:
+    folder = Folder()
+    lines = []
+    for number in range(40_000):
+        lines += flood(folder, f"10.{number >> 12}.{number >> 4 & 255}.{number & 15}", 1, 0.0)
+    assert len(folder) == len(lines) == 20_481
+    assert [read(line).get("any") for line in lines[-1:]] == [True]
+    assert folder.due(10.0, limit=30_000)
+    assert (len(folder), folder.clients, len(folder._networks)) == (0, {}, 0), "nothing is left of what is over"
+
+
+def test_a_client_has_names_again_in_the_next_window() -> None:
+    folder = Folder()
+    flood(folder, CLIENT, 1000, 0.0)
+    assert note(folder, "new.example", 9.0) is None
+    folder.due(10.0)
+    assert "qname" in read(note(folder, "new.example", 10.0) or b"")
+
+
+# ── the border ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+ATTEMPT = {"schema": 1, "ts": events.timestamp(WALL), "event": "dns", "client": CLIENT, "qname": "a.example", "count": 1}
+
+
+def sent(**changed: Any) -> bytes:
+    return json.dumps({key: value for key, value in (ATTEMPT | changed).items() if value is not None}).encode()
+
+
+def test_an_event_of_a_child_is_taken_as_it_is() -> None:
+    assert events.received(sent(), ("dns",)) == ATTEMPT
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"", b"{}", b"[" * 90_000, b"\x1b]0;owned\x07", sent()[:-1], b"[" + sent() + b"]", sent() + b" " + sent(),
+        sent(event="policy"), sent(event="drop"), sent(event=["dns"]), sent(event=None), sent(verb="allow"), sent(uid=0),
+        sent(lots="more"), sent(schema=2), sent(schema=None), sent(ts=None), sent(ts="now"), sent(ts="2026-11-30T16:40:00Z\n"),
+        sent(first=5), sent(first="9"), sent(count="1"), sent(count=-1), sent(count=1 << 60), sent(count=True), sent(qname=[]),
+    ],
+    ids=lambda line: str(line[:60]),
+)  # fmt: skip
+def test_what_a_child_cannot_have_seen_is_refused(line: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  # each has its own text
+        events.received(line, ("dns",))
+
+
+NASTY = "".join(map(chr, range(0x100))) + '"\\\u2028\u202e\ud800\U0001f4b0'
+
+
+@pytest.mark.parametrize("qname", ["a.example", NASTY, NASTY * 100, "\x00" * 100_000])
+@pytest.mark.parametrize("names", [[], ["b.example"], [NASTY] * 4, ["c"] * 50_000])
+def test_a_line_of_the_log_is_one_line_of_printable_ascii_with_room_for_more(qname: str, names: list[str]) -> None:
+    line = events.framed({"event": "drop", "names": names, "qname": qname, "list": qname, "count": 7, "ts": "now"})
+    assert len(line) <= events.MAX_LINE - events.ROOM
+    assert all(0x20 <= octet < 0x7F for octet in line[:-1])
+    found = read(line)
+    assert found["count"] == 7
+    assert found.get("cut", False) is ((found["qname"], found["names"]) != (qname, names))
+
+
+def test_a_line_has_the_order_of_the_schema() -> None:
+    line = events.framed({"count": 1, "qname": "x" * 5000, "lost": 3} | ATTEMPT)
+    schema.read(line)

@@ -347,11 +347,14 @@ def event(told: Told) -> str:
     where = f"  {told['list']}:{told.get('line', '-')}" if "list" in told else ""
     what = str(told.get("action", "")) + (" (audit)" if told.get("mode") == "audit" else "")
     if kind == "dns":
-        text = f"{told.get('client')}  {told.get('qname', '-')} {told.get('qtype')}  {what}  {decided}{where}{times}"
+        asked = "further names" if told.get("others") else f"{told.get('qname', '-')} {told.get('qtype')}"
+        text = f"{told.get('client', '-')}  {asked}  {what}  {decided}{where}{times}"
     elif kind == "drop":
         target = f"{told.get('dst')} {told.get('proto')}/{told.get('dport')}"
         if told.get("unlogged"):
             target = "packets without a record"
+        elif told.get("others"):
+            target = "further addresses and ports"
         text = f"{told.get('client', '-')}  {target}  {what}  {decided}{where}{times}"
     else:
         text = "  ".join(_member(key, value) for key, value in told.items() if key not in ("schema", "ts", "event"))

@@ -149,7 +149,7 @@ class Parts(NamedTuple):
 class Attempt:
     """A query for a name that a class claims: all of its event but client and time."""
 
-    __slots__ = ("_members", "action", "audit", "decision", "kind", "kinds", "qname", "qtype", "rules")
+    __slots__ = ("_members", "action", "audit", "decision", "kind", "other", "qname", "qtype", "rules")
 
     def __init__(
         self,
@@ -168,8 +168,10 @@ class Attempt:
         self.audit = audit
         #: equal for equal attempts; the qname stands first, so that it can be left out
         self.kind = qname + _KIND.pack(qtype, -1 if decision is None else decision.class_, action == "pass", rules.judged)
+        #: equal for attempts that are equal but for name and type: what they are counted by beyond a client's share of the log
+        source, line = (-1, 0) if decision is None else (decision.source, decision.line)
+        self.other = _OTHER.pack(-1 if decision is None else decision.class_, action == "pass", rules.judged, source, line)
         self._members = ""
-        self.kinds: dict[str, events.Kind] = {}  # the open or closed event records of each client that it was folded into
 
     def members(self, *, names: bool) -> str:
         """The event behind the client, as JSON. Without `names` the qname is left out. Written when it is first needed."""
@@ -185,6 +187,7 @@ class Attempt:
 
 
 _KIND = struct.Struct("!Hh?I")
+_OTHER = struct.Struct("!xh?IiI")  # a zero octet first: no kind is equal
 
 
 def unclaimed(image: Image, qname: Name, answer: Answer) -> bool:

@@ -1,7 +1,8 @@
 cdef class Kind:
-    cdef public str members
+    cdef public str members, network
+    cdef public object client, key
     cdef public double opened, first, last
     cdef public long long count
-    cdef public bint open
+    cdef public bint wide
 
     cpdef void again(self, double wall)

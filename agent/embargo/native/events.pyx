@@ -5,8 +5,8 @@
 cdef class Kind:
     """The twin of `events.Kind`."""
 
-    def __init__(self, str members, double opened):
-        self.members, self.opened, self.open = members, opened, True
+    def __init__(self, client, key, str members, double opened, str network, bint wide):
+        self.client, self.key, self.members, self.opened, self.network, self.wide = client, key, members, opened, network, wide
         self.count, self.first, self.last = 0, 0.0, 0.0
 
     cpdef void again(self, double wall):

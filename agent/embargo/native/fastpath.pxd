@@ -13,9 +13,10 @@ cdef class Known:
     cdef readonly double until
     cdef readonly object entry
     cdef readonly bytes kind  # of a blocked packet: what its attempt is folded by
+    cdef readonly bytes other  # and beyond a client's share of the log: see `judgement.Attempt`
+    cdef readonly bytes key  # `kind`, without the qname if that stays out of the log
     cdef readonly bytes members  # of its event, behind the client
     cdef readonly Py_ssize_t class_
-    cdef dict kinds  # what its attempts are counted in, by client
     cdef bytes rest
     cdef readonly bint cut  # it has TC in place of the answer, for UDP alone
     cdef double stored
@@ -81,6 +82,7 @@ cdef class Shortcut:
     cdef Known _blocked(self, const Query *query)
     cdef Known _plain(self, const Query *query, Py_ssize_t start, const uint32_t *slot)
     cdef bytes _event(self, const Query *query, Py_ssize_t source, uint32_t line, const uint8_t *rule, Py_ssize_t ruled)
+    cdef int _fold(self, Known known, bytes kind, bytes other) except -1
     cdef Text _type(self, uint32_t qtype)
     cdef Known _elaborate(self, const Query *query)
     cdef Known _leading(self, const Query *query, bytes name, entry, double now)

@@ -5,6 +5,8 @@ class Known:
     until: float
     entry: CachedAnswer | None
     kind: bytes | None
+    other: bytes | None
+    key: bytes | None
     members: bytes | None
     class_: int
     cut: bool

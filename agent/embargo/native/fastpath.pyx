@@ -11,7 +11,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
 from embargo.native.message cimport payload_of, question_end, whole_opt
-from embargo.native.octets cimport lower, put, put_number, read16, write16, write32
+from embargo.native.octets cimport lower, put, put_number, put_text, read16, write16, write32
 
 from embargo.dns import fastpath
 from embargo.dns.judgement import Attempt
@@ -35,6 +35,10 @@ cdef enum:  # values of an event that the query and the entry give; any other on
     QTYPE = -2
     LINE = -3
     RULE = -4
+
+cdef enum:  # octets of `judgement.Attempt`
+    FOLDED_BY = 9  # of `kind`, behind the qname
+    OTHER = 16  # of `other`
 
 _BY_QUERY = {"qname": QNAME, "qtype": QTYPE, "line": LINE, "rule": RULE}
 
@@ -309,6 +313,7 @@ cdef class Shortcut:
         cdef uint8_t rule[260]
         cdef uint8_t rest[MAX_REPLY]
         cdef uint8_t kind[270]
+        cdef uint8_t other[OTHER]
         cdef Py_ssize_t ruled, length, exact = slot[3] >> 16 == EXACT
         cdef Piece *piece = &self._pieces[
             0 if self._canary[source.class_] else 1 if query.qtype == 1 else 2 if query.qtype == 28 else 3
@@ -327,8 +332,18 @@ cdef class Shortcut:
         if known.members is None:
             return None
         known.rest, known.until, known.class_ = PyBytes_FromStringAndSize(<const char *>rest, length), math.inf, source.class_
-        known.kind = PyBytes_FromStringAndSize(<const char *>kind, _kind(kind, query, source.class_, self._judged))
+        self._fold(
+            known,
+            PyBytes_FromStringAndSize(<const char *>kind, _kind(kind, query, source.class_, self._judged)),
+            PyBytes_FromStringAndSize(<const char *>other, _other(other, source.class_, self._judged, slot[3] & 0xFFFF, slot[2])),
+        )
         return known
+
+    cdef int _fold(self, Known known, bytes kind, bytes other) except -1:
+        """What the attempts of a reply are counted by."""
+        known.kind, known.other = kind, other
+        known.key = kind if self.names else kind[PyBytes_GET_SIZE(kind) - FOLDED_BY :]
+        return 0
 
     cdef bytes _event(self, const Query *query, Py_ssize_t source, uint32_t line, const uint8_t *rule, Py_ssize_t ruled):
         """The members of a block's event, as `judgement.Attempt.members` writes them; None for one that is Python's to write."""
@@ -344,13 +359,13 @@ cdef class Shortcut:
         for i in range(self._key_count):
             out = put(out, self._keys[i].octets, self._keys[i].length)
             if self._values[i] == QNAME:
-                out = _put_text(out, qname, named)
+                out = put_text(out, qname, named)
             elif self._values[i] == QTYPE:
-                out = _put_text(out, qtype.octets, qtype.length)
+                out = put_text(out, qtype.octets, qtype.length)
             elif self._values[i] == LINE:
                 out = put_number(out, line)
             elif self._values[i] == RULE:
-                out = _put_text(out, rule, ruled)
+                out = put_text(out, rule, ruled)
             else:
                 value = &self._constants[source * self._columns + self._values[i]]
                 out = put(out, value.octets, value.length)
@@ -397,7 +412,8 @@ cdef class Shortcut:
         question = PyBytes_FromStringAndSize(<const char *>query.packet + 12, query.end - 12)
         known.rest, known.until = bytes((0x80 | query.rd, octet | query.cd)) + counts + question + tail, math.inf
         attempt = Attempt(rules, name, query.qtype, decision, rules.action_name(decision))
-        known.kind, known.class_ = attempt.kind, decision.class_
+        known.class_ = decision.class_
+        self._fold(known, attempt.kind, attempt.other)
         known.members = attempt.members(names=self.names).encode()
         return known
 
@@ -436,12 +452,15 @@ cdef Py_ssize_t _kind(uint8_t *out, const Query *query, uint16_t class_, uint32_
     write16(out + 2, class_)
     out[4] = 0  # it was not passed
     write32(out + 5, judged)
-    return query.length + 9
+    return query.length + FOLDED_BY
 
 
-cdef inline uint8_t *_put_text(uint8_t *out, const void *octets, Py_ssize_t length) noexcept nogil:
-    """Write a JSON string of octets that need no escape."""
-    out[0] = c'"'
-    out = put(out + 1, octets, length)
-    out[0] = c'"'
-    return out + 1
+cdef Py_ssize_t _other(uint8_t *out, uint16_t class_, uint32_t judged, uint32_t source, uint32_t line) noexcept nogil:
+    """Write what it is folded by beyond a client's share of the log, as `judgement.Attempt.other` has it; its octets."""
+    out[0] = 0
+    write16(out + 1, class_)
+    out[3] = 0  # it was not passed
+    write32(out + 4, judged)
+    write32(out + 8, source)
+    write32(out + 12, line)
+    return OTHER

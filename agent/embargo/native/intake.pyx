@@ -238,7 +238,7 @@ cdef class Intake:
             if GATHER_FROM <= batch < BATCH and not declined and not others:
                 with nogil:
                     nanosleep(&gather, NULL)
-            if count <= 0 or others or declined or stirred or self._noting.written:
+            if count <= 0 or others or declined or stirred or self._noting.recorded:
                 break
             if deadline >= 0:
                 if now >= deadline:
@@ -250,7 +250,7 @@ cdef class Intake:
         return others
 
     cdef int _tell(self) except -1:
-        """Tell what was noted since the last time, and hand over the lines."""
+        """Tell what was noted since the last time."""
         self._noting.hand_over()
         self._cache.hits += self._shortcut.hits
         self._shortcut.hits = 0

@@ -68,3 +68,11 @@ cdef inline int name_length(const uint8_t *name) noexcept nogil:
 cdef inline object made(type kind, tuple values):
     """A named tuple, without a call of its own constructor."""
     return tuple.__new__(kind, values)
+
+
+cdef inline uint8_t *put_text(uint8_t *out, const void *octets, Py_ssize_t length) noexcept nogil:
+    """Write a JSON string of octets that need no escape."""
+    out[0] = c'"'
+    out = put(out + 1, octets, length)
+    out[0] = c'"'
+    return out + 1

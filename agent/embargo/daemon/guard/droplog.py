@@ -8,14 +8,14 @@ import asyncio
 import ipaddress
 import time
 from collections import Counter
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Hashable, Mapping
 from typing import NamedTuple
 
 from embargo import events, names
 from embargo.daemon.guard.neighbours import Neighbours
 from embargo.daemon.guard.nflog import NfLog, Record
 from embargo.daemon.process.outbox import Outbox
+from embargo.events import Way
 from embargo.firewall.learning import Book
 from embargo.lists.image import Image
 from embargo.lists.policy import Action, Class, Decision
@@ -56,6 +56,7 @@ class DropLog:
         self._log: NfLog | None = None
         self._group = -1
         self._by: Attribution | None = None
+        self._explained = 0  # how many policies have explained records
         self._folder = events.Folder()
         self._neighbours = Neighbours()
         self._records: Counter[str] = Counter()  # by class of the rule (chain)
@@ -85,8 +86,9 @@ class DropLog:
         self._loop.add_reader(log.fileno(), self.read)
 
     def explain_by(self, attribution: Attribution) -> None:
-        """Explain records by this policy from now on."""
+        """Explain records by this policy from now on. Records that another one explains are counted apart."""
         self._by = attribution
+        self._explained += 1
         if attribution.clients:  # then every new attempt asks which of them the client is
             self._neighbours.prepare()
 
@@ -95,25 +97,43 @@ class DropLog:
         if self._log is None:
             return
         now, wall = self._loop.time(), time.time()
-        note = self._folder.note
         for record in self._log.read():
             self._records[record.app_class] += 1
             self.hits[self._class(record, now)] += 1
-            key = (record.src, record.dst, record.proto, record.dport, record.app_class)
-            line = note(key, partial(self._members, record, now), now, wall)
-            if line is not None:
-                self._outbox.add(line)
+            key = (record.dst, record.proto, record.dport, record.app_class, self._explained)
+            if not self._folder.again(record.src, key, wall):
+                line = self._folder.note(record.src, self._ways(key, record, now), now, wall)
+                if line is not None:
+                    self._outbox.add(line)
         self._outbox.set_noted(self._folder.noted)
 
-    def _members(self, record: Record, now: float) -> str:
-        outward, decision = self._decision(record, now)
-        class_ = self._class(record, now)
-        client, other = (record.src, record.dst) if outward else (record.dst, record.src)
-        event = self._about(class_) | {"client": _text(client)}
+    def _ways(self, key: Hashable, record: Record, now: float) -> tuple[Way, ...]:
+        """How a record may be counted, see `events.Folder.note`: alone, with others of its class, of its client, of anybody."""
+        return (
+            Way(key, lambda: self._members(record, now)),
+            Way((record.app_class, self._explained), lambda: self._others(self._about(self._class(record, now)), record, now)),
+            Way("", lambda: self._others({}, record, now)), Way("", lambda: _ordered({"others": True})),
+        )  # fmt: skip
+
+    def _others(self, about: events.Event, record: Record, now: float) -> str:
+        """The members of a record of further attempts of a client."""
+        outward, _ = self._decision(record, now)
+        return _ordered(about | self._client(record, now, outward=outward) | {"others": True})
+
+    def _client(self, record: Record, now: float, *, outward: bool) -> events.Event:
+        """The client's members of an event."""
+        client = record.src if outward else record.dst
+        event: events.Event = {"client": _text(client)}
         if mac := record.mac if outward else self._neighbours.mac(_text(client), now):
             event["client_mac"] = mac
         if name := self._name(client, mac, now):
             event["client_name"] = name
+        return event
+
+    def _members(self, record: Record, now: float) -> str:
+        outward, decision = self._decision(record, now)
+        other = record.dst if outward else record.src
+        event = self._about(self._class(record, now)) | self._client(record, now, outward=outward)
         led = [names.to_text(each) for each in reversed(self._book.names(other))]
         event |= {
             "dst": _text(other), "dport": record.dport if outward else record.sport,
@@ -121,7 +141,7 @@ class DropLog:
         }  # fmt: skip
         if not led:
             event["direct"] = True  # no name that we answered led there
-        return events.fragment(events.ordered("drop", event | decision))
+        return _ordered(event | decision)
 
     def _class(self, record: Record, now: float) -> str:
         """The class that an attempt counts for: of a learnt address its name's, of a very large list the entry's."""
@@ -210,6 +230,10 @@ class DropLog:
         self.read()
         for line, count in self._folder.flush():
             self._outbox.add(line, count)
+
+
+def _ordered(members: events.Event) -> str:
+    return events.fragment(events.ordered("drop", members))
 
 
 def _listed(image: Image, decision: Decision) -> events.Event:

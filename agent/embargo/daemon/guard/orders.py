@@ -11,6 +11,9 @@ from embargo.report import AboutAddress, Learning
 #: what becomes of the rules at the end: keep them, keep the block sets without the redirect, or remove everything
 Rules = Literal["keep", "unredirect", "remove"]
 
+#: the events that it may send
+TELLS = ("drop", "firewall")
+
 
 @dataclass(frozen=True, slots=True)
 class Applied:

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import time
+from collections.abc import Sequence
 
 from embargo import events
 from embargo.events import Event
@@ -64,21 +65,19 @@ class Journal:
 
     def event(self, event: Event) -> None:
         """Write one event with the current time, and log it as a message of the service too."""
-        data = events.encode(event, time.time())
-        log.info("%s", data[data.index(b'"event"') : -2].decode(), extra={"event": event})
-        self.lines(data, 1)
+        log.info("%s", events.fragment(event), extra={"event": event})
+        self.write([events.stamped(event, time.time())])
 
-    def lines(self, data: bytes, count: int) -> None:
-        """Write `count` encoded lines. After a loss, the first one gets the member `lost` with the number of lost events."""
+    def write(self, told: Sequence[Event]) -> None:
+        """Write events. After a loss, the first one gets the member `lost` with the number of lost events."""
         unreported = self._unreported
         if unreported:
-            first, newline, rest = data.partition(b"\n")
-            data = first[:-1] + b',"lost":%d}' % unreported + newline + rest
-        if self._append(data):
+            told = [told[0] | {"lost": unreported + told[0].get("lost", 0)}, *told[1:]]
+        if self._append(b"".join(map(events.framed, told))):
             self._unreported -= unreported
             self.trouble = ""
         else:
-            self._lose(count)
+            self._lose(len(told))
 
     def note_lost(self, count: int) -> None:
         """Count events that were lost before they reached the journal."""

@@ -10,14 +10,16 @@ import contextlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from embargo import events
 from embargo.daemon.process import channel
 from embargo.daemon.process.channel import Channel, ChannelError, Events, Failed, Received
 from embargo.daemon.process.outbox import Account
 from embargo.daemon.process.spawn import HERE, Process, Spawn
 from embargo.errors import EmbargoError, describe, printable
+from embargo.events import Event
 from embargo.records import Answer, Done, Order, answer_of
 
 log = logging.getLogger(__name__)
@@ -26,7 +28,8 @@ ANSWER_SECONDS = 10.0  # for an ordinary answer
 MAX_COUNTS = 10_000  # kept from earlier runs; there are a few hundred
 MESSAGES_PER_TURN = 16  # read from one child before other tasks run
 
-OnEvents = Callable[["Child", Events], None]
+#: called with a child, events that it has sent, and the number of events that were lost before them
+OnEvents = Callable[["Child", list[Event], int], None]
 
 
 class ChildError(EmbargoError):
@@ -67,14 +70,18 @@ class Child:
     """A child process, which may be started again after its end. `counts` are totals over all its runs."""
 
     def __init__(
-        self, name: str, process: str, orders: Iterable[type], on_events: OnEvents, ledgers: str, spawn: Spawn = HERE
-    ) -> None:
-        """`process`: a key of `process.MODULES`; `orders`: the types that it takes; `ledgers`: the directory of its ledger."""
+        self, name: str, process: str, orders: Iterable[type], on_events: OnEvents, ledgers: str, spawn: Spawn = HERE,
+        tells: Collection[str] = (),
+    ) -> None:  # fmt: skip
+        """`process`: a key of `process.MODULES`; `orders`: the types that it takes; `ledgers`: the directory of its ledger;
+        `tells`: the events that it may send.
+        """
         self.name = name
         self._module, self._spawn = process, spawn
         self._answered_by = {order: answer_of(order) for order in orders}
         self._accepts = (Events, Failed, *self._answered_by.values())
         self._on_events = on_events
+        self._tells = tells
         self._channel: Channel | None = None
         self._process: Process | None = None
         self._answers: dict[int, tuple[type, asyncio.Future[Any]]] = {}
@@ -158,7 +165,7 @@ class Child:
                 while self._take_one():
                     pass
         if self._account is not None and (lost := self._account.missing()):
-            self._log(Events(b"", lost, lost))
+            self._log([], Events(b"", lost, lost))
 
     def _readable(self) -> None:
         """Read messages, a limited number per turn of the event loop."""
@@ -190,8 +197,7 @@ class Child:
         for fd in received.fds:
             os.close(fd)
         if isinstance(received.record, Events):
-            self._log(received.record)
-            return True
+            return self._take_events(received.record)
         kind, answer = self._answers.pop(received.number or 0, (None, None))
         if answer is None or answer.done():  # nothing waits for this answer any more
             return True
@@ -205,10 +211,20 @@ class Child:
             return False
         return True
 
-    def _log(self, events: Events) -> None:
-        self._on_events(self, events)
+    def _take_events(self, record: Events) -> bool:
+        """Check events by the schema and pass them on; False for others, for which the child is killed."""
+        try:
+            told = [events.received(line, self._tells) for line in record.lines.split(b"\n")[:-1]]
+        except ValueError as error:
+            self.kill_for(f"an event that it cannot have seen: {error}")
+            return False
+        self._log(told, record)
+        return True
+
+    def _log(self, told: list[Event], record: Events) -> None:
+        self._on_events(self, told, record.lost)
         if self._account is not None:
-            self._account.add_written(events.attempts)
+            self._account.add_written(record.attempts)
 
     async def ask(self, order: Order[Answer], fds: Sequence[int] = (), seconds: float = ANSWER_SECONDS) -> Answer:
         """Give an order and wait for its answer. ChildError if the order fails or is not answered in time."""

@@ -1,21 +1,35 @@
-"""A worker's attempts: counted by class, folded, written as event lines and handed to the outbox."""
+"""A worker's attempts: counted by class, folded, and handed to the outbox as records."""
 
 import asyncio
+import json
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from embargo import events
+from embargo import events, records
 from embargo.daemon.process.outbox import Outbox
 from embargo.dns.judgement import Attempt, Rules
+from embargo.events import Way
 from embargo.names import Name
 
 TICK = 0.25  # seconds between two looks for kinds whose window has passed
-CLIENTS = 256  # whose kinds an attempt remembers; forged addresses must not fill memory
 ASKED = 256  # names remembered between two ticks
 KINDS_A_TICK = 1000  # written down at once, some 3 ms; all that a folder holds is through well within its window
 
 _OPENING = events.opening("dns")
+_NOBODY = '"event":"dns"'
+_OTHERS = ',"others":true'
+
+
+def _of_entry(members: str) -> str:
+    """The members of an event without those of its name."""
+    values = records.from_json(f"{{{members[1:]}}}")
+    return events.members(
+        "dns", {key: json.dumps(value) for key, value in values.items() if key not in _NAMED} | {"others": "true"}
+    )
+
+
+_NAMED = ("qname", "qtype")
 
 
 class Attempts:
@@ -53,45 +67,54 @@ class Attempts:
         found = {str(class_): count for class_, count in zip(self._rules.image.classes, self.tally, strict=True) if count}
         return self._hits + Counter(found)
 
-    def logged(self, lines: bytes, records: int, noted: int) -> None:
-        """Log what the compiled fast path has counted: these lines, so many records; so many more attempts in all."""
+    def counted(self, noted: int) -> None:
+        """Log that the compiled fast path has counted so many more attempts in kinds that are open."""
         self.folder.noted += noted
-        if records:
-            self._outbox.add(lines, records)
         self._outbox.set_noted(self.folder.noted)
 
     def note(self, pairs: Iterable[tuple[str, Attempt]], now: float, wall: float) -> None:
         """Count and log what these clients tried."""
-        folder, rules, tally, lines = self.folder, self._rules, self.tally, []
+        rules, tally = self._rules, self.tally
         for client, attempt in pairs:
             if attempt.rules is not rules:  # a reply that waited while the rules changed
                 self._note_late(attempt)
             elif attempt.decision is not None:
                 tally[attempt.decision.class_] += 1
-            kind = attempt.kinds.get(client)
-            if kind is not None and kind.open:
-                kind.again(wall)
-                folder.noted += 1
-            elif line := self._first(client, attempt, now, wall):
-                lines.append(line)
-        if lines:
-            self._outbox.add(b"".join(lines), len(lines))
-        self._outbox.set_noted(folder.noted)
+            key = attempt.kind if self.names else attempt.kind[len(attempt.qname) :]
+            if not self.folder.again(client, key, wall):
+                self._not_open(client, attempt, key, now, wall)
+        self._outbox.set_noted(self.folder.noted)
 
-    def _first(self, client: str, attempt: Attempt, now: float, wall: float) -> bytes:
-        """The line of an attempt that this client did not make before, as far as the attempt knows."""
-        key = client.encode() + b"\0" + (attempt.kind if self.names else attempt.kind[len(attempt.qname) :])
-        line, kind = b"", self.folder.again(key, wall)
-        if kind is None:
-            if attempt.decision is not None and len(self.asked) < ASKED:
-                self.asked[attempt.qname] = None
-            members = f"{_OPENING}{events.quote(client)}{attempt.members(names=self.names)}"
-            line, kind = self.folder.open(key, members, now, wall)
-        if kind is not None:
-            if len(attempt.kinds) >= CLIENTS:
-                attempt.kinds.clear()
-            attempt.kinds[client] = kind
-        return line
+    def _not_open(self, client: str, attempt: Attempt, key: bytes, now: float, wall: float) -> None:
+        """Count an attempt whose own kind is not open."""
+        asked = attempt.qname if attempt.decision is not None else None
+        if self.folder.again(client, attempt.other, wall):
+            self._ask(asked)
+        else:
+            self.first(client, key, attempt.other, lambda: attempt.members(names=self.names), asked, now, wall)
+
+    def _ask(self, name: bytes | None) -> None:
+        if name is not None and len(self.asked) < ASKED:
+            self.asked[name] = None
+
+    def first(
+        self, client: str, key: bytes, other: bytes, members: Callable[[], str], asked: bytes | None, now: float, wall: float
+    ) -> None:  # fmt: skip
+        """Count an attempt for which no kind is open. The compiled fast path calls it too.
+
+        `key`: of its kind; `other`: of the kind of its entry, for attempts beyond the client's share; `members`: of its event,
+        behind the client; `asked`: its name, if an entry claims that.
+        """
+        self._ask(asked)
+        opening = f"{_OPENING}{events.quote(client)}"
+        ways = (
+            Way(key, lambda: opening + members()), Way(other, lambda: opening + _of_entry(members())),
+            Way(b"", lambda: opening + _OTHERS), Way(b"", lambda: _NOBODY + _OTHERS),
+        )  # fmt: skip
+        line = self.folder.note(client, ways, now, wall)
+        if line is not None:
+            self._outbox.add(line)
+        self._outbox.set_noted(self.folder.noted)
 
     def _note_late(self, attempt: Attempt) -> None:
         if attempt.decision is not None:

@@ -10,6 +10,9 @@ from embargo.lists.policy import Switchboard
 from embargo.records import Count, Done, Order, Word
 from embargo.report import UpstreamStats
 
+#: the events that it may send
+TELLS = ("dns",)
+
 #: names in `cache` and `counters` whose values go up and down; all others only grow
 LEVELS = ("pending", "entries", "octets")
 

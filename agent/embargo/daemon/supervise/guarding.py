@@ -52,7 +52,7 @@ class Guarding:
         self._marks = Marks.make()
         self._marks_to_read = Marks.for_reading(self._marks)
         self._rules_gone = False
-        self.child = Child("guardian", "guardian", orders.ORDERS, on_events, ledgers)
+        self.child = Child("guardian", "guardian", orders.ORDERS, on_events, ledgers, tells=orders.TELLS)
         self._keeper = Keeper(
             self.child, self._begin_again,
             lambda status: journal.event({"event": "firewall", "what": "guardian restarted", "status": status}),

@@ -22,7 +22,6 @@ from embargo.daemon.host import endpoints, watched
 from embargo.daemon.host.endpoints import ListenError, Sockets
 from embargo.daemon.log.journal import Journal
 from embargo.daemon.process import notify, privileges
-from embargo.daemon.process.channel import Events
 from embargo.daemon.process.child import Child, ChildError
 from embargo.daemon.process.spawn import HERE, Spawn
 from embargo.daemon.supervise import premises
@@ -37,6 +36,7 @@ from embargo.daemon.supervise.reload import Outcome, Reloads
 from embargo.daemon.supervise.surroundings import Surroundings
 from embargo.daemon.supervise.workers import Workers
 from embargo.errors import ConfigError, EmbargoError, ImageError
+from embargo.events import Event
 from embargo.lists.pauses import Pause
 
 log = logging.getLogger(__name__)
@@ -383,8 +383,8 @@ class Supervisor:
 
     # ── events of the children ───────────────────────────────────────────────────────────────────────────────────────
 
-    def _record_events(self, child: Child, events: Events) -> None:
-        if events.lost:
-            self.journal.note_lost(events.lost)
-        if events.lines:
-            self.journal.lines(events.lines, events.lines.count(b"\n"))
+    def _record_events(self, child: Child, told: list[Event], lost: int) -> None:
+        if lost:
+            self.journal.note_lost(lost)
+        if told:
+            self.journal.write(told)

@@ -20,7 +20,7 @@ from embargo.daemon.process.child import Child, ChildError, ChildGone, ChildSile
 from embargo.daemon.process.outbox import Account, Ledger
 from embargo.daemon.process.spawn import HERE, START_SECONDS, Spawn
 from embargo.daemon.resolve import resolver
-from embargo.daemon.resolve.orders import LEVELS, ORDERS, Adopt, Counted, Judgement, Settings, Start, Stats, Stop
+from embargo.daemon.resolve.orders import LEVELS, ORDERS, TELLS, Adopt, Counted, Judgement, Settings, Start, Stats, Stop
 from embargo.daemon.supervise.generations import Generation
 from embargo.daemon.supervise.keeper import Keeper
 from embargo.report import UpstreamStats
@@ -36,7 +36,7 @@ class Inside(Child):
     """A Resolver in this process, with the interface of a child."""
 
     def __init__(self, name: str, on_events: OnEvents, ledgers: str) -> None:
-        super().__init__(name, "", ORDERS, on_events, ledgers)
+        super().__init__(name, "", ORDERS, on_events, ledgers, tells=TELLS)
         self._theirs: socket.socket
         self._task: asyncio.Task[None] | None = None
 
@@ -127,7 +127,7 @@ class Workers:
             name = f"resolver {number}"
             child: Child = (
                 Inside(name, self._on_events, self._ledgers) if self.inside
-                else Child(name, "resolver", ORDERS, self._on_events, self._ledgers, self._spawn)
+                else Child(name, "resolver", ORDERS, self._on_events, self._ledgers, self._spawn, TELLS)
             )  # fmt: skip
             self.add(child)
         _raise_any(await asyncio.gather(*(keeper.start() for keeper in self._keepers), return_exceptions=True))
