@@ -25,7 +25,8 @@ from support.worker import settings
 COUNTED: dict[str, Any] = {
     "op": "Counted", "counters": {"queries_udp": 3}, "hits": {"alipay/payment": 2}, "cache": {"hits": 1, "entries": 4},
     "upstreams": [
-        {"server": "udp://192.0.2.53:53", "asked": 1, "failed": 0, "healthy": True, "milliseconds": 1.5, "last_error": ""}
+        {"server": "udp://192.0.2.53:53", "asked": 1, "failed": 0, "healthy": True, "milliseconds": 1.5, "last_error": "",
+     "plain": False}
     ],
 }  # fmt: skip
 
