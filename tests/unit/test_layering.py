@@ -71,7 +71,7 @@ TWINS = {
     "native.response": "dns.response",
 }
 #: declarations that twins share, without a module of their own: any twin may use the first ones, the shell alone the last
-SHARED = ("native.octets", "native.hashes")
+SHARED = ("native.octets", "native.hashes", "native.folding")
 SOCKETS = "native.sockets"
 #: of the C library, what computes
 PURE_C = ("cpython", "cython", "libc.stdint", "libc.stdlib", "libc.string")

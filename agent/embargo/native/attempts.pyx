@@ -9,10 +9,10 @@ from libc.stdint cimport uint64_t
 
 from embargo.native.events cimport Kind
 from embargo.native.fastpath cimport Known
+from embargo.native.folding cimport FOLDED_BY
 
 cdef enum:
     ASKED = 256  # as in `attempts`
-    FOLDED_BY = 9  # octets of an attempt's kind behind its qname: see `judgement.Attempt`
 
 
 @cython.final

@@ -10,6 +10,7 @@ from cpython.ref cimport PyObject
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
+from embargo.native.folding cimport FOLDED_BY, OTHER, put_kind, put_other
 from embargo.native.message cimport payload_of, question_end, whole_opt
 from embargo.native.octets cimport lower, put, put_number, put_text, read16, write16, write32
 
@@ -35,10 +36,6 @@ cdef enum:  # values of an event that the query and the entry give; any other on
     QTYPE = -2
     LINE = -3
     RULE = -4
-
-cdef enum:  # octets of `judgement.Attempt`
-    FOLDED_BY = 9  # of `kind`, behind the qname
-    OTHER = 16  # of `other`
 
 _BY_QUERY = {"qname": QNAME, "qtype": QTYPE, "line": LINE, "rule": RULE}
 
@@ -332,11 +329,9 @@ cdef class Shortcut:
         if known.members is None:
             return None
         known.rest, known.until, known.class_ = PyBytes_FromStringAndSize(<const char *>rest, length), math.inf, source.class_
-        self._fold(
-            known,
-            PyBytes_FromStringAndSize(<const char *>kind, _kind(kind, query, source.class_, self._judged)),
-            PyBytes_FromStringAndSize(<const char *>other, _other(other, source.class_, self._judged, slot[3] & 0xFFFF, slot[2])),
-        )
+        length = put_kind(kind, query.name, query.length, query.qtype, source.class_, self._judged)
+        put_other(other, source.class_, self._judged, slot[3] & 0xFFFF, slot[2])
+        self._fold(known, PyBytes_FromStringAndSize(<const char *>kind, length), PyBytes_FromStringAndSize(<const char *>other, OTHER))
         return known
 
     cdef int _fold(self, Known known, bytes kind, bytes other) except -1:
@@ -443,24 +438,3 @@ cdef Py_ssize_t _block(
         write16(option - 2, <uint32_t>(out - option))
         write16(option + 2, <uint32_t>(out - option - 4))
     return out - rest
-
-
-cdef Py_ssize_t _kind(uint8_t *out, const Query *query, uint16_t class_, uint32_t judged) noexcept nogil:
-    """Write what an attempt is folded by, as `judgement.Attempt.kind` has it; its octets."""
-    out = put(out, query.name, query.length)
-    write16(out, query.qtype)
-    write16(out + 2, class_)
-    out[4] = 0  # it was not passed
-    write32(out + 5, judged)
-    return query.length + FOLDED_BY
-
-
-cdef Py_ssize_t _other(uint8_t *out, uint16_t class_, uint32_t judged, uint32_t source, uint32_t line) noexcept nogil:
-    """Write what it is folded by beyond a client's share of the log, as `judgement.Attempt.other` has it; its octets."""
-    out[0] = 0
-    write16(out + 1, class_)
-    out[3] = 0  # it was not passed
-    write32(out + 4, judged)
-    write32(out + 8, source)
-    write32(out + 12, line)
-    return OTHER
