@@ -141,7 +141,7 @@ class Demo:
         print(f"  a web site: {self.address(WEB4)}{self._expect(self.address(WEB4) == 'open')}")
 
     def _ways_round(self) -> None:
-        print("\nWays round the filter")
+        print("\nWays around the filter")
         hard_coded = self.rig.dig("client", f"@{OTHER4}", "www.alipay.com").rcode
         canary = self.rig.dig("client", f"@{GATEWAY}", "use-application-dns.net").rcode
         dot = self.rig.reach("client", OTHER4, 853)

@@ -29,12 +29,12 @@ def _lists_of_servers(chosen: Selection, lists: Sequence[ListReport], now: float
 
 def uncovered(
     settings: Config, report: Report, *, now: float, listening: bool, learning: Learning | None = None,
-    flowtables: Sequence[str] = (), unpoliced: Sequence[str] = (),
+    flowtables: Sequence[str] = (), unfiltered: Sequence[str] = (),
 ) -> list[str]:  # fmt: skip
     """What the configuration leaves open, one line of text each.
 
     `now`: seconds since 1970; `listening`: there is a listening socket; `learning`, `flowtables`: as the guardian reports;
-    `unpoliced`: interfaces whose clients are not filtered.
+    `unfiltered`: interfaces whose clients are not filtered.
     """
     firewall, chosen = settings.firewall, settings.policy
     on = [app for app in report.apps if app.on and app.id != policy.BYPASS]
@@ -49,8 +49,8 @@ def uncovered(
         gaps.append("port 53 to other resolvers, DNS over TLS and over QUIC by port: no interface is named (firewall.lan)")
     elif not firewall.intercept_dns:
         gaps.append("port 53 to other resolvers (firewall.intercept_dns = false)")
-    if firewall.enabled and unpoliced:
-        gaps.append(f"clients behind {', '.join(unpoliced)}, if there are any: firewall.lan does not name them")
+    if firewall.enabled and unfiltered:
+        gaps.append(f"clients behind {', '.join(unfiltered)}, if there are any: firewall.lan does not name them")
     if firewall.enabled:
         gaps += _not_learnt(firewall, learning)
         gaps += [f"open connections that the flowtable {name} forwards past all rules" for name in flowtables]

@@ -85,7 +85,7 @@ def test_a_flowtable_is_named() -> None:
 
 
 def test_gaps_of_learning_are_named() -> None:
-    found = uncovered('[firewall]\nlan = ["lan0"]\n', unpoliced=["guest0", "docker0"])
+    found = uncovered('[firewall]\nlan = ["lan0"]\n', unfiltered=["guest0", "docker0"])
     assert "clients behind guest0, docker0, if there are any" in found
     assert "firewall.learn = false" in uncovered("[firewall]\nlearn = false\n")
     assert "blocking starts in 0:05:00 (until then they are only recorded)" in uncovered(

@@ -196,7 +196,7 @@ class Container:
 
 
 @pytest.mark.parametrize("protect", [True, False], ids=["owned", "open"])
-def test_containers_behind_dockers_rules_are_policed_and_served(box: Box, tmp_path: Path, protect: bool) -> None:
+def test_containers_behind_dockers_rules_are_filtered_and_served(box: Box, tmp_path: Path, protect: bool) -> None:
     with network() as rig:
         rig.run("internet", "ip", "route", "add", "172.17.0.0/16", "via", "198.51.100.1")
         container = Container(rig)

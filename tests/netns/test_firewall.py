@@ -200,7 +200,7 @@ def greet(sock: socket.socket, address: str) -> None:
 
 
 @pytest.mark.parametrize("lan", [(), ("lan0",)])
-def test_excepted_clients_are_not_policed(rig: Rig, lay: Lay, lan: tuple[str, ...]) -> None:
+def test_excepted_clients_are_not_filtered(rig: Rig, lay: Lay, lan: tuple[str, ...]) -> None:
     excepted = (f"{SPARED[4]}/32", f"{SPARED[6]}/128")
     lay(*((text, PAY) for text in (*SINGLE, *NETWORKS)), lan=lan, except_=excepted, actions={DOT: Action.BLOCK})
     for address in (*SINGLE, "203.0.113.70", "2001:db8:a::5"):
@@ -213,11 +213,11 @@ def test_excepted_clients_are_not_policed(rig: Rig, lay: Lay, lan: tuple[str, ..
         assert connect(rig, "client", CLIENTS[family], address, 853) == ("refused" if lan else "open")
 
 
-def test_only_the_named_interfaces_are_policed(rig: Rig, lay: Lay) -> None:
+def test_only_the_named_interfaces_are_filtered(rig: Rig, lay: Lay) -> None:
     lay(*((text, PAY) for text in SINGLE), lan=("lan1", "guest0"))
     for address in SINGLE:
         assert rig.reach("client", address) == "open", "it comes in on lan0"
-        assert rig.reach("gateway", address) == "refused", "what the gateway itself sends is policed always"
+        assert rig.reach("gateway", address) == "refused", "what the gateway itself sends is filtered always"
     lay(*((text, PAY) for text in SINGLE), lan=("lan1", "lan0"))
     for address in SINGLE:
         assert rig.reach("client", address) == "refused"

@@ -245,7 +245,7 @@ def test_dns_from_outside_to_a_server_behind_the_gateway_is_untouched(rig: Rig, 
         assert rig.dig("internet", f"@{server}", transport, "who.test", "TXT").answers == ('TXT "behind"',)
 
 
-def test_clients_that_are_excepted_are_not_policed(rig: Rig, agent: Agent) -> None:
+def test_clients_that_are_excepted_are_not_filtered(rig: Rig, agent: Agent) -> None:
     agent.write_config(firewall={"except": [f"{LAN4}.11"]})
     agent.cli("reload")
     try:

@@ -159,7 +159,7 @@ def _exchange(device: int, packet: bytes, answers: Callable[[bytes], bool]) -> b
     return b""
 
 
-def test_clients_in_a_tunnel_are_policed_and_served(rig: Rig, tmp_path: Path) -> None:
+def test_clients_in_a_tunnel_are_filtered_and_served(rig: Rig, tmp_path: Path) -> None:
     device = rig.within("gateway", _tun)
     try:
         for command in (f"address add {TUNNEL}.1/24 dev wg0", "link set wg0 up"):
@@ -168,7 +168,7 @@ def test_clients_in_a_tunnel_are_policed_and_served(rig: Rig, tmp_path: Path) ->
         (tmp_path / "without").mkdir()
         with running(tmp_path / "without", prefix=rig.prefix("gateway"), apps=APPS, **configuration('lan = ["lan0"]')):
             assert rig.reach("client", LISTED4) == "refused"
-            assert _syn(device, LISTED4) == "open", "once lan names an interface, others are not policed"
+            assert _syn(device, LISTED4) == "open", "once lan names an interface, others are not filtered"
         with running(tmp_path, prefix=rig.prefix("gateway"), apps=APPS, **configuration("wg0")) as agent:
             query = struct.pack("!6H", 7, 0x0100, 1, 0, 0, 0) + b"\3www\6alipay\7example\0\0\1\0\1"
             datagram = struct.pack("!4H", 4000, 53, 8 + len(query), 0) + query

@@ -37,7 +37,7 @@ def test_an_interface_whose_clients_nobody_polices_is_named(quiet: Rig, tmp_path
         agent.stop()
 
 
-def test_without_a_lan_all_forwarded_traffic_is_policed_and_nothing_is_intercepted(quiet: Rig, tmp_path: Path) -> None:
+def test_without_a_lan_all_forwarded_traffic_is_filtered_and_nothing_is_intercepted(quiet: Rig, tmp_path: Path) -> None:
     agent = gateway_agent(quiet, tmp_path, lan=[], on_stop="remove")
     agent.start()
     try:

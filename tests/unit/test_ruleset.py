@@ -81,7 +81,7 @@ def test_content_carries_its_generation_and_what_the_kernel_keeps_does_not() -> 
     assert {name for name, each in names.items() if each.keep} == {"allow4", "allow6", "alive"}
 
 
-def test_the_interface_of_verify_is_policed_where_a_lan_is() -> None:
+def test_the_interface_of_verify_is_filtered_where_a_lan_is() -> None:
     assert sets(rulesets.made(generation=1, lan=("lan0",), port=53))["lan_1"].words == ("lan0", ruleset.RESERVED)
     assert not any(each.words for each in rulesets.made(generation=1, fail="open").sets)
 
@@ -199,7 +199,7 @@ def test_what_a_reject_sends_to_a_listed_address_is_nobodys_attempt(proto: str, 
     assert table.pass_through("output", Packet(source, listed, proto)).verdict != "accept"
 
 
-def test_with_lan_interfaces_only_their_packets_are_policed() -> None:
+def test_with_lan_interfaces_only_their_packets_are_filtered() -> None:
     assert forward("lan_fail_closed", CLIENT4, LISTED4).verdict == "reject reset"
     assert forward("lan_fail_closed", CLIENT4, LISTED4, lan="wlan0").verdict == "reject reset"
     assert forward("lan_fail_closed", CLIENT4, LISTED4, lan="dmz0").verdict == "accept"
@@ -214,7 +214,7 @@ def test_an_audited_class_is_counted_and_logged_and_passes() -> None:
 
 
 @pytest.mark.parametrize(("client", "dst"), [(SPARED4, LISTED4), (SPARED6, LISTED6), ("192.0.2.200", LISTED4)])
-def test_an_excepted_client_is_never_policed(client: str, dst: str) -> None:
+def test_an_excepted_client_is_never_filtered(client: str, dst: str) -> None:
     table = Firewall(CASES["except_with_lan"]())
     for packet in (Packet(client, dst, iif="lan0"), Packet(client, FREE4 if "." in dst else FREE6, "udp", 53, iif="lan0")):
         assert table.pass_through("forward", packet) == Fate()
@@ -237,7 +237,7 @@ def test_encrypted_dns_is_blocked_by_its_port(proto: str, port: int, chain: str,
 
 @pytest.mark.parametrize("proto", ["udp", "tcp"])
 @pytest.mark.parametrize(("client", "server"), [(CLIENT4, FREE4), (CLIENT6, FREE6)])
-def test_port_53_of_policed_clients_comes_to_us(proto: str, client: str, server: str) -> None:
+def test_port_53_of_filtered_clients_comes_to_us(proto: str, client: str, server: str) -> None:
     """Whatever the address; from other interfaces it is left alone, and what slips past is rejected."""
     table = Firewall(CASES["lan_fail_closed"]())
     assert table.pass_through("prerouting", Packet(client, server, proto, 53, "lan0")).verdict == "redirect 53"

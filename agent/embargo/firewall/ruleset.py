@@ -10,7 +10,7 @@ replaced by filling new sets aside and switching the rules in one transaction (`
 
     forward (filter -5, before any established-accept): judged already? → police → ports; to4, from4, to6, from6; mark
     output (filter -5) → to4, to6                                                          → class chain: count, log, reject
-    prerouting (nat -110): port 53 of policed clients comes to us
+    prerouting (nat -110): port 53 of filtered clients comes to us
 
 Where connections are tracked anyway, a flow that was let through is marked with the number of that judgement (some bits of its
 conntrack mark), and its next packets cost one comparison. So everything that a flow's judgement depends on must be seen in both
@@ -35,7 +35,7 @@ DOT_PORTS = (("tcp", 853),)  # RFC 7858
 DOQ_PORTS = (("udp", 853), ("udp", 784), ("udp", 8853))  # RFC 9250 and its drafts
 LOG_RATE = 1000  # records a second and class; counters count every packet, so the log can say how many have no record
 SNAPLEN = 64  # octets of a packet: its IP and transport headers
-RESERVED = "embargo-verify"  # interface where probes of `embargo verify` come in: always policed, and routed to the sink alone
+RESERVED = "embargo-verify"  # interface where probes of `embargo verify` come in: always filtered, and routed to the sink alone
 SINK = "embargo-sink"  # interface where the probes end
 #: IPv6 prefixes that carry an IPv4 address, and the octet where it begins (RFC 4291, 6052, 8215, 3056)
 EMBEDDED = (("::ffff:0:0/96", 12), ("64:ff9b::/96", 12), ("64:ff9b:1::/48", 12), ("2002::/16", 2))
@@ -190,7 +190,7 @@ def _listed_sets(what: Spec, family: int, type_: str, listed: Listed) -> Iterato
 
 
 def _client_sets(what: Spec, family: int, type_: str) -> Iterator[table.Set]:
-    """Sets of the machine's resolvers, of clients that are never policed, and of clients with a paused class."""
+    """Sets of the machine's resolvers, of clients that are never filtered, and of clients with a paused class."""
     generation = what.generation
     servers = {int(ipaddress.ip_address(text.partition("%")[0])) for text in what.system if _family(text) == family}
     if servers:
@@ -221,7 +221,7 @@ def _chains(what: Spec, listed: Mapping[int, Listed]) -> Iterator[table.Chain]:
             yield table.Chain(f"{_SIDES[side]}{family}", tuple(rules))
     if what.ct_mark:
         yield mark_chain(what)
-    yield table.Chain("police", tuple(_policed_packet(what, lan, excepted)))
+    yield table.Chain("police", tuple(_filtered_packet(what, lan, excepted)))
     yield table.Chain("forward", tuple(_forward(what, lan)), table.Hook("filter", "forward", FILTER_PRIORITY))
     # the resets that refuse forwarded packets leave here. One to the client has the listed address as its source: so only
     # destinations are looked at. One to the listed address would count as an attempt of the client
@@ -261,7 +261,7 @@ def _forward(what: Spec, lan: str) -> Iterator[table.Rule]:
         yield table.Rule((table.Jump("police"),))
 
 
-def _policed_packet(what: Spec, lan: str, excepted: set[int]) -> Iterator[table.Rule]:
+def _filtered_packet(what: Spec, lan: str, excepted: set[int]) -> Iterator[table.Rule]:
     """One packet from or to a client, up to its verdict."""
     if what.lan:
         yield from _ports(what, lan, excepted)
@@ -271,7 +271,7 @@ def _policed_packet(what: Spec, lan: str, excepted: set[int]) -> Iterator[table.
         if not what.lan:
             for family in sorted(excepted):
                 match = table.Address(family, "saddr", f"except{family}_{what.generation}")
-                yield table.Rule((match, table.Accept()), "clients never policed")
+                yield table.Rule((match, table.Accept()), "clients never filtered")
         yield from (
             table.Rule((table.Port("tcp", 80), table.Begins(start), table.Jump(chain_name(httpdns)))) for start in HTTPDNS
         )
@@ -328,7 +328,7 @@ def _police(family: int, side: str, other: str, what: Spec, listed: Listed, exce
     """The rules of a chain that looks up the address on `side`; the client is on the `other` side."""
     if excepted:
         yield table.Rule(
-            (table.Address(family, other, f"except{family}_{what.generation}"), table.Return()), "clients never policed"
+            (table.Address(family, other, f"except{family}_{what.generation}"), table.Return()), "clients never filtered"
         )
     yield from _look_up(family, side, what, listed)
     if family == 6:
@@ -357,7 +357,7 @@ def _ports(what: Spec, lan: str, excepted: set[int]) -> Iterator[table.Rule]:
     for family in sorted(excepted):
         for interface, side in (("iifname", "saddr"), ("oifname", "daddr")):
             match = table.Meta(interface, lan), table.Address(family, side, f"except{family}_{what.generation}")
-            yield table.Rule((*match, table.Accept()), "clients never policed")
+            yield table.Rule((*match, table.Accept()), "clients never filtered")
     on = {class_ for class_, _ in what.classes}
     for function, ports in (("dot", DOT_PORTS), ("doq", DOQ_PORTS)):
         class_ = Class(BYPASS, function)
@@ -373,20 +373,20 @@ def _dns(what: Spec, lan: str) -> Iterator[table.Rule]:
     for proto in ("udp", "tcp"):
         reject = table.Reject("reset" if proto == "tcp" else "port")
         for interface, side in (("iifname", "dport"), ("oifname", "sport")):
-            match = table.Meta(interface, _policed(what, lan)), table.Port(proto, 53, side)
+            match = table.Meta(interface, _filtered(what, lan)), table.Port(proto, 53, side)
             yield table.Rule((*match, table.Counter("intercept_leak"), reject), "only this gateway's resolver")
 
 
 def _intercept(what: Spec, lan: str, excepted: set[int]) -> Iterator[table.Rule]:
     for family in sorted(excepted):
         yield table.Rule(
-            (table.Address(family, "saddr", f"except{family}_{what.generation}"), table.Return()), "clients never policed"
+            (table.Address(family, "saddr", f"except{family}_{what.generation}"), table.Return()), "clients never filtered"
         )
     for proto in ("udp", "tcp"):
-        interface = table.Meta("iifname", _policed(what, lan))
+        interface = table.Meta("iifname", _filtered(what, lan))
         yield table.Rule((interface, table.Port(proto, 53), table.Redirect(what.intercept_port)), "answered here")
 
 
-def _policed(what: Spec, lan: str) -> str:
+def _filtered(what: Spec, lan: str) -> str:
     """The set of interfaces where port 53 is ours: all of lan, or with fail = "open" those where resolvers answer just now."""
     return "@alive" if what.fail == "open" else lan

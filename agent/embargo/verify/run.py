@@ -118,18 +118,18 @@ def _signals_as_interrupt() -> Iterator[None]:
 
 
 def _families(settings: Config, status: Status) -> list[Addresses]:
-    """Addresses for client and sink: unused, policed, and if possible allowed to query the resolver."""
+    """Addresses for client and sink: unused, filtered, and if possible allowed to query the resolver."""
     acl = Acl(endpoints.local_networks(settings, machine.interfaces()))
     excepted = [ipaddress.ip_network(text) for text in settings.firewall.except_]
 
-    def policed(address: str) -> bool:
+    def filtered(address: str) -> bool:
         return not any(ipaddress.ip_address(address) in each for each in excepted)
 
     found = []
     for version in (4, 6) if sandbox.has_ipv6() else (4,):
         gateway = _reachable(status, settings, version)
-        chosen = sandbox.choose(version, gateway, lambda each: policed(each) and acl.allows(each))
-        chosen = chosen or sandbox.choose(version, gateway, policed)
+        chosen = sandbox.choose(version, gateway, lambda each: filtered(each) and acl.allows(each))
+        chosen = chosen or sandbox.choose(version, gateway, filtered)
         if chosen is None:
             raise SandboxError(f"no IPv{version} address is left for a client: all candidates are routed or in firewall.except")
         found.append(chosen)

@@ -1,4 +1,4 @@
-"""A client and a sink in network namespaces: their packets are policed like those of a LAN and never leave the machine.
+"""A client and a sink in network namespaces: their packets are filtered like those of a LAN and never leave the machine.
 
     client (a namespace) ── embargo-verify ── this namespace ── embargo-sink ── sink (a namespace)
 

@@ -36,11 +36,11 @@ async def status(agent: Supervisor) -> Status:
     assert generation is not None
     stats = await agent.workers.stats()
     guarded = await agent.firewall_stats()
-    unpoliced = await asyncio.to_thread(surroundings.unpoliced, settings, agent.around)
+    unfiltered = await asyncio.to_thread(surroundings.unfiltered, settings, agent.around)
     now, report, last = time.time(), generation.report, agent.last
     gaps = uncovered(
         settings, report, now=now, listening=bool(agent.sockets.endpoints), learning=guarded.learning if guarded else None,
-        flowtables=guarded.flowtables if guarded else (), unpoliced=unpoliced,
+        flowtables=guarded.flowtables if guarded else (), unfiltered=unfiltered,
     )  # fmt: skip
     return Status(
         pid=os.getpid(), version=embargo.__version__, uptime=round(now - agent.started, 1), config=settings.file,

@@ -44,7 +44,7 @@ class Flows:
         self._clear: set[int] = set()  # mark values that no flow carries
         self._judging: asyncio.TimerHandle | None = None
         self._cutting: asyncio.TimerHandle | None = None
-        self.clients: tuple[IPNetwork, ...] = ()  # networks of policed clients; none: everybody is policed
+        self.clients: tuple[IPNetwork, ...] = ()  # networks of filtered clients; none: everybody is filtered
         self.cut = 0  # connections that the kernel was told to forget
 
     def judge_soon(self) -> None:
@@ -102,7 +102,7 @@ class Flows:
             await self.delete(learnt.__contains__)
 
     async def delete(self, is_blocked: Callable[[bytes], bool]) -> None:
-        """Let the kernel forget the connections of policed clients to blocked addresses."""
+        """Let the kernel forget the connections of filtered clients to blocked addresses."""
         if not conntrack.in_use():
             return
         clients, excepted = self.clients, self._excepted()
@@ -113,8 +113,8 @@ class Flows:
             if not conntrack.blocked(flow, lambda address: address not in passing and is_blocked(address)):
                 return False
             ends = [ipaddress.ip_address(end) for end in (flow.source, flow.answers)]
-            policed = not clients or any(end in network for network in clients for end in ends)
-            return policed and not any(end in network for network in excepted for end in ends)
+            filtered = not clients or any(end in network for network in clients for end in ends)
+            return filtered and not any(end in network for network in excepted for end in ends)
 
         def delete() -> int:
             with contextlib.closing(Conntrack()) as table:

@@ -28,7 +28,7 @@ class Apply(Order[Applied]):
     board: Switchboard
     lan: tuple[str, ...]
     clients: tuple[str, ...]  # networks of the lan interfaces
-    excepted: tuple[str, ...]  # clients that are never policed
+    excepted: tuple[str, ...]  # clients that are never filtered
     exempt: tuple[tuple[str, tuple[Class, ...]], ...]  # clients (networks), and the classes that are paused for them
     protected: tuple[str, ...]  # networks that are never blocked because of a name
     own: tuple[Own, ...]  # questions of our resolvers, which pass

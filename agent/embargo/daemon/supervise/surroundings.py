@@ -71,7 +71,7 @@ def protected(settings: Config, around: Surroundings) -> list[tuple[str, str]]:
     return [(address.partition("%")[0], role) for address, role in networks]
 
 
-def unpoliced(settings: Config, around: Surroundings) -> list[str]:
+def unfiltered(settings: Config, around: Surroundings) -> list[str]:
     """Interfaces that are neither in [firewall] lan nor lead to a default route: clients behind them are not filtered."""
     lan = settings.firewall.lan
     if not lan:
