@@ -17,12 +17,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self, TypeVar
+
+from embargo.daemon.host import namespaces
 
 PREFIX = "embargo"
 ROLES = ("client", "gateway", "internet")
@@ -33,7 +34,6 @@ OTHER4, OTHER6 = "203.0.113.53", "2001:db8:3::53"  # somebody else's resolver
 WEB4, WEB6 = "203.0.113.80", "2001:db8:3::80"  # what every name leads to that the upstream was not told of
 PORTS = (80, 443, 784, 853, 8853, 8080)  # TCP and UDP, where the internet answers whoever connects
 
-_CLONE_NEWNET = 0x40000000
 _PR_SET_PDEATHSIG = 1
 _numbers = itertools.count(1)
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -43,24 +43,8 @@ T = TypeVar("T")
 
 def within(namespace: str, work: Callable[[], T]) -> T:
     """Call something in a thread that lives in the network namespace of this file."""
-    outcome: list[T] = []
-    errors: list[BaseException] = []
-
-    def enter() -> None:
-        try:
-            with open(namespace) as opened:
-                if _libc.setns(opened.fileno(), _CLONE_NEWNET):
-                    raise OSError(ctypes.get_errno(), "setns")
-            outcome.append(work())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=enter)
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return outcome[0]
+    with open(namespace) as opened:
+        return namespaces.within(opened.fileno(), work)
 
 
 class Answer(NamedTuple):

@@ -60,12 +60,15 @@ def options(section: type) -> dict[str, Option]:
 
 
 def boolean(value: Any) -> bool:
+    """True or False. BadValue for anything else."""
     if not isinstance(value, bool):
         raise BadValue("wrong type", "it must be true or false")
     return value
 
 
 def integer(low: int, high: int) -> Callable[[Any], int]:
+    """A check: a whole number from `low` to `high`."""
+
     def check(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
             raise BadValue("wrong type", f"it must be a number from {low} to {high}")
@@ -90,6 +93,7 @@ def mask(value: Any) -> int:
 
 
 def text(value: Any) -> str:
+    """A string that is not empty. BadValue for anything else."""
     if not isinstance(value, str):
         raise BadValue("wrong type", "it must be a string")
     if not value:
@@ -98,6 +102,7 @@ def text(value: Any) -> str:
 
 
 def path(value: Any) -> str:
+    """An absolute path. BadValue for anything else."""
     if not isinstance(value, str):
         raise BadValue("wrong type", "it must be a string, an absolute path")
     if not value.startswith("/") or "\0" in value:
@@ -106,10 +111,13 @@ def path(value: Any) -> str:
 
 
 def path_or_empty(value: Any) -> str:
+    """An absolute path, or an empty string."""
     return value if value == "" else path(value)
 
 
 def choice(*words: str) -> Callable[[Any], str]:
+    """A check: one of these words."""
+
     def check(value: Any) -> str:
         if not isinstance(value, str):
             raise BadValue("wrong type", f"it must be one of {', '.join(words)}")
@@ -141,6 +149,7 @@ def address(text: str) -> str:
 
 
 def port(text: str) -> int:
+    """A port number, 1 to 65535, from decimal text. BadValue for anything else."""
     if not (text.isascii() and text.isdecimal() and len(text) < 6 and 0 < int(text) < 65536):
         raise BadValue(f'"{text}" is not a port', "a port is a number from 1 to 65535")
     return int(text)
@@ -174,6 +183,7 @@ def network(value: Any) -> str:
 
 
 def interface(value: Any) -> str:
+    """The name of a network interface. BadValue if the kernel could not have it."""
     if not isinstance(value, str):
         raise BadValue("wrong type", "it must be a string, an interface name")
     if not _INTERFACE.fullmatch(value) or len(value.encode()) >= _IFNAMSIZ:
@@ -191,6 +201,7 @@ def host(value: str) -> str | None:
 
 
 def domain(value: str) -> Name:
+    """A domain name in wire form (RFC 1035 section 3.1). BadValue if the text is not one."""
     try:
         return names.from_text(value)
     except ValueError as error:

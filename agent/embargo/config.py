@@ -260,6 +260,7 @@ class Config:
 
     @property
     def control(self) -> str:
+        """The path of the control socket."""
         return f"{self.state.runtime}/control.sock"
 
     def line(self, *path: str | int) -> int:

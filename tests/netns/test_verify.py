@@ -132,7 +132,7 @@ def test_everything_is_held(agent: Agent) -> None:
         ("alipay", "payment", "names"), ("alipay", "payment", "IPv4 addresses"), ("alipay", "payment", "IPv6 addresses"),
         ("alipay", "telemetry", "names"), ("alipay", "httpdns", "names"), ("alipay", "httpdns", "IPv6 addresses"),
         ("bypass", "canary", "names"), ("bypass", "relay", "names"), ("bypass", "doh", "names"),
-        ("bypass", "doh", "IPv4 addresses"), ("bypass", "dot", "ports"), ("bypass", "doq", "ports"), ("bypass", "ddr", "names"),
+        ("bypass", "doh", "IPv4 addresses"), ("bypass", "dot", "ports"), ("bypass", "doq", "ports"), ("bypass", "ddr", "discovery of encrypted resolvers"),
         ("bypass", "resolver", "port 53 to other resolvers"), ("bypass", "packets", "IPv4 fragments"),
         ("bypass", "packets", "IPv4 options"), ("bypass", "packets", "IPv6 fragments"),
         ("bypass", "packets", "IPv6 extension headers"), ("bypass", "packets", "IPv4 inside 64:ff9b::/96"),

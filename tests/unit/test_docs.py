@@ -1,7 +1,9 @@
 """What the documents say is so: the map, the links, the configuration page, the commands of the README."""
 
+import ast
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -41,6 +43,18 @@ def test_the_map_shows_every_module_as_it_describes_itself() -> None:
     assert text == docs.architecture(), "run: python -m tools.docs"
     for path in (*docs.PACKAGE.rglob("*.py"), *docs.PACKAGE.rglob("*.pyx")):
         assert path.name.startswith("__") or re.search(rf"^ +{re.escape(path.name)} +\S", text, re.MULTILINE), path
+
+
+def test_every_public_function_says_what_it_does() -> None:
+    def silent(body: list[ast.stmt], where: str) -> Iterator[str]:
+        for each in body:
+            if isinstance(each, ast.ClassDef) and not each.name.startswith("_"):
+                yield from silent(each.body, f"{where}:{each.name}")
+            elif isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef) and not each.name.startswith("_"):
+                yield from () if ast.get_docstring(each) else (f"{where}:{each.name}",)
+
+    found = [name for path in docs.PACKAGE.rglob("*.py") for name in silent(ast.parse(path.read_text()).body, path.name)]
+    assert not found
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -36,6 +36,7 @@ class Verb(click.Command):
         self.params.append(click.Option(["-c", "--config", "file"], default=DEFAULT, show_default=True, **named))
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb; an EmbargoError becomes a message and an exit status."""
         try:
             return super().invoke(ctx)
         except ConfigError as error:
@@ -60,6 +61,7 @@ def complain(lines: Iterable[object]) -> None:
 
 
 def warn(problems: Iterable[Problem]) -> None:
+    """Print problems on standard error, as warnings."""
     complain(f"warning: {problem}" for problem in problems)
 
 

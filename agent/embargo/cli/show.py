@@ -41,6 +41,7 @@ def as_json(told: object) -> None:
 
 
 def lines(rows: Iterable[str]) -> None:
+    """Print rows of text, without control characters."""
     for row in rows:
         print(clean(row))
 
@@ -67,6 +68,7 @@ def person(uid: int) -> str:
 
 
 def status(now: Status, *, every_list: bool) -> None:
+    """Print the answer to `status`. `every_list`: also the lists without problems."""
     print(f"running    pid {now.pid}, version {now.version}, up {duration(now.uptime)}, {now.config}")
     _policy(now)
     _reload(now.reload)
@@ -88,6 +90,7 @@ def status(now: Status, *, every_list: bool) -> None:
 
 
 def paused(pause: PauseStatus) -> str:
+    """A pause as text: what, for which client, until when, and the user who paused."""
     client = f" for {pause.client}" if pause.client else ""
     until = pause.until[:19].replace("T", " ")
     return f"{pause.app or 'everything'}{client} until {until} UTC, by {person(pause.uid)}"
@@ -203,6 +206,7 @@ def _upstreams(rows: Sequence[UpstreamStats]) -> None:
 
 
 def apps(rows: Iterable[AppStatus]) -> None:
+    """Print a table of apps, one row each."""
     table(
         ("APP", "NAME", "BLOCKED FUNCTIONS", "NAMES", "NETWORKS", "ATTEMPTS"),
         (
@@ -224,6 +228,7 @@ def _blocked(app: AppStatus) -> str:
 
 
 def app(about: AppStatus) -> None:
+    """Print one app: what it is, and a table of its functions."""
     for title in ("name", "operator", "order", "summary", "homepage"):
         if text := getattr(about, title):
             print(f"{title:9} {clean(text)}")
@@ -247,6 +252,7 @@ def _state(function: FunctionStatus) -> str:
 
 
 def why(found: Explained) -> None:
+    """Print the verdict about a name or address, and what each matching line has to do with it."""
     subject = clean(found.subject)
     match found.verdict:
         case "blocked":
@@ -306,6 +312,7 @@ def _place(list_: str, line: int | None, rule: str | None) -> str:
 
 
 def verify(told: Told) -> None:
+    """Print the results of `verify.run`: a table, the notes, and the totals."""
     table(
         ("APP", "FUNCTION", "KIND", "PROBES", "HELD", "LEAKS", "VERDICT", "DETAIL"),
         (
@@ -325,6 +332,7 @@ def verify(told: Told) -> None:
 
 
 def top(attempts: dict[str, Counter[str]], rows: int, since: str, *, clear: bool) -> None:
+    """Print tables of attempts. `attempts`: title → attempts by what is counted; `clear`: clear the terminal first."""
     if clear:
         print("\033[H\033[2J", end="")
     total = counted(attempts["apps"].total(), "attempt")

@@ -45,6 +45,7 @@ class Draft:
     tail: list[str] = field(default_factory=list)  # lines after the entries
 
     def add(self, match: str, subject: str, treatment: Treatment, lines: Iterable[str]) -> None:
+        """Add an entry and its lines in the format. `match`: how the format matches the subject."""
         self.entries.append(ExportedEntry(match, subject, treatment, tuple(lines)))
 
     def omit(self, what: str, entry: object) -> None:
@@ -100,6 +101,7 @@ def networks(listed: ListedRange, *forms: tuple[int, int]) -> Iterator[tuple[int
 
 
 def record_type(address: str) -> str:
+    """The type of the DNS record that holds an address: A or AAAA."""
     return "AAAA" if ":" in address else "A"
 
 

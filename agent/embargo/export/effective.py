@@ -37,6 +37,7 @@ class Treatment(NamedTuple):
 
     @property
     def blocked(self) -> bool:
+        """Whether it is blocked in any way."""
         return self.verdict in (Verdict.BLOCK, Verdict.CANARY)
 
     def differs(self, above: "Treatment") -> bool:
@@ -101,6 +102,7 @@ class EffectivePolicy:
 
     @property
     def blocked_ranges(self) -> list[ListedRange]:
+        """The ranges of addresses that are blocked."""
         return [each for each in self.ranges if each.treatment.blocked]
 
 

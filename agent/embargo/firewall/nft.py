@@ -245,6 +245,7 @@ class Shape(NamedTuple):
 
     @property
     def elements(self) -> int:
+        """The elements of the set, encoded for the kernel."""
         return sum(self.items.values())
 
 

@@ -130,6 +130,7 @@ def value_of(judgement: int, mask: int) -> int:
 
 
 def chain_name(class_: Class) -> str:
+    """The name of a class's chain: app and function, with an underscore between."""
     return f"{class_.app}_{class_.function}"
 
 

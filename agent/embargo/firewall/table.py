@@ -187,6 +187,7 @@ class Set:
 
     @property
     def size(self) -> int:
+        """The number of elements that the kernel reserves space for."""
         return len(self.words) + spans.count(self.spans)
 
     @property

@@ -28,6 +28,7 @@ class Usual(NamedTuple):
     signs: bytes = b""
 
     def name(self, row: int) -> Name:
+        """The name in a row, in wire form."""
         start = self.starts[row]
         return Name(self.names[start : self.starts[row + 1] if row + 1 < len(self.starts) else len(self.names)])
 

@@ -101,6 +101,7 @@ class Source(NamedTuple):
 
     @property
     def class_(self) -> Class:
+        """The class of its entries."""
         return Class(self.app, self.function)
 
 
@@ -186,14 +187,17 @@ class Selection:
     mode: Action = option("block", _mode, "block, or audit: log what would be blocked and let it pass")
 
     def app_on(self, app: App) -> bool:
+        """Whether [policy] apps selects the app."""
         if self.apps == "default":
             return bool(app.default)
         return self.apps == "all" or app.id in self.apps
 
     def shared_on(self, app: str) -> bool:
+        """Whether [policy] shared selects the shared lists of the app with this id."""
         return self.shared if isinstance(self.shared, bool) else app in self.shared
 
     def class_on(self, app: App, function: str) -> bool:
+        """Whether a function of an app is blocked (or logged, with mode = "audit")."""
         if app.id == BYPASS:
             return function in self.bypass
         if not self.app_on(app):

@@ -49,6 +49,7 @@ class AddressProbes:
         self._pending: list[tuple[ResultRow, list[ProbeResult], bool]] = []  # and whether the counter accounts for all
 
     def close(self) -> None:
+        """Close the socket to the kernel."""
         self._kernel.close()
 
     def controls(self) -> None:
@@ -63,6 +64,7 @@ class AddressProbes:
                 row.count(HELD if works else UNPROVEN, doubt)
 
     def run(self) -> None:
+        """Send all probes of addresses and ports, and count their results."""
         self._listed()
         self._ports()
         self._embedded()

@@ -31,6 +31,7 @@ class NameProbes:
         self._results = session.results
 
     def run(self, resolvers: Sequence[Resolver]) -> None:
+        """Send all probes of names to these resolvers, and count their results."""
         queriers = [Querier(resolver, self._socket_maker(resolver)) for resolver in resolvers]
         try:
             working = self._controls(queriers)

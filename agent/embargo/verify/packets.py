@@ -53,6 +53,7 @@ class ProbeResult:
 
     @property
     def passed(self) -> bool:
+        """Whether the packet reached the sink, or its connection was accepted."""
         return self.arrived or self.reaction == "open"
 
 
@@ -76,6 +77,7 @@ class Prober:
         self._number = random.randrange(1 << 16)  # identifier of echo requests: each is a flow of its own
 
     def close(self) -> None:
+        """Close the sockets in both namespaces."""
         self._capture.close()
         self._frames.close()
 

@@ -46,6 +46,7 @@ class Querier:
         self._number = 0
 
     def close(self) -> None:
+        """Close the socket."""
         if self._sock is not None:
             self._sock.close()
             self._sock = None

@@ -27,6 +27,7 @@ class ResultRow:
 
     @property
     def verdict(self) -> str:
+        """The verdict about the whole row: the worst of its probes."""
         if self.leaks:
             return LEAK
         if self.unproven:
@@ -35,9 +36,11 @@ class ResultRow:
 
     @property
     def detail(self) -> str:
+        """The first details of what was not held, or why nothing was tried."""
         return "; ".join(dict.fromkeys(self.details[:DETAILS])) if self.probes else self.skipped
 
     def count(self, verdict: str, detail: str = "") -> None:
+        """Count a probe. `detail`: what is worth showing about one that was not held."""
         self.probes += 1
         if verdict == HELD:
             self.held += 1
@@ -49,6 +52,7 @@ class ResultRow:
             self.details.append(detail)
 
     def as_data(self) -> dict[str, Any]:
+        """The row as JSON values."""
         return {
             "app": self.app, "function": self.function, "kind": self.kind, "verdict": self.verdict, "probes": self.probes,
             "held": self.held, "leaks": self.leaks, "unproven": self.unproven, "detail": self.detail,

@@ -8,11 +8,9 @@ disappear with this process. Rules and routes that a killed run has left are rem
 """
 
 import contextlib
-import ctypes
 import ipaddress
 import os
 import socket
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
@@ -20,6 +18,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from embargo.daemon.host import namespaces
 from embargo.errors import EmbargoError
 from embargo.firewall.ruleset import RESERVED, SINK
 
@@ -29,12 +28,10 @@ CLIENT_MAC, GATEWAY_MAC, SINK_MAC, BEYOND_MAC = (f"02:65:6d:62:00:{number:02}" f
 PREFIXES4 = ("169.254.213.0", "10.213.98.0", "172.29.213.0", "192.168.213.0")  # the first one that is not in use is taken
 PREFIXES6 = ("fd65:6d62:6172:676f::", "fd65:6d62:6172:6770::")
 
-_CLONE_NEWNET = 0x40000000
 _ONLINK, _FIB_MATCH = 4, 0x2000  # RTNH_F_ONLINK, RTM_F_FIB_MATCH
 _NODAD, _NOPREFIXROUTE = 0x02, 0x200  # IFA_F_NODAD, IFA_F_NOPREFIXROUTE
 _PERMANENT = 0x80  # NUD_PERMANENT
 _LOCAL_TABLE = 255
-_libc = ctypes.CDLL(None, use_errno=True)
 
 T = TypeVar("T")
 
@@ -52,18 +49,22 @@ class Addresses(NamedTuple):
 
     @property
     def version(self) -> int:
+        """The IP version, 4 or 6."""
         return 6 if ":" in self.client else 4
 
     @property
     def family(self) -> socket.AddressFamily:
+        """The address family for sockets and routes."""
         return socket.AF_INET6 if self.version == 6 else socket.AF_INET
 
     @property
     def bits(self) -> int:
+        """The length of an address in bits."""
         return 128 if self.version == 6 else 32
 
     @property
     def everything(self) -> str:
+        """The network of all addresses."""
         return "::/0" if self.version == 6 else "0.0.0.0/0"
 
     def hop(self, number: int) -> str:
@@ -72,6 +73,7 @@ class Addresses(NamedTuple):
 
 
 def has_ipv6() -> bool:
+    """Whether this machine has IPv6 at all."""
     return os.path.exists("/proc/sys/net/ipv6/conf/all/forwarding")
 
 
@@ -146,6 +148,7 @@ class Sandbox:
         self.close()
 
     def close(self) -> None:
+        """Remove the interfaces, rules, routes and namespaces, and release the lock."""
         with IPRoute() as route:
             _sweep(route)
         for space in self._spaces.values():
@@ -155,14 +158,7 @@ class Sandbox:
 
     def inside(self, name: str, work: Callable[[], T]) -> T:
         """Call `work` in a thread inside a namespace: sockets made there belong to it, wherever they are used."""
-        space = self._spaces[name]
-
-        def enter() -> T:
-            if _libc.setns(space, _CLONE_NEWNET):
-                raise OSError(ctypes.get_errno(), "setns")
-            return work()
-
-        return _in_thread(enter)
+        return namespaces.within(self._spaces[name], work)
 
     def mute(self) -> None:
         """Stop answering echo requests: the firewall would reject such an answer to the listed address that it seems to come
@@ -187,7 +183,7 @@ class Sandbox:
                 ("client", RESERVED, GATEWAY_MAC, CLIENT_MAC),
                 ("sink", SINK, BEYOND_MAC, SINK_MAC),
             ):
-                self._spaces[name] = _in_thread(_new_space)
+                self._spaces[name] = namespaces.new()
                 peer = {"ifname": "eth0", "net_ns_fd": self._spaces[name], "address": theirs}
                 route.link("add", ifname=interface, kind="veth", address=ours, peer=peer)
                 _configure(interface, self.families)
@@ -305,31 +301,3 @@ def _reason(error: OSError | NetlinkError) -> str:
     text = os.strerror(error.code) if isinstance(error, NetlinkError) else error.strerror or str(error)
     where = getattr(error, "filename", None)
     return f"{where}: {text}" if where else text
-
-
-# ── threads and namespaces ───────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _new_space() -> int:
-    """A new network namespace, which exists as long as this descriptor is open."""
-    if _libc.unshare(_CLONE_NEWNET):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-
-
-def _in_thread(work: Callable[[], T]) -> T:
-    outcome: list[T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            outcome.append(work())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return outcome[0]

@@ -50,6 +50,7 @@ class Conntrack:
         self._sequence = 0
 
     def close(self) -> None:
+        """Close the socket."""
         self._sock.close()
 
     def flows(self, mark: int = 0, mask: int = 0) -> Iterator[Flow]:

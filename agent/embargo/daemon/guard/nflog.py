@@ -156,9 +156,11 @@ class NfLog:
                     return
 
     def fileno(self) -> int:
+        """The descriptor of the socket, to wait for records."""
         return self._sock.fileno()
 
     def close(self) -> None:
+        """Close the socket: the kernel no longer sends records to it."""
         self._sock.close()
 
     def read(self) -> list[Record]:

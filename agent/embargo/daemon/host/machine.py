@@ -59,6 +59,7 @@ class Hints:
         self.news = asyncio.Event()  # set when something changed
 
     def fileno(self) -> int:
+        """The descriptor of the socket, to wait for changes."""
         return self._sock.fileno()
 
     def drain(self) -> None:

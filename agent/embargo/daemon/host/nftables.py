@@ -70,6 +70,7 @@ class Nftables:
         self._flags = 0  # NFT_TABLE_F_* of the table
 
     def close(self) -> None:
+        """Close the socket. It ends the ownership of a table that was created through it (NFT_TABLE_F_OWNER)."""
         self._sock.close()
 
     def transact(self, messages: Sequence[Message]) -> None:

@@ -31,6 +31,7 @@ class JournalHandler(logging.Handler):
             print(message, file=sys.stderr)
 
     def close(self) -> None:
+        """Close the socket to the journal."""
         self._sock.close()
         super().close()
 

@@ -85,12 +85,15 @@ class Channel:
         self._accepts = records.by_name(accepts)
 
     def fileno(self) -> int:
+        """The descriptor of the socket, to wait for records."""
         return self._sock.fileno()
 
     def setblocking(self, flag: bool) -> None:
+        """Whether sending and receiving wait; without, they raise BlockingIOError."""
         self._sock.setblocking(flag)
 
     def close(self) -> None:
+        """Close this end; the other end then reads the end of the channel."""
         self._sock.close()
 
     def shut(self) -> None:

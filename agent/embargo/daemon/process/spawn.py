@@ -26,7 +26,8 @@ class Process(Protocol):
     """A started process. It has the descriptors that it was given, and no others of this process."""
 
     @property
-    def pid(self) -> int: ...
+    def pid(self) -> int:
+        """The process id."""
 
     @property
     def uid(self) -> int:

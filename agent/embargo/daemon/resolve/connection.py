@@ -197,6 +197,7 @@ class Connection(asyncio.Protocol):
         self._owner.lost(self, reason, network)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin the TLS handshake, or send the waiting queries (asyncio.Protocol)."""
         self._transport = cast("asyncio.Transport", transport)
         if self._ended:
             self._transport.abort()
@@ -211,6 +212,7 @@ class Connection(asyncio.Protocol):
         self._flush_soon()
 
     def data_received(self, data: bytes) -> None:
+        """Decrypt the octets and hand over each complete response (RFC 7766 section 8)."""
         if self._ended:
             return
         self.last = self._loop.time()
@@ -245,10 +247,12 @@ class Connection(asyncio.Protocol):
         return data
 
     def eof_received(self) -> None:
+        """The server closed the connection: it is broken (asyncio.Protocol)."""
         when = "without an answer" if self.opened.done() else "during the handshake"
         self.broken(f"closed the {self.protocol} connection {when}")
 
     def connection_lost(self, error: Exception | None) -> None:
+        """Free what the connection held; an error breaks it (asyncio.Protocol)."""
         if isinstance(error, OSError):
             self.broken(error_text(error, self.protocol))
         else:

@@ -44,6 +44,7 @@ class UdpPeer(NamedTuple):
     sender: Any
 
     def send(self, wire: bytes) -> None:
+        """Send a reply to the client, from the address that it queried."""
         self.listener.send(wire, self.sender)
 
 
@@ -70,6 +71,7 @@ class Listener:
             self.receive, self.sendto = self._receive, self._sendto
 
     def send(self, wire: bytes, sender: Any) -> None:
+        """Send a reply, from the address that the client queried. One that cannot be sent is counted in `unsent`."""
         try:
             self.sendto(wire, sender)
         except OSError:  # the client has gone or the buffer is full: the client asks again, as after any lost datagram

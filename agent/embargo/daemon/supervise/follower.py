@@ -27,15 +27,19 @@ class Reloadable(Protocol):
     """The part of the supervisor that a Follower uses."""
 
     @property
-    def settings(self) -> Config: ...
+    def settings(self) -> Config:
+        """The configuration in force."""
 
     @property
-    def around(self) -> Surroundings: ...
+    def around(self) -> Surroundings:
+        """The surroundings in force."""
 
     @property
-    def last(self) -> Outcome | None: ...
+    def last(self) -> Outcome | None:
+        """The outcome of the last reload; None before the first."""
 
-    async def reload(self, why: str) -> Outcome: ...
+    async def reload(self, why: str) -> Outcome:
+        """Read all files and put them into effect. `why`: for the event log."""
 
 
 class Follower:
@@ -62,6 +66,7 @@ class Follower:
             self._hint.set()  # it may have changed before it was watched
 
     def close(self) -> None:
+        """Stop watching."""
         self._watch.close()
 
     def _snapshot(self) -> Snapshot:

@@ -42,10 +42,12 @@ class Watched(Protocol):
     journal: Journal
 
     @property
-    def settings(self) -> Config: ...
+    def settings(self) -> Config:
+        """The configuration in force."""
 
     @property
-    def around(self) -> Surroundings: ...
+    def around(self) -> Surroundings:
+        """The surroundings in force."""
 
 
 class Health:

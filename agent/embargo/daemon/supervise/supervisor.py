@@ -84,10 +84,12 @@ class Supervisor:
 
     @property
     def settings(self) -> Config:
+        """The configuration in force."""
         return self._in_force.settings
 
     @property
     def around(self) -> Surroundings:
+        """The surroundings in force."""
         return self._in_force.around
 
     @property

@@ -42,9 +42,11 @@ class Inside(Child):
 
     @property
     def pid(self) -> int:
+        """0: it has no process of its own."""
         return 0
 
     async def start(self) -> None:
+        """Start the resolver in this process."""
         ours, theirs = channel.pair(self._accepts)
         self._theirs = theirs
         account = Account(self._page)
@@ -63,6 +65,7 @@ class Inside(Child):
         self._finish(int(failure is not None))
 
     def kill(self) -> None:
+        """Stop the resolver: its task is cancelled."""
         if self._task is not None:
             self._task.cancel()
 
