@@ -9,7 +9,6 @@ import dns.rrset
 import pytest
 
 from embargo.dns.engine import Joined
-from embargo.dns.questions import MAX_WAITING
 from embargo.dns.upstream import PLAIN_FOR, SEVERAL, Server, Strip, Upstreams
 from embargo.dns.zones import Zones
 from support.playbook import SERVERS, Play, answer, play, rules
@@ -329,24 +328,6 @@ def test_each_question_costs_few_queries_whatever_happens() -> None:
             found = found.silence() if trouble is None else found.upstream(trouble)
         assert asked <= 4
         assert found.now <= 1004.6
-
-
-def test_a_flood_of_questions_is_bounded() -> None:
-    found = play()
-    for number in range(1000):
-        found.query(f"n{number}.test").is_forwarded()
-    assert found.query("one.too.many.test").replies(rcode=dns.rcode.SERVFAIL).engine.pending == 1000
-    assert found.query("n1.test").outcome == Joined()
-
-
-def test_waiting_clients_are_bounded_and_others_get_servfail() -> None:
-    found = play().query("free.test")
-    for ident in range(1, MAX_WAITING):
-        found.query("free.test", ident=ident)
-    assert found.query("free.test", edns=False).replies(rcode=dns.rcode.SERVFAIL).engine.pending == 1
-    assert len(found.upstream(answer("free.test", "A", "192.0.2.1", ttl=0)).settled) == MAX_WAITING
-    found.query("free.test").is_forwarded().query("free.test")
-    assert found.outcome == Joined()
 
 
 def test_without_an_upstream_the_client_gets_servfail_with_the_reason() -> None:

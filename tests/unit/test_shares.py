@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embargo.dns import shares
-from embargo.dns.shares import Turns
+from embargo.dns.shares import Places, Turns
 
 CLIENTS = ("192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8::2", "2001:db8:0:1::1", "fe80::1%lan0")
 
@@ -71,3 +71,56 @@ def test_each_item_has_its_turn_once_and_a_clients_items_keep_their_order(steps:
     while (item := turns.next()) is not None:
         rest.append(item)
     assert sorted(rest) == sorted(waiting)
+
+
+# ── places ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_oldest_item_of_the_client_with_the_most_gives_way() -> None:
+    places: Places[str] = Places(3, 3)
+    assert places.giving_way("zone") is None
+    for item, client in (("other", "192.0.2.2"), ("first", "192.0.2.1"), ("second", "192.0.2.1")):
+        places.add(item, client, "zone")
+    assert places.giving_way("another zone") == "first"
+    places.remove("first")
+    assert places.giving_way("zone") is None
+    assert (places.client("second"), places.client("first")) == ("192.0.2.1", "")
+
+
+def test_many_addresses_of_one_network_are_one_client_among_others() -> None:
+    places: Places[str] = Places(8, 8)
+    for number in range(3):
+        places.add(f"many{number}", "192.0.2.1", "zone")
+    for number in range(5):
+        places.add(f"net{number}", f"2001:db8::{number:x}", "zone")
+    assert places.giving_way("zone") == "net0"
+
+
+def test_a_zone_that_has_its_part_takes_from_itself() -> None:
+    places: Places[str] = Places(100, 2)
+    places.add("most0", "192.0.2.1", "living")
+    places.add("most1", "192.0.2.1", "other")
+    places.add("dead0", "192.0.2.1", "dead")
+    places.add("dead1", "192.0.2.2", "dead")
+    assert places.giving_way("living") is None
+    assert places.giving_way("dead") == "dead0"
+
+
+@given(st.lists(st.tuples(st.sampled_from(CLIENTS), st.sampled_from("xyz"), st.booleans()), max_size=80))
+def test_places_are_taken_and_freed_as_in_a_plain_list(steps: list[tuple[str, str, bool]]) -> None:
+    places: Places[int] = Places(10, 5)
+    taken: list[tuple[int, str, str]] = []
+    for item, (client, zone, free) in enumerate(steps):
+        if free and taken:
+            places.remove(taken.pop(item % len(taken))[0])
+        while (gone := places.giving_way(zone)) is not None:
+            of_zone = [each for each in taken if each[2] == zone]
+            held = of_zone if len(of_zone) >= 5 else taken
+            groups = [shares.group(each[1]) for each in held]
+            (leaving,) = (each for each in held if each[0] == gone)
+            assert groups.count(shares.group(leaving[1])) == max(map(groups.count, groups))
+            taken.remove(leaving)
+            places.remove(gone)
+        places.add(item, client, zone)
+        taken.append((item, client, zone))
+        assert len(places) == len(taken) <= 10

@@ -25,7 +25,7 @@ from embargo.names import Name
 STALE_AFTER = 1.8  # seconds a client waits for a fresh answer when there is an expired one (RFC 8767 section 5)
 MAX_VERDICTS = 4  # kept about one cached answer: by the judgement of most clients, and by some of others
 _UNEVENTFUL = Screened(Action.PASS, None, Answer(message.NOERROR), uneventful=True)
-_FULL = Trouble(message.EDE_NO_REACHABLE, "too many questions are on their way")
+_FULL = Trouble(message.EDE_NO_REACHABLE, "too many questions of this client are on their way")
 
 
 class Reply(NamedTuple):
@@ -178,8 +178,8 @@ class Engine:
         return found
 
     def _ask(self, waiter: Waiter, key: bytes, now: float) -> Reply | Forward | Joined:
-        if self._questions.full(key):
-            return self._servfail(waiter, _FULL)
+        if not self._questions.admit(key, waiter):
+            return self._unanswered(key, waiter, _FULL, now)
         if self._questions.join(key, waiter):
             return Joined()
         outcome = self._questions.open(key, waiter.query, now, waiter)
@@ -246,8 +246,11 @@ class Engine:
                 return Settled([])
 
     def give_up(self, now: float) -> list[Reply]:
-        """Replies for clients whose time is over."""
-        return [reply for failed in self._questions.overtime(now) for reply in self._failed(failed.question, now)]
+        """Replies for clients whose time is over, or whose questions gave way to those of others."""
+        replies = [reply for failed in self._questions.overtime(now) for reply in self._failed(failed.question, now)]
+        for question, waiters in self._questions.gave_way():
+            replies += [self._unanswered(question.key, waiter, question.trouble, now) for waiter in waiters]
+        return replies
 
     def reply_stale(self, now: float) -> list[Reply]:
         """Replies with expired answers, for clients that have waited long enough for fresh ones (RFC 8767 section 5)."""
@@ -274,13 +277,15 @@ class Engine:
 
     def _failed(self, question: Question, now: float) -> list[Reply]:
         """Expired answers where there are some, and no upstream is asked again for a moment; else SERVFAIL with the reason."""
-        waiters = self._questions.release(question)
-        expired = self.cache.stale(question.key, now)
-        if expired is None:
-            trouble = question.explained or question.trouble
-            return [self._servfail(waiter, trouble) for waiter in waiters]
-        expired.retry_at = now + RETRY
-        return [self._reply_stale(waiter, expired) for waiter in waiters]
+        if (expired := self.cache.stale(question.key, now)) is not None:
+            expired.retry_at = now + RETRY
+        trouble = question.explained or question.trouble
+        return [self._unanswered(question.key, waiter, trouble, now) for waiter in self._questions.release(question)]
+
+    def _unanswered(self, key: bytes, waiter: Waiter, trouble: Trouble | Explanation, now: float) -> Reply:
+        """An expired answer if there is one, else SERVFAIL with the reason."""
+        expired = self.cache.stale(key, now)
+        return self._servfail(waiter, trouble) if expired is None else self._reply_stale(waiter, expired)
 
     # ── questions that no client waits for ─────────────────────────────────────────────────────────────────────────────
 

@@ -20,18 +20,22 @@ remembers that for a moment. Tries of a question that has failed are still await
 clients that have asked again meanwhile.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from embargo.dns import message, response
 from embargo.dns.failures import Failures, Trouble
 from embargo.dns.message import Answer, Explanation, Query
+from embargo.dns.shares import Places
 from embargo.dns.upstream import DEADLINE, Server, Upstreams
 from embargo.dns.zones import Zones
 from embargo.errors import MessageError
+from embargo.names import Name
 
-MAX_PENDING = 1000  # questions on their way, per worker: a flood of different names is bounded
-MAX_BACKGROUND = MAX_PENDING // 4  # questions on their way above which none is begun for which no client waits
+MAX_PENDING = 1000  # questions on their way for clients, per worker: a flood of different names is bounded
+MAX_OF_ZONE = MAX_PENDING // 2  # of them about names of one zone, whose servers may be dead
+MAX_BACKGROUND = 250  # questions on their way that were opened for no client
 PAUSE = 0.25  # seconds until a server is asked again after an error of the network, which an address that changes causes too
 MAX_WAITING = 10_000  # clients behind all of them
 
@@ -63,6 +67,7 @@ class Waiter(NamedTuple):
     udp: bool
 
 
+_GAVE_WAY = Trouble(message.EDE_NO_REACHABLE, "gave way to a question of a client with fewer on their way")
 _NOT_ASKED = Trouble(message.EDE_NO_REACHABLE, "no upstream is configured")
 
 
@@ -136,7 +141,10 @@ class Questions:
         self._by_key: dict[bytes, Question] = {}  # those that clients may join
         self._tries: dict[int, _Try] = {}  # by token, those of questions that have ended too
         self.failures = Failures()
+        self._places: Places[Question] = Places(MAX_PENDING, MAX_OF_ZONE)
+        self._gave_way: list[tuple[Question, list[Waiter]]] = []
         self._waiting = 0  # clients
+        self._waiting_of: Counter[str] = Counter()  # the same by address
         self._last_token = 0
 
     def __len__(self) -> int:
@@ -150,27 +158,67 @@ class Questions:
 
     # ── clients ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def full(self, key: bytes) -> bool:
-        """Whether no client may wait for this question, because too many do or too many questions are on their way."""
-        return self._waiting >= MAX_WAITING or (len(self._questions) >= MAX_PENDING and key not in self._by_key)
+    def admit(self, key: bytes, waiter: Waiter) -> bool:
+        """Make room for one more client to wait. False: this client waits for as much as there is room left for."""
+        if self._waiting_of[waiter.client] >= MAX_WAITING - self._waiting:
+            return False
+        if key not in self._by_key and len(self._places) >= MAX_OF_ZONE:
+            zone = self._zone(waiter.query)
+            while (question := self._places.giving_way(zone)) is not None:
+                self._give_way(question)
+        return True
+
+    def _give_way(self, question: Question) -> None:
+        """End a question for the client whose place it has. If others wait for it too, it goes on for them."""
+        client = self._places.client(question)
+        self._places.remove(question)
+        waiters = self.release(question)
+        self._gave_way.append((question, [waiter for waiter in waiters if waiter.client == client]))
+        for waiter in waiters:
+            if waiter.client != client:
+                self._wait(question, waiter)
+        if not question.waiters:
+            self._close(question)
+
+    def gave_way(self) -> Iterator[tuple[Question, list[Waiter]]]:
+        """The questions that gave way to others since the last call, and the clients that no longer wait for them."""
+        ended, self._gave_way = self._gave_way, []
+        for question, waiters in ended:
+            question.trouble = _GAVE_WAY
+            yield question, waiters
+
+    def _zone(self, query: Query) -> tuple[int, Name]:
+        """What tells the zone of a question from others."""
+        upstreams = self.zones.upstreams(query.qname)
+        return id(upstreams), upstreams.zone(query.qname)
 
     def busy(self, key: bytes) -> bool:
-        """Whether a question that no client waits for is not to be asked: it is on its way, or clients need the room."""
-        return key in self._by_key or len(self._questions) >= MAX_BACKGROUND
+        """Whether a question that no client waits for is not to be asked: it is on its way, or many such questions are."""
+        return key in self._by_key or len(self._questions) - len(self._places) >= MAX_BACKGROUND
 
     def join(self, key: bytes, waiter: Waiter) -> bool:
         """Let a client wait for an equal question; False when none is on its way."""
         question = self._by_key.get(key)
         if question is None:
             return False
-        self._waiting += 1
-        question.waiters.append(waiter)
+        self._wait(question, waiter)
         return True
+
+    def _wait(self, question: Question, waiter: Waiter) -> None:
+        if not self._places.client(question):
+            self._places.add(question, waiter.client, self._zone(question.query))
+        self._waiting += 1
+        self._waiting_of[waiter.client] += 1
+        question.waiters.append(waiter)
 
     def release(self, question: Question) -> list[Waiter]:
         """The clients that have waited for a question, and no longer do."""
         waiters, question.waiters = question.waiters, []
         self._waiting -= len(waiters)
+        for waiter in waiters:
+            self._waiting_of[waiter.client] -= 1
+            if not self._waiting_of[waiter.client]:
+                del self._waiting_of[waiter.client]
         return waiters
 
     def waited_for(self, seconds: float, now: float) -> Iterator[Question]:
@@ -192,8 +240,7 @@ class Questions:
         self._questions[question] = None
         self._by_key[key] = question
         if waiter is not None:
-            question.waiters.append(waiter)
-            self._waiting += 1
+            self._wait(question, waiter)
         if (failure := self.failures.current(key, now)) is not None:
             question.unhelpful, question.trouble = failure.servers, failure.why
         outcome = self._next(question, now)
@@ -356,6 +403,7 @@ class Questions:
 
     def _close(self, question: Question) -> None:
         del self._questions[question]
+        self._places.remove(question)
         if self._by_key.get(question.key) is question:
             del self._by_key[question.key]
 

@@ -25,6 +25,7 @@ SOCKETS = 256  # to one server, a power of two: ports that a forger has to guess
 MAX_USES = 64  # questions from one port before it is replaced
 MAX_AGE = 10.0  # seconds for which a port is used
 BATCH = 64  # sockets read in one turn of the loop, so that clients do not wait for many responses
+MAX_AWAITED = 8192  # queries whose response is awaited, those that are overdue included: a flood of names must not fill memory
 MIN_TICK = 0.02  # seconds between two checks for queries whose deadline has passed, at least
 RANDOM_OCTETS = 4096  # taken from the kernel at once
 _NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})  # for one more socket
@@ -82,6 +83,10 @@ class Forwarder:
         except OSError as error:
             self._loop.call_soon(self._expire, forward.token, _reason(error), True)
             return
+        if len(self._queries) + len(self._late) >= MAX_AWAITED:
+            oldest = next(iter(self._late or self._queries))
+            self._end(oldest)
+            self._loop.call_soon(self._expire, oldest.forward.token, "did not answer", False)
         sock.uses += 1
         deadline = now + forward.wait
         awaited = sock.awaited[ident] = _UdpQuery(forward, sock, ident, deadline)
