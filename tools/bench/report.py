@@ -4,6 +4,7 @@ import os
 import platform
 import re
 import statistics
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -79,9 +80,9 @@ def as_json(results: Results, plan: Plan, about: Sequence[str]) -> dict[str, Any
 
 
 def machine() -> str:
-    """What the figures were measured on."""
+    """What the figures were measured on, and when."""
     model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return f"{os.cpu_count()} processors ({model[1] if model else platform.machine()}), Linux {platform.release()}"
+    return f"{os.cpu_count()} processors ({model[1] if model else platform.machine()}), Linux {platform.release()}, {time.strftime('%d %B %Y').lstrip('0')}"
 
 
 def software() -> str:
