@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from embargo import records
-from embargo.daemon.ask import metrics
+from embargo.daemon.ask import control, metrics
 from embargo.daemon.ask.orders import Status
 from support.agent import Agent, free_port, running
 from tools.rig import until
@@ -52,6 +52,22 @@ def test_attempts_are_counted_by_app_and_function_and_by_no_unbounded_label(agen
     assert after['embargo_queries_total{transport="udp"}'] == before['embargo_queries_total{transport="udp"}'] + 3
     assert after["embargo_generation"] == agent.answer("status")["generation"]
     assert not any("n0.alipay" in name or '127.0.0.1"' in name for name in after)
+
+
+def test_connections_that_ask_nothing_give_way(agent: Agent, port: int) -> None:
+    """As many as there may be were open for two seconds, and everybody else was turned away."""
+    with contextlib.ExitStack() as stack:
+        silent = []
+        for family, address, most in (
+            (socket.AF_UNIX, f"{agent.root}/runtime/control.sock", control.MAX_CLIENTS),
+            (socket.AF_INET, ("127.0.0.1", port), metrics.MAX_CLIENTS),
+        ):
+            for _ in range(most):
+                silent.append(stack.enter_context(socket.socket(family)))
+                silent[-1].connect(address)
+        for _ in range(3):
+            assert agent.ask("status")["generation"]
+            assert scraped(port)
 
 
 def test_a_number_has_all_its_digits(agent: Agent) -> None:

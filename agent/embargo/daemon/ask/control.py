@@ -17,6 +17,7 @@ from typing import Any
 
 from embargo import explain, records
 from embargo.daemon.ask import catalogue, status
+from embargo.daemon.ask.guests import Guests
 from embargo.daemon.ask.orders import (
     REQUESTS,
     Allow,
@@ -52,7 +53,7 @@ from embargo.report import Line, Verdict
 log = logging.getLogger(__name__)
 
 MAX_REQUEST = 64 << 10  # octets
-MAX_CLIENTS = 32  # at the same time; further ones are disconnected
+MAX_CLIENTS = 32  # at the same time; of more, those are disconnected that send nothing
 CLIENT_SECONDS = 2.0  # for a client to send its request, and to read its answer
 
 Edit = Block | Allow | Forget
@@ -96,25 +97,28 @@ async def serve(agent: Supervisor) -> AsyncIterator[None]:
 class _Control:
     def __init__(self, agent: Supervisor) -> None:
         self._agent = agent
-        self._clients = 0
+        self._guests = Guests(MAX_CLIENTS)
         self._editing = asyncio.Lock()
 
     async def client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection: one request, one answer."""
-        self._clients += 1
         try:
-            if self._clients <= MAX_CLIENTS:
-                request = await asyncio.wait_for(reader.readline(), CLIENT_SECONDS)
-                answer = await self._answered(request, _uid(writer))
-                writer.write(_line(answer))
-                await asyncio.wait_for(writer.drain(), CLIENT_SECONDS)
+            with self._guests.enter(writer) as served:
+                if served:
+                    await self._serve(reader, writer)
         except ValueError:
             writer.write(_line(Refusal(f"the request is longer than {MAX_REQUEST} octets")))
         except (TimeoutError, ConnectionError):
             pass  # too slow, or gone
         finally:
-            self._clients -= 1
             writer.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = await asyncio.wait_for(reader.readline(), CLIENT_SECONDS)
+        if self._guests.asked(writer):
+            answer = await self._answered(request, _uid(writer))
+            writer.write(_line(answer))
+            await asyncio.wait_for(writer.drain(), CLIENT_SECONDS)
 
     async def _answered(self, line: bytes, uid: int) -> object:
         """The answer to a request; a Refusal if it is invalid, the disk is full, or a file cannot be used."""

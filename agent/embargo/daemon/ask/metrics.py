@@ -9,13 +9,14 @@ import os
 from collections.abc import AsyncIterator, Iterable, Iterator
 
 from embargo.daemon.ask import status
+from embargo.daemon.ask.guests import Guests
 from embargo.daemon.ask.orders import FirewallStatus, Status
 from embargo.daemon.supervise.premises import StartError
 from embargo.daemon.supervise.supervisor import Supervisor
 
 MAX_REQUEST = 8 << 10  # octets
 CLIENT_SECONDS = 2.0  # for a client to send its request, and to read its answer
-MAX_CLIENTS = 16  # at the same time; further ones are disconnected
+MAX_CLIENTS = 16  # at the same time; of more, those are disconnected that send nothing
 _TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 Sample = tuple[dict[str, str], float]  # labels, value
@@ -155,21 +156,24 @@ async def serve(agent: Supervisor) -> AsyncIterator[None]:
 class _Metrics:
     def __init__(self, agent: Supervisor) -> None:
         self._agent = agent
-        self._clients = 0
+        self._guests = Guests(MAX_CLIENTS)
 
     async def client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection: one request, one answer."""
-        self._clients += 1
         try:
-            if self._clients <= MAX_CLIENTS:
-                head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), CLIENT_SECONDS)
-                writer.write(await self._answer(head.split(b"\r\n", 1)[0]))
-                await asyncio.wait_for(writer.drain(), CLIENT_SECONDS)
+            with self._guests.enter(writer) as served:
+                if served:
+                    await self._serve(reader, writer)
         except (TimeoutError, ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # too slow, too long, or gone
         finally:
-            self._clients -= 1
             writer.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), CLIENT_SECONDS)
+        if self._guests.asked(writer):
+            writer.write(await self._answer(head.split(b"\r\n", 1)[0]))
+            await asyncio.wait_for(writer.drain(), CLIENT_SECONDS)
 
     async def _answer(self, request: bytes) -> bytes:
         method, _, rest = request.partition(b" ")
