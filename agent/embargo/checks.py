@@ -200,12 +200,57 @@ def host(value: str) -> str | None:
     return name if _HOST.fullmatch(name) else None
 
 
-def domain(value: str) -> Name:
-    """A domain name in wire form (RFC 1035 section 3.1). BadValue if the text is not one."""
+#: what a name is written with; other octets are written as escapes, so that no line of another format looks like a name
+_NAME_TEXT = re.compile(r"(?:[A-Za-z0-9_.-]|[^\x00-\x7f]|\\[0-9]{3}|\\[^0-9])*")
+
+
+def visible(text: str) -> None:
+    """BadValue for a character that cannot be seen."""
+    if not text.isprintable():
+        unseen = next(c for c in text if not c.isprintable())
+        hint = "remove it; where a name really has it, write its octets as \\DDD or the label as xn--…"
+        raise BadValue(f"has the invisible character U+{ord(unseen):04X}", hint)
+
+
+def name(text: str) -> Name:
+    """A name as lists, hosts files and the configuration have it, below the root. BadValue, with the text as the subject of its
+    message, for all else: for what can match no name that is asked for, such as a wildcard, and for an address."""
+    visible(text)
+    if "*" in text:
+        raise BadValue("has a wildcard", "a name already covers every name below it; write it without '*.'")
+    if "/" in text:
+        raise BadValue("is not a name, address or network", "write the name alone, without a path")
+    matched = _NAME_TEXT.match(text)
+    if matched and matched.end() < len(text):
+        odd = text[matched.end()]
+        raise BadValue(f"has the character {odd}", f"remove it, or write it as \\{ord(odd):03d} where a name really has it")
     try:
-        return names.from_text(value)
+        found = names.from_text(text)
     except ValueError as error:
         raise BadValue("is not a domain name", str(error)) from None
+    if found == names.ROOT:
+        raise BadValue("is the root of all names", "write the name that is meant")
+    if list(names.labels(found))[-1].isdigit():
+        raise BadValue("is not an address or network", "write it as in 203.0.113.7, 203.0.113.0/24 or 2001:db8::/32")
+    return found
+
+
+def zone(text: str) -> Name:
+    """A zone as the configuration has it: a name, which stands for the names below it as well. BadValue as in `name`."""
+    if reverse := _reverse_zone(text):
+        raise BadValue("is an address or network", f'write its reverse zone, "{reverse}"')
+    return name(text)
+
+
+def _reverse_zone(text: str) -> str:
+    """The smallest reverse zone that holds a network; empty for what is none."""
+    try:
+        network = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return ""
+    labels = names.to_text(names.reverse(network.network_address.packed)).split(".")
+    known = network.prefixlen // (8 if network.version == 4 else 4)
+    return ".".join(labels[len(labels) - 2 - known :])
 
 
 # ── lists and tables ─────────────────────────────────────────────────────────────────────────────────────────────────────

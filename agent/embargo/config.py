@@ -4,6 +4,7 @@ Each option is declared once, as a field of its section: type, default, check, a
 show. Values are checked first; a wrong one is reported and has its default in the Config.
 """
 
+import ipaddress
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -35,9 +36,16 @@ def _listen(value: Any) -> Listen:
     if not isinstance(value, str):
         raise BadValue("wrong type", 'write "address:port" or an interface name')
     name, colon, port = value.partition(":")
+    if name == "localhost":
+        at = checks.port(port) if colon else 53
+        raise BadValue(f'"{value}" is a host name', f'write "127.0.0.1:{at}" and "[::1]:{at}"')
     if name and not name[0].isdecimal() and (colon + port).count(":") < 2 and name[0] != "[":
         return Listen("", checks.port(port) if colon else 53, checks.interface(name))
-    return Listen(*checks.endpoint(value, 53))
+    listen = Listen(*checks.endpoint(value, 53))
+    if ":" in listen.address and "%" not in listen.address and ipaddress.IPv6Address(listen.address).is_link_local:
+        hint = f'name its interface, as in "[{listen.address}%lan0]:{listen.port}"'
+        raise BadValue(f'"{value}" is a link-local address, which each interface may have', hint)
+    return listen
 
 
 def _metrics(value: Any) -> Listen | None:
@@ -99,10 +107,21 @@ def _forward(value: Any) -> tuple[tuple[str, tuple[Server, ...]], ...]:
 
 
 def _zone(zone: str) -> Name:
-    name = checks.domain(zone)
-    if name == names.ROOT:
+    if zone == ".":
         raise BadValue("the root zone cannot be forwarded", "set dns.upstream instead")
-    return name
+    return checks.zone(zone)
+
+
+def _listed_zone(value: Any) -> str:
+    zone = checks.text(value)
+    try:
+        return names.to_text(checks.zone(zone))
+    except BadValue as refused:
+        raise BadValue(f'"{zone}" {refused.message}', refused.hint) from None
+
+
+def _local_zone(value: Any) -> str:
+    return "." if value == "." else _listed_zone(value)
 
 
 def _workers(value: Any) -> int | None:
@@ -145,6 +164,12 @@ class Dns:
         {}, _forward, 'zones with resolvers of their own: { "corp.example" = ["192.0.2.10"] }; reverse zones too'
     )
     hosts: tuple[str, ...] = option([], many(checks.path), "hosts files with local records")
+    local: tuple[str, ...] = option(
+        [],
+        many(_local_zone),
+        'zones whose names are never sent to an upstream: hosts files have them, or they do not exist; "." stands for names of '
+        'one label. Write ["lan", "internal", "."] for those of a usual LAN',
+    )
     workers: int | None = option(
         "auto", _workers, "resolver processes: auto (one per processor, at most 4) or a number; 0: inside the main process"
     )
@@ -155,8 +180,11 @@ class Dns:
     rebind: bool = option(
         False,
         checks.boolean,
-        "true: remove private addresses from upstream answers, except for zones in [dns] forward (protection against DNS "
-        "rebinding)",
+        "true: remove private addresses from upstream answers, except for zones in [dns] forward and names on the allow list "
+        "(protection against DNS rebinding)",
+    )
+    rebind_except: tuple[str, ...] = option(
+        [], many(_listed_zone), "zones whose names may have private addresses all the same, such as a mail block list"
     )
     ech: str = option(
         "keep",

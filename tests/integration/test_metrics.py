@@ -101,7 +101,7 @@ def test_a_port_in_use_is_an_error_at_the_start(agent: Agent, port: int) -> None
     other.write_config(metrics={"listen": f"127.0.0.1:{port}"})
     assert f"metrics.listen: 127.0.0.1, port {port}: Address already in use" in other.cli("run", status=1).stderr
     other.write_config(metrics={"listen": "lan0"})
-    assert 'as in "127.0.0.1:9153"' in other.cli("check", status=2).stderr
+    assert 'as in "127.0.0.1:9153"' in other.cli("check", status=2).stdout
 
 
 def test_top_shows_the_most_frequent_attempts(agent: Agent) -> None:

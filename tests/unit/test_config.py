@@ -40,8 +40,8 @@ def test_an_empty_file_gives_the_defaults() -> None:
     found = parse("")
     assert found.dns == config.Dns(
         listen=(Listen("127.0.0.1", 53), Listen("::1", 53)), allow_from=("local",), upstream=(), upstream_system=True,
-        tls_ca="", forward=(), hosts=(), workers=None, block_mode="nxdomain", block_ttl=10,
-        rebind=False, ech="keep",
+        tls_ca="", forward=(), hosts=(), local=(), workers=None, block_mode="nxdomain", block_ttl=10,
+        rebind=False, rebind_except=(), ech="keep",
     )  # fmt: skip
     assert (found.policy.apps, found.policy.functions) == ("default", ("payment", "telemetry"))
     assert (found.policy.bypass, found.policy.shared, found.policy.mode) == (BYPASS_FUNCTIONS, False, Action.BLOCK)
@@ -117,6 +117,8 @@ def test_texts_that_mean_the_same_are_the_same_configuration() -> None:
             (("a.example", (Server("192.0.2.9", 5353), Server("192.0.2.8", 53, "tcp"))),
              ("2.0.192.in-addr.arpa", (Server("192.0.2.7", 53),)))),
         ("dns", "hosts", '["/etc/hosts"]', ("/etc/hosts",)),
+        ("dns", "local", '["lan", ".", "Büro.internal.", "2.0.192.in-addr.arpa"]',
+            ("lan", ".", "xn--bro-hoa.internal", "2.0.192.in-addr.arpa")),
         ("dns", "workers", '"auto"', None),
         ("dns", "workers", "0", 0),
         ("dns", "workers", "64", 64),
@@ -127,6 +129,7 @@ def test_texts_that_mean_the_same_are_the_same_configuration() -> None:
         ("dns", "block_ttl", "0", 0),
         ("dns", "block_ttl", "86400", 86400),
         ("dns", "rebind", "true", True),
+        ("dns", "rebind_except", '["dnsbl.example", "plex"]', ("dnsbl.example", "plex")),
         ("dns", "ech", '"strip"', "strip"),
         ("policy", "apps", '"all"', "all"),
         ("policy", "apps", '["alipay", "qq"]', ("alipay", "qq")),
@@ -185,6 +188,7 @@ def test_system_may_stand_among_other_upstreams() -> None:
 
 # ── and what it does not ─────────────────────────────────────────────────────────────────────────────────────────────────
 
+WILDCARD = "a name already covers every name below it; write it without '*.'"
 LIST = 'it must be a list, as in ["…"]'
 ADDRESS = "write it as in 192.0.2.53 or 2001:db8::53"
 NETWORK = "write it as in 192.0.2.0/24 or 2001:db8::/32"
@@ -240,6 +244,16 @@ BOOL = "it must be true or false"
         ("dns", "forward", '["192.0.2.10"]', "wrong type", 'write { "corp.example" = ["192.0.2.10"] }'),
         ("dns", "hosts", '"/etc/hosts"', "wrong type", LIST),
         ("dns", "hosts[0]", '["hosts"]', '"hosts" is not an absolute path', "start it with /"),
+        ("dns", "local[0]", '["*.lan"]', '"*.lan" has a wildcard', WILDCARD),
+        ("dns", "local[0]", '["10.0.0.0/8"]', '"10.0.0.0/8" is an address or network',
+            'write its reverse zone, "10.in-addr.arpa"'),
+        ("dns", "rebind_except[0]", '["."]', '"." is the root of all names', "write the name that is meant"),
+        ("dns", "rebind_except[0]", '["/plex/"]', '"/plex/" is not a name, address or network',
+            "write the name alone, without a path"),
+        ("dns", "listen[0]", '["localhost:5300"]', '"localhost:5300" is a host name',
+            'write "127.0.0.1:5300" and "[::1]:5300"'),
+        ("dns", "listen[0]", '["fe80::1"]', '"fe80::1" is a link-local address, which each interface may have',
+            'name its interface, as in "[fe80::1%lan0]:53"'),
         ("dns", "workers", '"four"', "wrong type", 'it must be a number from 0 to 64, or "auto"'),
         ("dns", "workers", "-1", "-1 is out of range", 'it must be a number from 0 to 64, or "auto"'),
         ("dns", "workers", "65", "65 is out of range", 'it must be a number from 0 to 64, or "auto"'),

@@ -233,7 +233,6 @@ FORMS = "write it as in 203.0.113.7, 203.0.113.0/24 or 2001:db8::/32"
         ("com.cn", "is a public suffix: names below it belong to others", OTHERS),
         ("中国", "is a public suffix: names below it belong to others", OTHERS),
         ("github.io", "is a public suffix: names below it belong to others", OTHERS),
-        ("localhost", "is a public suffix: names below it belong to others", OTHERS),
         # addresses
         ("203.0.113", "is not an address or network", FORMS),
         ("203.0.113.7.9", "is not an address or network", FORMS),
@@ -328,11 +327,17 @@ def test_the_local_block_list_is_guarded_like_an_apps() -> None:
 
 
 def test_a_public_suffix_that_one_registrant_has_alone_may_be_an_entry() -> None:
-    guard = replace(GUARD, single_registrant=frozenset({names.from_text("alipay")}))
-    assert [e.text for e in parse("alipay\n", guard=guard).entries] == ["alipay"]
-    assert problem_texts("weixin\n", guard=guard) == [
-        'payment.list:1: "weixin" is a public suffix: names below it belong to others, write the names that are meant'
+    guard = replace(GUARD, single_registrant=frozenset({names.from_text("weibo")}))
+    assert [e.text for e in parse("weibo\n", guard=guard).entries] == ["weibo"]
+    assert problem_texts("baidu\n", guard=guard) == [
+        'payment.list:1: "baidu" is a public suffix: names below it belong to others, write the names that are meant'
     ]
+
+
+@pytest.mark.parametrize("text", ["lan", "wpad", "printer", "internal", "localdomain"])
+def test_a_name_of_the_lan_may_be_an_entry(text: str) -> None:
+    """No registry has it, so nobody else has a name below it."""
+    assert [e.text for e in parse(f"{text}\n").entries] == [text]
 
 
 # ── files that cannot be a list ──────────────────────────────────────────────────────────────────────────────────────────

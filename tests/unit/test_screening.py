@@ -67,8 +67,8 @@ def test_every_way_to_a_blocked_network_is_judged(qtype: str, record: str, rule:
 
 def test_a_reverse_name_may_point_at_a_blocked_one() -> None:
     """A PTR record leads nobody anywhere; it tells who reads a log what the address is."""
-    play(BLOCKED).query("7.2.0.192.in-addr.arpa", "PTR").upstream(
-        answer("7.2.0.192.in-addr.arpa", "PTR", "ptr.alipay.example.")
+    play(BLOCKED).query("7.2.18.198.in-addr.arpa", "PTR").upstream(
+        answer("7.2.18.198.in-addr.arpa", "PTR", "ptr.alipay.example.")
     ).replies("ptr.alipay.example.")
 
 

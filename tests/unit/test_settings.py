@@ -14,7 +14,7 @@ SETTINGS = Settings(
     allow_from=("192.0.2.0/24",), block_mode="nxdomain", block_ttl=10, upstream=("udp://192.0.2.53:53",),
     forward={"corp.test": ("tls://[2001:db8::53]:853#dns.corp.test",)},
     hosts={"NAS.lan": ("192.0.2.7", "2001:db8::7"), "nas2.lan": ("192.0.2.7",)},
-    tls_ca="", strip_ech=False, rebind=False, log_names="blocked", learn=False,
+    local=(), tls_ca="", strip_ech=False, rebind=False, rebind_except=(), log_names="blocked", learn=False,
 )  # fmt: skip
 
 
@@ -61,3 +61,9 @@ def test_private_addresses_are_kept_in_answers_of_a_zones_own_servers(
     zones = settings.zones(replace(SETTINGS, strip_ech=strip_ech, rebind=rebind))
     assert zones.default.strip == default
     assert zones.forward[names.from_text("corp.test")].strip == forward
+
+
+def test_zones_that_are_kept_here_and_names_with_private_addresses() -> None:
+    zones = settings.zones(replace(SETTINGS, local=("lan", "."), rebind_except=("plex.test",)))
+    assert zones.kept == {names.from_text("lan"), names.ROOT}
+    assert zones.private == {names.from_text("plex.test")}

@@ -80,3 +80,43 @@ def test_special_names_are_answered_and_a_local_record_knows_better_than_nxdomai
     assert special("_dns.resolver.arpa", message.SVCB) == compose.negative(message.NOERROR, TTL)
     assert special("other.local", message.A) == compose.negative(message.NXDOMAIN, TTL)
     assert special("box.local", message.A) == ZONES.local(names.from_text("box.local"), message.A)
+
+
+@pytest.mark.parametrize("address", [b"\x7f\0\0\1", bytes(15) + b"\1"])
+def test_the_reverse_names_of_loopback_addresses_lead_to_localhost(address: bytes) -> None:
+    qname = names.reverse(address)
+    assert texts(qname, message.PTR, ZONES.special(qname, message.PTR)) == ["localhost."]
+    assert texts(qname, message.A, ZONES.special(qname, message.A)) == []
+    named = Zones(OUTSIDE, hosts={NAS: (address,)}, reverse={qname: NAS})
+    assert texts(qname, message.PTR, named.special(qname, message.PTR)) == ["nas.lan."], "a hosts file knows better"
+
+
+KEPT = Zones(
+    OUTSIDE,
+    {names.from_text("corp.lan"): INSIDE},
+    {NAS: (b"\xc0\0\2\7",), names.from_text("printer"): (b"\xc0\0\2\x08",)},
+    kept=frozenset({names.from_text("lan"), names.from_text("sub.corp.lan"), names.ROOT}),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "qtype", "rcode"),
+    [
+        ("nas.lan", message.A, 0), ("other.lan", message.A, 3), ("a.b.LAN", message.HTTPS, 3), ("lan", message.A, 0),
+        ("lan", message.DS, 0), ("corp.lan", message.A, None), ("a.corp.lan", message.A, None),
+        ("x.sub.corp.lan", message.A, 3), ("xlan.test", message.A, None), ("printer", message.A, 0), ("wpad", message.AAAA, 0),
+        ("com", message.HTTPS, 0),
+        ("com", message.NS, None), ("com", message.DS, None), ("com", message.DNSKEY, None), ("com", message.SOA, None),
+        (".", message.A, None), (".", message.NS, None),
+    ],
+)  # fmt: skip
+def test_names_that_mean_something_only_inside_are_kept_here(name: str, qtype: int, rcode: int | None) -> None:
+    answer = KEPT.local(names.from_text(name), qtype)
+    assert (answer.rcode if answer else None) == rcode
+    assert Zones(OUTSIDE).local(names.from_text(name), qtype) is None
+
+
+def test_names_whose_private_addresses_are_meant() -> None:
+    zones_ = Zones(OUTSIDE, private=frozenset({names.from_text("plex.test")}))
+    for name, meant in (("plex.test", True), ("a.b.plex.test", True), ("xplex.test", False), ("test", False), (".", False)):
+        assert zones_.may_be_private(names.from_text(name)) == meant

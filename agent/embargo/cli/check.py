@@ -87,6 +87,10 @@ def _machine(settings: Config) -> Iterator[Problem]:
         if name not in names:
             line = settings.line("firewall", "lan")
             yield Problem(settings.file, line, f'firewall.lan: no interface "{name}" with an address', "see `ip address`")
+    for name in endpoints.without_address(settings, around.interfaces):
+        line = settings.line("dns", "listen")
+        hint = "see `ip address`; or write an address with its port"
+        yield Problem(settings.file, line, f'dns.listen: no interface "{name}" with an address', hint)
     try:
         client.ask(settings.control, GetApps())
     except NotRunning:

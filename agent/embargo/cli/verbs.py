@@ -148,8 +148,7 @@ def check(file: str, as_json: bool) -> None:
         every = [problem._asdict() for problem in (*wrong, *problems)]
         show.as_json({"ok": not every, "problems": every, "unchecked": unchecked})
     else:
-        command.complain(wrong)
-        show.lines(map(str, problems))
+        show.lines(map(str, (*wrong, *problems)))
         print(_count(len(wrong) + len(problems)))
         if unchecked:
             print(f"not checked: {', '.join(unchecked)}; correct the configuration first")

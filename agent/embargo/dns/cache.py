@@ -229,6 +229,11 @@ class Cache:
                 queue.extend(alive)
             self._dropped = 0
 
+    def drop_private(self) -> None:
+        """Remove the answers that had private addresses: which of them stay may have changed."""
+        for key in [key for key, entry in self._entries.items() if entry.answer.private]:
+            self.drop(key)
+
     def clear(self) -> None:
         """Remove all entries."""
         self._entries.clear()

@@ -19,6 +19,7 @@ from embargo.dns.message import Answer, Explanation, Query
 from embargo.dns.questions import Exhausted, Forward, Noted, Question, Questions, Succeeded, Waiter
 from embargo.dns.screening import Screened, screen
 from embargo.dns.zones import Zones
+from embargo.lists import policy
 from embargo.lists.policy import Action, Decision
 from embargo.names import Name
 
@@ -96,6 +97,8 @@ class Engine:
         """
         self.rules, self.exempt = rules, tuple(exempt)
         self.acl = rules.acl if acl is None else acl
+        if self.zones.default.strip.private:  # whose private addresses may stay is a matter of the allow list too
+            self.cache.drop_private()
         if zones is not None and zones != self.zones:
             self.zones = zones
             self.cache.clear()
@@ -223,8 +226,11 @@ class Engine:
 
     def complete(self, token: int, packet: bytes, now: float) -> Settled | Forward:
         """A response that `response.matches` what was asked."""
-        outcome = self._questions.complete(token, packet, now)
+        outcome = self._questions.complete(token, packet, now, self._allowed)
         return outcome if isinstance(outcome, Forward) else self._settled(outcome, now)
+
+    def _allowed(self, qname: Name) -> bool:
+        return policy.allows(self.rules.image.classes, self.rules.image.lookup(qname))
 
     def overdue(self, token: int, reason: str, now: float) -> Settled | Forward:
         """No response has come within the time that the server usually needs. It is still awaited."""

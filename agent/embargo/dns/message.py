@@ -242,6 +242,7 @@ class Answer(NamedTuple):
     extra_leads: tuple[Lead, ...] = ()  # of the other sections, which may be left out
     answer_end: int = 0  # where in `body` the other sections begin
     ede: Explanation | None = None  # what the upstream says about it
+    private: bool = False  # it had private addresses, which are removed for some names
 
 
 def answer_only(answer: Answer) -> Answer:

@@ -21,7 +21,7 @@ clients that have asked again meanwhile.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from embargo.dns import message, response
@@ -247,12 +247,18 @@ class Questions:
         assert not isinstance(outcome, Noted), "no try is awaited yet"
         return outcome
 
-    def complete(self, token: int, packet: bytes, now: float) -> Forward | Noted | Succeeded | Exhausted:
-        """A response came that `response.matches` the question."""
+    def complete(
+        self, token: int, packet: bytes, now: float, allowed: Callable[[Name], bool]
+    ) -> Forward | Noted | Succeeded | Exhausted:
+        """A response came that `response.matches` the question. `allowed`: whether an allow list has a name, so that it may
+        have private addresses."""
         tried = self._tries[token]
         question, upstreams = tried.question, tried.upstreams
+        strip, qname = upstreams.strip, question.query.qname
+        if strip.private and (tried.zones.may_be_private(qname) or allowed(qname)):
+            strip = strip._replace(private_meant=True)
         try:
-            answer = response.parse(packet, question.octets, upstreams.strip)
+            answer = response.parse(packet, question.octets, strip)
         except MessageError:
             return self._unhelpful(token, "sent a malformed response", now)
         if answer.ede is not None:  # its reader would take it for ours (RFC 8914 section 3)

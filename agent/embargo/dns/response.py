@@ -66,7 +66,7 @@ def parse(packet: bytes, question: bytes, strip: Strip = KEEP_ALL) -> Answer:
     """
     usual: Answer | None = _native.read(packet, question, Answer, Lead) if _native else None
     if usual is not None and not (strip.private and any(is_private(a) for lead in usual.leads for a in lead.addresses)):
-        return usual
+        return usual  # it has no private address, or they may stay
     _, flags, questions, *counts = message.HEADER.unpack_from(packet)
     if flags & _OPCODE:
         raise MessageError(message.FORMERR, 2)
@@ -100,7 +100,9 @@ def _answer(packet: bytes, begin: int, qname: Name, flags: int, rcode: int, reco
     """The records that are passed on, and what follows from them."""
     qtype = int.from_bytes(packet[begin - 4 : begin - 2])
     belonging = _belonging(records, qname, qtype)
-    kept = _without_private(belonging) if strip.private else belonging
+    without = _without_private(belonging) if strip.private else belonging
+    private = len(without) < len(belonging)
+    kept = belonging if strip.private_meant else without
     emptied = bool(_answers(records) and not _answers(kept))
     if emptied:  # name servers without an answer would look like a referral to the client
         soa = _soa(kept)
@@ -126,6 +128,7 @@ def _answer(packet: bytes, begin: int, qname: Name, flags: int, rcode: int, reco
         leads=_leads(_answers(kept)),
         extra_leads=_leads(record for record in kept if record.section and _points(record)),
         answer_end=_end_of(counted[0], ttls, body),
+        private=private,
     )
 
 

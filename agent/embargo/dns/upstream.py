@@ -94,6 +94,7 @@ class Strip(NamedTuple):
 
     ech: bool = False  # keys of Encrypted Client Hello in SVCB and HTTPS records (RFC 9848)
     private: bool = False  # records with an address that cannot exist on the Internet, against DNS rebinding
+    private_meant: bool = False  # but not from this answer
 
 
 KEEP_ALL = Strip()

@@ -15,7 +15,7 @@ from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from embargo import accelerator, errors, names, toml
+from embargo import accelerator, checks, errors, names, toml
 from embargo.errors import BadValue, ConfigError, ListError, Problem
 from embargo.lists import policy
 from embargo.lists.columns import EXCEPTION, SIGNS, Usual
@@ -209,7 +209,9 @@ def _entry(text: str, line: int, evidence: str) -> Entry:
     network = None if sign == "=" else _network(body)
     if network is not None:
         return Entry(EntryKind.NETWORK, sign == "!", Name(b""), network, line, text, evidence)
-    return Entry(EntryKind.EXACT if sign == "=" else EntryKind.SUFFIX, sign == "!", _name(body), None, line, text, evidence)
+    return Entry(
+        EntryKind.EXACT if sign == "=" else EntryKind.SUFFIX, sign == "!", checks.name(body), None, line, text, evidence
+    )
 
 
 def _refuse_other_formats(sign: str, body: str) -> None:
@@ -218,10 +220,7 @@ def _refuse_other_formats(sign: str, body: str) -> None:
         raise BadValue("has no name or address", "write !name or !address" if sign == "!" else "write a name")
     if any(c.isspace() for c in body):
         raise BadValue("is more than one word", "write one name, address or network per line, comments after #")
-    if not body.isprintable():
-        unseen = next(c for c in body if not c.isprintable())
-        hint = "remove it; where a name really has it, write its octets as \\DDD or the label as xn--…"
-        raise BadValue(f"has the invisible character U+{ord(unseen):04X}", hint)
+    checks.visible(body)
     if "://" in body:
         raise BadValue("is a URL", "write the name alone, without scheme and path")
     if body.startswith(("|", "@@")) or "^" in body or "$" in body.replace("\\$", ""):
@@ -233,31 +232,6 @@ def _refuse_other_formats(sign: str, body: str) -> None:
     host, colon, port = body.rpartition(":")
     if colon and port.isascii() and port.isdecimal() and ("." in host or host.endswith("]")):
         raise BadValue("has a port", "write the name or address alone: a block holds for every port")
-
-
-#: what a name is written with; other octets are written as escapes, so that no line of another format looks like a name
-_NAME_TEXT = re.compile(r"(?:[A-Za-z0-9_.-]|[^\x00-\x7f]|\\[0-9]{3}|\\[^0-9])*")
-
-
-def _name(text: str) -> Name:
-    """The name of an entry; BadValue for the root and for what looks like part of an address."""
-    if "*" in text:
-        raise BadValue("has a wildcard", "a name already covers every name below it; write it without '*.'")
-    if "/" in text:
-        raise BadValue("is not a name, address or network", "write the name alone, without a path")
-    matched = _NAME_TEXT.match(text)
-    if matched and matched.end() < len(text):
-        odd = text[matched.end()]
-        raise BadValue(f"has the character {odd}", f"remove it, or write it as \\{ord(odd):03d} where a name really has it")
-    try:
-        name = names.from_text(text)
-    except ValueError as error:
-        raise BadValue("is not a domain name", str(error)) from None
-    if name == names.ROOT:
-        raise BadValue("is the root of all names", "write the name that is meant")
-    if list(names.labels(name))[-1].isdigit():
-        raise BadValue("is not an address or network", "write it as in 203.0.113.7, 203.0.113.0/24 or 2001:db8::/32")
-    return name
 
 
 def _network(text: str) -> Network | None:
@@ -381,9 +355,9 @@ def _app_problems(raw: dict[str, Any], directory: str) -> Iterator[tuple[toml.Pa
 def _bad_names(key: str, value: list[str]) -> Iterator[tuple[toml.Path, str, str]]:
     for number, text in enumerate(value):
         try:
-            names.from_text(text)
-        except ValueError as error:
-            yield (key, number), f"{_shown(text)} is not a domain name", str(error)
+            checks.name(text)
+        except BadValue as refused:
+            yield (key, number), f"{_shown(text)} {refused.message}", refused.hint
 
 
 def _bad_id(app: str, directory: str) -> Iterator[tuple[toml.Path, str, str]]:

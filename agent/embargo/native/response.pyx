@@ -276,5 +276,5 @@ def read(bytes packet, bytes question, type answer, type lead):
         lifetime = min(lifetime, <uint32_t>UNPROVEN_TTL)
     return made(answer, (
         reading.rcode, (an, ns, 0), _body(&reading, begin), tuple(ttls), (p[2] & 4) << 8 | p[3] & 0x20, lifetime, False, False,
-        _leads(&reading, lead), (), answer_end - begin, None,
+        _leads(&reading, lead), (), answer_end - begin, None, False,
     ))  # fmt: skip

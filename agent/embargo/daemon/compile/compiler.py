@@ -37,7 +37,7 @@ IDLE_SECONDS = 3.0  # with the lowest scheduling priority; then normal priority,
 
 def guard(protected: Iterable[tuple[str, str]]) -> Guard:
     """Checks of list lines: against the public suffix list, and against protected networks, (network, role) each."""
-    suffixes = PublicSuffixList()
+    suffixes = PublicSuffixList(accept_unknown=False)  # a name of one label that it does not have is one of a LAN
 
     def public(name: Name) -> bool:
         return bool(suffixes.is_public(names.to_text(name)))

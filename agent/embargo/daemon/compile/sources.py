@@ -15,11 +15,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO, NamedTuple
 
-from embargo import names
+from embargo import checks, names
 from embargo.config import Config, unknown_apps
 from embargo.daemon.host import watched
 from embargo.daemon.host.authorities import certificates
-from embargo.errors import ConfigError, ListError, Problem
+from embargo.errors import BadValue, ConfigError, ListError, Problem, printable
 from embargo.lists import lists, policy
 from embargo.lists.lists import Guard
 from embargo.lists.policy import App, Level, List, Source
@@ -243,18 +243,30 @@ def _hosts(path: str, hosts: dict[str, list[str]], work: _Load) -> None:
     except UnicodeDecodeError:
         work.errors.append(Problem(path, 0, "it is not UTF-8", "save the file as UTF-8"))
         return
-    for number, line in enumerate(text.split("\n")[:MAX_HOSTS], start=1):
+    problems: list[Problem] = []
+    for number, line in enumerate(text.removeprefix("\ufeff").split("\n")[:MAX_HOSTS], start=1):
         address, *aliases = line.partition("#")[0].split() or [""]
         if not address:
             continue
         try:
             lists.address_to_int(address)
-            hostnames = [names.to_text(names.from_text(alias)) for alias in aliases]
         except ValueError:
-            work.problems.append(Problem(path, number, f'"{line.strip()[:80]}" is not a hosts line', "write: address name …"))
+            shown = printable(line.strip()[:80])
+            problems.append(Problem(path, number, f'"{shown}" is not a hosts line', "write: address name …"))
             continue
-        for name in hostnames:
-            hosts.setdefault(name, []).append(address)
+        for alias in aliases:
+            try:
+                hosts.setdefault(names.to_text(checks.name(alias)), []).append(address)
+            except BadValue as refused:
+                hint = _WILDCARD_HINT if "*" in alias else refused.hint
+                problems.append(Problem(path, number, f'"{printable(alias[:80])}" {refused.message}', hint))
+    work.problems += problems[: lists.MAX_PROBLEMS]
+    if len(problems) > lists.MAX_PROBLEMS:
+        message = f"{len(problems) - lists.MAX_PROBLEMS} more names and lines cannot be used"
+        work.problems.append(Problem(path, 0, message, "is this a hosts file? Its lines are: address name …"))
+
+
+_WILDCARD_HINT = "a hosts file has whole names: write each one, or name the servers of the zone in dns.forward"
 
 
 def _authorities(path: str, work: _Load) -> str:

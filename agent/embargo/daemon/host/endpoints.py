@@ -63,6 +63,20 @@ def wanted(config: Config, interfaces: Sequence[Interface]) -> tuple[Endpoint, .
     return tuple(endpoint for endpoint in endpoints if not _covered(endpoint, endpoints))
 
 
+def without_address(config: Config, interfaces: Iterable[Interface]) -> list[str]:
+    """The interfaces of [dns] listen that do not exist, or have no address."""
+    present = {interface.name for interface in interfaces}
+    return [listen.interface for listen in config.dns.listen if listen.interface and listen.interface not in present]
+
+
+def warn(config: Config, interfaces: Sequence[Interface]) -> None:
+    """Log what is not listened on, and why."""
+    for name in without_address(config, interfaces):
+        log.warning('dns.listen: no interface "%s" with an address; see `ip address`', name)
+    if not wanted(config, interfaces):
+        log.warning("dns.listen: the agent listens on no address: it answers no query")
+
+
 def _covered(endpoint: Endpoint, others: Iterable[Endpoint]) -> bool:
     """Whether one of the others is the wildcard address with the same port."""
     wildcard = Endpoint("::" if ":" in endpoint.address else "0.0.0.0", endpoint.port)

@@ -27,9 +27,11 @@ class Settings:
     upstream: tuple[str, ...]
     forward: dict[str, tuple[str, ...]]  # zone → servers
     hosts: dict[str, tuple[str, ...]]  # name → addresses
+    local: tuple[str, ...]  # zones that no upstream is asked about
     tls_ca: str  # certificates in PEM; empty: the authorities of the system
     strip_ech: bool
     rebind: bool
+    rebind_except: tuple[str, ...]  # zones
     log_names: str  # "blocked", "all" or "none"
     learn: bool
 

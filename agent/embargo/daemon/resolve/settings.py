@@ -37,6 +37,8 @@ def zones(settings: Settings) -> Zones:
         {zone: Upstreams(to, strip, common_labels=sum(1 for _ in names.labels(zone))) for zone, to in forward.items()},
         hosts,
         reverse,
+        frozenset(map(names.from_text, settings.local)),
+        frozenset(map(names.from_text, settings.rebind_except)),
     )
 
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from embargo import config
 from embargo.config import Config
 from embargo.daemon.compile.orders import Compile, Compiled
+from embargo.daemon.host import endpoints
 from embargo.daemon.host.endpoints import ListenError, Sockets
 from embargo.daemon.host.watched import Snapshot
 from embargo.daemon.log.journal import Journal
@@ -317,6 +318,7 @@ class Reloads:
     async def _listen(self, around: Surroundings, moved: list[bool]) -> None:
         """`moved`: whether the resolvers have to start anew, now or when this is undone."""
         moved[0] |= self._sockets.follow(around.endpoints, self._workers_wanted() or 1, around.interfaces)
+        endpoints.warn(self._now.settings, around.interfaces)
         if moved[0]:
             await self._workers.renew()
 

@@ -177,6 +177,7 @@ class Supervisor:
             self.sockets.follow(self.around.endpoints, self._worker_count() or 1, self.around.interfaces)
         except ListenError as error:
             raise StartError(str(error)) from None
+        endpoints.warn(self.settings, self.around.interfaces)
         if self.guarding is not None:
             await self.guarding.start()
         else:

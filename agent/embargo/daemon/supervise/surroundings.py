@@ -103,8 +103,9 @@ def resolver_settings(settings: Config, around: Surroundings, report: Report) ->
         allow_from=endpoints.local_networks(settings, around.interfaces), block_mode=dns.block_mode, block_ttl=dns.block_ttl,
         upstream=tuple(map(str, around.upstreams)),
         forward={zone: tuple(map(str, servers)) for zone, servers in dns.forward},
-        hosts=report.hosts,
+        hosts=report.hosts, local=dns.local,
         tls_ca=report.tls_ca or dns.tls_ca,  # the name of an unread file is no certificate: nothing is trusted then
-        strip_ech=dns.ech == "strip", rebind=dns.rebind, log_names=settings.log.names,
+        strip_ech=dns.ech == "strip", rebind=dns.rebind, rebind_except=dns.rebind_except,
+        log_names=settings.log.names,
         learn=settings.firewall.enabled and settings.firewall.learn,
     )  # fmt: skip
