@@ -3,10 +3,9 @@
 import ipaddress
 from collections.abc import Callable, Iterable
 
-from embargo import names
 from embargo.firewall import learning
 from embargo.firewall.learning import Reason
-from embargo.lists import lists
+from embargo.lists import lists, policy
 from embargo.lists.image import Image
 from embargo.lists.policy import Action, Network, Switchboard
 from embargo.names import Name
@@ -14,22 +13,31 @@ from embargo.names import Name
 _RESERVED = tuple(ipaddress.ip_network(text) for text, _ in lists.RESERVED)
 
 
+def why(image: Image, board: Switchboard) -> Callable[[Name], Reason | None]:
+    """A function of a name: why the addresses behind it are blocked or audited, or None if they are not."""
+
+    def why(name: Name) -> Reason | None:
+        action, decision = board.choose(image.lookup(name))
+        if action is Action.PASS or decision is None or image.classes[decision.class_] in learning.UNLEARNT:
+            return None
+        source = image.sources[decision.source]
+        return Reason(name, image.classes[decision.class_], source.path, decision.line, decision.rule)
+
+    return why
+
+
 def judge(image: Image, board: Switchboard, *, learn: bool) -> Callable[[Reason], Reason | None]:
     """A function of the reason for which an address was blocked: the present reason, or None if it is to be blocked no longer.
 
     `learn`: whether [firewall] learn is on.
     """
+    now = why(image, board)
+    return lambda reason: now(reason.name) if learn else None
 
-    def why(reason: Reason) -> Reason | None:
-        # a name that no entry claims was blocked because of an alias that it led to
-        claims = image.lookup(reason.name) or image.lookup(names.from_text(reason.rule.lstrip("=")))
-        action, decision = board.choose(claims)
-        if action is Action.PASS or decision is None:
-            return None
-        source = image.sources[decision.source]
-        return Reason(reason.name, image.classes[decision.class_], source.path, decision.line, decision.rule)
 
-    return why if learn else lambda reason: None
+def allows(image: Image) -> Callable[[Name], bool]:
+    """A predicate: whether the administrator's allow list has a name."""
+    return lambda name: policy.allows(image.classes, image.lookup(name))
 
 
 def names_blocked(image: Image, board: Switchboard) -> Callable[[Name], bool]:

@@ -2,19 +2,27 @@
 
 import asyncio
 import os
-import socket
+import time
+from collections.abc import Callable
 from typing import Any
+
+import pytest
 
 from embargo import names
 from embargo.daemon.process import answered, channel
 from embargo.daemon.process.answered import Marks
-from embargo.daemon.process.channel import Channel
-from embargo.daemon.process.sightings import TO_GUARDIAN, TO_RESOLVER, Flush, Flushed
+from embargo.daemon.process.channel import Answered, Channel
+from embargo.daemon.process.sightings import TO_GUARDIAN, TO_RESOLVER, Flush, Flushed, Free, Leads
+from embargo.daemon.resolve import witness as witness_
 from embargo.daemon.resolve.witness import Witness
 from embargo.dns.engine import Resolved
-from embargo.dns.judgement import Rules
+from embargo.lists.policy import Decision
+from embargo.names import Name
+from support.playbook import rules
 
 ANSWERS = 2500  # several packets of them
+BLOCKED = "alipay.example"
+ADDRESS = bytes([203, 0, 113, 9])
 RULES: Any = None  # of no interest to an answer that nothing blocks
 
 
@@ -22,44 +30,144 @@ def resolved(number: int) -> Resolved:
     return Resolved(names.from_text(f"n{number}.test"), None, (number.to_bytes(4),), 300)
 
 
-def test_answers_that_a_guardian_did_not_read_are_sent_before_it_gets_flushed() -> None:
-    asyncio.run(tell(RULES))
+class Guardian:
+    """A witness, and the other end of its channel, which reads when the test says so."""
+
+    def __init__(self) -> None:
+        ours, theirs = channel.pair(TO_RESOLVER)
+        self.channel = Channel(theirs, TO_GUARDIAN)
+        self.channel.setblocking(False)
+        self.looked_up: list[str] = []
+        page = Marks.make()
+        self.witness = Witness(self._look_up, lambda number: None)
+        self.witness.connect(ours, Marks(page))
+        os.close(page)
+
+    def _look_up(self, name: Name, qtype: int) -> bool:
+        self.looked_up.append(names.to_text(name))
+        return True
+
+    def fill(self) -> int:
+        """Send until the channel takes no more; how many it took."""
+        filled = 0
+        while not self.witness._backlog or not self.witness._backlog.octets:
+            self.witness._send(Flushed(0))
+            filled += 1
+        return filled
+
+    async def read(self, wanted: Callable[[Any], bool]) -> list[Any]:
+        """Everything up to the record that is wanted."""
+        found: list[Any] = []
+        deadline = time.monotonic() + 20
+        while not found or not wanted(found[-1]):
+            assert time.monotonic() < deadline, found[-3:]
+            try:
+                received = self.channel.receive()
+            except BlockingIOError:
+                await asyncio.sleep(0.01)
+                continue
+            assert received is not None
+            found.append(received.record)
+        return found
+
+    def close(self) -> None:
+        self.witness.stop()
+        self.channel.close()
 
 
-async def tell(rules: Rules) -> None:
-    ours, theirs = channel.pair(TO_RESOLVER)
-    guardian = Channel(theirs, TO_GUARDIAN)
-    page = Marks.make()
-    one = Witness(lambda name, qtype: True, lambda number: None)
-    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    one.connect(ours, Marks(page))
-    os.close(page)
-    filled = 0
-    while one._send(Flushed(0)):  # until it would block
-        filled += 1
-    for number in range(ANSWERS):
-        assert not one.report(resolved(number), rules)
-    guardian.send(Flush(7))
-    await asyncio.sleep(0.05)
-    for _ in range(filled):
-        received = guardian.receive()
-        assert received is not None
-        assert received.record == Flushed(0), "and not that this was all"
-    names_seen: list[str] = []
-    theirs.setblocking(False)
-    for _ in range(100):
-        await asyncio.sleep(0.02)
-        try:
-            while (received := guardian.receive()) is not None:
-                names_seen += [names.to_text(name) for name, _, _ in answered.unpack(received.record.records)]
-        except BlockingIOError:
-            if len(names_seen) >= ANSWERS:
-                break
-    assert names_seen == [f"n{number}.test" for number in range(ANSWERS)]
-    guardian.send(Flush(8))
-    await asyncio.sleep(0.05)
-    received = guardian.receive()
-    assert received is not None
-    assert received.record == Flushed(8)
-    one.stop()
-    guardian.close()
+def told(records: list[Any], kind: type[Answered] | type[Leads]) -> list[str]:
+    """The names in records of this type."""
+    return [names.to_text(name) for each in records if isinstance(each, kind) for name, _, _ in answered.unpack(each.packed)]
+
+
+def test_what_a_guardian_did_not_read_is_sent_in_order_when_it_reads() -> None:
+    """Answers before the word that these were all, and nothing is lost."""
+
+    async def run() -> None:
+        guardian = Guardian()
+        filled = guardian.fill()
+        for number in range(ANSWERS):
+            assert not guardian.witness.report(resolved(number), RULES)
+        guardian.channel.send(Flush(7))
+        await asyncio.sleep(0.05)
+        found = await guardian.read(lambda record: record == Flushed(7))
+        assert found[:filled] == [Flushed(0)] * filled
+        assert told(found, Answered) == [f"n{number}.test" for number in range(ANSWERS)]
+        assert guardian.witness.counters["untold"] == 0
+        guardian.close()
+
+    asyncio.run(run())
+
+
+def test_what_does_not_fit_any_more_is_counted_and_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(witness_, "MAX_UNSENT", 20_000)
+
+    async def run() -> None:
+        guardian = Guardian()
+        guardian.fill()
+        for number in range(ANSWERS):
+            guardian.witness.report(resolved(number), RULES)
+        guardian.channel.send(Flush(7))
+        await asyncio.sleep(0.05)
+        assert guardian.witness.counters["untold"] > 0
+        guardian.witness.report(resolved(ANSWERS - 1), RULES)
+        found = await guardian.read(
+            lambda record: isinstance(record, Answered) and f"n{ANSWERS - 1}.test" in told([record], Answered)
+        )
+        assert Flushed(7) not in found, "some of it was lost, so that was not all"
+        guardian.channel.send(Flush(8))
+        await guardian.read(lambda record: record == Flushed(8))
+        guardian.close()
+
+    asyncio.run(run())
+
+
+def led(number: int, decision: Decision, address: bytes = ADDRESS) -> Resolved:
+    return Resolved(names.from_text(f"n{number}.{BLOCKED}"), decision, (address,), 60)
+
+
+def test_addresses_behind_a_blocked_name_are_told_once_for_some_names_of_an_entry() -> None:
+    """A stranger's names may lead to a blocked one: 3,000 a second of them must not become as many messages."""
+    judged = rules(BLOCKED, "other.example")
+    first, other = (judged.image.lookup(names.from_text(name))[0] for name in (BLOCKED, "other.example"))
+
+    async def run() -> None:
+        guardian = Guardian()
+        for number in range(3000):
+            assert not guardian.witness.report(led(number, first), judged)
+        for number in range(3):
+            guardian.witness.report(led(number, other), judged)
+        guardian.witness.report(led(0, first, bytes([203, 0, 113, 10])), judged)
+        guardian.witness.request_free(5, resolved(1))
+        found = await guardian.read(lambda record: isinstance(record, Free))
+        assert told(found, Leads) == [f"n{number}.{BLOCKED}" for number in (0, 1, 2, 3, 0, 1, 2, 0)]
+        guardian.close()
+
+    asyncio.run(run())
+
+
+def test_a_blocked_name_whose_addresses_could_not_be_told_is_looked_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(witness_, "MAX_UNSENT", 100)
+    monkeypatch.setattr(witness_, "AGAIN_SECONDS", 0.05)
+    judged = rules(BLOCKED)
+    (decision,) = judged.image.lookup(names.from_text(BLOCKED))
+
+    async def run() -> None:
+        guardian = Guardian()
+        guardian.witness.learning = True
+        guardian.fill()
+        found = led(0, decision)
+        guardian.witness.watch([found.name])
+        while not guardian.looked_up:
+            await asyncio.sleep(0.01)
+        for number in range(10):
+            guardian.witness.report(led(number, decision, bytes([203, 0, 113, number])), judged)
+        guardian.witness.report(found, judged)
+        assert guardian.witness.counters["untold"] > 0
+        seen, deadline = len(guardian.looked_up), time.monotonic() + 20
+        while len(guardian.looked_up) == seen:
+            assert time.monotonic() < deadline, "it is not looked up again"
+            await asyncio.sleep(0.01)
+        guardian.close()
+
+    asyncio.run(run())

@@ -1,5 +1,6 @@
 """Answers screened: where they lead, and what a change of policy does to them."""
 
+import ipaddress
 import itertools
 
 import dns.edns
@@ -10,6 +11,8 @@ import dns.rdatatype
 import dns.rrset
 import pytest
 
+from embargo import names
+from embargo.dns.screening import Passing
 from embargo.dns.upstream import Server, Upstreams
 from embargo.dns.zones import Zones
 from support.playbook import answer, play, rules
@@ -77,7 +80,7 @@ def test_an_allowed_name_passes_with_its_addresses_for_the_firewall() -> None:
     made = answer("good.test", "A", "good.test CNAME cdn.alipay.example.", "cdn.alipay.example A 203.0.113.7", ttl=60)
     found = play(*entries, allow="good.test").query("good.test").upstream(made)
     assert found.reply.rcode() == 0
-    assert found.settled[0].passing == ((b"\xcb\0\x71\7", 60),)
+    assert found.settled[0].passing == Passing(names.from_text("good.test"), (b"\xcb\0\x71\7",), 60)
     assert found.settled[0].attempt is None
 
 
@@ -86,7 +89,7 @@ def test_an_allowed_alias_passes_with_all_that_it_leads_to() -> None:
     chain = ("www.test CNAME good.test.", "good.test CNAME cdn.alipay.example.", "cdn.alipay.example A 203.0.113.7")
     found = play(*entries, allow="good.test").query("www.test").upstream(answer("www.test", "A", *chain, ttl=60))
     found.replies("203.0.113.7", "cdn.alipay.example.", "good.test.")
-    assert found.settled[0].passing == ((b"\xcb\0\x71\7", 60),)
+    assert found.settled[0].passing == Passing(names.from_text("good.test"), (b"\xcb\0\x71\7",), 60)
     detour = ("www.test CNAME cdn.alipay.example.", "cdn.alipay.example CNAME good.test.", "good.test A 192.0.2.1")
     play(*entries, allow="good.test").query("www.test").upstream(answer("www.test", "A", *detour)).is_blocked()
 
@@ -96,7 +99,7 @@ def test_an_allowed_name_goes_the_whole_way_from_the_cache_too() -> None:
     found = play("203.0.113.0/24", allow="good.test").query("good.test").upstream(made)
     for _ in range(3):
         found.query("good.test").forwards_nothing().replies("203.0.113.7")
-        assert (found.was_fast, len(found.settled[0].passing)) == (False, 1)
+        assert (found.was_fast, found.settled[0].passing is not None) == (False, True)
 
 
 def test_what_leads_nowhere_comes_from_the_cache_by_the_short_way() -> None:
@@ -195,3 +198,36 @@ def test_additional_records_that_lead_to_a_blocked_name_are_left_out() -> None:
     made.additional.append(dns.rrset.from_text("cdn.alipay.example.", 60, "IN", "A", "192.0.2.66"))
     found = play(BLOCKED).query("free.test").upstream(made).replies("192.0.2.1").reply
     assert not found.additional
+
+
+# ── what the firewall learns ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def learnt(qname: str, qtype: str, *records: str, allow: str = "") -> list[tuple[str, str, list[str]]]:
+    """(name, rule, addresses) of what an upstream's answer tells the firewall; an empty rule: of an unblocked name."""
+    played = play(BLOCKED, allow=allow)
+    played.engine.resolved = []
+    played.query(qname, qtype).upstream(answer(qname, qtype, *records))
+    found = []
+    for name, decision, addresses, _ in played.engine.resolved:
+        shown = [str(ipaddress.ip_address(address)) for address in addresses]
+        found.append((names.to_text(name), decision.rule if decision else "", shown))
+    return found
+
+
+def test_the_addresses_of_an_unblocked_name_are_its_own() -> None:
+    assert learnt("free.test", "A", "192.0.2.1") == [("free.test", "", ["192.0.2.1"])]
+    assert learnt("free.test", "HTTPS", "1 . ipv4hint=192.0.2.1") == [("free.test", "", ["192.0.2.1"])]
+
+
+def test_the_addresses_behind_a_blocked_alias_are_that_names() -> None:
+    """Not the stranger's, who could lead anywhere."""
+    chain = ("ads.test CNAME hop.test.", "hop.test CNAME pay.alipay.example.", "pay.alipay.example CNAME cdn.test.")
+    assert learnt("ads.test", "A", *chain, "cdn.test A 192.0.2.1") == [("pay.alipay.example", BLOCKED, ["192.0.2.1"])]
+
+
+@pytest.mark.parametrize("qtype", ["HTTPS", "SVCB"])
+@pytest.mark.parametrize("target", ["alipay.example.", "pay.alipay.example."])
+def test_hints_beside_a_blocked_target_are_nobodys(qtype: str, target: str) -> None:
+    """Anybody's record may name a blocked target and the addresses of others."""
+    assert learnt("ads.test", qtype, f"1 {target} ipv4hint=192.0.2.1 ipv6hint=2001:db8::1") == []

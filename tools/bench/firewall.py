@@ -41,13 +41,14 @@ from embargo.firewall import nft, ruleset, spans
 from embargo.firewall.ruleset import Spec
 from embargo.firewall.table import TABLE
 from embargo.lists import image, lists, policy
-from embargo.lists.policy import Action, App, Class, Level, Selection, Source, Switchboard
+from embargo.lists.policy import LOCAL_ALLOW, Action, App, Class, Level, Selection, Source, Switchboard
 from embargo.records import Done
 from tools.bench import report
 from tools.rig import Rig
 
 BEGIN, END = "<!-- measured: `python -m tools.bench.firewall --write` -->\n", "<!-- end of firewall -->\n"
 PAY = Class("alipay", "payment")
+BLOCKED, ALLOWED = "pay.alipay.example", "good.example"
 FIRST = int(ipaddress.ip_address("20.0.0.0"))
 MEMORY = 3 << 20  # KiB that nft takes for a million, and twice ours
 ROUNDS = 9
@@ -73,11 +74,15 @@ def text(first: int, last: int) -> str:
 
 
 def compiled(found: Sequence[tuple[int, int]]) -> tuple[bytes, Switchboard]:
-    """An image with these networks, and its switchboard."""
+    """An image with these networks, a blocked name and an allowed one, and its switchboard."""
     source = Source("alipay/payment.list", Level.APPS, "alipay", "payment", False)
-    listed = lists.parse("\n".join(text(*each) for each in found).encode(), file="", source=source, guard=lists.Guard())
+    blocked = "\n".join((BLOCKED, *(text(*each) for each in found)))
+    listed = lists.parse(blocked.encode(), file="", source=source, guard=lists.Guard())
+    local = lists.parse(
+        ALLOWED.encode(), file="", source=Source("local/allow", Level.ALLOW, *LOCAL_ALLOW, False), guard=lists.Guard()
+    )
     apps, chosen = [App("alipay", "", default=True, lists=(listed,))], Selection()
-    combined = policy.combine(apps, [], chosen)
+    combined = policy.combine(apps, [local], chosen)
     return image.encode(combined), policy.select(apps, combined.classes, chosen)
 
 
@@ -139,15 +144,14 @@ class Guardian:
     def learnt(self, number: int) -> float:
         """Seconds until the guardian says that an address goes ahead of the block sets: a learnt one's way, and back."""
         began = time.perf_counter()
-        self._resolver.send(Pass(number, (((FIRST + number).to_bytes(4), 300),)))
+        self._resolver.send(Pass(number, answered.pack(names.from_text(ALLOWED), [(FIRST + number).to_bytes(4)], 300)))
         if not select.select([self._resolver.fileno()], [], [], 30)[0] or self._resolver.receive() is None:
             raise RuntimeError("the guardian does not answer its resolver")
         return time.perf_counter() - began
 
     def lead(self, address: bytes) -> None:
         """A blocked name leads there."""
-        packed = answered.pack(names.from_text("pay.alipay.example"), [address], 300)
-        self._resolver.send(Leads(packed, PAY, "alipay/payment.list", 1, "alipay.example"))
+        self._resolver.send(Leads(answered.pack(names.from_text(BLOCKED), [address], 300)))
         if not select.select([self._resolver.fileno()], [], [], 30)[0] or (asked := self._resolver.receive()) is None:
             raise RuntimeError("the guardian does not ask its resolver")
         self._resolver.send(Flushed(asked.record.number))

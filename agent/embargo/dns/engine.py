@@ -17,7 +17,7 @@ from embargo.dns.failures import Trouble
 from embargo.dns.judgement import Attempt, Rules
 from embargo.dns.message import Answer, Explanation, Query
 from embargo.dns.questions import Exhausted, Forward, Noted, Question, Questions, Succeeded, Waiter
-from embargo.dns.screening import Screened, screen
+from embargo.dns.screening import Passing, Screened, behind, screen
 from embargo.dns.zones import Zones
 from embargo.lists import policy
 from embargo.lists.policy import Action, Decision
@@ -36,8 +36,7 @@ class Reply(NamedTuple):
     peer: object
     client: str = ""
     attempt: Attempt | None = None  # to be counted and logged
-    #: addresses an allow-listed name led to although a class claims them, and seconds they are to pass the firewall
-    passing: tuple[tuple[bytes, int], ...] = ()
+    passing: Passing | None = None  # what the firewall is to let pass before this is sent
 
 
 class Settled(NamedTuple):
@@ -59,8 +58,8 @@ class Drop(NamedTuple):
 class Resolved(NamedTuple):
     """The addresses that an upstream's answer has for a name: what the firewall learns."""
 
-    qname: Name
-    decision: Decision | None  # the entry that blocks or audits the answer
+    name: Name  # that was asked for; of a blocked answer, the blocked name that it leads to
+    decision: Decision | None  # the entry that blocks or audits it
     addresses: tuple[bytes, ...]  # 4 or 16 octets each
     seconds: int  # for how long a client may use them
 
@@ -269,7 +268,7 @@ class Engine:
 
     def _answered(self, question: Question, answer: Answer, now: float) -> list[Reply]:
         screened = screen(self.rules, question.query, answer)
-        self._note_resolved(question.query.qname, screened, answer)
+        self._note_resolved(question.query, screened, answer)
         if question.zones is self.zones and (question.waiters or not question.background):
             self.cache.put(question.key, answer, now, self.rules.judged if screened.uneventful else SCREEN_ALWAYS)
         return [self._answer(waiter, screened, answer) for waiter in self._questions.release(question)]
@@ -324,13 +323,19 @@ class Engine:
         """Add what these cached answers say about addresses to `resolved`, as if they came now."""
         for entry in entries:
             query = message.query_of(entry.key)
-            self._note_resolved(query.qname, self._verdict(self.rules, query, entry), entry.answer)
+            self._note_resolved(query, self._verdict(self.rules, query, entry), entry.answer)
 
-    def _note_resolved(self, qname: Name, screened: Screened, answer: Answer) -> None:
+    def _note_resolved(self, query: Query, screened: Screened, answer: Answer) -> None:
         """What an answer says about addresses. One that is blocked for one address alone says nothing about the others."""
         if self.resolved is None or not (screened.by_name or screened.action is Action.PASS):
             return
         addresses = tuple([address for lead in answer.leads for address in lead.addresses])
+        name, decision = query.qname, screened.decision
+        if decision is not None:
+            found = behind(self.rules, name, answer) if query.qtype in (message.A, message.AAAA) else None
+            if found is None:
+                return
+            name, decision = found
         if addresses:
             seconds = max((seconds for _, seconds in answer.ttls), default=0)
-            self.resolved.append(Resolved(qname, screened.decision, addresses, seconds))
+            self.resolved.append(Resolved(name, decision, addresses, seconds))

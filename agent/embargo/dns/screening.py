@@ -8,6 +8,7 @@ Pure functions of rules, name and answer.
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from embargo import names
 from embargo.dns import message
 from embargo.dns.judgement import Rules, unclaimed
 from embargo.dns.message import Answer, Lead, Query
@@ -16,14 +17,21 @@ from embargo.lists.policy import Action, Claims, Decision
 from embargo.names import Name
 
 
+class Passing(NamedTuple):
+    """Addresses that an allow-listed name leads to although a class claims them: the firewall is to let them pass."""
+
+    name: Name
+    addresses: tuple[bytes, ...]
+    seconds: int  # for which clients may use the answer
+
+
 class Screened(NamedTuple):
     """What the policy decides about an answer."""
 
     action: Action
     decision: Decision | None  # the entry that blocks or audits it
     answer: Answer  # without the authority and additional records, if these lead to something blocked
-    #: addresses that an allow-listed name leads to although a class claims them, and seconds for which the firewall passes them
-    passing: tuple[tuple[bytes, int], ...] = ()
+    passing: Passing | None = None
     uneventful: bool = False  # nothing to block, to let through, to log or to explain: the fast path may give it out as it is
     by_name: bool = True  # the decision is about a name, not about an address
     whole: bool = True  # no section was left out
@@ -36,6 +44,7 @@ class _Led(NamedTuple):
     decision: Decision | None = None
     by_name: bool = True
     allowed: tuple[bytes, ...] = ()  # addresses that allow-listed names lead to
+    allowed_by: Name = names.ROOT  # the first of these names
 
 
 def screen(rules: Rules, query: Query, answer: Answer) -> Screened:
@@ -52,7 +61,7 @@ def screen(rules: Rules, query: Query, answer: Answer) -> Screened:
         return Screened(action, decision, answer)
     if policy.allows(rules.image.classes, claims):  # it passes with all that it leads to
         addresses = [address for lead in answer.leads for address in lead.addresses]
-        return Screened(Action.PASS, None, answer, _passing(rules, answer, addresses))
+        return Screened(Action.PASS, None, answer, _passing(rules, answer, qname, addresses))
     looked_up = {qname: claims}
     led = _led(rules, answer.leads, looked_up)
     if led.action is Action.BLOCK:
@@ -63,7 +72,7 @@ def screen(rules: Rules, query: Query, answer: Answer) -> Screened:
         max(action, led.action),
         decision or led.decision,
         answer if whole else message.answer_only(answer),
-        _passing(rules, answer, led.allowed),
+        _passing(rules, answer, led.allowed_by, led.allowed),
         uneventful=whole and not led.allowed and not (decision or led.decision or rules.log_all or answer.ede),
         by_name=led.by_name or decision is not None,
         whole=whole,
@@ -78,14 +87,17 @@ def _led(rules: Rules, leads: Iterable[Lead], looked_up: dict[Name, Claims]) -> 
     image, choose = rules.image, rules.board.choose
     audited: Decision | None = None
     by_name = True
-    passed: set[Name] = set()
+    passed: dict[Name, Name] = {}  # name → the allow-listed one that leads there
     allowed: list[bytes] = []
+    allowed_by = names.ROOT
     for owner, targets, addresses in leads:
         for name in (owner, *targets):
             if name not in looked_up:
                 looked_up[name] = image.lookup(name)
         if owner in passed or policy.allows(image.classes, looked_up[owner]):
-            passed.update(targets)
+            passed.update(dict.fromkeys(targets, passed.get(owner, owner)))
+            if addresses and not allowed:
+                allowed_by = passed.get(owner, owner)
             allowed += addresses
             continue
         claimed = [looked_up[owner], *(looked_up[target] for target in targets), *map(image.lookup_address, addresses)]
@@ -94,11 +106,24 @@ def _led(rules: Rules, leads: Iterable[Lead], looked_up: dict[Name, Claims]) -> 
                 return _Led(action, decision, number <= len(targets))
             if decision is not None and audited is None:
                 audited, by_name = decision, number <= len(targets)
-    return _Led(Action.AUDIT if audited else Action.PASS, audited, by_name, tuple(allowed))
+    return _Led(Action.AUDIT if audited else Action.PASS, audited, by_name, tuple(allowed), allowed_by)
 
 
-def _passing(rules: Rules, answer: Answer, addresses: Iterable[bytes]) -> tuple[tuple[bytes, int], ...]:
-    """Those of the addresses that are blocked otherwise, and the seconds for which clients may use the answer."""
+def _passing(rules: Rules, answer: Answer, name: Name, addresses: Iterable[bytes]) -> Passing | None:
+    """Those of the addresses that are blocked otherwise, because this name leads to them."""
     image, choose = rules.image, rules.board.choose
-    seconds = max((seconds for _, seconds in answer.ttls), default=0)
-    return tuple((a, seconds) for a in addresses if choose(image.lookup_address(a))[0] is Action.BLOCK)
+    blocked = tuple(a for a in addresses if choose(image.lookup_address(a))[0] is Action.BLOCK)
+    return Passing(name, blocked, max((seconds for _, seconds in answer.ttls), default=0)) if blocked else None
+
+
+def behind(rules: Rules, qname: Name, answer: Answer) -> tuple[Name, Decision] | None:
+    """The first blocked or audited name on the way from `qname` to the addresses of an answer of type A or AAAA, and its entry.
+
+    Only these addresses are that name's: the hints of a service record belong to its owner's word alone, and a stranger's
+    HTTPS record could name a blocked target beside the addresses of others.
+    """
+    for name in (qname, *(name for lead in answer.leads for name in (lead.owner, *lead.targets))):
+        action, decision = rules.board.choose(rules.image.lookup(name))
+        if action is not Action.PASS and decision is not None:
+            return name, decision
+    return None

@@ -8,7 +8,8 @@ module decides. It has no clock (`now` is in seconds of a monotonic clock) and n
     resolver   looks the name up in the background, and again when that answer ends: pay.example leads to A and B
        │
        ▼
-    guardian   1  marks A and B: a resolver that is about to answer with a marked address asks the guardian first
+    guardian   0  its policy blocks pay.example too
+               1  marks A and B: a resolver that is about to answer with a marked address asks the guardian first
                2  asks every resolver to report the answers that it has gathered and not reported yet
                3  Book.leads: an unblocked name, shop.example, was answered with A, so A is spared; B is learnt
                4  puts B into a kernel set, with a timeout, and into the memory on disk; takes the mark off A

@@ -88,7 +88,7 @@ class Guardian:
         return True
 
     def _send_events(self, lines: bytes, lost: int, attempts: int) -> bool:
-        return self.send(Events(lines, lost, attempts))
+        return self.send(Events(lost, attempts, lines))
 
     def _tell(self, what: str, **members: Any) -> None:
         self._outbox.add(events.encode({"event": "firewall", "what": what, **members}, time.time()), 0)
@@ -118,7 +118,7 @@ class Guardian:
             actions = {str(class_): action for class_, action in wanted.classes}
             self._drops.explain_by(Attribution(order.generation, image, actions, order.clients_by_address))
             self._flows.clients = tuple(map(ipaddress.ip_network, order.clients))
-            await self._replace(wanted, self._judging(order, image))
+            await self._replace(wanted, partial(self._learnt.judge_by, image, board, order.protected, learn=order.learn))
             self._work_out = work_out
             self._drops.begin(self._counted())
         if order.fail == "open":
@@ -135,14 +135,6 @@ class Guardian:
             intercept_port=order.intercept_port, log_group=order.log_group, ct_mark=self._ct_mark(order),
             patterns=self._can_look_inside(), own=order.own, system=order.system,
         )  # fmt: skip
-
-    def _judging(self, order: orders.Apply, image: Image) -> Callable[[], None]:
-        """A function that judges learnt addresses by this policy, as it takes effect."""
-        book = self._learnt.book
-        self._learnt.enabled = order.learn
-        book.guarded = verdicts.guard(image, order.protected)
-        decide, blocked = verdicts.judge(image, order.board, learn=order.learn), verdicts.names_blocked(image, order.board)
-        return lambda: book.judge(decide, blocked, self._loop.time())
 
     async def _replace(self, wanted: Spec, decide: Callable[[], None]) -> None:
         """Put this in force. `decide` is called just before, and then the learnt addresses are added."""
@@ -386,7 +378,7 @@ async def carry_out(guardian: Guardian, received: Received) -> None:
 
 def main() -> None:
     """Arguments: the descriptors of a channel to the supervisor and of a page of counters."""
-    asyncio.run(serve(Channel(socket.socket(fileno=int(sys.argv[1])), orders.ORDERS), Ledger(int(sys.argv[2]))))
+    asyncio.run(serve(Channel(socket.socket(fileno=int(sys.argv[1])), orders.ORDERS, takes=True), Ledger(int(sys.argv[2]))))
 
 
 if __name__ == "__main__":

@@ -8,11 +8,11 @@ reported yet; then the book decides. The theory of it stands in `firewall.learni
 import asyncio
 import ipaddress
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
+from typing import NamedTuple
 
-from embargo import names
+from embargo import names, verdicts
 from embargo.daemon.guard.enforced import Enforced
 from embargo.daemon.guard.memory import SNAPSHOT_SECONDS, Memory
 from embargo.daemon.guard.resolvers import Resolvers
@@ -24,10 +24,21 @@ from embargo.firewall import learning, nft, ruleset
 from embargo.firewall.learning import Book, Reason
 from embargo.firewall.ruleset import Spec
 from embargo.firewall.table import TABLE
-from embargo.lists.policy import Action
+from embargo.lists.image import Image
+from embargo.lists.policy import Action, Switchboard
+from embargo.names import Name
 from embargo.report import AboutAddress, Learning, LearntReason, Spared
 
+MAX_EXPECTED = 65_536  # addresses whose block waits for the resolvers' reports
 PASS_GRACE_SECONDS = 60  # beyond a TTL: clients connect a moment after the answer, also after one with TTL 0, and flows last
+
+
+class _Lead(NamedTuple):
+    """A blocked name leads to these addresses, for so many seconds."""
+
+    name: Name
+    addresses: list[bytes]
+    seconds: int
 
 
 class LearntAddresses:
@@ -41,9 +52,18 @@ class LearntAddresses:
         self._saving = asyncio.Lock()
         self._marks: Marks | None = None
         self._expected: Counter[bytes] = Counter()  # marked while the resolvers are asked about them
-        self._resolvers = Resolvers(self._take, trouble)
         self.book = Book()
+        self._resolvers = Resolvers(self._take, self._decide, trouble, self.book.counters)
+        self._why: Callable[[Name], Reason | None] = lambda name: None
+        self._allows: Callable[[Name], bool] = lambda name: False
         self.enabled = False  # whether anything is blocked because of a name
+
+    def judge_by(self, image: Image, board: Switchboard, protected: Sequence[str], *, learn: bool) -> None:
+        """Judge names, and the addresses behind them, by this policy from now on. `learn`: whether [firewall] learn is on."""
+        self.enabled = learn
+        self._why, self._allows = verdicts.why(image, board), verdicts.allows(image)
+        self.book.guarded = verdicts.guard(image, protected)
+        self.book.judge(verdicts.judge(image, board, learn=learn), verdicts.names_blocked(image, board), self._loop.time())
 
     # ── what the resolvers report ────────────────────────────────────────────────────────────────────────────────────
 
@@ -55,40 +75,54 @@ class LearntAddresses:
             self.mark_all()
         self._resolvers.meet(channel)
 
-    def _take(self, channel: Channel, record: object) -> None:
-        """One record of a resolver. ValueError for packed addresses or a reason that no resolver can have sent."""
+    def _take(self, channel: Channel, record: Answered | Leads | Free | Pass) -> None:
+        """One record of a resolver. ValueError for packed addresses that no resolver can have sent.
+
+        A resolver may be compromised, or judge by another policy for a moment: what is blocked and what passes because of a
+        name is decided here, by what the policy in force says of that name.
+        """
         match record:
             case Answered(packed):
                 self._learn_from(packed)
-            case Leads():
-                [(name, addresses, seconds)] = answered.unpack(record.packed)
-                reason = learning.reason(name, record.class_, record.list, record.line, record.rule)
-                self._expect(addresses)
-                self._resolvers.when_all_have_reported(partial(self._decide, reason, addresses, seconds))
+            case Leads(packed):
+                [(name, addresses, seconds)] = answered.unpack(packed)
+                self._consider(name, addresses, seconds)
             case Free(number, packed):
                 try:
                     self._learn_from(packed)
                 finally:
-                    channel.send(Ready(number))
-            case Pass(number, addresses):
-                if sum(len(address) for address, _ in addresses) > answered.MAX_ADDRESS_OCTETS:
-                    raise ValueError("more addresses than an answer can hold")
+                    self._resolvers.send(channel, Ready(number))
+            case Pass(number, packed):
+                [(name, addresses, seconds)] = answered.unpack(packed)
                 try:
-                    self._pass(addresses)
+                    self._pass(name, addresses, seconds)
                 finally:
-                    channel.send(Ready(number))
+                    self._resolvers.send(channel, Ready(number))
+
+    def _consider(self, name: Name, addresses: list[bytes], seconds: int) -> None:
+        """A blocked name leads to these addresses: block them, when all that was answered with them has been reported."""
+        if self._why(name) is None:
+            self.book.counters["unclaimed"] += 1
+        elif len(self._expected) + len(addresses) > MAX_EXPECTED:
+            self.book.counters["crowded"] += 1
+        else:
+            self._expect(addresses)
+            self._resolvers.when_all_have_reported(_Lead(name, addresses, seconds))
 
     def _learn_from(self, packed: bytes) -> None:
         """These names were answered with these addresses."""
         for name, addresses, seconds in answered.unpack(packed):
             self._free(self.book.answered(name, addresses, seconds, self._loop.time()))
 
-    def _pass(self, addresses: Sequence[tuple[bytes, int]]) -> None:
-        """Let addresses behind names of the allow list go ahead of the block sets for so many seconds, and a grace."""
-        for name, width in (("allow4", 4), ("allow6", 16)):
-            keys = [(a, min(max(s, 0), learning.MAX_TTL_SECONDS) + PASS_GRACE_SECONDS) for a, s in addresses if len(a) == width]
+    def _pass(self, name: Name, addresses: list[bytes], seconds: int) -> None:
+        """Let addresses behind a name of the allow list go ahead of the block sets for so many seconds, and a grace."""
+        if not self._allows(name):
+            self.book.counters["unallowed"] += 1
+            return
+        for set_, width in (("allow4", 4), ("allow6", 16)):
+            keys = [(address, seconds + PASS_GRACE_SECONDS) for address in addresses if len(address) == width]
             if keys:
-                self._enforced.kernel.transact(nft.timed_elements(TABLE, name, keys))
+                self._enforced.kernel.transact(nft.timed_elements(TABLE, set_, keys))
 
     def _expect(self, addresses: list[bytes]) -> None:
         """From now on no reply with one of these is sent before the guardian has taken note of it."""
@@ -97,27 +131,33 @@ class LearntAddresses:
             for address in addresses:
                 self._marks.add(address)
 
-    def _decide(self, reason: Reason, addresses: list[bytes], seconds: int) -> None:
-        """A blocked name led to these addresses, and all that was answered with them before has been reported."""
-        spec = self._enforced.spec
-        action = dict(spec.classes).get(reason.class_) if spec is not None and self.enabled else None
-        learnt = self.book.leads(reason, addresses, seconds, self._loop.time()) if action is not None else []
-        blocked = {address for address, _ in learnt}
-        self._expected.subtract(addresses)
-        self._expected += Counter()
+    def _unmark(self, addresses: Iterable[bytes]) -> None:
         if self._marks is not None:
             for address in addresses:
-                if address not in blocked:
-                    self._marks.remove(address)
-        if spec is not None and action is not None and learnt:
-            self._block(spec, learnt, action)
+                self._marks.remove(address)
 
-    def _block(self, spec: Spec, learnt: list[tuple[bytes, int]], action: Action) -> None:
+    def _decide(self, leads: list[_Lead]) -> None:
+        """Blocked names led to these addresses, and all that was answered with them before has been reported."""
+        spec, now = self._enforced.spec, self._loop.time()
+        actions = dict(spec.classes) if spec is not None and self.enabled else {}
+        rows: dict[bytes, tuple[bytes, Action, int]] = {}
+        for name, addresses, seconds in leads:
+            reason = self._why(name)  # another policy may have come
+            action = actions.get(reason.class_) if reason is not None else None
+            if reason is not None and action is not None:
+                blocked = self.book.leads(reason, addresses, seconds, now)
+                rows |= {address: (address, action, left) for address, left in blocked}
+            self._expected.subtract(addresses)
+            self._unmark(address for address in addresses if address not in rows)
+        self._expected += Counter()
+        if spec is not None and rows:
+            self._block(spec, list(rows.values()))
+
+    def _block(self, spec: Spec, rows: list[tuple[bytes, Action, int]]) -> None:
         """Block these addresses, marked already, each for so many seconds."""
-        rows = [(address, action, seconds) for address, seconds in learnt]
         self._enforced.kernel.transact(nft.learnt_elements(spec.generation, TABLE, rows))
         if self._memory is not None:
-            self._memory.note([address for address, _ in learnt], self._loop.time())
+            self._memory.note([address for address, _, _ in rows], self._loop.time())
         self._blocked()
 
     def _free(self, freed: list[bytes]) -> None:

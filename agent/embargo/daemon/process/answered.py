@@ -106,6 +106,8 @@ def unpack(records: bytes) -> Iterator[tuple[Name, list[bytes], int]]:
         start = at + _HEAD.size + length
         at = start + 4 * four + 16 * six
         name = records[start - length : start]
+        if at - start > MAX_ADDRESS_OCTETS:
+            raise ValueError("more addresses than an answer can hold")
         if at > len(records) or not names.is_name(name):
             raise ValueError("the record is truncated or has no valid name")
         addresses = [records[i : i + 4] for i in range(start, start + 4 * four, 4)]

@@ -1,21 +1,28 @@
-"""Messages between two processes: one record per packet of a Unix socket pair, with file descriptors as ancillary data.
+"""Messages between two processes: one record per packet of a Unix socket pair.
 
-SOCK_SEQPACKET keeps packets whole and in order, so no framing is needed. Records are JSON, except the two frequent ones, event
-lines and answered addresses, which are packed. A record larger than a packet (many hosts, many networks) is sent as a sealed
-memory file: the packet is a marker, and the file's descriptor is the last one sent with it. The receiver declares which records
-it accepts and how large one in memory may be, because the sender may be a resolver that an attacker has taken over.
+SOCK_SEQPACKET keeps packets whole and in order, so no framing is needed. Records are JSON, except the frequent ones, which are
+packed (`Packed`). The receiver declares which records it accepts, because the sender may be a process that an attacker has
+taken over.
+
+File descriptors go one way, from the supervisor with an order to a child. A record larger than a packet goes that way as a
+sealed memory file: the packet is a marker, and the file's descriptor is the last one sent with it. Elsewhere it goes in pieces,
+and no descriptor is taken: the receiver of a socket with SO_LINGER can be held in close(2) for as long as the sender likes.
 """
 
 import array
 import asyncio
+import contextlib
+import dataclasses
 import fcntl
 import json
 import os
+import select
 import socket
 import sys
+import threading
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from embargo import records
 from embargo.errors import EmbargoError
@@ -23,12 +30,16 @@ from embargo.records import RecordError
 
 MAX_PACKET = 120_000  # octets: below the default send buffer, so a packet always fits
 MAX_MESSAGE = 256 << 20  # octets of an order in memory
-MAX_ANSWER = 1 << 20  # octets of an answer in memory: enough for the counts of thousands of upstreams
+MAX_ANSWER = 1 << 20  # octets of an answer in pieces: enough for the counts of thousands of upstreams
 MAX_ATTEMPTS = 1 << 32  # per message: an hour of a flood of a million queries a second
-MAX_FDS = 250  # SCM_MAX_FD is 253
+MAX_FDS = 250  # that are sent with a message
+PIECE_MILLISECONDS = 1000  # for the other side to take the next piece of a record
+_SCM_MAX_FD = 253  # that a message can have: room for all of them, since the kernel closes the rest in our name
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW  # the content is final
 _IN_MEMORY = b"@"  # marker packet: the record is in the file of the last descriptor
-_EVENTS, _ANSWERED = b"E", b"A"  # first octet of the packed records; JSON begins with a brace
+_PIECE, _LAST_PIECE = b"+", b"="  # first octet of the pieces of a record
+_SO_PASSRIGHTS = 83  # Linux 6.16: off, no descriptor can be sent to this socket
+_NO_LINGER = bytes(8)  # struct linger: off
 
 
 class ChannelError(EmbargoError):
@@ -42,24 +53,52 @@ class Failed:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Events:
-    """Lines for the event log, the number of events lost before them, and the number of attempts that both represent."""
+class Packed:
+    """A record that is a packet of this first octet, eight octets for each of its numbers, and the octets of its last field."""
 
-    lines: bytes
+    __slots__ = ()
+    TAG: ClassVar[bytes]
+
+    def pack(self) -> bytes:
+        """The packet."""
+        *numbers, octets = (getattr(self, field.name) for field in dataclasses.fields(self))  # type: ignore[arg-type]
+        return b"".join((self.TAG, *(number.to_bytes(8) for number in numbers), octets))
+
+    @classmethod
+    def unpack(cls, packet: bytes) -> Any:
+        """The record in a packet. ChannelError if there is none."""
+        start = 1 + 8 * (len(dataclasses.fields(cls)) - 1)  # type: ignore[arg-type]
+        if len(packet) < start:
+            raise ChannelError(f"a {cls.__name__} that is too short")
+        return cls(*(int.from_bytes(packet[at : at + 8]) for at in range(1, start, 8)), packet[start:])  # type: ignore[call-arg]
+
+
+@dataclass(frozen=True, slots=True)
+class Events(Packed):
+    """Events as JSON, one a line, the number of events lost before them, and the number of attempts that both represent."""
+
+    TAG = b"E"
+
     lost: int
     attempts: int
+    lines: bytes
+
+    def __post_init__(self) -> None:
+        if not self.lost <= self.attempts <= MAX_ATTEMPTS or self.lines[-1:] not in (b"", b"\n"):
+            raise ChannelError("events with impossible counts or without a final newline")
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(Packed):
     """Names with the addresses in their answers, packed (`answered.pack`)."""
 
-    records: bytes
+    TAG = b"A"
+
+    packed: bytes
 
 
 _TRUNCATED = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)  # as plain numbers: a Flag takes a microsecond
-_RIGHTS = socket.CMSG_SPACE(4 * MAX_FDS)
+_RIGHTS = socket.CMSG_SPACE(4 * _SCM_MAX_FD)
 _JSON = json.JSONEncoder(separators=(",", ":"))  # json.dumps would make one for each record
 
 
@@ -68,21 +107,30 @@ class Received(NamedTuple):
 
     record: Any  # of a type that the channel accepts
     number: int | None  # of an order, or of the order that an answer belongs to
-    fds: list[int]  # the receiver must close them
+    fds: list[int]  # the receiver must close them; only of an order
 
 
 def pair(accepts: Iterable[type] = ()) -> tuple["Channel", socket.socket]:
-    """A channel that accepts records of these types, and the socket of its other end, for a child to inherit."""
+    """A supervisor's channel that accepts records of these types, and the socket of its other end, for a child to inherit."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    return Channel(ours, accepts), theirs
+    return Channel(ours, accepts, gives=True), theirs
 
 
 class Channel:
-    """One end of a socket pair. `accepts`: the types of records that may be received."""
+    """One end of a socket pair. `accepts`: the types of records that may be received.
 
-    def __init__(self, sock: socket.socket, accepts: Iterable[type] = ()) -> None:
+    `gives`: this is the supervisor's end, whose orders may have descriptors; `takes`: the end of a child that obeys them.
+    """
+
+    def __init__(self, sock: socket.socket, accepts: Iterable[type] = (), *, gives: bool = False, takes: bool = False) -> None:
         self._sock = sock
         self._accepts = records.by_name(accepts)
+        self._packed = {kind.TAG: kind for kind in accepts if issubclass(kind, Packed)}
+        self._gives, self._takes = gives, takes
+        self._pieces = b""  # of a record whose last piece has not come
+        if not takes:
+            with contextlib.suppress(OSError):  # an older kernel: they are refused when they have come
+                sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
 
     def fileno(self) -> int:
         """The descriptor of the socket, to wait for records."""
@@ -103,30 +151,28 @@ class Channel:
             socket.SOL_SOCKET, socket.SO_ERROR
         )  # clears ECONNRESET, which would hide packets that arrived earlier
 
+    # ── sending ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
     def send(self, record: Any, fds: Sequence[int] = (), number: int | None = None) -> None:
         """Send one record. BlockingIOError if the receiver does not read, OSError if it is gone, ChannelError if too large.
 
         `number`: of an order, or of the order that an answer belongs to.
         """
-        match record:
-            case Events():
-                self._send(_EVENTS + record.lost.to_bytes(8) + record.attempts.to_bytes(8) + record.lines, ())
-                return
-            case Answered():
-                self._send(_ANSWERED + record.records, ())
-                return
-        value = records.tagged(record)
-        if number is not None:
-            value["id"] = number
-        data = _JSON.encode(value).encode()
+        data = encode(record, number)
         if len(data) <= MAX_PACKET:
             self._send(data, fds)
-            return
-        memory = _memory(data)
-        try:
-            self._send(_IN_MEMORY, [*fds, memory])
-        finally:
-            os.close(memory)
+        elif self._gives:
+            memory = _memory(data)
+            try:
+                self._send(_IN_MEMORY, [*fds, memory])
+            finally:
+                os.close(memory)
+        else:
+            self._send_in_pieces(data)
+
+    def send_packet(self, packet: bytes) -> None:
+        """Send what `encode` has encoded, of MAX_PACKET octets at most. BlockingIOError, OSError."""
+        self._sock.send(packet)
 
     def _send(self, data: bytes, fds: Sequence[int]) -> None:
         if len(fds) > MAX_FDS:
@@ -136,47 +182,71 @@ class Channel:
         else:
             self._sock.send(data)
 
-    def receive(self, in_memory: int = 0) -> Received | None:
+    def _send_in_pieces(self, data: bytes) -> None:
+        """Send a record larger than a packet. Once the first piece is sent the others must follow, so this waits for room."""
+        size = MAX_PACKET - 1
+        pieces = [data[at : at + size] for at in range(0, len(data), size)]
+        room = select.poll()
+        room.register(self._sock, select.POLLOUT)
+        for number, piece in enumerate(pieces, 1):
+            if number > 1 and not room.poll(PIECE_MILLISECONDS):
+                raise TimeoutError("the other side does not read")
+            self._sock.send((_LAST_PIECE if number == len(pieces) else _PIECE) + piece)
+
+    # ── receiving ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def receive(self, most: int = 0) -> Received | None:
         """The next record; None when the other side is gone. ChannelError if it is not a record that this channel accepts.
 
-        `in_memory`: limit for a record in a memory file, in octets; 0: none is accepted.
+        `most`: octets of a record larger than a packet; 0: none is accepted.
         """
-        try:
-            data, ancillary, flags, _ = self._sock.recvmsg(MAX_PACKET, _RIGHTS)
-        except ConnectionResetError:
-            return None
-        fds: list[int] = []
-        for level, kind, payload in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                numbers = array.array("i")
-                numbers.frombytes(payload[: len(payload) - len(payload) % numbers.itemsize])
-                fds += numbers
-        if not data:
-            _close(fds)
-            return None
-        try:
-            if flags & _TRUNCATED:
-                raise ChannelError("a message is truncated")
-            return Received(*self._read(data, fds, in_memory), fds)
-        except BaseException:
-            _close(fds)
-            raise
+        while True:
+            try:
+                data, ancillary, flags, _ = self._sock.recvmsg(MAX_PACKET, _RIGHTS)
+            except ConnectionResetError:
+                return None
+            fds = _descriptors(ancillary)
+            if fds and not self._takes:
+                _dispose(fds)
+                raise ChannelError("descriptors, which this process does not take")
+            if not data:
+                _close(fds)
+                return None
+            try:
+                if flags & _TRUNCATED:
+                    raise ChannelError("a message is truncated")
+                whole = self._assembled(data, fds, most)
+                if whole is not None:
+                    return Received(*self._read(whole), fds)
+            except BaseException:
+                _close(fds)
+                raise
 
-    def _read(self, data: bytes, fds: list[int], in_memory: int) -> tuple[Any, int | None]:
-        """(record, number) of a packet; closes the descriptor of a record in memory. ChannelError if there is none."""
-        if data.startswith(_EVENTS) and Events.__name__ in self._accepts:
-            lost, attempts, lines = int.from_bytes(data[1:9]), int.from_bytes(data[9:17]), data[17:]
-            if not lost <= attempts <= MAX_ATTEMPTS or lines[-1:] not in (b"", b"\n"):
-                raise ChannelError("event lines with impossible counts or without a final newline")
-            return Events(lines, lost, attempts), None
-        if data.startswith(_ANSWERED) and Answered.__name__ in self._accepts:
-            return Answered(data[1:]), None
-        if data == _IN_MEMORY and fds and in_memory:
+    def _assembled(self, data: bytes, fds: list[int], most: int) -> bytes | None:
+        """The packet, or the record of which it is a part; None until that is whole. ChannelError if it is too large."""
+        if data == _IN_MEMORY and fds and most:
             fd = fds.pop()
             try:
-                data = _content(fd, in_memory)
+                return _content(fd, most)
             finally:
                 os.close(fd)
+        if data[:1] not in (_PIECE, _LAST_PIECE):
+            if self._pieces:
+                raise ChannelError("a record that is not whole")
+            return data
+        if self._takes or len(self._pieces) + len(data) > most:
+            raise ChannelError(f"a record of more than {most} octets")
+        self._pieces += data[1:]
+        if data[:1] == _PIECE:
+            return None
+        whole, self._pieces = self._pieces, b""
+        return whole
+
+    def _read(self, data: bytes) -> tuple[Any, int | None]:
+        """(record, number) of a packet. ChannelError if there is none."""
+        packed = self._packed.get(data[:1])
+        if packed is not None:
+            return packed.unpack(data), None
         try:
             value = records.from_json(data)
         except ValueError:
@@ -188,9 +258,29 @@ class Channel:
             record = records.untagged(self._accepts, value)
         except RecordError as error:
             raise ChannelError(str(error)) from None
-        if isinstance(record, (Events, Answered)):
+        if isinstance(record, Packed):
             raise ChannelError(f"{type(record).__name__} as JSON, although it must be packed")
         return record, number
+
+
+def encode(record: Any, number: int | None = None) -> bytes:
+    """A record as `Channel.send` sends it."""
+    if isinstance(record, Packed):
+        return record.pack()
+    value = records.tagged(record)
+    if number is not None:
+        value["id"] = number
+    return _JSON.encode(value).encode()
+
+
+def _descriptors(ancillary: Iterable[tuple[int, int, bytes]]) -> list[int]:
+    fds: list[int] = []
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            numbers = array.array("i")
+            numbers.frombytes(payload[: len(payload) - len(payload) % numbers.itemsize])
+            fds += numbers
+    return fds
 
 
 async def orders(channel: Channel) -> AsyncGenerator[Received, None]:
@@ -251,3 +341,21 @@ def _content(fd: int, limit: int) -> bytes:
 def _close(fds: Sequence[int]) -> None:
     for fd in fds:
         os.close(fd)
+
+
+def _dispose(fds: list[int]) -> None:
+    """Close descriptors of a hostile process in a thread of its own, which a socket with SO_LINGER may hold instead of us."""
+
+    def close() -> None:
+        for fd in fds:
+            try:
+                sock = socket.socket(fileno=fd)
+            except OSError:  # no socket
+                os.close(fd)
+                continue
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+            sock.close()
+
+    with contextlib.suppress(RuntimeError):  # no thread can be started: they stay open
+        threading.Thread(target=close, daemon=True).start()

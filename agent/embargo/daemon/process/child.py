@@ -165,7 +165,7 @@ class Child:
                 while self._take_one():
                     pass
         if self._account is not None and (lost := self._account.missing()):
-            self._log([], Events(b"", lost, lost))
+            self._log([], Events(lost, lost, b""))
 
     def _readable(self) -> None:
         """Read messages, a limited number per turn of the event loop."""
@@ -182,7 +182,7 @@ class Child:
         """Read one message; False if no more will come. BlockingIOError if there is none yet."""
         assert self._channel is not None
         try:
-            received = self._channel.receive(channel.MAX_ANSWER if self._answers else 0)
+            received = self._channel.receive(channel.MAX_ANSWER)
         except BlockingIOError:
             raise
         except ChannelError as error:
@@ -194,8 +194,6 @@ class Child:
 
     def _take(self, received: Received) -> bool:
         """Handle events or an answer; False for anything else, for which the child is killed."""
-        for fd in received.fds:
-            os.close(fd)
         if isinstance(received.record, Events):
             return self._take_events(received.record)
         kind, answer = self._answers.pop(received.number or 0, (None, None))

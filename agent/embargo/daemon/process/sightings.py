@@ -1,40 +1,42 @@
 """Records on the channel between a resolver and the guardian.
 
-A resolver may be compromised: the guardian accepts only these records, and closes a channel on which anything else arrives.
-Packed addresses are encoded by `answered.pack`; an answer repeats the number of its question.
+A resolver may be compromised: the guardian accepts only these records, and closes a channel on which anything else arrives. It
+looks up in the policy whatever it is asked to block or let pass, so a record has names and addresses and no reasons. These are
+encoded by `answered.pack`; an answer repeats the number of its question.
 """
 
 from dataclasses import dataclass
 
-from embargo.daemon.process.channel import Answered
-from embargo.lists.policy import Class
+from embargo.daemon.process.channel import Answered, Packed
 
 
 @dataclass(frozen=True, slots=True)
-class Leads:
-    """A blocked name leads to these addresses; it was blocked by this line of this list, for this class."""
+class Leads(Packed):
+    """Blocked or audited names lead to these addresses."""
+
+    TAG = b"L"
 
     packed: bytes
-    class_: Class
-    list: str
-    line: int
-    rule: str
 
 
 @dataclass(frozen=True, slots=True)
-class Free:
+class Free(Packed):
     """An unblocked name was answered with blocked addresses: free them, then send Ready. The client's reply waits for it."""
 
+    TAG = b"F"
+
     number: int
     packed: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Pass:
-    """Accept packets to these addresses of an allowed name ahead of the block sets, each for its seconds, then send Ready."""
+class Pass(Packed):
+    """Accept packets to these addresses of an allow-listed name ahead of the block sets, then send Ready."""
+
+    TAG = b"P"
 
     number: int
-    addresses: tuple[tuple[bytes, int], ...]
+    packed: bytes
 
 
 @dataclass(frozen=True, slots=True)

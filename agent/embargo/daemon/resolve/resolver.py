@@ -46,6 +46,7 @@ from embargo.dns.cache import Cache, CachedAnswer
 from embargo.dns.engine import Drop, Engine, Joined, Reply, Settled
 from embargo.dns.judgement import Rules
 from embargo.dns.questions import Forward
+from embargo.dns.screening import Passing
 from embargo.lists.image import Image
 from embargo.lists.policy import Action, Switchboard
 from embargo.names import Name
@@ -194,18 +195,18 @@ class Resolver:
             self._waiting_timer = self._loop.call_later(WAITING_CHECK_SECONDS, self._reply_waiting)
 
     def _deliver(self, reply: Reply, now: float) -> None:
-        if reply.passing and self._wait_to_pass(reply):
+        if reply.passing is not None and self._wait_to_pass(reply, reply.passing):
             return
         reply.peer.send(reply.wire)  # type: ignore[attr-defined] # a UdpPeer or a Connection: what `handle` was given
         if reply.attempt is not None:
             self._attempts.note(((reply.client, reply.attempt),), now, time.time())
 
-    def _wait_to_pass(self, reply: Reply) -> bool:
+    def _wait_to_pass(self, reply: Reply, passing: Passing) -> bool:
         """Hold a reply until its addresses pass the firewall, or the client would come too early. False: do not wait."""
         number = self._last_request = self._last_request + 1
-        if not self._witness.request_pass(number, reply.passing):
+        if not self._witness.request_pass(number, passing):
             return False
-        self._hold(number, [reply._replace(passing=())])
+        self._hold(number, [reply._replace(passing=None)])
         return True
 
     def _hold(self, number: int, replies: list[Reply]) -> None:
@@ -331,7 +332,7 @@ async def serve(channel: Channel, ledger: Ledger | None = None, selector: Select
             return True  # the supervisor has ended; the reader sees the end of the channel
         return True
 
-    resolver = Resolver(lambda lines, lost, attempts: send(Events(lines, lost, attempts)), ledger, selector)
+    resolver = Resolver(lambda lines, lost, attempts: send(Events(lost, attempts, lines)), ledger, selector)
     async with contextlib.aclosing(orders(channel)) as inbox:
         async for order, number, fds in inbox:
             answer = await _obey(resolver, order, fds)
@@ -383,7 +384,7 @@ def main() -> None:
     """The process of a worker. Arguments: the descriptors of its channel and of its ledger."""
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
-    channel = Channel(socket.socket(fileno=int(sys.argv[1])), ORDERS)
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])), ORDERS, takes=True)
     selector = Selector()
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
         runner.run(serve(channel, Ledger(int(sys.argv[2])), selector))

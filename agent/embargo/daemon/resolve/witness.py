@@ -8,25 +8,27 @@ expired, for a day after the last query.
 
 import asyncio
 import heapq
-import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import NamedTuple
 
 from embargo.daemon.process.answered import Marks, gather, pack
+from embargo.daemon.process.backlog import Backlog
 from embargo.daemon.process.channel import Answered, Channel, ChannelError
 from embargo.daemon.process.sightings import Flush, Flushed, Free, Leads, Pass, Ready
 from embargo.dns import message
 from embargo.dns.engine import Resolved
 from embargo.dns.judgement import Rules
+from embargo.dns.screening import Passing
 from embargo.firewall import learning
 from embargo.lists.policy import Decision
 from embargo.names import Name
 
 FLUSH_SECONDS = 0.1  # that an answer may wait to be reported with others
-MAX_UNSENT = 32  # packets of answers kept for a guardian that does not read for a moment
-REPEAT_SECONDS = 60.0  # within which a name with the same address is not reported again
+MAX_UNSENT = 1 << 20  # octets kept for a guardian that does not read for a moment
+REPEAT_SECONDS = 60.0  # within which a name with the same address is not reported again; a blocked name is not looked up sooner
 MAX_REPORTED = 8192  # addresses remembered for that
+AGAIN_SECONDS = 1.0  # until a blocked name is looked up again whose addresses could not be reported
 WATCH_SECONDS = 86_400.0  # for which a blocked name is looked up again and again after a client has asked for it
 MAX_WATCHED = 1024  # names
 MIN_INTERVAL, MAX_INTERVAL = 60.0, 300.0  # seconds between two look-ups of a name; its TTL decides in between
@@ -53,9 +55,11 @@ class Witness:
         self._look_up = look_up
         self._ready = ready
         self._channel: Channel | None = None
+        self._backlog: Backlog | None = None
         self._marks: Marks | None = None
-        self._packets: deque[bytes] = deque()  # answers that are not sent yet
-        self._reported: dict[bytes, tuple[Name, ...]] = {}  # address → names with which it was reported lately
+        self._packets: deque[bytes] = deque()  # answers that are gathered
+        #: names with which an address was reported lately, by address; those behind blocked names by entry and address
+        self._reported: dict[Hashable, tuple[Name, ...]] = {}
         self._reported_since = 0.0
         self._flush_timer: asyncio.TimerHandle | None = None
         self._watched: dict[Name, _Watch] = {}  # in the order of the last query, the oldest first
@@ -74,16 +78,17 @@ class Witness:
         """Report to this guardian from now on; an earlier one has ended."""
         self.close()
         channel.setblocking(False)
-        self._channel, self._marks = channel, marks
+        self._channel, self._marks, self._backlog = channel, marks, Backlog(channel, MAX_UNSENT)
         self._reported.clear()
         self._loop.add_reader(channel.fileno(), self._readable)
 
     def close(self) -> None:
         """Report to no guardian."""
-        if self._channel is not None:
+        if self._channel is not None and self._backlog is not None:
+            self._backlog.close()
             self._loop.remove_reader(self._channel.fileno())
             self._channel.close()
-            self._channel = None
+            self._channel = self._backlog = None
 
     def stop(self) -> None:
         """Report what is gathered, and end."""
@@ -104,8 +109,6 @@ class Witness:
             if received is None:  # the guardian has ended; the supervisor connects the next one
                 self.close()
                 return
-            for fd in received.fds:
-                os.close(fd)
             match received.record:
                 case Ready(number):
                     self._ready(number)
@@ -113,26 +116,25 @@ class Witness:
                     self._report_all(number)
 
     def _send(self, record: object) -> bool:
-        """Send a record; False when it could not be sent, which is counted."""
-        if self._channel is None:
+        """Send a record, in order, when the guardian reads. False when it is lost, which is counted."""
+        if self._backlog is None:
             return False
-        try:
-            self._channel.send(record)
-        except OSError:  # the guardian does not read, or has ended
+        if not self._backlog.send(record):
             self.counters["untold"] += 1
+            self._reported.clear()  # some of it was not
             return False
         return True
 
     # ── addresses of answers ───────────────────────────────────────────────────────────────────────────────────────────
 
-    def request_pass(self, number: int, addresses: Iterable[tuple[bytes, int]]) -> bool:
-        """Ask for these addresses to pass the block sets, each for so many seconds. False: the guardian cannot be asked."""
-        return self._send(Pass(number, tuple(addresses)))
+    def request_pass(self, number: int, passing: Passing) -> bool:
+        """Ask for addresses to pass the block sets. False: the guardian cannot be asked."""
+        return self._send(Pass(number, pack(passing.name, passing.addresses, passing.seconds)))
 
     def request_free(self, number: int, resolved: Resolved) -> bool:
         """Ask for the addresses of an answer to be freed. False: the guardian cannot be asked."""
         self._flush()
-        return self._send(Free(number, pack(resolved.qname, resolved.addresses, resolved.seconds)))
+        return self._send(Free(number, pack(resolved.name, resolved.addresses, resolved.seconds)))
 
     def report(self, resolved: Resolved, rules: Rules) -> bool:
         """Report an answer. True when its reply must wait for `request_free`: an address in it may be blocked."""
@@ -147,37 +149,37 @@ class Witness:
 
     def _gather(self, resolved: Resolved) -> None:
         """Report the addresses that were not reported for this name lately, together with others."""
+        fresh = self._fresh(resolved, None)
+        if not fresh:
+            return
+        if gather(self._packets, pack(resolved.name, fresh, resolved.seconds)) and len(self._packets) > 1:
+            self._flush()
+        elif self._flush_timer is None:
+            self._flush_timer = self._loop.call_later(FLUSH_SECONDS, self._flush)
+
+    def _fresh(self, resolved: Resolved, entry: Hashable) -> list[bytes]:
+        """The addresses that were not reported for this name and entry lately, nor for as many names as are remembered."""
         now = self._loop.time()
         if len(self._reported) >= MAX_REPORTED or now > self._reported_since + REPEAT_SECONDS:
             self._reported.clear()
             self._reported_since = now
         fresh = []
         for address in resolved.addresses:
-            known = self._reported.get(address, ())
-            if resolved.qname not in known and len(known) < learning.MAX_NAMES:
-                self._reported[address] = (*known, resolved.qname)
+            key = address if entry is None else (entry, address)
+            known = self._reported.get(key, ())
+            if resolved.name not in known and len(known) < learning.MAX_NAMES:
+                self._reported[key] = (*known, resolved.name)
                 fresh.append(address)
-        if not fresh:
-            return
-        if gather(self._packets, pack(resolved.qname, fresh, resolved.seconds)) and len(self._packets) > 1:
-            self._flush()
-        elif self._flush_timer is None:
-            self._flush_timer = self._loop.call_later(FLUSH_SECONDS, self._flush)
+        return fresh
 
     def _flush(self) -> bool:
-        """Send all that is gathered. False: the guardian does not read; it is tried again, unless too much has gathered."""
+        """Hand all that is gathered to the guardian's channel. False when some of it is lost."""
         if self._flush_timer is not None:
             self._flush_timer.cancel()
             self._flush_timer = None
-        while self._packets:
-            if not self._send(Answered(self._packets[0])):
-                if len(self._packets) > MAX_UNSENT:
-                    self._packets.clear()
-                    self._reported.clear()  # some of it was not
-                self._flush_timer = self._loop.call_later(FLUSH_SECONDS, self._flush)
-                return False
-            self._packets.popleft()
-        return True
+        packets, self._packets = self._packets, deque()
+        sent = [self._send(Answered(packet)) for packet in packets]
+        return all(sent)
 
     def _report_all(self, number: int) -> None:
         """The guardian is about to block an address: it must know first which other names were answered with it."""
@@ -185,13 +187,18 @@ class Witness:
             self._send(Flushed(number))
 
     def _report_blocked(self, resolved: Resolved, decision: Decision, rules: Rules) -> None:
-        """Report the addresses behind a blocked or audited name, which the guardian may block."""
-        class_ = rules.image.classes[decision.class_]
-        if resolved.qname in self._watched and resolved.addresses:
-            self._look_up_sooner(resolved.qname, self._loop.time() + max(resolved.seconds, MIN_INTERVAL))
-        if resolved.addresses and class_ not in learning.UNLEARNT:
-            packed, source = pack(resolved.qname, resolved.addresses, resolved.seconds), rules.image.sources[decision.source]
-            self._send(Leads(packed, class_, source.path, decision.line, decision.rule))
+        """Report the addresses behind a blocked or audited name, which the guardian may block.
+
+        Anybody's name may lead to a blocked one, so they are reported once for some names of an entry, not for each.
+        """
+        watched = resolved.name in self._watched and bool(resolved.addresses)
+        if watched:
+            self._look_up_sooner(resolved.name, self._loop.time() + max(resolved.seconds, MIN_INTERVAL))
+        if rules.image.classes[decision.class_] in learning.UNLEARNT:
+            return
+        fresh = self._fresh(resolved, (rules.judged, decision.source, decision.line))
+        if fresh and not self._send(Leads(pack(resolved.name, fresh, resolved.seconds))) and watched:
+            self._look_up_sooner(resolved.name, self._loop.time() + AGAIN_SECONDS)
 
     # ── blocked names that clients ask for ─────────────────────────────────────────────────────────────────────────────
 

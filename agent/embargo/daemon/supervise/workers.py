@@ -50,7 +50,7 @@ class Inside(Child):
         ours, theirs = channel.pair(self._accepts)
         self._theirs = theirs
         account = Account(self._page)
-        work = resolver.serve(Channel(theirs, ORDERS), Ledger(account.page))
+        work = resolver.serve(Channel(theirs, ORDERS, takes=True), Ledger(account.page))
         self._task = asyncio.get_running_loop().create_task(work, name=f"keeper: {self.name}")
         self.attach(ours, account)
 
