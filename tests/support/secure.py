@@ -88,7 +88,8 @@ class Talk:
         if len(head) < 2:
             return None
         wire = self._file.read(int.from_bytes(head))
-        asked = Asked(dns.message.from_wire(wire), wire, self._sock.getpeername()[1], tcp=True)
+        address, port = self._sock.getpeername()[:2]
+        asked = Asked(dns.message.from_wire(wire), wire, port, tcp=True, address=address)
         self._server.asked.append(asked)
         return asked
 
@@ -131,11 +132,12 @@ class Secure:
         *,
         before: Callable[[], object] = lambda: None,
         port: int = 0,
+        address: str = "127.0.0.1",
     ) -> None:
         self._context = made
         self._script = script
         self._before = before
-        self._listener = socket.create_server(("127.0.0.1", port), backlog=512)
+        self._listener = socket.create_server((address, port), backlog=512)
         self.port = int(self._listener.getsockname()[1])
         self.asked: list[Asked] = []
         self.resumed: list[bool] = []  # each connection that was made

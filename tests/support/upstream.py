@@ -20,6 +20,7 @@ class Asked(NamedTuple):
     wire: bytes
     port: int  # the asker's
     tcp: bool
+    address: str = ""  # the asker's
 
 
 class Late(NamedTuple):
@@ -52,12 +53,12 @@ def good(asked: Asked) -> list[bytes]:
     return [right(asked)]
 
 
-def _one_port(port: int) -> tuple[socket.socket, socket.socket]:
+def _one_port(address: str, port: int) -> tuple[socket.socket, socket.socket]:
     """A TCP and a UDP socket on one port, which nobody else may have for either."""
     for _ in range(100):
-        tcp, udp = socket.create_server(("127.0.0.1", port)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        tcp, udp = socket.create_server((address, port)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         try:
-            udp.bind(("127.0.0.1", tcp.getsockname()[1]))
+            udp.bind((address, tcp.getsockname()[1]))
         except OSError:
             tcp.close()
             udp.close()
@@ -69,10 +70,10 @@ def _one_port(port: int) -> tuple[socket.socket, socket.socket]:
 class Upstream:
     """UDP and TCP on one port, any if none is named; `script` decides."""
 
-    def __init__(self, script: Script, port: int = 0) -> None:
+    def __init__(self, script: Script, port: int = 0, address: str = "127.0.0.1") -> None:
         self.script = script
         self.asked: list[Asked] = []
-        self._tcp, self._udp = _one_port(port)
+        self._tcp, self._udp = _one_port(address, port)
         self.port = int(self._tcp.getsockname()[1])
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._serve_udp, self._serve_tcp)]
 
@@ -87,8 +88,8 @@ class Upstream:
                 sock.shutdown(socket.SHUT_RDWR)
             sock.close()
 
-    def _note(self, wire: bytes, port: int, tcp: bool) -> Sequence[bytes | Late | Elsewhere]:
-        asked = Asked(dns.message.from_wire(wire), wire, port, tcp)
+    def _note(self, wire: bytes, peer: tuple[str, int], tcp: bool) -> Sequence[bytes | Late | Elsewhere]:
+        asked = Asked(dns.message.from_wire(wire), wire, peer[1], tcp, peer[0])
         self.asked.append(asked)
         return self.script(asked)
 
@@ -98,7 +99,7 @@ class Upstream:
                 wire, peer = self._udp.recvfrom(4096)
                 if not wire:
                     return
-                for reply in self._note(wire, peer[1], tcp=False):
+                for reply in self._note(wire, peer, tcp=False):
                     self._send(reply, peer)
 
     def _send(self, reply: bytes | Late | Elsewhere, peer: tuple[str, int]) -> None:
@@ -120,6 +121,6 @@ class Upstream:
                 connection, peer = self._tcp.accept()
                 with connection, suppress(OSError):
                     length = int.from_bytes(connection.recv(2, socket.MSG_WAITALL))
-                    for reply in self._note(connection.recv(length, socket.MSG_WAITALL), peer[1], tcp=True):
+                    for reply in self._note(connection.recv(length, socket.MSG_WAITALL), peer, tcp=True):
                         assert isinstance(reply, bytes)
                         connection.sendall(len(reply).to_bytes(2) + reply)

@@ -71,8 +71,9 @@ class StreamQuery:
 class Connection(asyncio.Protocol):
     """One connection to a server, TLS included."""
 
-    def __init__(self, owner: Owner, server: Server, layer: Layer | None) -> None:
+    def __init__(self, owner: Owner, server: Server, layer: Layer | None, source: str) -> None:
         self.server = server
+        self.source = source  # the address of this machine
         self.protocol = "TLS" if layer else "TCP"
         self.queries: dict[bytes, StreamQuery] = {}  # by ID
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # done when questions may be sent

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 
 from embargo.daemon.resolve.pipeline import Pipelines
+from embargo.daemon.resolve.source import connected, source
 from embargo.dns import message, response
 from embargo.dns.questions import Forward
 from embargo.dns.upstream import PATIENCE, Server
@@ -77,9 +78,7 @@ class Forwarder:
             return
         now = self._loop.time()
         try:
-            sock = self._socket(forward.server, now)
-            ident = self._ident(sock)
-            self._send(sock, message.ask(forward.query, int.from_bytes(ident), edns=forward.edns))
+            sock, ident = self._ask(forward, now)
         except OSError as error:
             self._loop.call_soon(self._expire, forward.token, _reason(error), True)
             return
@@ -94,12 +93,53 @@ class Forwarder:
         if deadline < self._timer_at:
             self._tick_at(deadline)
 
-    def _send(self, sock: "_Socket", query: bytes) -> None:
+    def _ask(self, forward: Forward, now: float) -> "tuple[_Socket, bytes]":
+        """Send a query; (its socket, its ID). If the socket cannot send any more, from a new one."""
+        sock = self._socket(forward.server, now)
         try:
-            sock.send(query)
+            return sock, self._send(sock, forward)
         except OSError as error:
-            sock.send(query)  # the error belonged to an earlier query: the kernel reports it at the next call
+            if error.errno in _NO_ROOM:
+                raise
+        self._replace(self._pools.pop(forward.server), now)
+        sock = self._socket(forward.server, now)
+        return sock, self._send(sock, forward)
+
+    def _send(self, sock: "_Socket", forward: Forward) -> bytes:
+        ident = self._ident(sock)
+        wire = message.ask(forward.query, int.from_bytes(ident), edns=forward.edns)
+        try:
+            sock.send(wire)
+        except OSError as error:
+            sock.send(wire)  # the error belonged to an earlier query: the kernel reports it at the next call
             self._loop.call_soon(self._lost, list(sock.awaited.values()), _reason(error))
+        return ident
+
+    # ── the address of this machine ──────────────────────────────────────────────────────────────────────────────────
+
+    def readdress(self) -> None:
+        """Addresses or routes of this machine may have changed: replace what asks from an address that is no longer used."""
+        for server in list(self._pools):
+            self._readdress(server)
+        self.pipelines.readdress()
+
+    def _readdress(self, server: Server) -> None:
+        pool = self._pools.get(server)
+        if not pool or not (now_from := source(server)):
+            return
+        old = [sock for sock in pool if sock.source != now_from]
+        pool[:] = [sock for sock in pool if sock.source == now_from]
+        self._replace(old, self._loop.time())
+
+    def _replace(self, old: "list[_Socket]", now: float) -> None:
+        """Ask no more from these sockets. What is on its way there is overdue: its answer would go elsewhere."""
+        for sock in old:
+            for query in sock.awaited.values():
+                if query in self._queries:
+                    query.deadline = now
+            self._retire(sock)
+        if old and self._queries:
+            self._tick_at(now)
 
     # ── sockets ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -133,7 +173,7 @@ class Forwarder:
 
     def _open(self, server: Server, now: float) -> "_Socket":
         try:
-            sock = _connected(server)
+            sock = connected(server)
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE):
                 raise
@@ -142,7 +182,7 @@ class Forwarder:
                 pool[:] = [sock_ for sock_ in pool if sock_.awaited]
                 for sock_ in idle:
                     self._retire(sock_)
-            sock = _connected(server)
+            sock = connected(server)
         opened = _Socket(sock, now)
         self._sockets[opened.number] = opened
         self._epoll.register(opened.number, select.EPOLLIN)
@@ -220,7 +260,10 @@ class Forwarder:
         """Report the queries that are overdue, end those awaited for long, retire old ports, and set the timer anew."""
         now = self._loop.time()
         self._timer, self._timer_at = None, math.inf
-        for query in [query for query in self._queries if query.deadline <= now]:
+        overdue = [query for query in self._queries if query.deadline <= now]
+        for server in {query.forward.server for query in overdue}:
+            self._readdress(server)
+        for query in overdue:
             del self._queries[query]
             self._late[query] = None
             query.deadline = now + PATIENCE
@@ -256,12 +299,13 @@ class Forwarder:
 class _Socket:
     """A UDP socket connected to one server, on a random port."""
 
-    __slots__ = ("awaited", "born", "number", "retired", "send", "sock", "uses")
+    __slots__ = ("awaited", "born", "number", "retired", "send", "sock", "source", "uses")
 
     def __init__(self, sock: socket.socket, born: float) -> None:
         self.sock = sock
         self.send = sock.send
         self.number = sock.fileno()
+        self.source = str(sock.getsockname()[0])
         self.born = born
         self.uses = 0
         self.awaited: dict[bytes, _UdpQuery] = {}  # by ID
@@ -279,22 +323,6 @@ class _UdpQuery:
         self.ident = ident
         self.question = message.own_question(forward.query)
         self.deadline = deadline
-
-
-def _connected(server: Server) -> socket.socket:
-    """A UDP socket connected to a server; the kernel chooses its port at random."""
-    address, _, scope = server.address.partition("%")
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-    try:
-        if family == socket.AF_INET6:
-            sock.connect((address, server.port, 0, socket.if_nametoindex(scope) if scope else 0))
-        else:
-            sock.connect((address, server.port))
-    except OSError:
-        sock.close()
-        raise
-    return sock
 
 
 def _reason(error: OSError) -> str:

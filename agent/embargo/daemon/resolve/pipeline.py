@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 
 from embargo.daemon.resolve.connection import MAX_QUESTIONS, Connection, StreamQuery, error_text
+from embargo.daemon.resolve.source import source
 from embargo.daemon.resolve.tls import Layer, Trust
 from embargo.dns import response
 from embargo.dns.questions import Forward
@@ -49,13 +50,25 @@ class Pipelines:
         if authorities == self.trust.authorities:
             return
         self.trust = Trust(authorities)
-        pools = [pool for server, pool in self._pools.items() if server.tls]
-        for connection in [connection for pool in pools for connection in pool.connections]:
-            connection.retired = True  # so that no question of a closed one goes to another old one
-        for pool in pools:
+        for pool in [pool for server, pool in self._pools.items() if server.tls]:
             pool.failed = None
-            for connection in list(pool.connections):
-                connection.abort()
+            self._abandon(list(pool.connections))
+
+    def readdress(self) -> None:
+        """Addresses or routes of this machine may have changed: leave connections from an address that is no longer used."""
+        for server, pool in self._pools.items():
+            self._readdress(server, pool)
+
+    def _readdress(self, server: Server, pool: "_Pool") -> None:
+        if pool.connections and (now_from := source(server)):
+            self._abandon([each for each in pool.connections if each.source != now_from])
+
+    def _abandon(self, connections: list[Connection]) -> None:
+        """Close connections at once; their questions are asked again on others."""
+        for connection in connections:
+            connection.retired = True  # so that no question of a closed one goes to another old one
+        for connection in connections:
+            connection.abort()
 
     def start(self, forward: Forward) -> None:
         """Ask. Does not raise: an error of the network comes by `expire`."""
@@ -107,7 +120,7 @@ class Pipelines:
 
     def _connect(self, server: Server, pool: "_Pool") -> Connection:
         layer = self.trust.open(server, self._loop.time()) if server.tls else None
-        connection = Connection(self, server, layer)
+        connection = Connection(self, server, layer, source(server))
         pool.connections.append(connection)
         task = self._loop.create_task(self._open(connection), name=f"connection to {server}")
         self._tasks.add(task)
@@ -153,6 +166,7 @@ class Pipelines:
     def _late(self, query: StreamQuery) -> None:
         """No response came in time. It is still awaited, but where nothing comes any more nothing else is asked."""
         query.overdue = True
+        self._readdress(query.forward.server, self._pool(query.forward.server))
         connection, wait = query.connection, query.forward.wait
         if connection is None:
             text = _TOO_MANY

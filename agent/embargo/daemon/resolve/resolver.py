@@ -103,6 +103,7 @@ class Resolver:
             self._log_names = settings.log_names
             self._witness.learning = settings.learn
             self._forwarder.pipelines.trust_authorities(settings.tls_ca)
+            self._forwarder.readdress()  # a change of this machine's addresses comes this way too
         elif self._engine is not None:
             mode, zones = self._engine.rules.mode, None
         else:
