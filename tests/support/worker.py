@@ -63,7 +63,8 @@ def settings(**changed: Any) -> Settings:
     """What a resolver needs to know: the usual, with these changed. Lists become tuples."""
     usual: dict[str, Any] = {
         "allow_from": ("127.0.0.0/8", "::1/128"), "block_mode": "nxdomain", "block_ttl": 10, "upstream": (), "forward": {},
-        "hosts": {}, "tls_ca": "", "strip_ech": False, "rebind": False, "log_names": "blocked", "learn": False,
+        "hosts": {}, "local": (), "tls_ca": "", "strip_ech": False, "rebind": False, "rebind_except": (), "log_names": "blocked",
+        "learn": False,
     }  # fmt: skip
     return records.decode(Settings, records.encode(usual | changed))
 
