@@ -144,6 +144,11 @@ def suffixes(name: Name) -> Iterator[Name]:
         i += 1 + name[i]
 
 
+def is_below(name: bytes, above: Name) -> bool:
+    """Whether a name is this one or below it."""
+    return name.endswith(above) and (above == ROOT or above in suffixes(Name(name)))
+
+
 def read(packet: bytes, offset: int, names_at: dict[int, Name] | None = None) -> tuple[Name, int]:
     """The name at `offset` of a message and the offset behind it. MessageError(FORMERR) where there is none; its offset is the
     message's end when the name is cut short.

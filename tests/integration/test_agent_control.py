@@ -147,6 +147,13 @@ def test_block_allow_and_forget_are_in_force_when_they_return(agent: Agent) -> N
     assert blocked[:2] == [("local.test", os.getuid()), ("198.51.100.0/24", os.getuid())]
 
 
+def test_cached_answers_are_forgotten_on_request(agent: Agent) -> None:
+    assert agent.cli("flush").stdout.endswith(" forgotten\n")
+    assert agent.cli("flush", "nothing.test").stdout == "0 cached answers forgotten, for nothing.test and all names below it\n"
+    done = agent.cli("flush", "*.test", status=2)
+    assert '"*.test" has a wildcard' in done.stderr
+
+
 def test_an_entry_that_would_cut_the_network_is_refused_and_leaves_no_trace(agent: Agent) -> None:
     for verb in ("block", "forget"):
         agent.cli(verb, "first.test")  # the first entry ever creates the agent's own lists, which makes a generation

@@ -16,7 +16,7 @@ import dns.rcode
 import pytest
 
 from embargo.daemon.process.channel import Failed
-from embargo.daemon.resolve.orders import Adopt, Judgement
+from embargo.daemon.resolve.orders import Adopt, Flush, Flushed, Judgement
 from embargo.daemon.resolve.resolver import Resolver
 from embargo.daemon.resolve.selector import Selector
 from embargo.dns import cache
@@ -26,8 +26,8 @@ from embargo.records import Done
 from support import twins
 from support.matrix import ACCELERATORS, pairs
 from support.playbook import compiled, query
-from support.upstream import Upstream, right
-from support.worker import LOOPBACK, Worker, bound, framed, is_closed, read, settings
+from support.upstream import Upstream, good, right
+from support.worker import LOOPBACK, Worker, answered, bound, framed, is_closed, read, settings
 from tools.rig import until
 
 BLOCKED = "alipay.example"
@@ -370,3 +370,17 @@ def test_a_worker_that_is_stopped_by_a_signal_leaves_its_queries_to_the_next() -
             with Worker(sockets=copies) as second:
                 second.start(BLOCKED)
                 assert dns.message.from_wire(sock.recv(4096)).rcode() == dns.rcode.NXDOMAIN
+
+
+def test_flushed_answers_are_asked_for_at_once(worker: Worker) -> None:
+    """Also where the fast path remembers the reply."""
+    with Upstream(good) as upstream:
+        worker.policy("alipay.example", dns={"upstream": [f"udp://127.0.0.1:{upstream.port}"]})
+        for name in ("free.test", "www.free.test", "other.test"):
+            for _ in range(3):
+                assert answered(worker, name) == ["192.0.2.80"]
+        assert worker.ask(Flush("free.test")) == Flushed(2)
+        for name in ("free.test", "www.free.test", "other.test"):
+            assert answered(worker, name) == ["192.0.2.80"]
+        assert [str(asked.message.question[0].name) for asked in upstream.asked[3:]] == ["free.test.", "www.free.test."]
+        assert worker.ask(Flush(".")) == Flushed(3)

@@ -22,6 +22,7 @@ from embargo.daemon.ask.orders import (
     Catalogue,
     Changed,
     Explained,
+    Flush,
     Forget,
     GetApps,
     GetStatus,
@@ -319,6 +320,20 @@ def reload(file: str) -> None:
     except ConfigError as error:
         command.fail(f"{error}\nnothing changed; the current policy stays in force", USAGE)
     _changed(told)
+
+
+@verb()
+@click.argument("name", required=False)
+def flush(file: str, name: str | None) -> None:
+    """Forget the cached answers for NAME and all names below it.
+
+    Without NAME: all answers. Remembered failures are forgotten too, in all resolver processes. Clients and their own resolvers
+    may go on using what they were told before.
+    """
+    count = command.ask(file, Flush(name)).answers
+    print(
+        f"{count} cached answer{'' if count == 1 else 's'} forgotten" + (f", for {name} and all names below it" if name else "")
+    )
 
 
 @verb()

@@ -20,7 +20,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from embargo import names
 from embargo.dns.message import AA, Answer
+from embargo.names import Name
 
 OVERHEAD = 740  # octets of Python objects around an entry, measured with tracemalloc
 PER_RECORD = 105  # and for each of its records
@@ -228,6 +230,13 @@ class Cache:
                 queue.clear()
                 queue.extend(alive)
             self._dropped = 0
+
+    def flush(self, name: Name) -> int:
+        """Remove the answers for a name and all names below it, expired ones too. How many there were."""
+        keys = [key for key in self._entries if names.is_below(key[:-3], name)]
+        for key in keys:
+            self.drop(key)
+        return len(keys)
 
     def drop_private(self) -> None:
         """Remove the answers that had private addresses: which of them stay may have changed."""

@@ -103,6 +103,14 @@ class Engine:
             self.cache.clear()
             self._questions.follow(zones)
 
+    def flush(self, name: Name) -> int:
+        """Forget what upstreams said about a name and all names below it, failures too. How many answers that were.
+
+        The caller forgets replies that it remembers (`fastpath`).
+        """
+        self._questions.failures.flush(name)
+        return self.cache.flush(name)
+
     # ── a query ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def handle(

@@ -8,8 +8,10 @@ Where all servers failed, clients get SERVFAIL at once meanwhile, and the agent'
 from collections.abc import Collection
 from typing import NamedTuple
 
+from embargo import names
 from embargo.dns.message import Explanation
 from embargo.dns.upstream import Server
+from embargo.names import Name
 
 FIRST = 1.0  # seconds, at least (RFC 9520 section 3.2)
 LONGEST = 5.0  # seconds; that section allows 300, but a name that can be resolved again should be, soon
@@ -65,6 +67,11 @@ class Failures:
         if others := failure.servers - {server}:
             self._failures[key] = failure._replace(servers=others)
         else:
+            del self._failures[key]
+
+    def flush(self, name: Name) -> None:
+        """Forget the failures of a name and all names below it."""
+        for key in [key for key in self._failures if names.is_below(key[:-3], name)]:
             del self._failures[key]
 
     def clear(self) -> None:

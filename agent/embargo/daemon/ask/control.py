@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from embargo import explain, records
+from embargo import checks, explain, names, records
 from embargo.daemon.ask import catalogue, status
 from embargo.daemon.ask.guests import Guests
 from embargo.daemon.ask.orders import (
@@ -25,6 +25,8 @@ from embargo.daemon.ask.orders import (
     Catalogue,
     Changed,
     Explained,
+    Flush,
+    Flushed,
     Forget,
     GetApps,
     GetStatus,
@@ -44,7 +46,7 @@ from embargo.daemon.supervise.premises import StartError
 from embargo.daemon.supervise.reload import Outcome
 from embargo.daemon.supervise.supervisor import Supervisor
 from embargo.dns.acl import Acl
-from embargo.errors import ConfigError, describe
+from embargo.errors import BadValue, ConfigError, describe
 from embargo.lists import lists, pauses
 from embargo.lists.policy import Network, Switchboard
 from embargo.records import RecordError
@@ -143,6 +145,8 @@ class _Control:
                 return _changed(await self._agent.reload("asked for"))
             case Rollback():
                 return await self._rollback(uid)
+            case Flush():
+                return await self._flush(request)
         async with self._editing:
             match request:
                 case Block() | Allow() | Forget():
@@ -220,6 +224,17 @@ class _Control:
         if outcome.ok:
             self._agent.journal.event({"event": "policy", "verb": "rollback", "uid": uid})
         return _changed(outcome)
+
+    async def _flush(self, request: Flush) -> Flushed:
+        text = request.name or "."
+        try:
+            name = names.ROOT if text == "." else checks.name(text)
+        except BadValue as refused:
+            raise _RequestError(f'"{text}" {refused.message}, {refused.hint}', usage=True) from None
+        try:
+            return Flushed(await self._agent.workers.flush(names.to_text(name)))
+        except ChildError as error:
+            raise _RequestError(str(error)) from None
 
     # ── pauses ───────────────────────────────────────────────────────────────────────────────────────────────────────
 

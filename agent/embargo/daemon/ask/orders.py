@@ -262,4 +262,20 @@ class Resume(Order[Changed]):
     client: str | None = None
 
 
-REQUESTS = {kind.verb: kind for kind in (GetStatus, GetApps, Why, Reload, Rollback, Block, Allow, Forget, Pause, Resume)}
+@dataclass(frozen=True, slots=True)
+class Flushed:
+    """The answer to `flush`."""
+
+    answers: int  # cached answers that were forgotten, in all resolvers
+    ok: Literal[True] = True
+
+
+@dataclass(frozen=True, slots=True)
+class Flush(Order[Flushed]):
+    """Forget what upstreams said about a name and all names below it, or about all names."""
+
+    verb: ClassVar = "flush"
+    name: str | None = None
+
+
+REQUESTS = {kind.verb: kind for kind in (GetStatus, GetApps, Why, Reload, Rollback, Block, Allow, Forget, Pause, Resume, Flush)}

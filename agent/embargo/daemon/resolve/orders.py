@@ -85,8 +85,22 @@ class Stats(Order[Counted]):
 
 
 @dataclass(frozen=True, slots=True)
+class Flushed:
+    """How many cached answers a resolver has forgotten."""
+
+    answers: Count
+
+
+@dataclass(frozen=True, slots=True)
+class Flush(Order[Flushed]):
+    """Forget what upstreams said about a name and all names below it; "." is all names."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Stop(Order[Done]):
     """Answer what is held for a second at most, hand over the events, and end."""
 
 
-ORDERS = (Start, Adopt, Meet, Stats, Stop)
+ORDERS = (Start, Adopt, Meet, Stats, Flush, Stop)

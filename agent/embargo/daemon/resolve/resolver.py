@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from embargo import names
 from embargo.daemon.process import privileges
 from embargo.daemon.process.answered import Marks
 from embargo.daemon.process.channel import Channel, Events, Failed, orders
@@ -32,6 +33,8 @@ from embargo.daemon.resolve.orders import (
     ORDERS,
     Adopt,
     Counted,
+    Flush,
+    Flushed,
     Judgement,
     Meet,
     Settings,
@@ -214,6 +217,12 @@ class Resolver:
         self._held[number] = replies
         self._loop.call_later(FIREWALL_SECONDS, self.release, number)
 
+    def flush(self, name: Name) -> int:
+        """Forget what upstreams said about a name and all names below it. How many cached answers that were."""
+        count = self.engine.flush(name)
+        self._intake.adopt(self.engine.rules)  # the replies that it remembers
+        return count
+
     def release(self, number: int) -> None:
         """Send held replies: the guardian has carried out the request, or has been waited for long enough."""
         for reply in self._held.pop(number, ()):
@@ -346,7 +355,7 @@ async def serve(channel: Channel, ledger: Ledger | None = None, selector: Select
     await resolver.stop()
 
 
-async def _obey(resolver: Resolver, order: Any, fds: list[int]) -> Done | Failed | Counted:
+async def _obey(resolver: Resolver, order: Any, fds: list[int]) -> Done | Failed | Counted | Flushed:
     """Carry out one order; its answer."""
     try:
         match order:
@@ -360,6 +369,8 @@ async def _obey(resolver: Resolver, order: Any, fds: list[int]) -> Done | Failed
                 os.close(marks)
             case Stats():
                 return resolver.stats()
+            case Flush():
+                return Flushed(resolver.flush(names.from_text(order.name)))
             case Stop():
                 await resolver.stop()
     except Exception as error:  # the supervisor decides what follows; the old judgement stays in force

@@ -20,7 +20,7 @@ from embargo.daemon.process.child import Child, ChildError, ChildGone, ChildSile
 from embargo.daemon.process.outbox import Account, Ledger
 from embargo.daemon.process.spawn import HERE, START_SECONDS, Spawn
 from embargo.daemon.resolve import resolver
-from embargo.daemon.resolve.orders import LEVELS, ORDERS, TELLS, Adopt, Counted, Judgement, Settings, Start, Stats, Stop
+from embargo.daemon.resolve.orders import LEVELS, ORDERS, TELLS, Adopt, Counted, Flush, Judgement, Settings, Start, Stats, Stop
 from embargo.daemon.supervise.generations import Generation
 from embargo.daemon.supervise.keeper import Keeper
 from embargo.report import UpstreamStats
@@ -220,6 +220,20 @@ class Workers:
         child.counts.update(_growing(answer))
         self._upstreams[child] = answer.upstreams
         return answer
+
+    async def flush(self, name: str) -> int:
+        """Have all workers forget what upstreams said about a name and all names below it. How many cached answers that were.
+
+        ChildError if one does not answer. One that is not running starts with an empty cache.
+        """
+        flushed = await asyncio.gather(*(self._flush(child, name) for child in self.children if child.running))
+        return sum(flushed)
+
+    async def _flush(self, child: Child, name: str) -> int:
+        try:
+            return (await child.ask(Flush(name))).answers
+        except ChildGone:
+            return 0
 
     async def stop(self) -> None:
         """Stop all workers, for good."""
