@@ -78,6 +78,15 @@ def learnt(rig: Rig, agent: Agent, name: str) -> None:
     until(lambda: rig.reach("client", BEHIND[name], 8080) == "refused", f"{BEHIND[name]} is learnt")
 
 
+def durations(agent: Agent) -> None:
+    """No duration in `status` follows the clock; a file that is newer than the clock has no age."""
+    status = agent.ask("status")
+    assert all(0 <= each < 3600 for each in (status["uptime"], status["since"], status["reload"]["ago"]))
+    ages = [each.get("age", 0) for each in status["lists"]]
+    assert ages
+    assert min(ages) >= 0
+
+
 @pytest.mark.parametrize("jumps", [(HOURS, -HOURS, 0)], ids=str)
 def test_the_agent_works_when_the_clock_jumps(faulty: Rig, clock: Clock, agent: Agent, jumps: tuple[int, ...]) -> None:
     before = uses(agent)
@@ -92,6 +101,7 @@ def test_the_agent_works_when_the_clock_jumps(faulty: Rig, clock: Clock, agent: 
             assert agent.ask("reload")["ok"]
             assert agent.ask("why", subject=f"qq{number}.example")["verdict"] == "blocked"
             assert faulty.reach("client", BEHIND["pay.alipay.example"], 8080) == "refused", "what was learnt has its time"
+            durations(agent)
         cached = [each for each in load.questions if each.name.startswith("cached")]
         assert agent.ask("status")["cache"]["hits"] - hits > len(cached) * 0.6, "the cache has too"
     load.holds(failed=False)

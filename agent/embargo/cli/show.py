@@ -125,11 +125,13 @@ def _code(accelerator: str) -> str:
 
 
 def _lists(rows: Sequence[ListStatus], every: bool) -> None:
-    oldest = duration(max((row.age for row in rows), default=0))
+    oldest = duration(max((row.age or 0 for row in rows), default=0))
     entries = sum(row.entries for row in rows)
     print(f"\n{len(rows)} lists, {entries} entries, oldest file changed {oldest} ago")
     if shown := [row for row in rows if every or row.problems]:
-        table(("LIST", "ENTRIES", "PROBLEMS", "AGE"), ((r.list, r.entries, r.problems, duration(r.age)) for r in shown))
+        ages = ("" if row.age is None else duration(row.age) for row in shown)
+        cells = ((row.list, row.entries, row.problems, age) for row, age in zip(shown, ages, strict=True))
+        table(("LIST", "ENTRIES", "PROBLEMS", "AGE"), cells)
 
 
 def _section(title: str, rows: Sequence[str]) -> None:

@@ -55,7 +55,7 @@ class AppStatus(AppReport):
 class ListStatus(ListReport):
     """A list file with its age."""
 
-    age: int  # seconds since it was modified
+    age: int | None  # seconds since it was modified; absent if that is later than the clock says it is now
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,9 +37,9 @@ async def status(agent: Supervisor) -> Status:
     stats = await agent.workers.stats()
     guarded = await agent.firewall_stats()
     unfiltered = await asyncio.to_thread(surroundings.unfiltered, settings, agent.around)
-    now, report, last = time.time(), generation.report, agent.last
+    now, wall, report, last = time.monotonic(), time.time(), generation.report, agent.last
     gaps = uncovered(
-        settings, report, now=now, listening=bool(agent.sockets.endpoints), learning=guarded.learning if guarded else None,
+        settings, report, now=wall, listening=bool(agent.sockets.endpoints), learning=guarded.learning if guarded else None,
         flowtables=guarded.flowtables if guarded else (), unfiltered=unfiltered,
     )  # fmt: skip
     return Status(
@@ -49,7 +49,7 @@ async def status(agent: Supervisor) -> Status:
         mode="audit" if settings.policy.mode is Action.AUDIT else "block", accelerator=accelerator.name(),
         workers=tuple(agent.workers.pids), inside=agent.workers.inside, worker_restarts=agent.workers.restarts,
         listen=tuple(map(str, agent.sockets.endpoints)),
-        lists=tuple(records.widened(ListStatus, list_, age=round(now - list_.modified)) for list_ in report.lists),
+        lists=tuple(records.widened(ListStatus, list_, age=_age(list_.modified, wall)) for list_ in report.lists),
         problems=tuple(map(str, report.problems)),
         reload=ReloadStatus(
             last.ok if last else True, tuple(map(str, last.errors)) if last else (), round(now - agent.last_at, 1),
@@ -62,6 +62,11 @@ async def status(agent: Supervisor) -> Status:
         events=EventsStatus(agent.journal.path, agent.journal.lost, agent.journal.trouble),
         uncovered=(*(f"{each}, paused until {until(each)}" for each in agent.pauses.all), *gaps),
     )  # fmt: skip
+
+
+def _age(modified: float, now: float) -> int | None:
+    """Seconds since a file was modified; None if the clock has been set back since then."""
+    return round(now - modified) if modified <= now else None
 
 
 def _sum(counters: Iterable[Mapping[str, int]]) -> dict[str, int]:

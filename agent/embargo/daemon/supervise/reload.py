@@ -98,7 +98,7 @@ class Reloads:
         self._snapshot = snapshot
         self._workers_wanted = workers_wanted
         self._changing = changing
-        self.since = time.time()  # when the generation in force took effect
+        self.since = time.monotonic()  # when the generation in force took effect
 
     # ── the changes ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -277,7 +277,7 @@ class Reloads:
         if not around.upstreams:
             log.warning("no upstream is configured or known, so only blocked and local names are answered; set [dns] upstream")
         if old is None or old.number != new.number:
-            self.since = time.time()
+            self.since = time.monotonic()
         if old is not None:
             old.close()
         self._store.prune()

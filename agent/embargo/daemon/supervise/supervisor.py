@@ -73,7 +73,7 @@ class Supervisor:
             self._in_force, self.store, self.journal, self.sockets, self.workers, self.guarding, self.pauses, spawn,
             self.follower.look, self._worker_count, changing,
         )  # fmt: skip
-        self.started = time.time()
+        self.started = time.monotonic()  # the wall clock may be set meanwhile
         self.last: Outcome | None = None
         self.last_at = 0.0
         self.rolled_back = False  # an earlier generation is in force, until the next reload that succeeds
@@ -287,7 +287,7 @@ class Supervisor:
         """Read all files and put them into effect, or return why not. `why`: for the event log."""
         outcome = await self.reloads.reload(first=why == "start")
         repeated = why == RETRIED and self.last is not None and self.last.errors == outcome.errors
-        self.last, self.last_at = outcome, time.time()
+        self.last, self.last_at = outcome, time.monotonic()
         self.rolled_back &= not outcome.ok
         if not repeated:
             self._log_outcome(outcome, why)
@@ -297,7 +297,7 @@ class Supervisor:
         """Put the previous generation into effect, until the next change."""
         outcome = await self.reloads.rollback()
         if outcome.ok:
-            self.last, self.last_at = outcome, time.time()
+            self.last, self.last_at = outcome, time.monotonic()
             self.rolled_back = True
             self._log_outcome(outcome, "rollback")
         return outcome
