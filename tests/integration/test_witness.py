@@ -148,7 +148,7 @@ def test_addresses_behind_a_blocked_name_are_told_once_for_some_names_of_an_entr
 
 def test_a_blocked_name_whose_addresses_could_not_be_told_is_looked_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(witness_, "MAX_UNSENT", 100)
-    monkeypatch.setattr(witness_, "AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(witness_, "FIRST_RETRY", 0.05)
     judged = rules(BLOCKED)
     (decision,) = judged.image.lookup(names.from_text(BLOCKED))
 
@@ -168,6 +168,28 @@ def test_a_blocked_name_whose_addresses_could_not_be_told_is_looked_up_again(mon
         while len(guardian.looked_up) == seen:
             assert time.monotonic() < deadline, "it is not looked up again"
             await asyncio.sleep(0.01)
+        guardian.close()
+
+    asyncio.run(run())
+
+
+def test_a_look_up_without_addresses_is_repeated_later_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have been lost in a flood. Its answer comes to `report`, and then its TTL decides."""
+    monkeypatch.setattr(witness_, "FIRST_RETRY", 0.02)
+    judged = rules(BLOCKED)
+    (decision,) = judged.image.lookup(names.from_text(BLOCKED))
+
+    async def run() -> None:
+        guardian = Guardian()
+        guardian.witness.learning = True
+        found, started, times = led(0, decision), time.monotonic(), []
+        guardian.witness.watch([found.name])
+        while len(guardian.looked_up) < 10:  # two types each time
+            await asyncio.sleep(0.001)
+            times.append(time.monotonic() - started)
+        assert times[-1] > 0.02 + 0.04 + 0.08 + 0.16
+        guardian.witness.report(found, judged)
+        assert guardian.witness._watched[found.name].due > time.monotonic() + witness_.MIN_INTERVAL - 5
         guardian.close()
 
     asyncio.run(run())

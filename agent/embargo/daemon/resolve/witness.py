@@ -28,10 +28,10 @@ FLUSH_SECONDS = 0.1  # that an answer may wait to be reported with others
 MAX_UNSENT = 1 << 20  # octets kept for a guardian that does not read for a moment
 REPEAT_SECONDS = 60.0  # within which a name with the same address is not reported again; a blocked name is not looked up sooner
 MAX_REPORTED = 8192  # addresses remembered for that
-AGAIN_SECONDS = 1.0  # until a blocked name is looked up again whose addresses could not be reported
 WATCH_SECONDS = 86_400.0  # for which a blocked name is looked up again and again after a client has asked for it
 MAX_WATCHED = 1024  # names
 MIN_INTERVAL, MAX_INTERVAL = 60.0, 300.0  # seconds between two look-ups of a name; its TTL decides in between
+FIRST_RETRY = 1.0  # seconds until a look-up without addresses is repeated; doubled each time, up to MAX_INTERVAL
 BURST = 5  # look-ups at once; a flood of blocked names must not become one of questions to the upstream
 BURST_SECONDS = 0.25  # between two bursts
 
@@ -41,6 +41,7 @@ class _Watch(NamedTuple):
 
     until: float  # when it is no longer looked up
     due: float  # when it is looked up next
+    delay: float = 0.0  # since the last look-up, if that has given no addresses yet
 
 
 class Witness:
@@ -191,14 +192,12 @@ class Witness:
 
         Anybody's name may lead to a blocked one, so they are reported once for some names of an entry, not for each.
         """
-        watched = resolved.name in self._watched and bool(resolved.addresses)
-        if watched:
-            self._look_up_sooner(resolved.name, self._loop.time() + max(resolved.seconds, MIN_INTERVAL))
+        self._look_up_in(resolved.name, max(resolved.seconds, MIN_INTERVAL))
         if rules.image.classes[decision.class_] in learning.UNLEARNT:
             return
         fresh = self._fresh(resolved, (rules.judged, decision.source, decision.line))
-        if fresh and not self._send(Leads(pack(resolved.name, fresh, resolved.seconds))) and watched:
-            self._look_up_sooner(resolved.name, self._loop.time() + AGAIN_SECONDS)
+        if fresh and not self._send(Leads(pack(resolved.name, fresh, resolved.seconds))):
+            self._look_up_in(resolved.name, FIRST_RETRY)
 
     # ── blocked names that clients ask for ─────────────────────────────────────────────────────────────────────────────
 
@@ -216,11 +215,12 @@ class Witness:
                 heapq.heappush(self._due, (now, name))
         self._schedule()
 
-    def _look_up_sooner(self, name: Name, due: float) -> None:
-        """Look a name up at this time, unless it is due before."""
-        watch = self._watched[name]
-        if due < watch.due:
-            self._watched[name] = watch._replace(due=due)
+    def _look_up_in(self, name: Name, seconds: float) -> None:
+        """Look a name up again in so many seconds, if clients ask for it: its addresses are known until then."""
+        watch = self._watched.get(name)
+        if watch is not None:
+            due = self._loop.time() + min(seconds, MAX_INTERVAL)
+            self._watched[name] = _Watch(watch.until, due)
             heapq.heappush(self._due, (due, name))
             self._schedule()
 
@@ -249,7 +249,8 @@ class Witness:
                 continue
             done += 1
             self.counters["looked_up"] += 1
-            self._watched[name] = watch._replace(due=now + MAX_INTERVAL)
-            heapq.heappush(self._due, (now + MAX_INTERVAL, name))
+            delay = min(2 * watch.delay, MAX_INTERVAL) or min(FIRST_RETRY, MAX_INTERVAL)
+            self._watched[name] = watch._replace(due=now + delay, delay=delay)
+            heapq.heappush(self._due, (now + delay, name))
         self._no_burst_before = now + BURST_SECONDS
         self._schedule()
