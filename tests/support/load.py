@@ -256,10 +256,12 @@ def blocked(data: bytes) -> bool:
 
 
 def accounted(agent: Agent) -> int:
-    """Attempts for listed names that the log tells of, with those that it counts as lost. Rotated files too."""
-    events = agent.events()
-    named = sum(int(event["count"]) for event in events if event["event"] == "dns" and event["qname"].lower().endswith(NAME))
-    return named + sum(int(event.get("lost", 0)) for event in events)
+    """Attempts for listed names that the log tells of, with those that it counts as lost. Rotated files too.
+
+    Records that stand for several names (`others`) have no name.
+    """
+    named = sum(int(event["count"]) for event in agent.events("dns") if event.get("qname", NAME).lower().endswith(NAME))
+    return named + sum(int(event.get("lost", 0)) for event in agent.events())
 
 
 # ── what the agent's processes take ──────────────────────────────────────────────────────────────────────────────────────
