@@ -82,7 +82,8 @@ def as_json(results: Results, plan: Plan, about: Sequence[str]) -> dict[str, Any
 def machine() -> str:
     """What the figures were measured on, and when."""
     model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return f"{os.cpu_count()} processors ({model[1] if model else platform.machine()}), Linux {platform.release()}, {time.strftime('%d %B %Y').lstrip('0')}"
+    today = time.strftime("%d %B %Y").lstrip("0")
+    return f"{os.cpu_count()} processors ({model[1] if model else platform.machine()}), Linux {platform.release()}, {today}"
 
 
 def software() -> str:
