@@ -26,7 +26,7 @@ TIERS = (
     ("firewall.learning", "lists.lists", "dns.acl", "dns.message", "dns.shares", "lists.pauses", "dns.upstream"),
     ("lists.image", "dns.compose", "dns.special"),
     ("dns.cache", "config", "dns.failures", "dns.rdata", "dns.judgement", "dns.zones", "firewall.ruleset", "verdicts"),
-    ("dns.response",),
+    ("dns.response", "dns.denials"),
     ("dns.fastpath", "dns.questions", "dns.screening", "firewall.listing", "firewall.nft"),
     ("firewall.change", "dns.engine"),
     ("explain", "export.effective", "uncovered"),

@@ -10,9 +10,10 @@ is decided in `questions`.
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from embargo.dns import message
+from embargo.dns import message, response
 from embargo.dns.acl import Acl
 from embargo.dns.cache import RETRY, SCREEN_ALWAYS, Cache, CachedAnswer
+from embargo.dns.denials import Denials
 from embargo.dns.failures import Trouble
 from embargo.dns.judgement import Attempt, Rules
 from embargo.dns.message import Answer, Explanation, Query
@@ -76,6 +77,7 @@ class Engine:
         self.acl = rules.acl  # the clients that are answered, by whichever rules
         self.zones = zones
         self.cache = cache
+        self._denials = Denials(cache)
         self._questions = Questions(zones)
         self.stale = 0  # replies with an expired answer
         self.refreshed = 0  # names asked again before their answer expired
@@ -109,6 +111,7 @@ class Engine:
         The caller forgets replies that it remembers (`fastpath`).
         """
         self._questions.failures.flush(name)
+        self._denials.flush(name)
         return self.cache.flush(name)
 
     # ── a query ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -160,7 +163,7 @@ class Engine:
 
     def _from_cache(self, rules: Rules, waiter: Waiter, key: bytes, now: float) -> Reply | None:
         """A live answer, judged by today's policy, or for a moment an expired one when no upstream answered just now."""
-        entry = self.cache.get(key, now)
+        entry = self.cache.get(key, now) or self._from_denial(key, now)
         if entry is not None:
             self.cache.hits += 1
             answer = entry.answer._replace(body=entry.body(now))
@@ -173,6 +176,21 @@ class Engine:
         if expired is not None and now < expired.retry_at:
             return self._reply_stale(waiter, expired)
         return None
+
+    def _from_denial(self, key: bytes, now: float) -> CachedAnswer | None:
+        """An NXDOMAIN for another type of this name or for a name above it (RFC 8020), put into the cache for this key."""
+        found = self._denials.of(key, now)
+        if found is None:
+            return None
+        above, entry = found
+        query = message.query_of(key)
+        if self.zones.upstreams(above) is not self.zones.upstreams(query.qname):  # [dns] forward: they may have the name
+            return None
+        denied = message.own_question(message.query_of(entry.key))
+        answer = response.below(entry.answer._replace(body=entry.body(now)), denied, message.own_question(query))
+        if answer is not None:
+            self.cache.put(key, answer._replace(lifetime=int(entry.expires - now)), now, SCREEN_ALWAYS)
+        return self.cache.get(key, now)
 
     def _verdict(self, rules: Rules, query: Query, entry: CachedAnswer) -> Screened:
         """What a judgement says about a cached answer, without the answer: found once, since it costs much for a large one."""
@@ -279,6 +297,8 @@ class Engine:
         self._note_resolved(question.query, screened, answer)
         if question.zones is self.zones and (question.waiters or not question.background):
             self.cache.put(question.key, answer, now, self.rules.judged if screened.uneventful else SCREEN_ALWAYS)
+            if answer.rcode == message.NXDOMAIN:
+                self._denials.note(question.key)
         return [self._answer(waiter, screened, answer) for waiter in self._questions.release(question)]
 
     def _answer(self, waiter: Waiter, screened: Screened, answer: Answer) -> Reply:

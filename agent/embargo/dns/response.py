@@ -30,6 +30,7 @@ UNPROVEN_TTL = 5  # seconds to remember that something does not exist without an
 USABLE = frozenset({message.NOERROR, message.NXDOMAIN, message.YXDOMAIN})
 _ERRORS = frozenset({message.FORMERR, message.SERVFAIL, message.NOTIMP, message.REFUSED})
 _PROOFS = frozenset({message.RRSIG, message.NSEC, message.NSEC3})
+_DENYING = _PROOFS | {message.SOA}
 
 _native = accelerator.load("response")
 
@@ -195,6 +196,22 @@ def _opt(records: Iterable[_Record]) -> _Record | None:
 
 def _points(record: _Record) -> bool:
     return bool(record.rdata.targets or record.rdata.addresses)
+
+
+def below(answer: Answer, question: bytes, asked: bytes) -> Answer | None:
+    """An NXDOMAIN for the name of `question`, as the answer to `asked`, whose name is the same or below it (RFC 8020).
+
+    The SOA and the proofs of DNSSEC that deny a name deny those below it too. None: it has no SOA, so it proves nothing.
+    """
+    packet = message.HEADER.pack(0, 0, 1, *answer.counts) + question + answer.body
+    names_at: dict[int, Name] = {}
+    begin = names.read(packet, 12, names_at)[1] + 4
+    records = _records(packet, begin, answer.counts, names_at) or ()
+    kept = [record for record in records if record.section == 1 and record.rtype in _DENYING]
+    if _soa(kept) is None:
+        return None
+    body, ttls = _written_anew(packet, Name(asked[:-4]), 12 + len(asked), kept)
+    return answer._replace(counts=(0, len(kept), 0), body=body, ttls=ttls, extra_leads=(), answer_end=0)
 
 
 # ── which records belong to the question ───────────────────────────────────────────────────────────────────────────────
