@@ -109,7 +109,7 @@ class Play:
         self.was_fast = fast is not None
         if fast is not None:
             (reply,) = self.settled
-            assert packet[:2] + fast.rest == reply.wire
+            assert fast.reply(packet[:2]) == reply.wire
             assert (fast.attempt.kind if fast.attempt else None) == (reply.attempt.kind if reply.attempt else None)
         return self
 

@@ -21,7 +21,7 @@ def answer(packet: bytes, client: str, rules: Rules, cache: Cache, now: float, *
     assert (compiled is None) == (found is None)
     if compiled is None or found is None:
         return None
-    assert compiled.octets(now) == found.rest
+    assert compiled.reply(packet[:2], now) == found.reply(packet[:2])
     assert compiled.until >= found.until
     assert compiled.entry is found.entry
     assert compiled.cut == found.cut

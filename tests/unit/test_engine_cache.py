@@ -289,3 +289,41 @@ def test_a_large_answer_is_judged_by_the_engine_after_a_change_and_is_the_fast_p
     assert not found.query("free.test").was_fast
     assert found.query("free.test", edns=False).was_fast
     assert found.reply.flags & dns.flags.TC
+
+
+# ── the order of addresses ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("qtype", "address"), [("A", "192.0.2.{}"), ("AAAA", "2001:db8::{}")])
+@pytest.mark.parametrize("alias", [False, True])
+def test_the_addresses_of_a_cached_answer_are_turned_and_aliases_stay_first(qtype: str, address: str, alias: bool) -> None:
+    """One server of three got all clients."""
+    addresses = [address.format(number) for number in (1, 2, 3)]
+    records = ["www.test CNAME lb.test.", *(f"lb.test {qtype} {each}" for each in addresses)] if alias else addresses
+    found = Play(rules(BLOCKED)).query("www.test", qtype).upstream(answer("www.test", qtype, *records))
+    orders = []
+    for ident in range(6):
+        reply = found.query("www.test", qtype, ident=ident).reply
+        assert found.was_fast
+        assert len(reply.answer) == 1 + alias
+        assert reply.answer[0].rdtype == (dns.rdatatype.CNAME if alias else dns.rdatatype.from_text(qtype))
+        wire = found.settled[0].wire
+        orders.append([record.to_text() for record in sorted(reply.answer[-1], key=lambda each: wire.index(each.to_wire()))])
+    assert orders[:3] == orders[3:] == [addresses[turn:] + addresses[:turn] for turn in range(3)]
+
+
+@pytest.mark.parametrize("do", [False, True])
+@pytest.mark.parametrize(
+    "records",
+    [
+        ("free.test A 192.0.2.1", "free.test AAAA 2001:db8::1"), ("free.test A 192.0.2.1",),
+        ("free.test TXT one", "free.test TXT two"), ("free.test CNAME lb.test.", "lb.test A 192.0.2.1"),
+    ],
+)  # fmt: skip
+def test_what_is_not_several_addresses_keeps_its_order(records: tuple[str, ...], do: bool) -> None:
+    found = Play(rules(BLOCKED)).query("free.test", "ANY", do=do).upstream(answer("free.test", "ANY", *records))
+    wires = set()
+    for ident in range(4):
+        found.query("free.test", "ANY", do=do, ident=ident)
+        wires.add(found.settled[0].wire[2:])
+    assert len(wires) == 1

@@ -52,7 +52,7 @@ def changed(packet: bytes, at: int, octets: bytes) -> bytes:
 def test_a_blocked_name_is_answered(edns: bool, do: bool, flags: int, name: str) -> None:
     packet = query(name, edns=edns, do=edns and do, flags=flags)
     judgement = rules(BLOCKED)
-    reply = dns.message.from_wire(packet[:2] + known(packet, judgement).rest)
+    reply = dns.message.from_wire(known(packet, judgement).reply(packet[:2]))
     found = blocked(packet, judgement)
     assert reply.rcode() == 3
     assert dns.message.from_wire(packet).is_response(reply)
@@ -215,7 +215,7 @@ def test_what_this_judgement_has_passed_is_given_out_again() -> None:
     found = shortcut.answer(packet, CLIENT, judgement, cache, NOW + 30)
     assert found is not None
     assert (found.until, found.attempt) == (NOW + 31, None)
-    reply = dns.message.from_wire(packet[:2] + found.rest)
+    reply = dns.message.from_wire(found.reply(packet[:2]))
     assert (reply.id, reply.answer[0].ttl, str(reply.question[0].name)) == (4711, 70, "FREE.test.")
     assert reply.flags == dns.flags.QR | dns.flags.RD | dns.flags.RA
     assert cache.hits == 1, "the compiled twin counts its own"
@@ -226,7 +226,7 @@ def test_a_remembered_answer_ages_and_ends_with_its_entry() -> None:
     for second, ttl in ((0.0, 100), (0.9, 100), (1.0, 99), (98.9, 2), (99.5, 1)):
         found = shortcut.answer(query("free.test"), CLIENT, judgement, cache, NOW + second)
         assert found is not None
-        assert dns.message.from_wire(b"\0\0" + found.rest).answer[0].ttl == ttl
+        assert dns.message.from_wire(found.reply(b"\0\0")).answer[0].ttl == ttl
     assert shortcut.answer(query("free.test"), CLIENT, judgement, cache, NOW + 100) is None
 
 

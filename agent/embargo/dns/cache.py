@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from embargo import names
-from embargo.dns.message import AA, Answer
+from embargo.dns.message import AA, Answer, turning
 from embargo.names import Name
 
 OVERHEAD = 740  # octets of Python objects around an entry, measured with tracemalloc
@@ -57,6 +57,7 @@ class CachedAnswer:
         "retry_at",
         "size",
         "stored",
+        "turning",
         "used",
         "verdicts",
     )  # fmt: skip
@@ -83,6 +84,7 @@ class CachedAnswer:
         self.refresh_at = now + REFRESH * answer.lifetime if answer.lifetime >= SHORTEST else math.inf
         self.retry_at = 0.0
         self.used = False
+        self.turning = turning(answer)
         self._aged = 0
         self._body = answer.body
 

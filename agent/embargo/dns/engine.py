@@ -166,7 +166,10 @@ class Engine:
         entry = self.cache.get(key, now) or self._from_denial(key, now)
         if entry is not None:
             self.cache.hits += 1
-            answer = entry.answer._replace(body=entry.body(now))
+            body = entry.body(now)
+            if entry.turning is not None:
+                body = message.turned(body, entry.turning, waiter.query.id)
+            answer = entry.answer._replace(body=body)
             screened = self._verdict(rules, waiter.query, entry)
             if not screened.whole:
                 answer = message.answer_only(answer)

@@ -25,16 +25,23 @@ MEMO_HALF = 8192  # packets; both halves together take some 16 MiB when full
 class Known:
     """The reply to a packet seen before, but for its ID: the same for every client that sends it."""
 
-    __slots__ = ("attempt", "cut", "entry", "rest", "until")
+    __slots__ = ("attempt", "cut", "entry", "rest", "turning", "until")
 
     def __init__(
         self, rest: bytes, until: float, attempt: Attempt | None, entry: CachedAnswer | None, cut: bool = False
     ) -> None:
         self.rest = rest
+        self.turning: message.Turning | None = None  # addresses in `rest`
         self.cut = cut  # it has TC in place of the answer, for UDP alone
         self.until = until  # when the TTLs in it change
         self.attempt = attempt  # of a blocked packet
         self.entry = entry  # of a cached answer
+
+    def reply(self, ident: bytes) -> bytes:
+        """The reply to a query with this ID."""
+        if self.turning is None:
+            return ident + self.rest
+        return ident + message.turned(self.rest, self.turning, int.from_bytes(ident))
 
 
 class Memo:
@@ -184,7 +191,10 @@ def _cached(query: _Query, rules: Rules, cache: Cache, now: float, *, udp: bool)
     flags = (0x8080 | cut | query.rd << 8 | stored.flags & query.ad | query.cd | stored.rcode).to_bytes(2)
     cache.hits += 1
     rest = flags + b"\0\1" + an.to_bytes(2) + ns.to_bytes(2) + ar.to_bytes(2) + query.question + tail
-    return Known(rest, entry.steady(now), None, entry, cut > 0)
+    known = Known(rest, entry.steady(now), None, entry, cut > 0)
+    if entry.turning is not None and not cut:
+        known.turning = entry.turning._replace(start=entry.turning.start + 10 + len(query.question))
+    return known
 
 
 def passes(entry: CachedAnswer, qname: Name, rules: Rules) -> bool:

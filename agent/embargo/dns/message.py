@@ -256,6 +256,37 @@ def answer_only(answer: Answer) -> Answer:
     return answer._replace(counts=(count, 0, 0), body=body, ttls=answer.ttls[:count], flags=flags, extra_leads=())
 
 
+class Turning(NamedTuple):
+    """The addresses that the answer section ends in. Records of one size, in any order (RFC 1794)."""
+
+    start: int  # where the first one begins in the body
+    size: int  # octets of each
+    records: int
+
+
+def turning(answer: Answer) -> Turning | None:
+    """The addresses that an answer ends in, if they are several of one owner, type and TTL; what leads there stands before."""
+    count = answer.counts[0]
+    if count < 2:
+        return None
+    at, ttl = answer.ttls[count - 1]
+    head = answer.body[at - 6 : at]  # owner, type and class
+    size = _ADDRESS_SIZES.get(head[2:], 0) if head[0] >= 0xC0 else 0  # an owner that is no pointer is left where it is
+    found = 1
+    while size and found < count:
+        before = at - found * size
+        if answer.ttls[count - 1 - found] != (before, ttl) or answer.body[before - 6 : before] != head:
+            break
+        found += 1
+    return Turning(at - 6 - (found - 1) * size, size, found) if size and found > 1 else None
+
+
+def turned(body: bytes, where: Turning, ident: int) -> bytes:
+    """The body with its addresses turned by the ID of the query, so that clients use all of them, each in its turn."""
+    first, end = where.start + ident % where.records * where.size, where.start + where.records * where.size
+    return body[: where.start] + body[first:end] + body[where.start : first] + body[end:]
+
+
 def ask(query: Query, ident: int, *, edns: bool = True) -> bytes:
     """A query for an upstream: RD set, CD as the client asked, our own EDNS with DO as the client asked, no options."""
     head = HEADER.pack(ident, RD | query.flags & CD, 1, 0, 0, int(edns))
@@ -298,6 +329,8 @@ def _opt(rcode: int, do: bool, data: bytes = b"") -> bytes:
     return struct.pack("!BHHBBHH", 0, OPT, MAX_UDP, rcode >> 4, 0, 0x8000 if do else 0, len(data)) + data
 
 
+#: octets of an address record by its type and class, when its owner is a pointer
+_ADDRESS_SIZES = {struct.pack("!HH", A, IN): 16, struct.pack("!HH", AAAA, IN): 28}
 _PADDING = 12
 _ASKED = (_opt(0, False), _opt(0, True))
 

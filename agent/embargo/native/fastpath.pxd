@@ -22,8 +22,9 @@ cdef class Known:
     cdef double stored
     cdef int count
     cdef Ttl *ttls
+    cdef Py_ssize_t turn_at, turn_size, turn_count  # addresses in `rest`; a count of 0: there are not several
 
-    cdef Py_ssize_t write(self, uint8_t *out, double now) noexcept
+    cdef Py_ssize_t write(self, uint8_t *out, uint32_t ident, double now) noexcept
 
 
 cdef struct Query:

@@ -53,22 +53,27 @@ cdef class Known:
     def __dealloc__(self):
         free(self.ttls)
 
-    cdef Py_ssize_t write(self, uint8_t *out, double now) noexcept:  # it copies octets and counts: nothing to raise
+    cdef Py_ssize_t write(self, uint8_t *out, uint32_t ident, double now) noexcept:  # it copies octets: nothing to raise
         """The reply behind its ID; the octets written."""
-        cdef Py_ssize_t length = PyBytes_GET_SIZE(self.rest)
+        cdef Py_ssize_t length = PyBytes_GET_SIZE(self.rest), turned
+        cdef const char *rest = PyBytes_AS_STRING(self.rest)
         cdef uint32_t age
         cdef int i
-        memcpy(out, PyBytes_AS_STRING(self.rest), length)
-        if self.count:
-            age = <uint32_t>(now - self.stored)
-            for i in range(self.count):
-                write32(out + self.ttls[i].at, self.ttls[i].seconds - age if self.ttls[i].seconds > age else 0)
+        memcpy(out, rest, length)
+        if self.turn_count:
+            turned = ident % self.turn_count * self.turn_size
+            memcpy(out + self.turn_at, rest + self.turn_at + turned, self.turn_count * self.turn_size - turned)
+            memcpy(out + self.turn_at + self.turn_count * self.turn_size - turned, rest + self.turn_at, turned)
+        age = <uint32_t>(now - self.stored) if self.count else 0
+        for i in range(self.count):
+            write32(out + self.ttls[i].at, self.ttls[i].seconds - age if self.ttls[i].seconds > age else 0)
         return length
 
-    def octets(self, double now):
-        """The twin of `fastpath.Known.rest`."""
+    def reply(self, bytes ident, double now):
+        """The twin of `fastpath.Known.reply`."""
         cdef uint8_t out[MAX_REPLY]
-        return PyBytes_FromStringAndSize(<const char *>out, self.write(out, now))
+        cdef Py_ssize_t length = self.write(out, read16(<const uint8_t *>PyBytes_AS_STRING(ident)), now)
+        return ident + PyBytes_FromStringAndSize(<const char *>out, length)
 
 
 cdef Known _cached_reply(bytes rest, Py_ssize_t before, entry, double until, bint cut):
@@ -84,6 +89,12 @@ cdef Known _cached_reply(bytes rest, Py_ssize_t before, entry, double until, bin
             raise ValueError("a TTL stands outside its answer")
         known.ttls[known.count].at, known.ttls[known.count].seconds = before + offset, seconds
         known.count += 1
+    turning = entry.turning
+    if turning is not None and not cut:
+        start, size, count = turning
+        if before + start + size * count > PyBytes_GET_SIZE(rest):
+            raise ValueError("an address stands outside its answer")
+        known.turn_at, known.turn_size, known.turn_count = before + start, size, count
     return known
 
 
@@ -248,7 +259,7 @@ cdef class Shortcut:
         cdef uint8_t head[10]
         cdef uint8_t *out = put(key, query.name, query.length)
         cdef int flags
-        cdef bint cut = False
+        cdef bint cut
         write16(out, query.qtype)
         out[2] = (query.variant == 6) << 1 | (query.cd != 0)
         entry = self._cache.get(PyBytes_FromStringAndSize(<const char *>key, query.length + 3), now)
@@ -261,10 +272,11 @@ cdef class Shortcut:
         stored = entry.answer
         an, ns, ar = stored.counts
         flags, tail = stored.flags, stored.body
-        if query.end + <Py_ssize_t>len(tail) + (11 if query.variant else 0) > query.limit:
-            if not query.udp:
-                return None
-            cut, an, ns, ar, tail = True, 0, 0, 0, b""  # half an answer is worse than a retry over TCP
+        cut = query.end + <Py_ssize_t>len(tail) + (11 if query.variant else 0) > query.limit
+        if cut and not query.udp:
+            return None
+        if cut:
+            an, ns, ar, tail = 0, 0, 0, b""  # half an answer is worse than a retry over TCP
             flags |= 0x200
         if query.variant:
             tail += fastpath.OPTS[query.variant]
@@ -384,9 +396,7 @@ cdef class Shortcut:
         """The block of a name whose cached answer leads to something blocked, if the engine has found out."""
         cdef Known known
         decision = fastpath.blocking(entry, self._rules)
-        if decision is None:
-            return None
-        known = self._by(decision, query, name)
+        known = self._by(decision, query, name) if decision is not None else None
         if known is not None:
             known.entry, known.until = entry, entry.known_until(now)
             self.hits += 1

@@ -296,7 +296,7 @@ cdef class Intake:
         cdef uint8_t *out = self._out + place * MAX_REPLY
         cdef msghdr *header = &self._sent[place].msg_hdr
         memcpy(out, self._in + i * MAX_QUERY, 2)
-        self._out_parts[place].iov_len = 2 + known.write(out + 2, now)
+        self._out_parts[place].iov_len = 2 + known.write(out + 2, read16(out), now)
         header[0] = self._received[i].msg_hdr
         header.msg_flags = 0
         header.msg_iov = &self._out_parts[place]
@@ -393,7 +393,7 @@ cdef class Intake:
                 if known.kind is not None:
                     self._noting.note(known, client, now, wall)
                 out = self._replies + used
-                size = known.write(out + 4, now)
+                size = known.write(out + 4, read16(self._octets + at + 2), now)
                 write16(out, <uint32_t>(2 + size))
                 memcpy(out + 2, self._octets + at + 2, 2)
                 used += 4 + size

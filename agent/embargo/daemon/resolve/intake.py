@@ -166,7 +166,7 @@ class Intake:
             if known.attempt is not None:
                 blocked.append((client, known.attempt))
             try:
-                sendto(data[:2] + known.rest, sender)
+                sendto(known.reply(data[:2]), sender)
             except OSError:
                 listener.unsent += 1
         if blocked:
@@ -243,7 +243,7 @@ class Intake:
             connection.unread = connection.unread[2 + length :]
             if known.attempt is not None:
                 blocked.append((connection.client, known.attempt))
-            replies += (2 + len(known.rest)).to_bytes(2) + query[:2] + known.rest
+            replies += (2 + len(known.rest)).to_bytes(2) + known.reply(query[:2])
         return taken
 
 
