@@ -204,3 +204,10 @@ def test_why_during_a_pause_names_the_pause_and_the_line_that_would_block(shown:
 ])  # fmt: skip
 def test_an_event_as_a_line(told: dict[str, object], text: str) -> None:
     assert show.event({"schema": 1, "ts": "2026-01-31T12:00:00.5Z", **told}) == f"2026-01-31 12:00:00  {text}"
+
+
+def test_an_upstream_that_is_asked_without_edns_is_shown_as_such(shown: Shown) -> None:
+    rows = tuple(replace(STATUS.upstreams[0], plain=True, healthy=healthy) for healthy in (True, False))
+    lines = shown.status(replace(STATUS, upstreams=rows))
+    found = [line.split("  ")[1] for line in lines if line.startswith("udp://192.0.2.53")]
+    assert found == ["ok, without EDNS", "failing, without EDNS"]

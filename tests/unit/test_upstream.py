@@ -31,30 +31,32 @@ def test_servers_are_asked_in_the_order_of_the_configuration() -> None:
 def test_one_that_failed_is_set_aside_for_a_time_that_doubles() -> None:
     upstreams = Upstreams((A, B))
     now, until = 100.0, []
-    for _ in range(8):
-        upstreams.failed(A, "silent", now, now)
+    for zone in ZONES:
+        upstreams.failed(A, "refused", zone, now, now)
         until.append(upstreams.health[A].until - now)
         now += 100
-    assert until[:4] == [1.0, 2.0, 4.0, 8.0]
+    assert until[SEVERAL - 1 : SEVERAL + 3] == [1.0, 2.0, 4.0, 8.0]
     assert until[-1] == LAST_PENALTY
     assert upstreams.choose([], set(), now - 100 + LAST_PENALTY - 1) == B
     assert upstreams.choose([], set(), now - 100 + LAST_PENALTY + 1) == A
     upstreams.succeeded(A, 0.01, now)
-    upstreams.failed(A, "silent", now, now)
-    assert upstreams.health[A].until == now + 1.0
+    upstreams.failed(A, "refused", ZONE, now, now + 1.0)
+    assert upstreams.health[A].until == 0.0, "it has answered since"
+    upstreams.failed(A, "refused", ZONE, now + 1.0, now + 1.0)
+    assert upstreams.health[A].until == now + 2.0
 
 
 def test_questions_on_their_way_when_a_server_fails_count_once() -> None:
     upstreams = Upstreams((A, B))
     for number in range(50):
-        upstreams.failed(A, "silent", 99.0 + number / 100, 100.0 + number / 100)
+        upstreams.failed(A, "refused", ZONES[number % SEVERAL], 99.0 + number / 100, 100.0 + number / 100)
     assert upstreams.health[A].until == pytest.approx(101.49)
     assert (upstreams.health[A].failed, upstreams.health[A].in_a_row) == (50, 1)
 
 
 def test_one_question_tries_a_server_that_failed_while_others_go_elsewhere() -> None:
     upstreams = Upstreams((A, B))
-    upstreams.failed(A, "silent", 9.0, 10.0)
+    upstreams.failed(A, "refused", ZONE, 9.0, 10.0)
     assert upstreams.choose([], set(), 10.5) == B
     assert upstreams.choose([], set(), 11.0) == A
     upstreams.asked(A, 11.0)
@@ -90,6 +92,14 @@ def doubts(upstreams: Upstreams, zone: names.Name, now: float, *, silent: bool) 
     else:
         upstreams.unhelpful(A, "answered SERVFAIL", zone, now, now)
         upstreams.outdone(A, zone, now, now)
+
+
+def test_a_connection_that_is_closed_for_one_name_is_never_a_long_absence() -> None:
+    """A server may close the connection, or end, at one odd name."""
+    upstreams = Upstreams((A, B))
+    for number in range(20):
+        upstreams.failed(A, "closed the connection", ZONE, number * 60.0, number * 60.0)
+        assert upstreams.health[A].until <= number * 60.0 + 1.0
 
 
 @pytest.mark.parametrize("silent", [True, False])
@@ -169,15 +179,16 @@ def test_the_zones_of_an_outage_are_bounded() -> None:
 
 def test_when_all_are_set_aside_the_next_to_come_back_is_asked() -> None:
     upstreams = Upstreams((A, B))
-    upstreams.failed(A, "silent", 0.0, 0.0)
-    upstreams.failed(A, "silent", 5.0, 5.0)
-    upstreams.failed(B, "silent", 5.0, 5.0)
+    for zone in ZONES[: SEVERAL + 1]:
+        upstreams.failed(A, "refused", zone, 5.0, 5.0)
+    upstreams.set_aside(A, 5.0, 5.0)
+    upstreams.failed(B, "refused", ZONE, 5.0, 5.0)
     assert upstreams.choose([], set(), 5.5) == B
 
 
 def test_settings_that_name_the_same_servers_are_the_same_whatever_their_health() -> None:
     tried = Upstreams((A, B))
-    tried.failed(A, "silent", 0.0, 0.0)
+    tried.failed(A, "refused", ZONE, 0.0, 0.0)
     assert tried == Upstreams((A, B))
     assert tried != Upstreams((B, A))
 

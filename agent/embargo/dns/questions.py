@@ -326,7 +326,7 @@ class Questions:
         self._ended(token)
         text = f"{tried.server} {reason}"
         if network:
-            tried.upstreams.failed(tried.server, text, tried.asked_at, now)
+            tried.upstreams.failed(tried.server, text, tried.upstreams.zone(question.query.qname), tried.asked_at, now)
         else:
             tried.upstreams.silent(tried.server)
         if question not in self._questions or (tried.overdue and question.awaited):

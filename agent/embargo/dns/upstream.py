@@ -4,10 +4,10 @@ Healthy servers are asked first, in the order of the configuration. A server tha
 with each failure; then one question tries it again while the others still go elsewhere. When all are set aside, the one
 whose time ends first is asked anyway, so the end of an outage is noticed.
 
-What is concluded about a server needs evidence for the server. An error of the network is such evidence, and so is silence
-if nothing at all has come from the server since the question was sent. All else (SERVFAIL, REFUSED, silence while other
-questions are answered) may be due to the name, and counts only over several zones. A useful answer clears the evidence.
-Time comes in as `now`.
+What is concluded about a server needs evidence for the server. Each failure may be due to the name: SERVFAIL, REFUSED,
+silence, also a connection that is closed. So failures count over several zones, and a useful answer clears the evidence. Only
+if nothing at all has come from a server since the question was sent is it set aside at once, for a second. Time comes in as
+`now`.
 """
 
 import math
@@ -172,18 +172,20 @@ class Upstreams:
         if not health.knows_edns and _several(health.plain_in, zone, SEVERAL):
             health.plain_in, health.plain_until = set(), now + PLAIN_FOR
 
-    def failed(self, chosen: Server, reason: str, asked: float, now: float) -> None:
-        """Note an error of the network with a question sent at the moment `asked`."""
-        health = self.health[chosen]
-        health.failed += 1
-        health.last_error = reason
-        self.set_aside(chosen, asked, now)
+    def failed(self, chosen: Server, reason: str, zone: Name, asked: float, now: float) -> None:
+        """Note an error of the network with a question about a name of `zone`, sent at the moment `asked`."""
+        self.health[chosen].failed += 1
+        self._doubt(chosen, reason, zone, asked, now)
 
     def overdue(self, chosen: Server, reason: str, zone: Name, asked: float, now: float) -> None:
         """Note that a question about a name of `zone`, sent at the moment `asked`, has waited longer than usual."""
+        if now - asked >= LEAST_WAIT / 2:  # the last try of a question may have less time
+            self._doubt(chosen, reason, zone, asked, now)
+
+    def _doubt(self, chosen: Server, reason: str, zone: Name, asked: float, now: float) -> None:
         health = self.health[chosen]
         health.last_error = reason
-        if health.heard < asked <= now - LEAST_WAIT:
+        if health.heard < asked:  # nothing has come since
             health.until = max(health.until, now + FIRST_PENALTY)
         self.outdone(chosen, zone, asked, now)
 

@@ -127,6 +127,21 @@ def test_a_connection_where_nothing_comes_any_more_is_left(asking: Callable[...,
         assert "did not answer over TLS in 0.5 s" in str(row(worker)["last_error"])
 
 
+def test_a_server_that_is_always_late_is_used(asking: Callable[..., Worker], pair: Pair) -> None:
+    """What was asked first is answered first, though it has been asked again meanwhile."""
+
+    def late(talk: Talk) -> None:
+        while (asked := talk.hear()) is not None:
+            time.sleep(1.4)
+            talk.say(right(asked))
+
+    with Secure(context(pair), late) as server:
+        worker = asking(server.port)
+        assert answered(worker) == ["192.0.2.80"]
+        assert row(worker)["healthy"]
+        assert answered(worker, "other.test") == ["192.0.2.80"]
+
+
 def test_a_server_that_never_answers_fails(asking: Callable[..., Worker], pair: Pair) -> None:
     with Secure(context(pair), lambda talk: (talk.hear(), None)[1]) as server:
         worker = asking(server.port)
