@@ -25,7 +25,8 @@ MAX_DATAGRAM = 65_535
 SOCKETS = 256  # to one server, a power of two: ports that a forger has to guess in addition to the ID
 MAX_USES = 64  # questions from one port before it is replaced
 MAX_AGE = 10.0  # seconds for which a port is used
-BATCH = 64  # sockets read in one turn of the loop, so that clients do not wait for many responses
+BATCH = 64  # sockets read in one turn of the loop at most, so that clients do not wait for many responses
+TURN_SECONDS = 0.002  # after which no more are read in that turn: a large response takes as long as dozens of others
 MAX_AWAITED = 8192  # queries whose response is awaited, those that are overdue included: a flood of names must not fill memory
 MIN_TICK = 0.02  # seconds between two checks for queries whose deadline has passed, at least
 RANDOM_OCTETS = 4096  # taken from the kernel at once
@@ -211,7 +212,10 @@ class Forwarder:
     # ── responses ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _readable(self) -> None:
+        deadline = self._loop.time() + TURN_SECONDS
         for number, _ in self._epoll.poll(0, BATCH):
+            if self._loop.time() >= deadline:
+                return
             sock = self._sockets.get(number)
             if sock is None:  # closed while an earlier one of these was handled
                 continue
