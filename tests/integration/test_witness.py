@@ -193,3 +193,27 @@ def test_a_look_up_without_addresses_is_repeated_later_each_time(monkeypatch: py
         guardian.close()
 
     asyncio.run(run())
+
+
+def test_a_flood_of_names_below_one_does_not_keep_others_from_being_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """300 random names a second of one client, and no address behind other blocked names was learnt."""
+    monkeypatch.setattr(witness_, "BURST_SECONDS", 0.01)
+    monkeypatch.setattr(witness_, "MAX_WATCHED", 60)
+
+    async def run() -> None:
+        guardian = Guardian()
+        guardian.witness.learning = True
+        guardian.witness.watch([names.from_text("pay.tenpay.test")])
+        guardian.witness.watch([names.from_text(f"n{number}.{BLOCKED}") for number in range(200)])
+        guardian.witness.watch([names.from_text("www.tenpay.test")])
+        deadline = time.monotonic() + 20
+        while len(set(guardian.looked_up)) < 20:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.01)
+        first = list(dict.fromkeys(guardian.looked_up))
+        assert first.index("pay.tenpay.test") <= witness_.BURST
+        assert first.index("www.tenpay.test") <= witness_.BURST
+        assert len(guardian.witness._watched) == 60
+        guardian.close()
+
+    asyncio.run(run())

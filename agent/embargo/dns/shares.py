@@ -7,6 +7,7 @@ group by address.
 
 import ipaddress
 from collections import deque
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 MEMO = 4096  # addresses whose group is remembered; forged addresses must not fill memory
@@ -64,8 +65,9 @@ class Places(Generic[T]):
     When all are taken, the oldest item of the client with the most gives way: a client that takes many takes them from itself.
     """
 
-    def __init__(self, limit: int, per_zone: int) -> None:
+    def __init__(self, limit: int, per_zone: int, group_of: Callable[[str], str] = group) -> None:
         self._limit = limit
+        self._group_of = group_of
         self._per_zone = per_zone
         self._all: _Held[T] = _Held()
         self._zones: dict[object, _Held[T]] = {}
@@ -76,7 +78,7 @@ class Places(Generic[T]):
 
     def add(self, item: T, client: str, zone: object) -> None:
         """Give an item a place, whether or not there is one left."""
-        name = group(client)
+        name = self._group_of(client)
         self._holders[item] = name, client, zone
         self._all.add(name, client, item)
         self._zones.setdefault(zone, _Held()).add(name, client, item)
@@ -108,8 +110,9 @@ class Places(Generic[T]):
 class Turns(Generic[T]):
     """What waits to be done for clients. `limit`: how many of the items that may be refused wait at the same time."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, group_of: Callable[[str], str] = group) -> None:
         self._limit = limit
+        self._group_of = group_of
         self._groups: dict[str, dict[str, deque[T]]] = {}  # by group and client, both in the order of their next turn
         self._waiting = 0
 
@@ -122,11 +125,12 @@ class Turns(Generic[T]):
         A client may have as many items as there is room left besides: one alone takes half of the limit, and the other half
         stays for the next (Choudhury and Hahne, "Dynamic Queue Length Thresholds", 1998).
         """
-        clients = self._groups.setdefault(group(client), {})
+        name = self._group_of(client)
+        clients = self._groups.setdefault(name, {})
         items = clients.get(client)
         if not always and (len(items) if items else 0) >= self._limit - self._waiting:
             if not clients:
-                del self._groups[group(client)]
+                del self._groups[name]
             return False
         if items is None:
             items = clients[client] = deque()

@@ -12,6 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable
 from typing import NamedTuple
 
+from embargo import names
 from embargo.daemon.process.answered import Marks, gather, pack
 from embargo.daemon.process.backlog import Backlog
 from embargo.daemon.process.channel import Answered, Channel, ChannelError
@@ -20,6 +21,7 @@ from embargo.dns import message
 from embargo.dns.engine import Resolved
 from embargo.dns.judgement import Rules
 from embargo.dns.screening import Passing
+from embargo.dns.shares import Places, Turns
 from embargo.firewall import learning
 from embargo.lists.policy import Decision
 from embargo.names import Name
@@ -63,7 +65,9 @@ class Witness:
         self._reported: dict[Hashable, tuple[Name, ...]] = {}
         self._reported_since = 0.0
         self._flush_timer: asyncio.TimerHandle | None = None
-        self._watched: dict[Name, _Watch] = {}  # in the order of the last query, the oldest first
+        self._watched: dict[Name, _Watch] = {}
+        self._places: Places[Name] = Places(MAX_WATCHED, MAX_WATCHED, _itself)  # by zone, the names not asked for longest first
+        self._turns: Turns[tuple[float, Name]] = Turns(MAX_WATCHED, _itself)  # names that are due, by zone
         self._due: list[tuple[float, Name]] = []  # a heap; a name whose watch has another time stands there in vain
         self._look_up_timer: asyncio.TimerHandle | None = None
         self._no_burst_before = 0.0
@@ -201,15 +205,17 @@ class Witness:
 
     # ── blocked names that clients ask for ─────────────────────────────────────────────────────────────────────────────
 
-    def watch(self, names: Iterable[Name]) -> None:
+    def watch(self, asked: Iterable[Name]) -> None:
         """Look these names up, which are blocked or audited: clients have just asked for them."""
         if not self.learning or self._channel is None:
             return
         now = self._loop.time()
-        for name in names:
-            watch = self._watched.pop(name, None)
-            if watch is None and len(self._watched) >= MAX_WATCHED:
-                del self._watched[next(iter(self._watched))]
+        for name in asked:
+            watch = self._watched.get(name)
+            self._places.remove(name)
+            while (gone := self._places.giving_way(None)) is not None:
+                self._forget(gone)
+            self._places.add(name, _zone(name), None)
             self._watched[name] = _Watch(now + WATCH_SECONDS, watch.due if watch else now)
             if watch is None:
                 heapq.heappush(self._due, (now, name))
@@ -226,26 +232,29 @@ class Witness:
 
     def _schedule(self) -> None:
         """Set the timer for the next look-up, not too soon after the last burst."""
-        if not self._due:
+        if not self._due and not self._turns:
             return
-        at = max(self._due[0][0], self._no_burst_before)
+        at = max(0.0 if self._turns else self._due[0][0], self._no_burst_before)
         if self._look_up_timer is None or at < self._look_up_timer.when():
             if self._look_up_timer is not None:
                 self._look_up_timer.cancel()
             self._look_up_timer = self._loop.call_at(at, self._look_up_due)
 
     def _look_up_due(self) -> None:
-        """Look up the names that are due, a few at once."""
+        """Look up the names that are due, a few at once, of one zone after the other."""
         self._look_up_timer = None
         now, done = self._loop.time(), 0
-        while self._due and self._due[0][0] <= now and done < BURST:
+        while self._due and self._due[0][0] <= now:
             due, name = heapq.heappop(self._due)
+            self._turns.add(_zone(name), (due, name), always=True)
+        while done < BURST and (turn := self._turns.next()) is not None:
+            due, name = turn
             watch = self._watched.get(name)
             if watch is None or watch.due != due:  # no longer watched, or due at another time
                 continue
             wanted = now < watch.until and self.learning
             if not wanted or not (self._look_up(name, message.A) and self._look_up(name, message.AAAA)):
-                del self._watched[name]
+                self._forget(name)
                 continue
             done += 1
             self.counters["looked_up"] += 1
@@ -254,3 +263,17 @@ class Witness:
             heapq.heappush(self._due, (now + delay, name))
         self._no_burst_before = now + BURST_SECONDS
         self._schedule()
+
+    def _forget(self, name: Name) -> None:
+        """Look a name up no longer."""
+        self._places.remove(name)
+        del self._watched[name]
+
+
+def _zone(name: Name) -> str:
+    """What a flood of names below one name has in common: the last two labels."""
+    return list(names.suffixes(name))[-2:][0].decode("latin-1")
+
+
+def _itself(zone: str) -> str:
+    return zone
