@@ -67,6 +67,7 @@ FIELDS = (
         "file of the entry; a drop by port (DNS over TLS, over QUIC) or by content (HTTPDNS in clear text) has none"),
     Field("line", "number", "dns drop", "line of the entry in that file"),
     Field("rule", "text", "dns drop", "the entry itself"),
+    Field("answer", "text", "dns", "name or address in the answer that the entry claims; absent if it claims the name itself"),
     Field("learnt", "flag", "drop", "true when the address is in no list: the entry blocks a name that led to it"),
     Field("generation", "number", "dns drop reload start stop", "compiled policy that decided, or that took effect"),
     Field("others", "flag", "dns drop",

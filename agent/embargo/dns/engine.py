@@ -218,23 +218,23 @@ class Engine:
 
     # ── replies ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _block(self, rules: Rules, waiter: Waiter, decision: Decision) -> Reply:
+    def _block(self, rules: Rules, waiter: Waiter, decision: Decision, answer: str = "") -> Reply:
         query = waiter.query
         wire = message.reply(query, rules.block_answer(decision, query.qtype), ede=rules.ede(decision), udp=waiter.udp)
-        attempt = Attempt(rules, query.qname, query.qtype, decision, rules.action_name(decision))
+        attempt = Attempt(rules, query.qname, query.qtype, decision, rules.action_name(decision), answer=answer)
         return Reply(wire, waiter.peer, waiter.client, attempt)
 
     def _reply(self, rules: Rules, waiter: Waiter, screened: Screened, ede: bytes = b"") -> Reply:
         """The answer of a hosts file, the cache or an upstream, or the block that it deserves."""
         query, decision = waiter.query, screened.decision
         if screened.action is Action.BLOCK and decision is not None:
-            return self._block(rules, waiter, decision)
+            return self._block(rules, waiter, decision, screened.lead)
         if screened.answer.ede is not None:
             ede = ede or message.ede(*screened.answer.ede)
         wire = message.reply(query, screened.answer, ede=ede, udp=waiter.udp)
         if decision is None and not rules.log_all:
             return Reply(wire, waiter.peer, waiter.client, None, screened.passing)
-        attempt = Attempt(rules, query.qname, query.qtype, decision, "pass", audit=decision is not None)
+        attempt = Attempt(rules, query.qname, query.qtype, decision, "pass", audit=decision is not None, answer=screened.lead)
         return Reply(wire, waiter.peer, waiter.client, attempt, screened.passing)
 
     def _reply_stale(self, waiter: Waiter, expired: CachedAnswer) -> Reply:

@@ -10,7 +10,7 @@ until its TTLs change.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from embargo.dns import message, special
 from embargo.dns.cache import SCREEN_ALWAYS, Cache, CachedAnswer
@@ -171,7 +171,8 @@ def _cached(query: _Query, rules: Rules, cache: Cache, now: float, *, udp: bool)
     if entry is None:
         return None
     if entry.judged != rules.judged and not passes(entry, query.qname, rules):
-        known = _block(query, rules, decision) if (decision := blocking(entry, rules)) else None
+        verdict = blocking(entry, rules)
+        known = _block(query, rules, verdict.decision, verdict.lead) if verdict else None
         if known is not None:
             known.entry, known.until = entry, entry.known_until(now)
             cache.hits += 1
@@ -209,11 +210,11 @@ def passes(entry: CachedAnswer, qname: Name, rules: Rules) -> bool:
     return True
 
 
-def blocking(entry: CachedAnswer, rules: Rules) -> Decision | None:
-    """What blocks a cached answer because of where it leads, if the engine has found out by this judgement."""
+def blocking(entry: CachedAnswer, rules: Rules) -> Any:
+    """The verdict (`screening.Screened`) that blocks a cached answer because of where it leads, if the engine has found it by
+    this judgement; else None."""
     screened = entry.verdicts.get(rules.judged) if entry.verdicts else None
-    decision: Decision | None = screened.decision if screened is not None and screened.action is Action.BLOCK else None
-    return decision
+    return screened if screened is not None and screened.action is Action.BLOCK else None
 
 
 def _blocked(query: _Query, rules: Rules) -> Known | None:
@@ -229,7 +230,7 @@ def _blocked(query: _Query, rules: Rules) -> Known | None:
     return _block(query, rules, decision)
 
 
-def _block(query: _Query, rules: Rules, decision: Decision) -> Known | None:
+def _block(query: _Query, rules: Rules, decision: Decision, lead: str = "") -> Known | None:
     qtype = query.question[-4] << 8 | query.question[-3]
     octet, counts, counts_edns, tail = rules.pieces(decision, qtype)
     if query.variant:
@@ -239,7 +240,8 @@ def _block(query: _Query, rules: Rules, decision: Decision) -> Known | None:
     if 12 + len(query.question) + len(tail) > query.limit:
         return None
     rest = bytes((0x80 | query.rd, octet | query.cd)) + counts + query.question + tail
-    return Known(rest, math.inf, Attempt(rules, query.qname, qtype, decision, rules.action_name(decision)), None)
+    attempt = Attempt(rules, query.qname, qtype, decision, rules.action_name(decision), answer=lead)
+    return Known(rest, math.inf, attempt, None)
 
 
 _META = message.META_QTYPES | message.CUT_QTYPES

@@ -149,7 +149,7 @@ class Parts(NamedTuple):
 class Attempt:
     """A query for a name that a class claims: all of its event but client and time."""
 
-    __slots__ = ("_members", "action", "audit", "decision", "kind", "other", "qname", "qtype", "rules")
+    __slots__ = ("_members", "action", "answer", "audit", "decision", "kind", "other", "qname", "qtype", "rules")
 
     def __init__(
         self,
@@ -159,6 +159,7 @@ class Attempt:
         decision: Decision | None,
         action: str,
         audit: bool = False,
+        answer: str = "",
     ) -> None:
         self.rules = rules
         self.qname = qname
@@ -166,15 +167,23 @@ class Attempt:
         self.decision = decision  # None: no class claims the name, and every query is logged
         self.action = action
         self.audit = audit
-        #: equal for equal attempts; the qname stands first, so that it can be left out
+        self.answer = answer  # name or address that an answer led to and that the entry claims; empty: the qname
+        #: equal for equal attempts
         self.kind = qname + _KIND.pack(qtype, -1 if decision is None else decision.class_, action == "pass", rules.judged)
+        self.kind += answer.encode()
         #: equal for attempts that are equal but for name and type: what they are counted by beyond a client's share of the log
         source, line = (-1, 0) if decision is None else (decision.source, decision.line)
         self.other = _OTHER.pack(-1 if decision is None else decision.class_, action == "pass", rules.judged, source, line)
         self._members = ""
 
+    @property
+    def nameless(self) -> bytes:
+        """Equal for attempts that are equal but for the name and what its answer led to."""
+        return self.kind[len(self.qname) : len(self.qname) + _KIND.size]
+
     def members(self, *, names: bool) -> str:
-        """The event behind the client, as JSON. Without `names` the qname is left out. Written when it is first needed."""
+        """The event behind the client, as JSON. Without `names` the qname and what its answer led to are left out. Written when
+        it is first needed."""
         if not self._members:
             values = self.rules.event_of(self.decision) if self.decision else {"generation": str(self.rules.generation)}
             values |= {"qtype": events.quote(message.type_name(self.qtype)), "action": events.quote(self.action)}
@@ -182,6 +191,7 @@ class Attempt:
                 values["mode"] = '"audit"'
             if names:
                 values["qname"] = events.quote(to_text(self.qname))
+                values |= {"answer": events.quote(self.answer)} if self.answer else {}
             self._members = events.members("dns", values)
         return self._members
 

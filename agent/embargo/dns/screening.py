@@ -12,7 +12,7 @@ from embargo import names
 from embargo.dns import message
 from embargo.dns.judgement import Rules, unclaimed
 from embargo.dns.message import Answer, Lead, Query
-from embargo.lists import policy
+from embargo.lists import lists, policy
 from embargo.lists.policy import Action, Claims, Decision
 from embargo.names import Name
 
@@ -34,6 +34,7 @@ class Screened(NamedTuple):
     passing: Passing | None = None
     uneventful: bool = False  # nothing to block, to let through, to log or to explain: the fast path may give it out as it is
     by_name: bool = True  # the decision is about a name, not about an address
+    lead: str = ""  # the name or address in the answer that it is about, as text; empty: the question
     whole: bool = True  # no section was left out
 
 
@@ -43,6 +44,7 @@ class _Led(NamedTuple):
     action: Action
     decision: Decision | None = None
     by_name: bool = True
+    lead: bytes = b""  # what the decision is about: a name or an address
     allowed: tuple[bytes, ...] = ()  # addresses that allow-listed names lead to
     allowed_by: Name = names.ROOT  # the first of these names
 
@@ -65,7 +67,7 @@ def screen(rules: Rules, query: Query, answer: Answer) -> Screened:
     looked_up = {qname: claims}
     led = _led(rules, answer.leads, looked_up)
     if led.action is Action.BLOCK:
-        return Screened(led.action, led.decision, answer, by_name=led.by_name)
+        return Screened(led.action, led.decision, answer, by_name=led.by_name, lead=_shown(led))
     # no client asked for the other sections: they are left out where they lead to something blocked
     whole = not answer.extra_leads or _led(rules, answer.extra_leads, looked_up).action is not Action.BLOCK
     return Screened(
@@ -75,8 +77,18 @@ def screen(rules: Rules, query: Query, answer: Answer) -> Screened:
         _passing(rules, answer, led.allowed_by, led.allowed),
         uneventful=whole and not led.allowed and not (decision or led.decision or rules.log_all or answer.ede),
         by_name=led.by_name or decision is not None,
+        lead="" if decision else _shown(led),
         whole=whole,
     )
+
+
+def _shown(led: _Led) -> str:
+    """What the decision about a section is about, as text; empty without a decision."""
+    if not led.lead:
+        return ""
+    if led.by_name:
+        return names.to_text(led.lead)
+    return lists.int_to_address(4 if len(led.lead) == 4 else 6, int.from_bytes(led.lead))
 
 
 def _led(rules: Rules, leads: Iterable[Lead], looked_up: dict[Name, Claims]) -> _Led:
@@ -86,7 +98,7 @@ def _led(rules: Rules, leads: Iterable[Lead], looked_up: dict[Name, Claims]) -> 
     """
     image, choose = rules.image, rules.board.choose
     audited: Decision | None = None
-    by_name = True
+    by_name, lead = True, b""
     passed: dict[Name, Name] = {}  # name → the allow-listed one that leads there
     allowed: list[bytes] = []
     allowed_by = names.ROOT
@@ -103,10 +115,10 @@ def _led(rules: Rules, leads: Iterable[Lead], looked_up: dict[Name, Claims]) -> 
         claimed = [looked_up[owner], *(looked_up[target] for target in targets), *map(image.lookup_address, addresses)]
         for number, (action, decision) in enumerate(map(choose, claimed)):
             if action is Action.BLOCK:
-                return _Led(action, decision, number <= len(targets))
+                return _Led(action, decision, number <= len(targets), (owner, *targets, *addresses)[number])
             if decision is not None and audited is None:
-                audited, by_name = decision, number <= len(targets)
-    return _Led(Action.AUDIT if audited else Action.PASS, audited, by_name, tuple(allowed), allowed_by)
+                audited, by_name, lead = decision, number <= len(targets), (owner, *targets, *addresses)[number]
+    return _Led(Action.AUDIT if audited else Action.PASS, audited, by_name, lead, tuple(allowed), allowed_by)
 
 
 def _passing(rules: Rules, answer: Answer, name: Name, addresses: Iterable[bytes]) -> Passing | None:

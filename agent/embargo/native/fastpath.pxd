@@ -87,4 +87,4 @@ cdef class Shortcut:
     cdef Text _type(self, uint32_t qtype)
     cdef Known _elaborate(self, const Query *query)
     cdef Known _leading(self, const Query *query, bytes name, entry, double now)
-    cdef Known _by(self, decision, const Query *query, bytes name)
+    cdef Known _by(self, decision, const Query *query, bytes name, str lead)

@@ -390,20 +390,20 @@ cdef class Shortcut:
         """The block of any other name, by the Python functions of the judgement."""
         name = PyBytes_FromStringAndSize(<const char *>query.name, query.length)
         action, decision = self._rules.board.choose(self._rules.image.lookup(name))
-        return self._by(decision, query, name) if action == BLOCK and decision is not None else None
+        return self._by(decision, query, name, "") if action == BLOCK and decision is not None else None
 
     cdef Known _leading(self, const Query *query, bytes name, entry, double now):
         """The block of a name whose cached answer leads to something blocked, if the engine has found out."""
         cdef Known known
-        decision = fastpath.blocking(entry, self._rules)
-        known = self._by(decision, query, name) if decision is not None else None
+        verdict = fastpath.blocking(entry, self._rules)
+        known = self._by(verdict.decision, query, name, verdict.lead) if verdict is not None else None
         if known is not None:
             known.entry, known.until = entry, entry.known_until(now)
             self.hits += 1
         return known
 
-    cdef Known _by(self, decision, const Query *query, bytes name):
-        """The block by a decision."""
+    cdef Known _by(self, decision, const Query *query, bytes name, str lead):
+        """The block by a decision. `lead`: what of an answer it is about; empty: the name."""
         cdef Known known
         rules = self._rules
         octet, counts, counts_edns, tail = rules.pieces(decision, query.qtype)
@@ -416,9 +416,9 @@ cdef class Shortcut:
         known = Known.__new__(Known)
         question = PyBytes_FromStringAndSize(<const char *>query.packet + 12, query.end - 12)
         known.rest, known.until = bytes((0x80 | query.rd, octet | query.cd)) + counts + question + tail, math.inf
-        attempt = Attempt(rules, name, query.qtype, decision, rules.action_name(decision))
-        known.class_ = decision.class_
+        attempt = Attempt(rules, name, query.qtype, decision, rules.action_name(decision), answer=lead)
         self._fold(known, attempt.kind, attempt.other)
+        known.class_, known.key = decision.class_, attempt.kind if self.names else attempt.nameless
         known.members = attempt.members(names=self.names).encode()
         return known
 

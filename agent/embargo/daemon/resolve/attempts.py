@@ -29,7 +29,7 @@ def _of_entry(members: str) -> str:
     )
 
 
-_NAMED = ("qname", "qtype")
+_NAMED = ("qname", "qtype", "answer")
 
 
 class Attempts:
@@ -80,7 +80,7 @@ class Attempts:
                 self._note_late(attempt)
             elif attempt.decision is not None:
                 tally[attempt.decision.class_] += 1
-            key = attempt.kind if self.names else attempt.kind[len(attempt.qname) :]
+            key = attempt.kind if self.names else attempt.nameless
             if not self.folder.again(client, key, wall):
                 self._not_open(client, attempt, key, now, wall)
         self._outbox.set_noted(self.folder.noted)
