@@ -149,13 +149,29 @@ def test_the_connection_idle_for_longest_gives_way_to_another_of_the_same_client
         assert worker.stats()["counters"]["tcp_evicted"] == 1
 
 
-def test_a_client_whose_connections_are_all_busy_gets_no_more(worker: Worker) -> None:
-    with contextlib.ExitStack() as stack:
-        for number in range(stream.PER_CLIENT):
-            stack.enter_context(worker.tcp()).sendall(framed(query(f"n{number}.test")))
-        until(lambda: worker.stats()["counters"].get("queries_tcp") == stream.PER_CLIENT, "they arrive")
-        assert is_closed(stack.enter_context(worker.tcp()))
-        assert worker.stats()["counters"]["dropped_tcp_limit"] == 1
+def test_a_client_whose_connections_are_all_busy_gets_no_more() -> None:
+    handled = []
+
+    def handle(packet: bytes, *_: object) -> bool:
+        handled.append(packet)
+        return True
+
+    async def visit(address: tuple[str, int]) -> bytes:
+        writers = []
+        for _ in range(stream.PER_CLIENT):
+            writers.append((await asyncio.open_connection(*address))[1])
+            writers[-1].write(framed(query("free.test")))
+        async with asyncio.timeout(20):
+            while len(handled) < stream.PER_CLIENT:
+                await asyncio.sleep(0.01)
+            reader, writer = await asyncio.open_connection(*address)
+            found = await reader.read()
+        for each in (*writers, writer):
+            each.close()
+        return found
+
+    assert serving(handle, visit) == b""
+    assert len(handled) == stream.PER_CLIENT
 
 
 def test_queries_beyond_the_limit_wait_and_are_answered() -> None:
