@@ -11,6 +11,7 @@ import pytest
 
 from embargo import config, records
 from embargo.daemon.compile import compiler, sources
+from embargo.daemon.supervise import generations
 from embargo.daemon.supervise.generations import KEEP, Store
 from embargo.errors import ImageError
 from embargo.lists import image, lists, policy
@@ -101,15 +102,35 @@ def test_a_damaged_image_is_refused(store: Store, tmp_path: Path, place: int) ->
     [
         lambda report: "", lambda report: {}, lambda report: [], lambda report: report | {"switchboard": {"actions": []}},
         lambda report: report | {"switchboard": {"actions": [9, 9, 9]}}, lambda report: report | {"version": 0},
-        lambda report: report | {"more": 1},
+        lambda report: report | {"more": 1}, lambda report: [report], lambda report: report | {"names": True},
+        lambda report: report | {"digest": "00" * 32}, lambda report: report | {"problems": [["a", 1, "b"]]},
+        lambda report: report | {"hosts": {"x..y": ["192.0.2.1"]}}, lambda report: report | {"hosts": {"\ud800": []}},
+        lambda report: report | {"hosts": {"a.test": ["192.0.2.256"]}}, lambda report: report | {"tls_ca": "x"},
+        lambda report: report | {"tls_ca": "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----"},
     ],
 )  # fmt: skip
 def test_a_report_that_does_not_match_is_refused(store: Store, tmp_path: Path, change: Callable[[Any], Any]) -> None:
     number = compiled(store)
     path = tmp_path / f"generations/{number:06}/report.json"
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(ImageError):
         store.load(number, SETTINGS)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("text", ["", "a\nb", "\x1b[2J", "x" * 5000, 7, None])
+@pytest.mark.parametrize("place", ["class", "path"])
+def test_an_image_with_names_that_cannot_be_is_refused(store: Store, text: Any, place: str) -> None:
+    generation = store.load(compiled(store), SETTINGS)
+    image: Any = generation.image
+    if place == "class":
+        image.classes = ((text, "payment"), *image.classes[1:])
+    else:
+        image.sources = (image.sources[0]._replace(path=text), *image.sources[1:])
+    with pytest.raises(ImageError):
+        generations._check(generation.report, image)
+    generation.close()
 
 
 def test_incomplete_results_of_a_crash_are_removed(store: Store, tmp_path: Path) -> None:

@@ -5,16 +5,18 @@ so it always names either the old or the new one. A directory gets its number on
 """
 
 import contextlib
+import itertools
 import json
 import mmap
 import os
 import shutil
 from dataclasses import dataclass, replace
 
-from embargo import records
+from embargo import names, records
 from embargo.config import Config
-from embargo.daemon.host import whole
+from embargo.daemon.host import authorities, whole
 from embargo.errors import ImageError
+from embargo.lists import lists
 from embargo.lists.image import Image
 from embargo.lists.pauses import Exempt
 from embargo.lists.policy import Switchboard
@@ -22,6 +24,8 @@ from embargo.records import RecordError
 from embargo.report import Report
 
 IMAGE, REPORT = "policy.img", "report.json"
+MAX_REPORT = 64 << 20  # octets: every line of every list may have a problem
+MAX_TEXT = 4096  # characters of the path of a list
 KEEP = 5  # generations on disk; they are small, and a rollback needs the previous one
 
 
@@ -49,6 +53,25 @@ class Generation:
     def close(self) -> None:
         """Close the descriptor. The mapping lasts as long as the image."""
         os.close(self.fd)
+
+
+def _check(report: Report, image: Image) -> None:
+    """ImageError for what no compiler makes of lists, and ValueError for text that no list can contain.
+
+    The compiler parses files of others, so it may have been taken over. What it hands over goes to processes that would refuse
+    it when it is in force already, and a start would fail each time.
+    """
+    if (report.digest, len(report.switchboard.actions)) != (image.digest, len(image.classes)):
+        raise ImageError("its report belongs to another image")
+    texts = [*itertools.chain.from_iterable(image.classes), *(source.path for source in image.sources)]
+    if not all(isinstance(text, str) and 0 < len(text) <= MAX_TEXT and text.isprintable() for text in texts):
+        raise ImageError("it names a class or a list that cannot be")
+    for name, addresses in report.hosts.items():
+        names.from_text(name)
+        for address in addresses:
+            lists.address_to_int(address)
+    if report.tls_ca:
+        authorities.certificates(report.tls_ca)
 
 
 class Store:
@@ -104,19 +127,18 @@ class Store:
         path = self._path(number)
         try:
             with open(f"{path}/{REPORT}", "rb") as file:
-                report = records.decode(Report, records.from_json(file.read()))
+                report = records.decode(Report, records.from_json(file.read(MAX_REPORT)))
             fd = os.open(f"{path}/{IMAGE}", os.O_RDONLY | os.O_CLOEXEC)
             try:
                 image = Image(memoryview(mmap.mmap(fd, 0, prot=mmap.PROT_READ)), trusted=bool(verified))
                 if verified and image.digest != verified:
                     raise ImageError("its digest is not the one that the compiler computed")
                 board = report.switchboard
-                if len(board.actions) != len(image.classes):
-                    raise ImageError("its report belongs to another image")
+                _check(report, image)
             except BaseException:
                 os.close(fd)
                 raise
-        except (OSError, ValueError, RecordError) as error:
+        except (OSError, ValueError, LookupError, RecordError) as error:
             raise ImageError(f"generation {number} cannot be used: {error}") from None
         return Generation(number, settings, image, board, report, fd)
 

@@ -142,14 +142,20 @@ class Reloads:
         return Outcome(True, True, new.number, (), problems)
 
     async def fall_back(self) -> Generation:
-        """At a start whose lists cannot be used: put the last run's generation into effect. ImageError if there is none."""
-        number = self._store.current()
+        """At a start whose lists cannot be used, or whose generation the resolvers refuse: put the last one before into effect.
+        ImageError if there is none.
+        """
+        refused = self._now.generation
+        number = self._store.current() if refused is None else self._store.before(refused.number)
         if not number:
             raise ImageError("there is no earlier generation")
         generation = self._pauses.applied_to(self._store.load(number, self._now.settings))
         if self._guarding is not None:
             await self._guarding.apply(generation, self._now.around)
         self._now.generation = generation
+        if refused is not None:
+            self._store.make_current(number)  # for the next start, if this one fails after all
+            refused.close()
         return generation
 
     async def rollback(self) -> Outcome:

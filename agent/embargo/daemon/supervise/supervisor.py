@@ -35,7 +35,7 @@ from embargo.daemon.supervise.premises import StartError
 from embargo.daemon.supervise.reload import Outcome, Reloads
 from embargo.daemon.supervise.surroundings import Surroundings
 from embargo.daemon.supervise.workers import Workers
-from embargo.errors import ConfigError, EmbargoError, ImageError
+from embargo.errors import ConfigError, EmbargoError, ImageError, Problem
 from embargo.events import Event
 from embargo.lists.pauses import Pause
 
@@ -186,20 +186,42 @@ class Supervisor:
             self._log_ended(self.pauses.load())
         except ValueError as error:
             log.error("%s", error)
-        outcome = await self.reload("start")
+        outcome = await self._first_reload()
         if self.generation is None:
             await self._start_from_last(outcome)
-        expected = self.workers.uid
         try:
-            await self.workers.run(self.sockets, self._worker_count())
-            if (
-                self.workers.uid != expected and self.guarding is not None
-            ):  # the firewall must pass the queries of the actual user
-                assert self.generation is not None
-                await self.guarding.apply(self.generation, self.around)
+            await self._start_workers()
         except ChildError as error:
-            raise StartError(str(error)) from None
+            await self._start_workers_from_last(error)
         privileges.settle()
+
+    async def _first_reload(self) -> Outcome:
+        """The reload of a start. A generation that the firewall refuses is like lists that cannot be used."""
+        try:
+            return await self.reload("start")
+        except ChildError as error:
+            return Outcome(False, False, 0, (Problem("start", 0, str(error), ""),), temporary=True)
+
+    async def _start_workers(self) -> None:
+        """Start the resolvers with what is in force. ChildError."""
+        expected = self.workers.uid
+        await self.workers.run(self.sockets, self._worker_count())
+        if self.workers.uid != expected and self.guarding is not None:  # the firewall must pass the queries of the actual user
+            assert self.generation is not None
+            await self.guarding.apply(self.generation, self.around)
+
+    async def _start_workers_from_last(self, error: ChildError) -> None:
+        """The resolvers refuse what is in force: start them with the generation before it. StartError."""
+        await self.workers.stop()
+        refused = self.generation
+        assert refused is not None
+        try:
+            generation = await self.reloads.fall_back()
+            await self._start_workers()
+        except (ChildError, ImageError, OSError):
+            raise StartError(str(error)) from None
+        self.store.discard(refused.number)
+        log.error("%s; generation %d, the last valid one, is in force", error, generation.number)
 
     async def _start_from_last(self, outcome: Outcome) -> None:
         """The lists cannot be used: put the generation of the last run into effect."""

@@ -126,6 +126,7 @@ class Workers:
         """Start this many workers (0: one inside this process) and wait until all are ready. ChildError if one is not."""
         self._sockets = sockets
         self.inside = count == 0
+        self._keepers, self._settings = [], []  # those of a start that failed have ended
         for number in range(max(count, 1)):
             name = f"resolver {number}"
             child: Child = (
