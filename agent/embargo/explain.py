@@ -93,6 +93,19 @@ def _judge(result: Verdict, image: Image, board: Switchboard, claims: Claims) ->
     return replace(result, reason=reason, also=off)
 
 
+def by_answer(result: Verdict, image: Image, board: Switchboard, answer: str, decision: Decision, *, audit: bool) -> Verdict:
+    """The verdict about a name that passes itself, extended by what its answer leads to: `answer`, which an entry claims."""
+    word: Literal["blocked", "audited"] = "audited" if audit else "blocked"
+    return replace(_decided(result, word, _claim(image, board, decision), result.also), reason=None, answer=answer)
+
+
+def query_type(text: str) -> int:
+    """The number of a query type, by mnemonic or as TYPE1234. ValueError for another text."""
+    _check_qtype(text)
+    word = text.upper()
+    return message.QTYPES.get(word) or int(word.removeprefix("TYPE"))
+
+
 def decider(result: Verdict) -> Claim | None:
     """The entry that decides; None if there is none."""
     if result.app is None or result.function is None or result.list is None or result.line is None or result.rule is None:

@@ -186,6 +186,9 @@ class Verdict:
     also: tuple[Claim, ...] = ()  # other entries that claim the subject
     client: str | None = None
     client_refused: str | None = None  # why the client gets no answers at all
+    answer: str | None = (
+        None  # the name or address in the answer for the subject that the entry claims, in place of the subject
+    )
     learnt: str | None = None  # the blocked name that led to the address
     names: tuple[str, ...] | None = None  # names in whose answers the address was in the last days
     spared: Spared | None = None

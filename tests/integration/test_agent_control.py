@@ -15,6 +15,7 @@ import pytest
 
 import embargo
 from support.agent import Agent, running
+from support.upstream import Asked, Upstream, right
 from tools.rig import until
 
 
@@ -119,6 +120,20 @@ def test_why_says_which_line_lets_a_name_pass(agent: Agent) -> None:
     assert (
         "only functions that are off list it (policy.apps, policy.functions)" in agent.cli("why", "qq.example", status=1).stdout
     )
+
+
+def test_why_says_what_the_answer_for_a_name_leads_to(tmp_path: Path) -> None:
+    def leading(asked: Asked) -> list[bytes]:
+        return [right(asked, "203.0.113.2" if str(asked.message.question[0].name) == "leads.test." else "192.0.2.80")]
+
+    with Upstream(leading) as upstream, running(tmp_path, dns={"upstream": [f"127.0.0.1:{upstream.port}"]}) as agent:
+        found = agent.answer("why", "leads.test", status=0)
+        assert (found["verdict"], found["answer"], found["rule"]) == ("blocked", "203.0.113.2", "203.0.113.0/28")
+        assert "its answer leads to 203.0.113.2" in agent.cli("why", "leads.test").stdout
+        assert "answer" not in agent.answer("why", "free.test", status=1)
+        agent.cli("pause", "qq", "1h")
+        assert agent.answer("why", "leads.test", status=1)["verdict"] == "passed"
+        assert not agent.events("dns")
 
 
 def test_apps_shows_the_catalogue(agent: Agent) -> None:

@@ -16,7 +16,7 @@ import dns.rcode
 import pytest
 
 from embargo.daemon.process.channel import Failed
-from embargo.daemon.resolve.orders import Adopt, Flush, Flushed, Judgement
+from embargo.daemon.resolve.orders import Adopt, Flush, Flushed, Judge, Judged, Judgement
 from embargo.daemon.resolve.resolver import Resolver
 from embargo.daemon.resolve.selector import Selector
 from embargo.dns import cache
@@ -26,7 +26,7 @@ from embargo.records import Done
 from support import twins
 from support.matrix import ACCELERATORS, pairs
 from support.playbook import compiled, query
-from support.upstream import Upstream, good, right
+from support.upstream import Asked, Upstream, good, right
 from support.worker import LOOPBACK, Worker, answered, bound, framed, is_closed, read, settings
 from tools.rig import until
 
@@ -384,3 +384,18 @@ def test_flushed_answers_are_asked_for_at_once(worker: Worker) -> None:
             assert answered(worker, name) == ["192.0.2.80"]
         assert [str(asked.message.question[0].name) for asked in upstream.asked[3:]] == ["free.test.", "www.free.test."]
         assert worker.ask(Flush(".")) == Flushed(3)
+
+
+def test_what_an_answer_leads_to_is_told_on_request_and_not_logged(worker: Worker) -> None:
+    def leading(asked: Asked) -> list[bytes]:
+        return [right(asked, "203.0.113.66" if str(asked.message.question[0].name) == "bad.test." else "192.0.2.80")]
+
+    with Upstream(leading) as upstream:
+        worker.policy("alipay.example", "203.0.113.0/24", dns={"upstream": [f"udp://127.0.0.1:{upstream.port}"]})
+        for _ in range(2):  # from the upstream, then from the cache
+            judged = worker.ask(Judge("bad.test", 1, "127.0.0.1"))
+            assert (judged.answer, judged.rule, judged.line, judged.audit) == ("203.0.113.66", "203.0.113.0/24", 2, False)
+        for name in ("good.test", "alipay.example", "localhost"):
+            assert worker.ask(Judge(name, 1, "127.0.0.1")) == Judged()
+        assert worker.ask(Judge("bad.test", 1, "198.51.100.1")) == Judged(), "this client is not answered"
+    assert [event for event in worker.stop() if event["event"] == "dns"] == []

@@ -22,7 +22,7 @@ from embargo.daemon.process.channel import Channel, Events, Failed
 from embargo.daemon.process.outbox import Ledger
 from embargo.daemon.process.sightings import TO_GUARDIAN, Flush, Ready
 from embargo.daemon.resolve import orders
-from embargo.daemon.resolve.orders import Adopt, Counted, Flushed, Judgement, Settings, Start, Stats, Stop
+from embargo.daemon.resolve.orders import Adopt, Counted, Flushed, Judged, Judgement, Settings, Start, Stats, Stop
 from embargo.records import Done
 from support import schema
 from support.playbook import compiled, query
@@ -78,7 +78,7 @@ class Worker:
         sockets = sockets or bound(addresses)
         self.port = int(sockets[0].getsockname()[1])
         self.sockets = [("udp" if sock.type == socket.SOCK_DGRAM else "tcp", sock) for sock in sockets]
-        self._channel, theirs = channel.pair((Events, Failed, Done, Counted, Flushed))
+        self._channel, theirs = channel.pair((Events, Failed, Done, Counted, Flushed, Judged))
         self._ledger = Ledger.make()
         command = [sys.executable, "-m", "embargo.daemon.resolve.resolver", str(theirs.fileno()), str(self._ledger)]
         with theirs:

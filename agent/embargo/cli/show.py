@@ -269,6 +269,8 @@ def why(found: Explained) -> None:
             print(f"{subject} is not blocked: {found.reason}")
     if found.list:
         print(f"  app {found.app}, function {found.function}, {_place(found.list, found.line, found.rule)}")
+    if found.answer:
+        print(f"  its answer leads to {clean(found.answer)}")
     if claim := found.unless_paused:
         print(f"  would be blocked by {_place(claim.list, claim.line, claim.rule)}")
     _other_lines(found)

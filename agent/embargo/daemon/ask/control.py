@@ -48,7 +48,8 @@ from embargo.daemon.supervise.supervisor import Supervisor
 from embargo.dns.acl import Acl
 from embargo.errors import BadValue, ConfigError, describe
 from embargo.lists import lists, pauses
-from embargo.lists.policy import Network, Switchboard
+from embargo.lists.policy import Decision, Network, Switchboard
+from embargo.names import Name
 from embargo.records import RecordError
 from embargo.report import Line, Verdict
 
@@ -188,6 +189,8 @@ class _Control:
             verdict = explain.paused(verdict, applied)
         if isinstance(subject, Network):
             verdict = await self._with_learnt(verdict, subject)
+        elif verdict.verdict == "passed" and not verdict.client_refused:
+            verdict = await self._with_answer(verdict, subject, explain.query_type(qtype), client)
         return records.widened(
             Explained, verdict, lines=lines, paused=causes, unless_paused=claim, generation=generation.number
         )
@@ -208,6 +211,19 @@ class _Control:
                 packed = address.first.to_bytes(4 if address.family == 4 else 16)
                 return explain.with_learnt(verdict, await self._agent.guarding.about(packed))
         return verdict
+
+    async def _with_answer(self, verdict: Verdict, name: Name, qtype: int, client: str) -> Verdict:
+        """The verdict, extended by what the answer for the name leads to, if a resolver finds that out."""
+        generation = self._agent.generation
+        judged = await self._agent.workers.judge(names.to_text(name), qtype, client or "127.0.0.1")
+        if generation is None or judged is None or not judged.answer or judged.generation != generation.number:
+            return verdict
+        image = generation.image
+        if judged.source >= len(image.sources):
+            return verdict
+        decision = Decision(image.class_of[judged.source], judged.source, judged.line, judged.rule)
+        board, _ = self._judging(client)
+        return explain.by_answer(verdict, image, board, judged.answer, decision, audit=judged.audit)
 
     def _judging(self, client: str) -> tuple[Switchboard, list[pauses.Pause]]:
         """(the switchboard for a client, the pauses that apply to it). ValueError if `client` is not an address."""

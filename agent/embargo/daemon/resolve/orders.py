@@ -103,4 +103,25 @@ class Stop(Order[Done]):
     """Answer what is held for a second at most, hand over the events, and end."""
 
 
-ORDERS = (Start, Adopt, Meet, Stats, Flush, Stop)
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What the policy claims of the answer for a name."""
+
+    answer: Word = ""  # the name or address in it that the entry claims; empty: nothing
+    audit: bool = False  # it is logged only
+    generation: Count = 0
+    source: Count = 0  # number of the list in the image of that generation
+    line: Count = 0
+    rule: Word = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Judge(Order[Judged]):
+    """Resolve a name and judge the answer, as for a query of this client. The answer comes when that is known."""
+
+    name: str
+    qtype: int
+    client: str
+
+
+ORDERS = (Start, Adopt, Meet, Stats, Flush, Judge, Stop)

@@ -16,6 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from embargo import names
@@ -24,17 +25,20 @@ from embargo.daemon.process.answered import Marks
 from embargo.daemon.process.channel import Channel, Events, Failed, orders
 from embargo.daemon.process.outbox import Ledger, Outbox
 from embargo.daemon.process.sightings import TO_RESOLVER
-from embargo.daemon.resolve import intake
+from embargo.daemon.resolve import inquiry, intake
 from embargo.daemon.resolve import settings as engine_settings
 from embargo.daemon.resolve.attempts import Attempts
 from embargo.daemon.resolve.clients import Clients
 from embargo.daemon.resolve.forward import Forwarder
+from embargo.daemon.resolve.inquiry import Inquiry
 from embargo.daemon.resolve.orders import (
     ORDERS,
     Adopt,
     Counted,
     Flush,
     Flushed,
+    Judge,
+    Judged,
     Judgement,
     Meet,
     Settings,
@@ -199,6 +203,9 @@ class Resolver:
             self._waiting_timer = self._loop.call_later(WAITING_CHECK_SECONDS, self._reply_waiting)
 
     def _deliver(self, reply: Reply, now: float) -> None:
+        if isinstance(reply.peer, Inquiry):
+            reply.peer.end(reply.attempt)
+            return
         if reply.passing is not None and self._wait_to_pass(reply, reply.passing):
             return
         reply.peer.send(reply.wire)  # type: ignore[attr-defined] # a UdpPeer or a Connection: what `handle` was given
@@ -222,6 +229,13 @@ class Resolver:
         count = self.engine.flush(name)
         self._intake.adopt(self.engine.rules)  # the replies that it remembers
         return count
+
+    async def judge(self, order: Judge) -> Judged:
+        """Resolve a name and judge the answer, as for a query of a client."""
+        asking = Inquiry()
+        if not self._handle(inquiry.packet(names.from_text(order.name), order.qtype), order.client, asking, udp=False):
+            return Judged()
+        return await asking.judged()
 
     def release(self, number: int) -> None:
         """Send held replies: the guardian has carried out the request, or has been waited for long enough."""
@@ -343,8 +357,14 @@ async def serve(channel: Channel, ledger: Ledger | None = None, selector: Select
         return True
 
     resolver = Resolver(lambda lines, lost, attempts: send(Events(lost, attempts, lines)), ledger, selector)
+    inquiries: set[asyncio.Task[Judged]] = set()
     async with contextlib.aclosing(orders(channel)) as inbox:
         async for order, number, fds in inbox:
+            if isinstance(order, Judge):  # later orders do not wait for an upstream
+                asking = asyncio.create_task(resolver.judge(order), name=f"inquiry {number}")
+                inquiries.add(asking)
+                asking.add_done_callback(partial(_answered, send, number, inquiries))
+                continue
             answer = await _obey(resolver, order, fds)
             for _ in range(ANSWER_TRIES):  # events may have filled the channel; an answer has to get through
                 if send(answer, number):
@@ -353,6 +373,17 @@ async def serve(channel: Channel, ledger: Ledger | None = None, selector: Select
             if isinstance(order, Stop):
                 return
     await resolver.stop()
+
+
+def _answered(
+    send: Callable[[object, int | None], bool], number: int | None, inquiries: set[asyncio.Task[Judged]],
+    asked: asyncio.Task[Judged],
+) -> None:  # fmt: skip
+    """An inquiry has ended. If the channel is full, the supervisor does without the answer."""
+    inquiries.discard(asked)
+    if not asked.cancelled():
+        error = asked.exception()
+        send(asked.result() if error is None else Failed(f"{type(error).__name__}: {error}"), number)
 
 
 async def _obey(resolver: Resolver, order: Any, fds: list[int]) -> Done | Failed | Counted | Flushed:

@@ -5,6 +5,7 @@ path is the same.
 """
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -20,7 +21,21 @@ from embargo.daemon.process.child import Child, ChildError, ChildGone, ChildSile
 from embargo.daemon.process.outbox import Account, Ledger
 from embargo.daemon.process.spawn import HERE, START_SECONDS, Spawn
 from embargo.daemon.resolve import resolver
-from embargo.daemon.resolve.orders import LEVELS, ORDERS, TELLS, Adopt, Counted, Flush, Judgement, Settings, Start, Stats, Stop
+from embargo.daemon.resolve.orders import (
+    LEVELS,
+    ORDERS,
+    TELLS,
+    Adopt,
+    Counted,
+    Flush,
+    Judge,
+    Judged,
+    Judgement,
+    Settings,
+    Start,
+    Stats,
+    Stop,
+)
 from embargo.daemon.supervise.generations import Generation
 from embargo.daemon.supervise.keeper import Keeper
 from embargo.report import UpstreamStats
@@ -229,6 +244,15 @@ class Workers:
         """
         flushed = await asyncio.gather(*(self._flush(child, name) for child in self.children if child.running))
         return sum(flushed)
+
+    async def judge(self, name: str, qtype: int, client: str) -> Judged | None:
+        """What the policy claims of the answer for a name, if a query of this client were for it. None if no worker tells."""
+        for child in self.children:
+            if child.running:
+                with contextlib.suppress(ChildError):
+                    judged: Judged = await child.ask(Judge(name, qtype, client))
+                    return judged
+        return None
 
     async def _flush(self, child: Child, name: str) -> int:
         try:
