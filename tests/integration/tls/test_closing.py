@@ -66,6 +66,22 @@ def test_a_server_that_closes_after_a_few_answers(
         assert again < 60, "what it leaves unanswered is learnt, and asked for no more"
 
 
+def test_a_question_that_crosses_the_end_of_an_idle_connection_teaches_nothing(
+    serving: Callable[..., Secure], ask: Callable[[Secure], Worker]
+) -> None:
+    def crossing(talk: Talk) -> None:
+        if talk.number > 1:
+            faithful(talk)
+        after(1)(talk)
+        talk.hear()
+
+    with serving(crossing) as server:
+        worker = ask(server)
+        assert burst(worker, 1) + burst(worker, 1) == ["NOERROR"] * 2
+        assert burst(worker, 20) == ["NOERROR"] * 20
+        assert server.tried <= 3, "all on one connection; on a second one if that is starved for long"
+
+
 def test_a_server_that_takes_few_connections(serving: Callable[..., Secure], ask: Callable[[Secure], Worker]) -> None:
     """It closes those beyond four at once, and each after one answer."""
     places = threading.Semaphore(4)

@@ -188,7 +188,9 @@ class Pipelines:
         pool.connections.remove(connection)
         others = sum(each.opened.done() and not each.stalled for each in pool.connections)
         unanswered, opened = list(connection.queries.values()), connection.opened.done()
-        if reason and unanswered and (opened or others):
+        # a question that crosses the end of an idle connection says nothing about the server
+        crossed = connection.answered and all(query.asked > connection.last for query in unanswered)
+        if reason and unanswered and not crossed and (opened or others):
             pool.learn(connection, others, self._loop.time())
             self._retire_exhausted(pool)
         if not opened:
