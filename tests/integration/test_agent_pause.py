@@ -46,7 +46,7 @@ def test_a_paused_app_passes_and_the_others_do_not(agent: Agent) -> None:
     assert [(each["app"], each["client"]) for each in status["pauses"]] == [("alipay", "")]
     assert status["uncovered"][0].startswith("alipay, paused until 20")
     assert "PAUSED\n  alipay until 20" in agent.cli("status").stdout
-    assert "payment, telemetry (PAUSED)" in agent.cli("apps").stdout
+    assert "PAUSED: payment, telemetry" in agent.cli("apps").stdout
     why = agent.answer("why", LISTED, status=1)
     assert (why["verdict"], why["paused"][0]["app"]) == ("passed", "alipay")
     text = agent.cli("why", LISTED, status=1).stdout

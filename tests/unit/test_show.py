@@ -82,8 +82,8 @@ def test_the_status_of_a_gateway(shown: Shown) -> None:
         "firewall   table inet embargo in force, protected from other programs; lan: lan0; clients' port 53 redirected here",
         "           if no resolver runs: clients' DNS is rejected (fail = closed); "
         "if the agent stops: rules stay (on_stop = keep)",
-        "learnt     4 addresses behind blocked names are blocked; 2 not blocked because allowed names use them too; "
-        "1 unblocked later for that reason; blocking starts in 0:09:41 (until then addresses are only recorded)",
+        "learnt     4 addresses behind blocked names are blocked; 2 not blocked and 1 released later, because names that are "
+        "not blocked use them too; blocking starts in 0:09:41 (until then addresses are only recorded)",
         "           rejected packets: alipay/payment 9, intercept_leak 1",
         "queries    1 from clients; 2 to upstreams, including the agent's own",
         "events     /var/log/embargo/events.jsonl",
@@ -96,7 +96,7 @@ def test_the_status_of_a_gateway(shown: Shown) -> None:
         "bypass  Ways around the filter  canary; doq, dot (inactive: firewall.lan is empty)  1      0         0",
         "wechat  WeChat                  -                                                   0      0         0",
         "",
-        "1 lists, 5 entries, oldest file changed 0:04:11 ago",
+        "1 lists, 5 entries, oldest list file changed 0:04:11 ago",
     ]
 
 
@@ -143,7 +143,7 @@ def test_a_pause_is_shown_with_the_users_name_and_only_where_something_is_blocke
     assert show.paused(replace(pause, app="qq", client="192.0.2.7", uid=4_294_967_294)) == (
         "qq for 192.0.2.7 until 2026-11-30 16:38:30 UTC, by uid 4294967294"
     )
-    assert shown.row(replace(ALIPAY, paused=pause.until)) == "alipay Alipay payment (PAUSED) 3 2 7"
+    assert shown.row(replace(ALIPAY, paused=pause.until)) == "alipay Alipay PAUSED: payment 3 2 7"
     assert shown.row(replace(OFF, paused=pause.until)) == "wechat WeChat - 0 0 0"
 
 

@@ -101,7 +101,7 @@ def _policy(now: Status) -> None:
     act = "blocked" if now.mode == "block" else "logged only"
     print(f"policy     generation {now.generation} of the compiled lists, in force for {duration(now.since)}, mode {now.mode}: "
           f"{names} names and {networks} networks of the apps {act} ({now.names} and {now.networks} in all lists)"
-          + ("; some are PAUSED" if now.pauses else ""))  # fmt: skip
+          + ("; pauses are in force, see PAUSED" if now.pauses else ""))  # fmt: skip
 
 
 def _reload(last: ReloadStatus) -> None:
@@ -127,7 +127,7 @@ def _code(accelerator: str) -> str:
 def _lists(rows: Sequence[ListStatus], every: bool) -> None:
     oldest = duration(max((row.age or 0 for row in rows), default=0))
     entries = sum(row.entries for row in rows)
-    print(f"\n{len(rows)} lists, {entries} entries, oldest file changed {oldest} ago")
+    print(f"\n{len(rows)} lists, {entries} entries, oldest list file changed {oldest} ago")
     if shown := [row for row in rows if every or row.problems]:
         ages = ("" if row.age is None else duration(row.age) for row in shown)
         cells = ((row.list, row.entries, row.problems, age) for row, age in zip(shown, ages, strict=True))
@@ -172,8 +172,8 @@ def _without_agent(wall: FirewallStatus) -> Iterator[str]:
 def _learning(learning: Learning) -> None:
     parts = [
         f"{learning.addresses} addresses behind blocked names are blocked",
-        f"{learning.counters.get('shared', 0)} not blocked because allowed names use them too",
-        f"{learning.counters.get('freed', 0)} unblocked later for that reason",
+        f"{learning.counters.get('shared', 0)} not blocked and {learning.counters.get('freed', 0)} released later, because "
+        "names that are not blocked use them too",
     ]
     if learning.proving:
         parts.append(f"blocking starts in {duration(learning.proving)} (until then addresses are only recorded)")
@@ -226,7 +226,7 @@ def _blocked(app: AppStatus) -> str:
         f"{', '.join(name for name, other in on.items() if other == reason)} (inactive: {reason})"
         for reason in dict.fromkeys(on.values()) if reason
     ]  # fmt: skip
-    return ("; ".join(filter(None, parts)) or "-") + (" (PAUSED)" if app.paused and on else "")
+    return ("PAUSED: " if app.paused and on else "") + ("; ".join(filter(None, parts)) or "-")
 
 
 def app(about: AppStatus) -> None:

@@ -114,7 +114,8 @@ def why(file: str, subject: str, qtype: str, client: str, as_json: bool) -> None
 def apps(file: str, app: str | None, as_json: bool) -> None:
     """List the apps of the catalogue, or show one APP.
 
-    Shows functions, number of entries, what is blocked, and how often. Without a running agent, from the configured lists.
+    Shows each app's functions, which are blocked, how many entries they have, and how many attempts were blocked since the
+    agent started. Without a running agent, from the configured lists.
     """
 
     def offline(chosen: Config) -> Catalogue:
@@ -171,8 +172,8 @@ def export(file: str, format_: str, serial: int | None, as_json: bool) -> None:
 
     rpz: response policy zone, for BIND and others. hosts: exact names, not their subdomains. domains: names including their
     subdomains. dnsmasq, unbound: configuration lines. adblock: for AdGuard Home and Pi-hole. nft: addresses, for nft -f.
-    What the format cannot express is reported on standard error and in the header. --json prints the entries, each with the
-    line that decides.
+    What the format cannot express is reported on standard error and in the header. --json prints the entries
+    that FORMAT can express, each with the line that decides.
     """
     from embargo.cli import offline
 
@@ -191,11 +192,14 @@ def export(file: str, format_: str, serial: int | None, as_json: bool) -> None:
 @click.option("--app", default="", metavar="APP", help="Show only this app.")
 @click.option("--client", default="", metavar="ADDRESS", help="Show only this client.")
 @click.option("--since", default="", metavar="TIME", help="Show events since: 10m, 2h, 1d, or 2026-01-31T12:00:00Z.")
-@click.option("--layer", type=click.Choice(["dns", "drop"]), help="Show only blocked queries (dns) or rejected packets (drop).")
+@click.option(
+    "--layer", type=click.Choice(["dns", "drop"]), help="Show only blocked queries (dns), or rejected packets (drop)."
+)
 def log(file: str, follow: bool, app: str, client: str, since: str, layer: str | None, as_json: bool) -> None:
     """Print the event log.
 
-    Each blocked attempt with its client, name or address, app, list and line. --json prints the lines as they are stored.
+    Blocked attempts with client, name or address, app, list and line, and the agent's own events: start, reload, changes of the
+    policy. --json prints the lines as they are stored.
     """
     from embargo.cli import eventlog
 
@@ -282,7 +286,7 @@ def verify(file: str, samples: int, everything: bool, seed: int, as_json: bool) 
     """Prove with real packets that blocking works.
 
     Requires root and a running agent. A client in its own network namespace queries listed names and connects to listed
-    addresses, directly and by the ways around the filter that docs/verify.md lists. A sink in another namespace shows what
+    addresses, directly and by the ways around the filter (docs/verify.md lists them). A sink in another namespace shows what
     gets through. None of the client's packets leaves the machine; the agent may query its upstreams for the names. Exit
     status 0: nothing gets through, 1: something does, or no agent runs. What cannot be proven, for instance because another
     firewall drops it, is reported and does not count as a leak. The attempts appear in the event log.
@@ -354,9 +358,10 @@ ENTRIES = click.argument("entries", nargs=-1, required=True, metavar="NAME|NETWO
 @verb()
 @ENTRIES
 def block(file: str, entries: tuple[str, ...]) -> None:
-    """Block names or networks at run time.
+    """Block names, with their subdomains, or networks.
 
-    Kept in local/block.list in the agent's state directory (/var/lib/embargo); your own /etc/embargo/block.list is not changed.
+    They are kept in local/block.list in the agent's state directory (/var/lib/embargo), survive a restart, and end with embargo
+    forget; your own /etc/embargo/block.list is not changed.
     An allow entry wins over a block entry. The change is in force when the command returns.
     """
     _changed(command.ask(file, Block(entries)))
@@ -365,9 +370,10 @@ def block(file: str, entries: tuple[str, ...]) -> None:
 @verb()
 @ENTRIES
 def allow(file: str, entries: tuple[str, ...]) -> None:
-    """Allow names or networks at run time.
+    """Allow names, with their subdomains, or networks.
 
-    Kept in local/allow.list in the agent's state directory (/var/lib/embargo); your own /etc/embargo/allow.list is not changed.
+    They are kept in local/allow.list in the agent's state directory (/var/lib/embargo), survive a restart, and end with embargo
+    forget; your own /etc/embargo/allow.list is not changed.
     Allow entries win over all others. The change is in force when the command returns.
     """
     _changed(command.ask(file, Allow(entries)))
