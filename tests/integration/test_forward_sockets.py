@@ -195,3 +195,20 @@ def test_an_overdue_question_is_answered_late() -> None:
 
     with Upstream(lambda asked: [Late(0.3, right(asked))]) as upstream:
         asyncio.run(run(upstream))
+
+
+def test_the_queries_that_are_awaited_are_bounded_and_overdue_ones_are_given_up_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward, "MAX_AWAITED", 4)
+
+    async def run() -> None:
+        async with forwarding() as asking:
+            for wait in (30.0, 0.05, 0.05, 30.0):
+                asking.ask(silent.port, wait)
+            await asking.until(lambda: len(asking.overdue) == 2)
+            for _ in range(4):
+                asking.ask(silent.port, 30.0)
+            await asking.until(lambda: len(asking.failed) == 4)
+            assert [token for token, _ in asking.failed] == [2, 3, 1, 4]
+
+    with Upstream(lambda _: []) as silent:
+        asyncio.run(run())
