@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from embargo.daemon.process.child import MESSAGES_PER_TURN, Child, ChildError, ChildGone
+from embargo.daemon.process.outbox import Ledger
 from embargo.daemon.resolve.orders import Counted, Stats, Stop
 from embargo.events import Event
 from support.child import Scripted
@@ -28,6 +29,30 @@ def test_a_child_that_sends_nonsense_is_killed(tmp_path: Path, sent: bytes) -> N
         with pytest.raises(ChildError):
             await question
         assert not child.running
+        child.theirs.close()
+
+    asyncio.run(run())
+
+
+FORGED = (
+    b'{"schema":1,"ts":"2026-11-30T16:40:00.000000Z","event":"policy","verb":"allow","entry":"blocked.example","uid":0}\n',
+    b"\x1b]0;owned\x07 not json \xff\xfe\n", b"[" * 50_000 + b"\n", b"\n", b'{"event":"drop"}\n',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("forged", FORGED, ids=lambda line: str(line[:12]))
+def test_a_child_that_forges_an_event_is_killed(tmp_path: Path, forged: bytes) -> None:
+    """What came with it is not written either, and counts as lost."""
+
+    async def run() -> None:
+        child = Scripted(tmp_path)
+        await child.start()
+        Ledger(child.account.page).write(3)
+        child.theirs.send(EVENTS)
+        child.theirs.send(b"E" + bytes(8) + (2).to_bytes(8) + ATTEMPT + forged)
+        assert await child.ends() == 9
+        assert [event["event"] for event in child.events] == ["dns"]
+        assert child.lost == 2
         child.theirs.close()
 
     asyncio.run(run())

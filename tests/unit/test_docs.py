@@ -200,3 +200,22 @@ def test_every_way_round_that_is_said_to_be_closed_has_its_test() -> None:
     modules = (TOP / "tests/netns/bypasses").glob("test_*.py")
     tested = {number for path in modules for number in re.findall(r"^def test_(\d\d)_", path.read_text(), re.MULTILINE)}
     assert {int(number) for number in tested} == {int(number) for number, kind in rows if kind == "test"}
+
+
+def test_each_sentence_about_a_process_that_was_taken_over_has_its_tests() -> None:
+    page = (TOP / "docs/security.md").read_text()
+    there = "".join(path.read_text() for path in TOP.glob("tests/**/test_*.py"))
+    points = [point for part in page.split("\n- ")[1:] for point in [re.split(r"[;.]\n", part)[0]]]
+    assert len(points) > 15
+    for point in points:
+        assert re.findall(r"`(test_\w+)`", point), point
+    for name in re.findall(r"`(test_\w+)`", page):
+        assert f"def {name}(" in there, name
+
+
+@pytest.mark.parametrize("path", sorted(TOP.glob("systemd/*.service")), ids=lambda path: path.name)
+def test_each_unit_has_limits_with_their_reason(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    for limit in ("MemoryMax=", "TasksMax="):
+        (at,) = [number for number, line in enumerate(lines) if line.startswith(limit)]
+        assert lines[at - 1].startswith("# ")

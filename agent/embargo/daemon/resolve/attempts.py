@@ -22,7 +22,7 @@ _OTHERS = ',"others":true'
 
 
 def _of_entry(members: str) -> str:
-    """The members of an event without those of its name."""
+    """The members of an event without those of its name and answer."""
     values = records.from_json(f"{{{members[1:]}}}")
     return events.members(
         "dns", {key: json.dumps(value) for key, value in values.items() if key not in _NAMED} | {"others": "true"}
