@@ -25,7 +25,6 @@ MAX_DATAGRAM = 65_535
 SOCKETS = 256  # to one server, a power of two: ports that a forger has to guess in addition to the ID
 MAX_USES = 64  # questions from one port before it is replaced
 MAX_AGE = 10.0  # seconds for which a port is used
-MAX_AWAITED = 4096  # queries; beyond that those that wait for the longest are given up: late answers must not fill memory
 BATCH = 64  # sockets read in one turn of the loop at most, so that clients do not wait for many responses
 TURN_SECONDS = 0.002  # after which no more are read in that turn: a large response takes as long as dozens of others
 MAX_AWAITED = 8192  # queries whose response is awaited, those that are overdue included: a flood of names must not fill memory
@@ -94,10 +93,6 @@ class Forwarder:
         self._queries[awaited] = None
         if deadline < self._timer_at:
             self._tick_at(deadline)
-        if len(self._queries) + len(self._late) > MAX_AWAITED:
-            oldest = next(iter(self._late or self._queries))
-            self._end(oldest)
-            self._loop.call_soon(self._expire, oldest.forward.token, "did not answer", False)
 
     def _ask(self, forward: Forward, now: float) -> "tuple[_Socket, bytes]":
         """Send a query; (its socket, its ID). If the socket cannot send any more, from a new one."""
@@ -273,6 +268,8 @@ class Forwarder:
         for server in {query.forward.server for query in overdue}:
             self._readdress(server)
         for query in overdue:
+            if query not in self._queries:  # it has ended, for a try that follows from an earlier one of these
+                continue
             del self._queries[query]
             self._late[query] = None
             query.deadline = now + PATIENCE
