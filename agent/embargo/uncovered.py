@@ -29,12 +29,12 @@ def _lists_of_servers(chosen: Selection, lists: Sequence[ListReport], now: float
 
 def uncovered(
     settings: Config, report: Report, *, now: float, listening: bool, learning: Learning | None = None,
-    flowtables: Sequence[str] = (), unfiltered: Sequence[str] = (),
+    flowtables: Sequence[str] = (), unfiltered: Sequence[str] = (), untold: int = 0,
 ) -> list[str]:  # fmt: skip
     """What the configuration leaves open, one line of text each.
 
     `now`: seconds since 1970; `listening`: there is a listening socket; `learning`, `flowtables`: as the guardian reports;
-    `unfiltered`: interfaces whose clients are not filtered.
+    `unfiltered`: interfaces whose clients are not filtered; `untold`: reports that resolvers could not make to the guardian.
     """
     firewall, chosen = settings.firewall, settings.policy
     on = [app for app in report.apps if app.on and app.id != policy.BYPASS]
@@ -52,7 +52,7 @@ def uncovered(
     if firewall.enabled and unfiltered:
         gaps.append(f"clients behind {', '.join(unfiltered)}, if there are any: firewall.lan does not name them")
     if firewall.enabled:
-        gaps += _not_learnt(firewall, learning)
+        gaps += _not_learnt(firewall, learning, untold)
         gaps += [f"open connections that the flowtable {name} forwards past all rules" for name in flowtables]
         nameless = [app.id for app in on if not any(f.on and f.networks for f in app.functions.values())]
         if nameless:
@@ -81,7 +81,7 @@ def _series(words: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
-def _not_learnt(firewall: Firewall, learning: Learning | None) -> Iterator[str]:
+def _not_learnt(firewall: Firewall, learning: Learning | None, untold: int) -> Iterator[str]:
     if not firewall.learn:
         yield "addresses known only from DNS answers (firewall.learn = false)"
     elif learning is not None:
@@ -93,3 +93,8 @@ def _not_learnt(firewall: Firewall, learning: Learning | None) -> Iterator[str]:
         if learning.spared:
             spared = len(learning.spared)
             yield f"{spared} addresses behind blocked names that other names use too (embargo status --json, firewall.learning)"
+        if full := learning.counters.get("overflow", 0):
+            yield f"{full} addresses behind blocked names since the start, because as many as possible are blocked already"
+        late = untold + learning.counters.get("crowded", 0) + learning.counters.get("unanswered", 0)
+        if late:
+            yield f"{late} reports between resolvers and firewall since the start, which were too many at a time"

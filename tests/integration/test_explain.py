@@ -97,6 +97,11 @@ def test_gaps_of_learning_are_named() -> None:
         learning=Learning(True, 0, 0, 0, spared, {}, "")
     )
     assert "addresses" not in uncovered(learning=LEARNING)
+    full = Learning(True, 0, 0, 0, (), {"overflow": 3, "crowded": 4, "unanswered": 5, "freed": 6}, "")
+    assert "3 addresses behind blocked names since the start" in uncovered(learning=full)
+    assert "9 reports between resolvers and firewall since the start" in uncovered(learning=full)
+    assert "12 reports between" in uncovered(learning=full, untold=3)
+    assert "7 reports between" in uncovered(learning=LEARNING, untold=7)
 
 
 def test_a_learnt_address_is_blocked_and_lists_take_precedence() -> None:

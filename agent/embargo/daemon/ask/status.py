@@ -40,7 +40,7 @@ async def status(agent: Supervisor) -> Status:
     now, wall, report, last = time.monotonic(), time.time(), generation.report, agent.last
     gaps = uncovered(
         settings, report, now=wall, listening=bool(agent.sockets.endpoints), learning=guarded.learning if guarded else None,
-        flowtables=guarded.flowtables if guarded else (), unfiltered=unfiltered,
+        flowtables=guarded.flowtables if guarded else (), unfiltered=unfiltered, untold=agent.counted("counters")["untold"],
     )  # fmt: skip
     return Status(
         pid=os.getpid(), version=embargo.__version__, uptime=round(now - agent.started, 1), config=settings.file,
