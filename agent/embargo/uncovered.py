@@ -29,12 +29,13 @@ def _lists_of_servers(chosen: Selection, lists: Sequence[ListReport], now: float
 
 def uncovered(
     settings: Config, report: Report, *, now: float, listening: bool, learning: Learning | None = None,
-    flowtables: Sequence[str] = (), unfiltered: Sequence[str] = (), untold: int = 0,
+    flowtables: Sequence[str] = (), unfiltered: Sequence[str] = (), untold: int = 0, absent: Sequence[str] = (),
 ) -> list[str]:  # fmt: skip
     """What the configuration leaves open, one line of text each.
 
     `now`: seconds since 1970; `listening`: there is a listening socket; `learning`, `flowtables`: as the guardian reports;
-    `unfiltered`: interfaces whose clients are not filtered; `untold`: reports that resolvers could not make to the guardian.
+    `unfiltered`: interfaces whose clients are not filtered; `untold`: reports that resolvers could not make to the guardian;
+    `absent`: interfaces of [dns] listen that have no address.
     """
     firewall, chosen = settings.firewall, settings.policy
     on = [app for app in report.apps if app.on and app.id != policy.BYPASS]
@@ -73,6 +74,7 @@ def uncovered(
         gaps.append(f"{shared} entries of the blocked functions, because other services use them too (policy.shared)")
     if not listening:
         gaps.append("DNS queries: the agent listens on no address")
+    gaps += [f"DNS queries on {name}: dns.listen names it, and no such interface has an address" for name in absent]
     return gaps
 
 

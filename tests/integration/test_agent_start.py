@@ -302,3 +302,17 @@ def test_with_a_firewall_but_without_cap_net_admin_the_agent_does_not_start(tmp_
     output = refuses(agent, 1)
     assert "CAP_NET_ADMIN" in output
     assert "firewall" in output
+
+
+def test_an_interface_that_does_not_exist_is_named_wherever_one_looks(tmp_path: Path) -> None:
+    agent = Agent(tmp_path)
+    agent.write_config(dns={"listen": [f"127.0.0.1:{agent.port}", "lna0"]})
+    said = 'dns.listen: no interface "lna0" with an address'
+    assert said in agent.cli("check", status=1).stdout
+    agent.start()
+    try:
+        assert said in agent.errors
+        assert any("lna0" in gap for gap in agent.ask("status")["uncovered"])
+        assert agent.blocked("alipay.example")
+    finally:
+        agent.stop()

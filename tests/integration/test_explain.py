@@ -82,6 +82,7 @@ def test_an_app_without_addresses_is_named() -> None:
 def test_a_flowtable_is_named() -> None:
     assert "open connections that the flowtable filter/fast forwards past all rules" in uncovered(flowtables=["filter/fast"])
     assert "flowtable" not in uncovered(flowtables=[])
+    assert "DNS queries on lna0: dns.listen names it, and no such interface has an address" in uncovered(absent=["lna0"])
 
 
 def test_gaps_of_learning_are_named() -> None:

@@ -41,6 +41,7 @@ async def status(agent: Supervisor) -> Status:
     gaps = uncovered(
         settings, report, now=wall, listening=bool(agent.sockets.endpoints), learning=guarded.learning if guarded else None,
         flowtables=guarded.flowtables if guarded else (), unfiltered=unfiltered, untold=agent.counted("counters")["untold"],
+        absent=endpoints.without_address(settings, agent.around.interfaces),
     )  # fmt: skip
     return Status(
         pid=os.getpid(), version=embargo.__version__, uptime=round(now - agent.started, 1), config=settings.file,
