@@ -13,7 +13,7 @@ import pytest
 
 from faults.conftest import BEHIND, gateway
 from support.agent import Agent, running
-from support.load import APPS, Load, accounted, bounded, pids, uses
+from support.load import APPS, Load, all_accounted, bounded, pids, uses
 from tools.rig import LAN4, Rig, until
 
 pytestmark = pytest.mark.root
@@ -107,7 +107,7 @@ def test_the_agent_works_when_the_clock_jumps(faulty: Rig, clock: Clock, agent: 
     load.holds(failed=False)
     bounded(before, uses(agent))
     agent.stop()
-    assert load.blocks <= accounted(agent)
+    all_accounted(agent, load)
     assert all(event["count"] >= 1 for event in agent.events("dns"))
     assert sum(event.get("lost", 0) for event in agent.events()) == 0
 

@@ -16,7 +16,7 @@ from embargo.firewall.learning import Book, Reason
 from embargo.lists.policy import Class
 from faults.conftest import Start
 from support.agent import Agent
-from support.load import Load, accounted, bounded, supervisor, uses
+from support.load import Load, all_accounted, bounded, supervisor, uses
 from tools.rig import Rig, until
 
 pytestmark = pytest.mark.root
@@ -83,7 +83,7 @@ def test_the_agent_works_on_a_full_disk_and_recovers(faulty: Rig, start: Start, 
         bounded(before, uses(agent))
         assert (small / "state/local/block.list").read_text().count("test") == 1, "what was refused is not in force later"
     agent.root = small
-    assert load.blocks <= accounted(agent)
+    all_accounted(agent, load)
 
 
 def test_the_agent_starts_on_a_full_disk(faulty: Rig, start: Start, small: Path) -> None:
@@ -130,7 +130,7 @@ def test_the_agent_works_on_a_disk_that_becomes_read_only(faulty: Rig, start: St
             until(lambda: agent.ask("status")["generation"] > generation, "the change is in force by itself", 30)
         load.holds()
     agent.root = small
-    assert load.blocks <= accounted(agent)
+    all_accounted(agent, load)
 
 
 def test_addresses_learnt_on_a_full_disk_are_saved_when_there_is_space(small: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from faults.conftest import Start, gateway, network
 from support.agent import Agent, running
-from support.load import APPS, LISTED4, LISTED6, Load, accounted, bounded, uses
+from support.load import APPS, LISTED4, LISTED6, Load, all_accounted, bounded, uses
 from tools.rig import LAN4, WEB4, Rig, until
 
 pytestmark = pytest.mark.root
@@ -56,7 +56,7 @@ def test_rules_flushed_by_another_program_are_restored(faulty: Rig, start: Start
             assert reached < (load.probes[LISTED4] + load.probes[LISTED6]) / 2, "most of the time they are there"
             assert "restored" in str(agent.events("firewall"))
         bounded(before, uses(agent))
-    assert load.blocks <= accounted(agent)
+    all_accounted(agent, load)
 
 
 def back(agent: Agent, times: int) -> None:

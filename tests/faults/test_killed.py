@@ -10,7 +10,7 @@ import pytest
 
 from faults.conftest import Start, gateway
 from support.agent import Agent
-from support.load import APPS, Load, accounted, bounded, pids, supervisor, uses
+from support.load import APPS, Load, all_accounted, bounded, pids, supervisor, uses
 from support.manager import Manager
 from tools.rig import Rig, until
 
@@ -44,7 +44,7 @@ def test_a_killed_resolver_is_restarted(faulty: Rig, start: Start) -> None:
                 load.goes_on()
         load.holds()
         bounded(before, uses(agent))
-    assert load.blocks <= accounted(agent), "every block is logged or counted as lost"
+    all_accounted(agent, load)
 
 
 def test_all_resolvers_killed_at_once_are_restarted(faulty: Rig, start: Start) -> None:
@@ -58,7 +58,7 @@ def test_all_resolvers_killed_at_once_are_restarted(faulty: Rig, start: Start) -
                 replaced(agent, "resolver", victims)
                 load.goes_on()
         load.holds()
-    assert load.blocks <= accounted(agent)
+    all_accounted(agent, load)
 
 
 def test_a_killed_guardian_is_restarted_and_adopts_the_rules(faulty: Rig, start: Start) -> None:
@@ -73,7 +73,7 @@ def test_a_killed_guardian_is_restarted_and_adopts_the_rules(faulty: Rig, start:
                 taken_over(agent, number + 1)
         load.holds()
         bounded(before, uses(agent))
-    assert load.blocks <= accounted(agent)
+    all_accounted(agent, load)
 
 
 def taken_over(agent: Agent, restarts: int) -> None:
@@ -101,7 +101,7 @@ def test_a_reload_whose_compiler_is_killed_is_retried(faulty: Rig, start: Start)
             until(lambda: agent.ask("status")["generation"] > generation, "it is tried again by itself", 40)
             assert agent.ask("why", subject="name2-29999.test")["verdict"] == "blocked"
         load.holds()
-    assert load.blocks <= accounted(agent)
+    all_accounted(agent, load)
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_a_killed_supervisor_is_restarted_with_its_sockets(faulty: Rig, manager:
             load.goes_on()
     load.holds()
     agent.stop()
-    assert load.blocks <= accounted(agent)
+    all_accounted(agent, load)
 
 
 def ended(children: Sequence[int]) -> None:

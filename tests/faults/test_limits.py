@@ -13,7 +13,7 @@ import pytest
 
 from faults.conftest import Start
 from support.agent import Agent
-from support.load import Load, accounted, bounded, pids, uses
+from support.load import Load, all_accounted, bounded, pids, uses
 from tools.rig import LAN4, Rig, until
 
 pytestmark = pytest.mark.root
@@ -90,7 +90,7 @@ def test_a_resolver_without_descriptors(faulty: Rig, start: Start) -> None:
             works(agent, faulty)
         load.holds(silent=len(load.questions) // 100)  # of the one that has to be started again
         bounded(before, uses(agent))
-    assert load.blocks <= accounted(agent)
+    all_accounted(agent, load)
 
 
 def test_a_guardian_without_descriptors(faulty: Rig, start: Start) -> None:
@@ -106,7 +106,7 @@ def test_a_guardian_without_descriptors(faulty: Rig, start: Start) -> None:
             works(agent, faulty)
         load.holds()
         bounded(before, uses(agent))
-    assert load.blocks <= accounted(agent)
+    all_accounted(agent, load)
 
 
 @pytest.mark.parametrize("spare", [2])
@@ -129,7 +129,7 @@ def test_a_supervisor_without_descriptors(faulty: Rig, start: Start, spare: int)
             works(agent, faulty)
         load.holds()
         bounded(before, uses(agent), fds=6)
-    assert load.blocks <= accounted(agent)
+    all_accounted(agent, load)
 
 
 @pytest.mark.parametrize("more", [0])
@@ -145,7 +145,7 @@ def test_a_resolver_without_memory(faulty: Rig, start: Start, more: int) -> None
             reloads(agent, 2)
             works(agent, faulty)
         load.holds(silent=len(load.questions) // 100)  # of the one that has to be started again
-    assert load.blocks <= accounted(agent)
+    all_accounted(agent, load)
 
 
 def _memory_group() -> tuple[Path, str] | None:
@@ -193,7 +193,7 @@ def test_a_resolver_that_the_kernel_kills_for_lack_of_memory(faulty: Rig, start:
             reloads(agent, 2)
             works(agent, faulty)
         load.holds(silent=len(load.questions) // 100)  # of the one that has to be started again
-    assert load.blocks <= accounted(agent)
+    all_accounted(agent, load)
 
 
 def test_a_guardian_without_memory(faulty: Rig, start: Start) -> None:
@@ -207,4 +207,4 @@ def test_a_guardian_without_memory(faulty: Rig, start: Start) -> None:
             reloads(agent, 2)
             works(agent, faulty)
         load.holds()
-    assert load.blocks <= accounted(agent)
+    all_accounted(agent, load)

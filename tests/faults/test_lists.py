@@ -12,7 +12,7 @@ import pytest
 
 from faults.conftest import Start
 from support.agent import Agent
-from support.load import NAME, Load, accounted, bounded, uses
+from support.load import NAME, Load, all_accounted, bounded, uses
 from tools.rig import Rig, until
 
 pytestmark = pytest.mark.root
@@ -60,7 +60,7 @@ def test_a_list_is_written_a_hundred_times_a_second(faulty: Rig, start: Start, w
         load.holds(failed=False)
         bounded(before, uses(agent))
         assert agent.ask("why", subject=f"number{number - 1}.test")["verdict"] != "blocked", "and nothing else"
-    assert load.blocks <= accounted(agent)
+    all_accounted(agent, load)
 
 
 def reload_until(agent: Agent, deadline: float) -> None:
@@ -94,4 +94,4 @@ def test_a_half_written_list_takes_effect_only_when_it_is_complete(faulty: Rig, 
             assert writer.wait(60) == 0
             assert agent.ask("reload")["ok"]
         load.holds(failed=False)
-    assert load.blocks <= accounted(agent)
+    all_accounted(agent, load)

@@ -12,7 +12,7 @@ import pytest
 from embargo.daemon.supervise.generations import KEEP
 from faults.conftest import Start
 from support.agent import Agent
-from support.load import Load, accounted, bounded, pids, uses
+from support.load import Load, all_accounted, bounded, pids, uses
 from tools.rig import Rig, until
 
 pytestmark = pytest.mark.root
@@ -50,5 +50,5 @@ def test_many_reloads_lose_no_query_and_leak_nothing(faulty: Rig, start: Start) 
         assert mapped(agent) <= images + 1
         assert len(os.listdir(agent.root / "state/generations")) <= KEEP + 2, "the link to the current one, and that one"
         assert agent.ask("status")["generation"] >= COUNT
-    assert load.blocks <= accounted(agent)
+    all_accounted(agent, load)
     assert sum(event.get("lost", 0) for event in agent.events()) == 0

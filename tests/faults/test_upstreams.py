@@ -12,7 +12,7 @@ import pytest
 
 from faults.conftest import gateway
 from support.agent import Agent, running
-from support.load import APPS, Load, accounted, bounded, rcode, uses
+from support.load import APPS, Load, all_accounted, bounded, rcode, uses
 from support.upstream import Asked, Elsewhere, Late, Script, Upstream, right
 from tools.rig import Rig, until
 
@@ -160,4 +160,4 @@ def test_an_upstream_that_returns_is_used_again(faulty: Rig, agent: Agent) -> No
         back(load)
         assert again.asked
     load.holds()
-    assert load.blocks <= accounted(agent)
+    all_accounted(agent, load)

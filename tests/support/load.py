@@ -23,6 +23,7 @@ import dns.edns
 import dns.message
 import dns.rcode
 
+from embargo import events
 from embargo.daemon.resolve import forward
 from support.agent import Agent
 from support.playbook import query
@@ -253,6 +254,11 @@ def blocked(data: bytes) -> bool:
     reply = dns.message.from_wire(data)
     codes = [option.code for option in reply.options if isinstance(option, dns.edns.EDEOption)]
     return reply.rcode() == 3 and not reply.answer and codes == [15]
+
+
+def all_accounted(agent: Agent, load: "Load") -> None:
+    """Every block that a client saw is logged, or counted as lost. Records that stand for several names come after a window."""
+    until(lambda: load.blocks <= accounted(agent), "every block is accounted for", 3 * events.WINDOW)
 
 
 def accounted(agent: Agent) -> int:
