@@ -7,7 +7,7 @@ from embargo.firewall import learning
 from embargo.firewall.learning import Reason
 from embargo.lists import lists, policy
 from embargo.lists.image import Image
-from embargo.lists.policy import Action, Network, Switchboard
+from embargo.lists.policy import Action, Claims, Network, Switchboard
 from embargo.names import Name
 
 _RESERVED = tuple(ipaddress.ip_network(text) for text, _ in lists.RESERVED)
@@ -45,11 +45,18 @@ def names_blocked(image: Image, board: Switchboard) -> Callable[[Name], bool]:
     return lambda name: board.choose(image.lookup(name))[0] is not Action.PASS
 
 
-def guard(image: Image, protected: Iterable[str]) -> Callable[[bytes], bool]:
-    """A predicate: whether an address is never blocked because of a name: special, in a list, or in a `protected` network."""
+def guard(image: Image, board: Switchboard, protected: Iterable[str]) -> Callable[[bytes], bool]:
+    """A predicate: whether an address is never blocked because of a name: special, `protected`, or decided by a list.
+
+    `protected`: networks. A list of a class that is off decides nothing: most addresses of the catalogue are in such lists.
+    """
     ranges = [_range(ipaddress.ip_network(text)) for text in protected] + [_range(network) for network in _RESERVED]
     special = learning.guard(ranges)
-    return lambda address: special(address) or bool(image.lookup_address(address))
+
+    def decided(claims: Claims) -> bool:
+        return policy.allows(image.classes, claims) or board.choose(claims)[0] is not Action.PASS
+
+    return lambda address: special(address) or decided(image.lookup_address(address))
 
 
 def blocks(image: Image, board: Switchboard) -> Callable[[bytes], bool]:

@@ -77,6 +77,7 @@ def test_the_log_blames_the_entry_of_the_policy(rig: Rig, guardian: Guardian) ->
     resolver = guardian.resolver()
     resolver.send(leads())
     flushed(resolver)
+    until(lambda: guardian.stats().learning.addresses == 1, "it is learnt")
     assert rig.reach("client", "203.0.113.9") == "refused"
     event = guardian.event()
     assert (event["list"], event["line"], event["rule"]) == ("alipay/payment.list", 2, "alipay.example")

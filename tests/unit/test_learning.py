@@ -1,5 +1,6 @@
 """Which addresses are blocked because of a name, and which are not, without a clock or a kernel."""
 
+import ipaddress
 import itertools
 from typing import Any
 
@@ -231,3 +232,29 @@ def test_no_address_is_blocked_that_an_unblocked_name_used_lately(steps: list[St
         assert book.learnt == len(blocked(book, now))
         assert all(seconds > 0 for _, _, seconds in book.blocked(now))
     assert len(set(itertools.chain(used, blocked(book, now)))) <= 4
+
+
+@pytest.mark.parametrize(
+    ("name", "address", "spelt"),
+    [
+        ("203-0-113-20.nip.example", "203.0.113.20", True), ("203.0.113.20.nip.example", "203.0.113.20", True),
+        ("app-203-0-113-20.nip.example", "203.0.113.20", True), ("ip203x0x113x20.example", "203.0.113.20", True),
+        ("cb007114.nip.example", "203.0.113.20", True), ("20.113.0.203.in-addr.example", "203.0.113.20", True),
+        ("203-0-113-2.nip.example", "203.0.113.20", False), ("1203-0-113-20.nip.example", "203.0.113.20", False),
+        ("203-0-113.example", "203.0.113.20", False), ("shop.example", "203.0.113.20", False), (".", "0.0.0.0", False),
+        ("2001-db8--20.sslip.example", "2001:db8::20", True), ("20010db8" + "0" * 22 + "20.example", "2001:db8::20", True),
+        ("2001-0db8-0000-0000-0000-0000-0000-0020.example", "2001:db8::20", True), ("db8.example", "2001:db8::20", False),
+    ],
+)  # fmt: skip
+def test_a_name_that_spells_an_address_is_no_neighbour(name: str, address: str, spelt: bool) -> None:
+    """Anybody can have one for any address."""
+    packed, found = ipaddress.ip_address(address).packed, names.from_text(name)
+    assert learning.spells(found, packed) is spelt
+    for first in ("answered", "leads"):
+        book = Book()
+        if first == "answered":
+            book.answered(found, [packed], 300, 0.0)
+        learnt = book.leads(reason(), [packed], 300, 1.0)
+        freed = book.answered(found, [packed], 300, 2.0)
+        assert bool(learnt) is (spelt or first == "leads")
+        assert bool(freed) is (not spelt and first == "leads")

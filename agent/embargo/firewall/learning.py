@@ -31,7 +31,7 @@ since apps use addresses after their TTL. That an unblocked name uses an address
 caches and flows of clients outlive answers, and to spare one address too many is the smaller harm.
 
 **Never learnt** are guarded addresses (special ones, this machine's, its networks', next hops, upstreams; and those in lists,
-about which the lists decide), and what is behind names that exist only to be asked for (UNLEARNT).
+about which a list decides), and what is behind names that exist only to be asked for (UNLEARNT).
 
 **Limits.** MAX_ADDRESSES are remembered. When one in use must be forgotten to make room, not all neighbours are known any more:
 nothing new is learnt for GATHERING_SECONDS, as after a start without a memory. MAX_LEARNT are blocked at a time; more stay open
@@ -39,6 +39,8 @@ and are counted as "overflow". An address that a device brings along is unknown 
 of a blocked name can have its addresses spared, by an unblocked name with the same addresses.
 """
 
+import ipaddress
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -80,6 +82,25 @@ def reason(name: bytes, class_: tuple[Any, Any], path: Any, line: Any, rule: Any
         raise ValueError("a name, path or line that no list can contain")
     names.from_text(rule.lstrip("="))  # ValueError; the address is judged again by this name when the policy changes
     return Reason(Name(name), Class(app, function), path, line, rule)
+
+
+def spells(name: Name, address: bytes) -> bool:
+    """Whether a name spells an address, forwards or backwards, as in 203-0-113-20.nip.example.
+
+    Public services answer such a name for any address, so anybody can have one: it is no neighbour.
+    """
+    text = names.to_text(name)
+    if address.hex() in text:
+        return True
+    if len(address) == 4:
+        numbers = f".{_NO_DIGITS.sub('.', text)}."
+        octets = [str(octet) for octet in address]
+        return any(f".{'.'.join(each)}." in numbers for each in (octets, octets[::-1]))
+    shown = ipaddress.IPv6Address(address)
+    return any(each.replace(":", "-") in text for each in (shown.compressed, shown.exploded))
+
+
+_NO_DIGITS = re.compile("[^0-9]+")
 
 
 class Spared(NamedTuple):
@@ -134,7 +155,7 @@ class Book:
         freed = []
         for address in addresses:
             entry = self._touch(address, name, now)
-            if self._is_blocked(name):  # by a policy that the resolver did not have yet
+            if self._is_blocked(name) or spells(name, address):  # by a policy that the resolver did not have yet
                 continue
             entry.neighbour = name
             entry.used_until = max(entry.used_until, now + max(ttl, MIN_TTL_SECONDS) + IN_USE_SECONDS)

@@ -62,7 +62,7 @@ class LearntAddresses:
         """Judge names, and the addresses behind them, by this policy from now on. `learn`: whether [firewall] learn is on."""
         self.enabled = learn
         self._why, self._allows = verdicts.why(image, board), verdicts.allows(image)
-        self.book.guarded = verdicts.guard(image, protected)
+        self.book.guarded = verdicts.guard(image, board, protected)
         self.book.judge(verdicts.judge(image, board, learn=learn), verdicts.names_blocked(image, board), self._loop.time())
 
     # ── what the resolvers report ────────────────────────────────────────────────────────────────────────────────────
