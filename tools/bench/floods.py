@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from tools.bench.servers.base import ADDRESS
 
@@ -36,8 +37,8 @@ def _paced(port: int, rate: float, queries: Iterable[bytes]) -> None:
             ahead = began + number / rate - time.monotonic()
             if ahead > 0.001:
                 time.sleep(ahead)
-            _attempt(lambda each=each: sock.send(each))  # type: ignore[misc]
-            while _attempt(lambda: sock.recv(65535)):
+            _attempt(partial(sock.send, each))
+            while _attempt(partial(sock.recv, 65535)):
                 pass
 
 
