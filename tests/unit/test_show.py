@@ -75,17 +75,17 @@ def test_the_status_of_a_gateway(shown: Shown) -> None:
     assert shown.status(STATUS) == [
         "running    pid 9, version 0.1.0, up 0:00:20, /etc/embargo/embargo.toml",
         "policy     generation 2 of the compiled lists, in force for 0:00:19, mode block: "
-        "4 names and 2 networks of the apps blocked (767 and 345 in all lists)",
+        "4 names and 2 networks blocked for the chosen apps; all lists have 767 and 345",
         "reload     0:00:19 ago: ok",
         "resolvers  2 processes (11, 12), 0 restarts, compiled code (Cython)",
         "listening  127.0.0.1:53",
         "firewall   table inet embargo in force, protected from other programs; lan: lan0; clients' port 53 redirected here",
         "           if no resolver runs: clients' DNS is rejected (fail = closed); "
         "if the agent stops: rules stay (on_stop = keep)",
-        "learnt     4 addresses behind blocked names are blocked; 2 not blocked and 1 released later, because names that are "
-        "not blocked use them too; blocking starts in 0:09:41 (until then addresses are only recorded)",
+        "learnt     4 addresses behind blocked names are blocked; 2 were never blocked and 1 were released again, because "
+        "names that are not blocked use them too; blocking starts in 0:09:41 (until then addresses are only recorded)",
         "           rejected packets: alipay/payment 9, intercept_leak 1",
-        "queries    1 from clients; 2 to upstreams, including the agent's own",
+        "queries    1 from clients; 2 to upstreams, including those that no client asked for",
         "events     /var/log/embargo/events.jsonl",
         "",
         "UPSTREAM          STATE  QUERIES  FAILED  RTT (ms)  LAST ERROR",
@@ -104,8 +104,13 @@ def test_the_policy_line_counts_what_the_table_below_it_adds_up_to(shown: Shown)
     """Shared entries are counted where they are on, in both places."""
     shared = replace(ALIPAY, shared=True)
     assert shown.row(shared) == "alipay Alipay payment 13 22 7"
-    assert "mode block: 14 names and 22 networks of the apps blocked" in shown.status(replace(STATUS, apps=(shared, BYPASS)))[1]
-    assert "mode audit: 4 names and 2 networks of the apps logged only" in shown.status(replace(STATUS, mode="audit"))[1]
+    assert (
+        "mode block: 14 names and 22 networks blocked for the chosen apps"
+        in shown.status(replace(STATUS, apps=(shared, BYPASS)))[1]
+    )
+    assert (
+        "mode audit: 4 names and 2 networks logged only for the chosen apps" in shown.status(replace(STATUS, mode="audit"))[1]
+    )
 
 
 def test_without_a_lan_or_a_firewall_nothing_is_said_about_redirected_queries(shown: Shown) -> None:

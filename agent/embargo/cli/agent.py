@@ -44,7 +44,7 @@ def _ready(agent: Supervisor) -> None:
     where = ", ".join(map(str, listen)) or "no address"
     apps = generation.report.apps
     names, networks = sum(app.blocked_names for app in apps), sum(app.blocked_networks for app in apps)
-    size = f"{names} names and {networks} networks of the apps blocked"
+    size = f"{names} names and {networks} networks blocked for the chosen apps"
     print(f"ready: generation {generation.number}, {size}, on {where}")
     blocked = (name for name in TRY if explain.verdict(generation.image, generation.board, name).verdict == "blocked")
     name = next(blocked, None)

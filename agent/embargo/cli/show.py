@@ -100,7 +100,7 @@ def _policy(now: Status) -> None:
     names, networks = sum(app.blocked_names for app in now.apps), sum(app.blocked_networks for app in now.apps)
     act = "blocked" if now.mode == "block" else "logged only"
     print(f"policy     generation {now.generation} of the compiled lists, in force for {duration(now.since)}, mode {now.mode}: "
-          f"{names} names and {networks} networks of the apps {act} ({now.names} and {now.networks} in all lists)"
+          f"{names} names and {networks} networks {act} for the chosen apps; all lists have {now.names} and {now.networks}"
           + ("; pauses are in force, see PAUSED" if now.pauses else ""))  # fmt: skip
 
 
@@ -172,8 +172,8 @@ def _without_agent(wall: FirewallStatus) -> Iterator[str]:
 def _learning(learning: Learning) -> None:
     parts = [
         f"{learning.addresses} addresses behind blocked names are blocked",
-        f"{learning.counters.get('shared', 0)} not blocked and {learning.counters.get('freed', 0)} released later, because "
-        "names that are not blocked use them too",
+        f"{learning.counters.get('shared', 0)} were never blocked and {learning.counters.get('freed', 0)} were released again, "
+        "because names that are not blocked use them too",
     ]
     if learning.proving:
         parts.append(f"blocking starts in {duration(learning.proving)} (until then addresses are only recorded)")
@@ -183,7 +183,10 @@ def _learning(learning: Learning) -> None:
 def _counters(now: Status) -> None:
     counters, cache = now.counters, now.cache
     queries = counters.get("queries_udp", 0) + counters.get("queries_tcp", 0)
-    parts = [f"{queries} from clients", f"{counters.get('upstream_queries', 0)} to upstreams, including the agent's own"]
+    parts = [
+        f"{queries} from clients",
+        f"{counters.get('upstream_queries', 0)} to upstreams, including those that no client asked for",
+    ]
     if asked := cache.get("hits", 0) + cache.get("misses", 0):
         parts.append(f"{100 * cache.get('hits', 0) // asked} % cache hits")
     print(f"queries    {'; '.join(parts)}")

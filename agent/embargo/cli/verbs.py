@@ -41,7 +41,7 @@ SHOWN = 20  # problems printed one by one after a change; a list in the wrong fo
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(embargo.__version__, prog_name="embargo", message="%(prog)s %(version)s", help="Print the version.")
 def cli() -> None:
-    """Block chosen apps on a network: their domain names, their addresses, and the known ways around both."""
+    """Block chosen apps on a network: their domain names, their addresses, and many of the known ways around both."""
 
 
 def main() -> None:
@@ -114,8 +114,8 @@ def why(file: str, subject: str, qtype: str, client: str, as_json: bool) -> None
 def apps(file: str, app: str | None, as_json: bool) -> None:
     """List the apps of the catalogue, or show one APP.
 
-    Shows each app's functions, which are blocked, how many entries they have, and how many attempts were blocked since the
-    agent started. Without a running agent, from the configured lists.
+    Shows each app's functions, whether each is blocked, how many entries it has, and how many attempts were blocked since the
+    agent started. Without a running agent, all but the attempts comes from the configured lists.
     """
 
     def offline(chosen: Config) -> Catalogue:
@@ -173,7 +173,7 @@ def export(file: str, format_: str, serial: int | None, as_json: bool) -> None:
     rpz: response policy zone, for BIND and others. hosts: exact names, not their subdomains. domains: names including their
     subdomains. dnsmasq, unbound: configuration lines. adblock: for AdGuard Home and Pi-hole. nft: addresses, for nft -f.
     What the format cannot express is reported on standard error and in the header. --json prints the entries
-    that FORMAT can express, each with the line that decides.
+    that the chosen format can express, each with the line that decides.
     """
     from embargo.cli import offline
 
@@ -288,8 +288,8 @@ def verify(file: str, samples: int, everything: bool, seed: int, as_json: bool) 
     Requires root and a running agent. A client in its own network namespace queries listed names and connects to listed
     addresses, directly and by the ways around the filter (docs/verify.md lists them). A sink in another namespace shows what
     gets through. None of the client's packets leaves the machine; the agent may query its upstreams for the names. Exit
-    status 0: nothing gets through, 1: something does, or no agent runs. What cannot be proven, for instance because another
-    firewall drops it, is reported and does not count as a leak. The attempts appear in the event log.
+    status 0: no leak found, 1: a leak, or no agent runs. A probe that proves nothing, for instance because another firewall
+    drops it, is reported as unproven and does not count as a leak. The attempts appear in the event log.
     """
     chosen = command.settings(file)
     from embargo.daemon.process import privileges
@@ -331,8 +331,8 @@ def reload(file: str) -> None:
 def flush(file: str, name: str | None) -> None:
     """Forget the cached answers for NAME and all names below it.
 
-    Without NAME: all answers. Remembered failures are forgotten too, in all resolver processes. Clients and their own resolvers
-    may go on using what they were told before.
+    Without NAME: all answers. In both cases all resolver processes forget them, and remembered failures too. Clients and
+    their own resolvers may go on using what they were told before.
     """
     count = command.ask(file, Flush(name)).answers
     print(
@@ -360,8 +360,8 @@ ENTRIES = click.argument("entries", nargs=-1, required=True, metavar="NAME|NETWO
 def block(file: str, entries: tuple[str, ...]) -> None:
     """Block names, with their subdomains, or networks.
 
-    They are kept in local/block.list in the agent's state directory (/var/lib/embargo), survive a restart, and end with embargo
-    forget; your own /etc/embargo/block.list is not changed.
+    They are kept in local/block.list in the agent's state directory (/var/lib/embargo), also over a restart, until embargo
+    forget removes them; your own /etc/embargo/block.list is not changed.
     An allow entry wins over a block entry. The change is in force when the command returns.
     """
     _changed(command.ask(file, Block(entries)))
@@ -372,8 +372,8 @@ def block(file: str, entries: tuple[str, ...]) -> None:
 def allow(file: str, entries: tuple[str, ...]) -> None:
     """Allow names, with their subdomains, or networks.
 
-    They are kept in local/allow.list in the agent's state directory (/var/lib/embargo), survive a restart, and end with embargo
-    forget; your own /etc/embargo/allow.list is not changed.
+    They are kept in local/allow.list in the agent's state directory (/var/lib/embargo), also over a restart, until embargo
+    forget removes them; your own /etc/embargo/allow.list is not changed.
     Allow entries win over all others. The change is in force when the command returns.
     """
     _changed(command.ask(file, Allow(entries)))
