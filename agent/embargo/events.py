@@ -123,6 +123,9 @@ def members(event: str, values: Mapping[str, str]) -> str:
 _TYPES = {"text": str, "number": int, "flag": bool, "list": list}
 
 
+_EVENTS = frozenset(name for field in FIELDS for name in field.events.split())
+
+
 @cache
 def _types(event: str) -> dict[str, type]:
     """The type of each key. `names` has two; one that the event may not have has that of another event."""
@@ -138,7 +141,7 @@ def parse(line: str | bytes) -> Event:
     event: Event = records.from_json(line)
     if not isinstance(event, dict) or type(event.get("event")) is not str:
         raise ValueError("not an event")
-    types = _types(event["event"])
+    types = _types(event["event"] if event["event"] in _EVENTS else "")
     for key, value in event.items():
         kind = types.get(key, type(value))
         if type(value) is not kind or (isinstance(value, list) and any(type(each) is not str for each in value)):

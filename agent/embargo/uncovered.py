@@ -97,6 +97,8 @@ def _not_learnt(firewall: Firewall, learning: Learning | None, untold: int) -> I
             yield f"{spared} addresses behind blocked names that other names use too (embargo status --json, firewall.learning)"
         if full := learning.counters.get("overflow", 0):
             yield f"{full} addresses behind blocked names since the start, because as many as possible are blocked already"
+        if full := learning.counters.get("passing_full", 0):
+            yield f"{full} answers for allowed names, whose addresses may stay blocked: as many as possible pass already"
         late = untold + learning.counters.get("crowded", 0) + learning.counters.get("unanswered", 0)
         if late:
             yield f"{late} reports between resolvers and firewall since the start, which were too many at a time"

@@ -152,11 +152,14 @@ def test_a_large_answer_comes_in_pieces(size: int) -> None:
     child.close()
 
 
+FULL = b"+" + b"[" * (channel.MAX_PACKET - 1)
+
+
 @pytest.mark.parametrize(
     "packets",
     [
-        [b"+" + bytes(100_000)] * 11, [b"+{", b"{}"], [b"+{", b"@"], [b"+{", b"A"], [b"=", b"="],
-        [b"+" + b"[" * 99_000] * 3 + [b"=["],
+        [FULL] * 11, [FULL, b"{}"], [FULL, b"@"], [FULL, b"A"], [b"=", b"="], [FULL] * 3 + [b"=["],
+        [b"+"], [b"+["], [FULL, FULL[:-1]],  # very many small pieces would hold the receiver
     ],
     ids=lambda packets: str(packets[-1][:2]),
 )  # fmt: skip
@@ -187,9 +190,28 @@ def test_pieces_that_are_no_record_are_refused(worker: tuple[Channel, socket.soc
 
 def test_a_child_that_does_not_finish_a_record_is_not_waited_for(worker: tuple[Channel, socket.socket]) -> None:
     ours, theirs = worker
-    theirs.send(b'+{"op":"Stop",')
+    theirs.send(b'+{"op":"Stop",'.ljust(channel.MAX_PACKET))
     for _ in range(3):
         with pytest.raises(BlockingIOError):
             ours.receive(channel.MAX_ANSWER)
     theirs.send(b'="rules":"keep"}')
     assert ours.receive(channel.MAX_ANSWER) == (Stop("keep"), None, [])
+
+
+def test_closing_waits_for_nothing_that_the_sender_has_left_there() -> None:
+    """Packets that were not read may hold a socket whose close takes as long as its owner likes (SO_LINGER)."""
+    held = threading.Event()
+
+    class Slow(socket.socket):
+        def close(self) -> None:
+            assert held.wait(20)
+            super().close()
+
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    slow = Slow(fileno=ours.detach())
+    Channel(slow).close()
+    assert slow.fileno() >= 0, "a thread closes it"
+    held.set()
+    assert theirs.recv(1) == b""
+    theirs.close()
+    until(lambda: slow.fileno() < 0, "it is closed")

@@ -69,3 +69,11 @@ def test_a_file_of_another_format_is_reported_once(load: Load) -> None:
     assert not found
     assert len(problems) == 1001
     assert "500 more" in problems[-1]
+
+
+def test_names_beyond_what_fits_are_reported(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "MAX_HOSTS", 2)
+    found, problems = load(b"192.0.2.7 a.lan b.lan c.lan\n192.0.2.8 a.lan d.lan\n")
+    assert found == {"a.lan": ["192.0.2.7", "192.0.2.8"], "b.lan": ["192.0.2.7"]}
+    (problem,) = problems
+    assert "2 names are left out: all hosts files together may have 2" in problem

@@ -3,6 +3,8 @@
 import threading
 from pathlib import Path
 
+import pytest
+
 from embargo.daemon.host.watch import Watch
 
 SOON = 10.0
@@ -48,3 +50,13 @@ def test_only_changes_of_the_event_log_are_ignored(tmp_path: Path) -> None:
         assert before == 0
     finally:
         watch.close()
+
+
+def test_a_machine_without_a_thread_to_watch_with_is_scanned_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(observer: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("watchdog.observers.api.BaseObserver.start", start)
+    watch = Watch(lambda: None)
+    assert not watch.follow([str(tmp_path)])
+    watch.close()

@@ -12,7 +12,7 @@ import pytest
 from embargo import names
 from embargo.daemon.guard.orders import Stop
 from embargo.daemon.process import answered
-from embargo.daemon.process.sightings import Flush, Free, Pass, Ready
+from embargo.daemon.process.sightings import Flush, Free, Leads, Pass, Ready
 from support.guardian import ADDRESS, Guardian, flushed, heard, leads, packed
 from support.hostile import send_lingering
 from tools.rig import Rig, until
@@ -69,6 +69,28 @@ def test_what_the_allow_list_does_not_have_passes_nothing(rig: Rig, guardian: Gu
     resolver.send(Pass(2, packed(name="www.good.test")))
     assert heard(resolver) == Ready(2)
     assert rig.reach("client", "203.0.113.9") == "open"
+    resolver.close()
+
+
+def test_what_passes_is_bounded(guardian: Guardian) -> None:
+    guardian.apply("alipay.example", allow="good.test")
+    resolver = guardian.resolver()
+    for number in range(5):
+        many = [(0x20010DB8 << 96 | number << 32 | low).to_bytes(16) for low in range(4000)]
+        resolver.send(Pass(number, answered.pack(names.from_text("www.good.test"), many, 300)))
+        assert heard(resolver) == Ready(number)
+    assert guardian.stats().learning.counters["passing_full"] == 1
+    resolver.close()
+
+
+def test_what_waits_for_the_resolvers_reports_is_bounded(guardian: Guardian) -> None:
+    """The same addresses again and again, from a resolver that never says that it has reported all."""
+    guardian.apply("alipay.example")
+    resolver = guardian.resolver()
+    many = [(203 << 24 | low).to_bytes(4) for low in range(16_000)]
+    for _ in range(6):
+        resolver.send(Leads(answered.pack(names.from_text("pay.alipay.example"), many, 300)))
+    until(lambda: guardian.stats().learning.counters.get("crowded", 0) == 2, "the fifth and sixth are too many")
     resolver.close()
 
 

@@ -313,3 +313,9 @@ def test_a_line_of_the_log_is_one_line_of_printable_ascii_with_room_for_more(qna
 def test_a_line_has_the_order_of_the_schema() -> None:
     line = events.framed({"count": 1, "qname": "x" * 5000, "lost": 3} | ATTEMPT)
     schema.read(line)
+
+
+def test_names_of_events_that_do_not_exist_are_not_remembered() -> None:
+    for number in range(100):
+        events.parse(f'{{"event":"unknown{number}"}}')
+    assert events._types.cache_info().currsize < 50

@@ -120,13 +120,16 @@ def answer(chosen: Config, request: Order[Answer]) -> Answer:
 
 
 def apps(file: str) -> list[str]:
-    """The ids of all apps and "local", from the agent; where none runs, from the directories of apps."""
+    """What `app` can be in events: the ids of all apps, and words for what belongs to none.
+
+    From the agent, or, where none runs, from the directories of apps.
+    """
     chosen, _ = usable(file, SOCKET)
     try:
         found = [app.id for app in client.ask(chosen.control, GetApps()).apps]
     except client.ControlError:
         found = [path.parent.name for directory in chosen.lists.apps for path in Path(directory).glob("*/app.toml")]
-    return ["local", *found]
+    return ["local", "learnt", "listed", *found]
 
 
 def ask_or(file: str, offline: Callable[[Config], Answer], request: Order[Answer]) -> Answer:

@@ -27,7 +27,7 @@ from embargo.names import Name
 
 SETTLED_SECONDS = 0.25  # without a change after which a file is taken as completely written
 MAX_TRIES = 12  # of waiting for that
-MAX_HOSTS = 1_000_000  # lines of a hosts file
+MAX_HOSTS = 200_000  # names of all hosts files: each resolver has them in memory, twice during a reload
 
 
 class Loaded(NamedTuple):
@@ -244,7 +244,8 @@ def _hosts(path: str, hosts: dict[str, list[str]], work: _Load) -> None:
         work.errors.append(Problem(path, 0, "it is not UTF-8", "save the file as UTF-8"))
         return
     problems: list[Problem] = []
-    for number, line in enumerate(text.removeprefix("\ufeff").split("\n")[:MAX_HOSTS], start=1):
+    left_out = 0
+    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
         address, *aliases = line.partition("#")[0].split() or [""]
         if not address:
             continue
@@ -256,10 +257,18 @@ def _hosts(path: str, hosts: dict[str, list[str]], work: _Load) -> None:
             continue
         for alias in aliases:
             try:
-                hosts.setdefault(names.to_text(checks.name(alias)), []).append(address)
+                name = names.to_text(checks.name(alias))
             except BadValue as refused:
                 hint = _WILDCARD_HINT if "*" in alias else refused.hint
                 problems.append(Problem(path, number, f'"{printable(alias[:80])}" {refused.message}', hint))
+                continue
+            if name not in hosts and len(hosts) >= MAX_HOSTS:
+                left_out += 1
+            else:
+                hosts.setdefault(name, []).append(address)
+    if left_out:
+        message = f"{left_out} names are left out: all hosts files together may have {MAX_HOSTS}"
+        work.problems.append(Problem(path, 0, message, "name files with names to block in lists.block"))
     work.problems += problems[: lists.MAX_PROBLEMS]
     if len(problems) > lists.MAX_PROBLEMS:
         message = f"{len(problems) - lists.MAX_PROBLEMS} more names and lines cannot be used"

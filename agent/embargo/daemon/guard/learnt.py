@@ -29,7 +29,10 @@ from embargo.lists.policy import Action, Switchboard
 from embargo.names import Name
 from embargo.report import AboutAddress, Learning, LearntReason, Spared
 
-MAX_EXPECTED = 65_536  # addresses whose block waits for the resolvers' reports
+MAX_EXPECTED = 65_536  # addresses whose block waits for the resolvers' reports, each as often as it was reported
+MAX_PASSING = (
+    16_384  # addresses behind names of the allow list that go ahead of the block sets; those of an earlier guardian end
+)
 PASS_GRACE_SECONDS = 60  # beyond a TTL: clients connect a moment after the answer, also after one with TTL 0, and flows last
 
 
@@ -52,6 +55,8 @@ class LearntAddresses:
         self._saving = asyncio.Lock()
         self._marks: Marks | None = None
         self._expected: Counter[bytes] = Counter()  # marked while the resolvers are asked about them
+        self._expecting = 0  # addresses in all reports that wait
+        self._passing: dict[bytes, float] = {}  # until when
         self.book = Book()
         self._resolvers = Resolvers(self._take, self._decide, trouble, self.book.counters)
         self._why: Callable[[Name], Reason | None] = lambda name: None
@@ -103,9 +108,10 @@ class LearntAddresses:
         """A blocked name leads to these addresses: block them, when all that was answered with them has been reported."""
         if self._why(name) is None:
             self.book.counters["unclaimed"] += 1
-        elif len(self._expected) + len(addresses) > MAX_EXPECTED:
+        elif self._expecting + len(addresses) + 1 > MAX_EXPECTED:
             self.book.counters["crowded"] += 1
         else:
+            self._expecting += len(addresses) + 1
             self._expect(addresses)
             self._resolvers.when_all_have_reported(_Lead(name, addresses, seconds))
 
@@ -119,10 +125,21 @@ class LearntAddresses:
         if not self._allows(name):
             self.book.counters["unallowed"] += 1
             return
+        if not self._has_room(addresses):
+            self.book.counters["passing_full"] += 1
+            return
+        self._passing.update(dict.fromkeys(addresses, self._loop.time() + seconds + PASS_GRACE_SECONDS))
         for set_, width in (("allow4", 4), ("allow6", 16)):
             keys = [(address, seconds + PASS_GRACE_SECONDS) for address in addresses if len(address) == width]
             if keys:
                 self._enforced.kernel.transact(nft.timed_elements(TABLE, set_, keys))
+
+    def _has_room(self, addresses: list[bytes]) -> bool:
+        """Whether these addresses can pass too; those whose time is over make room."""
+        if len(self._passing.keys() | set(addresses)) > MAX_PASSING:
+            now = self._loop.time()
+            self._passing = {address: until for address, until in self._passing.items() if until > now}
+        return len(self._passing.keys() | set(addresses)) <= MAX_PASSING
 
     def _expect(self, addresses: list[bytes]) -> None:
         """From now on no reply with one of these is sent before the guardian has taken note of it."""
@@ -138,6 +155,7 @@ class LearntAddresses:
 
     def _decide(self, leads: list[_Lead]) -> None:
         """Blocked names led to these addresses, and all that was answered with them before has been reported."""
+        self._expecting -= sum(len(lead.addresses) + 1 for lead in leads)
         spec, now = self._enforced.spec, self._loop.time()
         actions = dict(spec.classes) if spec is not None and self.enabled else {}
         rows: dict[bytes, tuple[bytes, Action, int]] = {}

@@ -54,8 +54,9 @@ class Watch(FileSystemEventHandler):
         self._watched = wanted
         try:
             observer.start()
-        except OSError as error:  # no inotify instance left (fs.inotify.max_user_instances)
-            log.warning("files cannot be watched (%s); changes are found by the periodic scan only", error.strerror)
+        except (OSError, RuntimeError) as error:  # no inotify instance (fs.inotify.max_user_instances) or no thread is left
+            log.warning("files cannot be watched (%s); changes are found by the periodic scan only", error)
+            observer.stop()
             return False
         self._observer = observer
         return True

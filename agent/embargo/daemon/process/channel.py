@@ -141,8 +141,18 @@ class Channel:
         self._sock.setblocking(flag)
 
     def close(self) -> None:
-        """Close this end; the other end then reads the end of the channel."""
-        self._sock.close()
+        """Close this end; the other end then reads the end of the channel.
+
+        Packets that were not read may hold a socket with SO_LINGER, whose close the sender can make last. So a thread closes
+        the end of a process that takes no descriptors.
+        """
+        if self._takes:
+            self._sock.close()
+            return
+        try:
+            threading.Thread(target=self._sock.close, daemon=True).start()
+        except RuntimeError:  # no thread can be started
+            self._sock.close()
 
     def shut(self) -> None:
         """Shut down receiving: packets that have already arrived can still be read, then `receive` returns None."""
@@ -236,6 +246,8 @@ class Channel:
             return data
         if self._takes or len(self._pieces) + len(data) > most:
             raise ChannelError(f"a record of more than {most} octets")
+        if data[:1] == _PIECE and len(data) < MAX_PACKET:
+            raise ChannelError("a piece that is not full")  # very many of them would be one record
         self._pieces += data[1:]
         if data[:1] == _PIECE:
             return None

@@ -18,6 +18,7 @@ from embargo.daemon.log.journal import Journal
 from embargo.daemon.process import notify
 from embargo.daemon.process.child import ChildError
 from embargo.daemon.resolve.orders import Counted
+from embargo.daemon.supervise import surroundings
 from embargo.daemon.supervise.guarding import Guarding
 from embargo.daemon.supervise.surroundings import Surroundings
 from embargo.daemon.supervise.workers import Workers
@@ -102,7 +103,8 @@ class Health:
 
     def _note_upstreams(self, stats: list[Counted]) -> None:
         """Write an event when an upstream becomes unhealthy in all workers, and when it becomes healthy again in one."""
-        rows = [row for counted in stats for row in counted.upstreams]
+        in_use = set(map(str, surroundings.asked(self._agent.settings, self._agent.around)))  # a resolver may invent others
+        rows = [row for counted in stats for row in counted.upstreams if row.server in in_use]
         healthy = {row.server for row in rows if row.healthy}
         reasons = {row.server: row.last_error for row in rows if not row.healthy}
         down = set(reasons) - healthy

@@ -23,6 +23,7 @@ from embargo.lists.policy import App, Class
 from embargo.records import Answer, Order, RecordError
 from embargo.report import AppReport, Report
 
+COMPILER = 2  # incremented when the same lists compile to something else
 COMPILE_SECONDS = 120.0  # for one run of a compiler
 MAX_ANSWER = 64 << 20  # octets: every line of every list may have a problem
 
@@ -34,7 +35,7 @@ class TemporaryError(ConfigError):
 def fingerprint(settings: Config, around: Surroundings, files: Snapshot) -> str:
     """Digest of all input of a generation: program version, configuration, files, protected networks."""
     protected = surroundings.protected(settings, around)
-    made_from = [embargo.__version__, image.VERSION, settings.text, settings.file, protected, sorted(files)]
+    made_from = [embargo.__version__, COMPILER, image.VERSION, settings.text, settings.file, protected, sorted(files)]
     return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
 
 
@@ -42,8 +43,9 @@ def material(settings: Config, around: Surroundings, files: Snapshot) -> str:
     """Digest of the input of an image alone, which does not depend on the switchboard and most settings."""
     lists = [entry for entry in files if entry[0] != settings.file]
     made_from = [
-        embargo.__version__, image.VERSION, settings.lists.apps, settings.lists.allow, settings.lists.block, settings.dns.hosts,
-        settings.dns.tls_ca, settings.policy.shared, surroundings.protected(settings, around), sorted(lists),
+        embargo.__version__, COMPILER, image.VERSION, settings.lists.apps, settings.lists.allow, settings.lists.block,
+        settings.dns.hosts, settings.dns.tls_ca, settings.policy.shared, surroundings.protected(settings, around),
+        sorted(lists),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
 
