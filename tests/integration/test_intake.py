@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embargo import accelerator, events
+from embargo import accelerator, events, names
 from embargo.daemon.process.outbox import Outbox
 from embargo.daemon.resolve import intake
-from embargo.daemon.resolve.attempts import Attempts
+from embargo.daemon.resolve.attempts import ASKED_A_TICK, Attempts
 from embargo.daemon.resolve.intake import Intake, Listener
 from embargo.dns.cache import Cache
 from embargo.dns.judgement import BlockMode, Rules
 from support import schema, twins
 from support.outbox import Kept
-from support.playbook import NULL, NXDOMAIN, query, rules
+from support.playbook import NULL, NXDOMAIN, Play, answer, query, rules
 
 WALL, NOW = 1_700_000_000.25, 1000.0
 ESCAPED = r"a\"b\.c.example"
@@ -29,10 +29,10 @@ LISTED = ("alipay.example", "=exact.example", ESCAPED, "203.0.113.0/24")
 class Gateway:
     """An intake with a socket, and a client of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, cache: Cache) -> None:
         self.kept = Kept()
         self.attempts = Attempts(cast(Outbox, self.kept))
-        self.intake: Any = intake.make(Cache(), self.attempts)
+        self.intake: Any = intake.make(cache, self.attempts)
         listening = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         listening.bind(("127.0.0.1", 0))
         self.client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -57,14 +57,14 @@ class Gateway:
 
 
 @contextmanager
-def gateway(*, compiled: bool) -> Iterator[Gateway]:
+def gateway(cache: Cache | None = None, *, compiled: bool) -> Iterator[Gateway]:
     """An intake, in the loop that its attempts need."""
     with pytest.MonkeyPatch.context() as patch, asyncio.Runner() as runner:
         if not compiled:
             twins.without(patch)
 
         async def made() -> Gateway:
-            return Gateway()
+            return Gateway(cache or Cache())
 
         found = runner.run(made())
         assert isinstance(found.intake, Intake) is not compiled
@@ -74,14 +74,14 @@ def gateway(*, compiled: bool) -> Iterator[Gateway]:
             found.close()
 
 
-def both(judgement: Rules, packets: list[bytes], *, names: bool) -> tuple[tuple[list[bytes], bytes, list[int]], ...]:
-    """(replies, event lines, hits by class) of the compiled intake and of the one in Python."""
+def both(judgement: Rules, packets: list[bytes], *, names: bool) -> tuple[tuple[list[bytes], bytes, list[object]], ...]:
+    """(replies, event lines, hits by class and names handed over) of the compiled intake and of the one in Python."""
     results = []
     for compiled in (True, False):
         with gateway(compiled=compiled) as one:
             one.adopt(judgement, names=names)
             replies = [one.asked(packet) for packet in packets]
-            results.append((replies, one.kept.lines, list(one.attempts.tally)))
+            results.append((replies, one.kept.lines, [*one.attempts.tally, *one.attempts.asked]))
     return tuple(results)
 
 
@@ -103,6 +103,18 @@ def test_both_write_the_same_lines_by_the_schema(packets: list[bytes], mode: Blo
     for line in compiled[1].splitlines(keepends=True):
         event = schema.read(line)
         assert ("qname" in event) is names
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_the_name_of_a_block_by_an_answer_is_handed_over_whole(compiled: bool) -> None:
+    """Its kind ends with the text of what the answer led to."""
+    judgement = rules(*LISTED, acl="127.0.0.0/8", number=7)
+    led = Play(judgement).query("led.test", client="127.0.0.1").upstream(answer("led.test", "A", "203.0.113.66"))
+    led.query("led.test", client="127.0.0.1").is_blocked("203.0.113.0/24")
+    with gateway(led.engine.cache, compiled=compiled) as one:
+        one.adopt(judgement)
+        assert one.asked(query("led.test")), "by the fast path"
+        assert list(one.attempts.asked) == [names.from_text("led.test")]
 
 
 def test_a_blocks_line_has_every_key_that_it_can_have() -> None:
@@ -201,3 +213,24 @@ def test_nothing_is_taken_before_there_is_a_judgement() -> None:
     assert native is not None
     with gateway(compiled=True) as one, pytest.raises(RuntimeError):
         one.intake.drain(one.listener, NOW, WALL)
+
+
+def test_a_tick_hands_over_a_few_names_and_an_error_does_not_end_the_ticks() -> None:
+    many = [names.from_text(f"n{number}.test") for number in range(ASKED_A_TICK + 1)]
+    seen: list[list[names.Name]] = []
+
+    def on_asked(asked: list[names.Name]) -> None:
+        seen.append(asked)
+        raise ValueError("a fault")
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        attempts = Attempts(cast(Outbox, Kept()))
+        attempts.on_asked = on_asked
+        attempts.asked.update(dict.fromkeys(many))
+        async with asyncio.timeout(20):
+            while len(seen) < 2:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(run())
+    assert seen == [many[:ASKED_A_TICK], many[ASKED_A_TICK:]]

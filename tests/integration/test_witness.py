@@ -4,7 +4,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -215,5 +215,68 @@ def test_a_flood_of_names_below_one_does_not_keep_others_from_being_looked_up(mo
         assert first.index("www.tenpay.test") <= witness_.BURST
         assert len(guardian.witness._watched) == 60
         guardian.close()
+
+    asyncio.run(run())
+
+
+def silent(look_up: Callable[[Name, int], bool]) -> Witness:
+    """A witness that is connected, whose timer is not set: the test calls its turns."""
+    found = Witness(look_up, lambda number: None)
+    found.learning, found._channel = True, cast(Channel, object())
+    found._schedule = lambda: None  # type: ignore[method-assign] # the test calls `_look_up_due`
+    return found
+
+
+def test_the_root_name_is_looked_up_as_any_other() -> None:
+    async def run() -> None:
+        witness = silent(lambda *_: True)
+        witness.watch([names.ROOT])
+        witness._look_up_due()
+        assert witness.counters["looked_up"] == 1
+
+    asyncio.run(run())
+
+
+def test_a_look_up_that_raises_does_not_end_the_look_ups() -> None:
+    seen: list[Name] = []
+
+    def look_up(name: Name, _: int) -> bool:
+        seen.append(name)
+        if len(seen) == 1:
+            raise ValueError("a fault")
+        return True
+
+    async def run() -> None:
+        guardian = Guardian()
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        guardian.witness._look_up, guardian.witness.learning = look_up, True
+        guardian.witness.watch([names.from_text(f"n{number}.test") for number in range(2)])
+        async with asyncio.timeout(20):
+            while len(set(seen)) < 2 or len(seen) < 5:  # the failed one again, too
+                await asyncio.sleep(0.01)
+        guardian.close()
+
+    asyncio.run(run())
+
+
+def test_reports_of_a_name_neither_fill_memory_nor_put_its_look_up_off_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that asks for an alias of a blocked name all the time reports it all the time."""
+    judged = rules(BLOCKED)
+    (decision,) = judged.image.lookup(names.from_text(BLOCKED))
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        monkeypatch.setattr(loop, "time", lambda: now)
+        witness = silent(lambda *_: True)
+        monkeypatch.setattr(witness, "_send", lambda _: True)
+        found = led(0, decision)
+        witness.watch([found.name])
+        for _ in range(1000):
+            witness._look_up_due()
+            witness.report(found, judged)
+            assert len(witness._due) + len(witness._turns) <= 3
+            now += 1.0
+        assert witness.counters["looked_up"] == 4, "after MAX_INTERVAL each time"
 
     asyncio.run(run())

@@ -2,14 +2,14 @@
 """The twin of `attempts.Attempts.note`: attempts counted in the kinds that are open."""
 
 cimport cython
-from cpython.bytes cimport PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.dict cimport PyDict_GetItem
 from cpython.ref cimport PyObject
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint8_t, uint64_t
 
 from embargo.native.events cimport Kind
 from embargo.native.fastpath cimport Known
-from embargo.native.folding cimport FOLDED_BY
+from embargo.native.octets cimport name_length
 
 cdef enum:
     ASKED = 256  # as in `attempts`
@@ -57,4 +57,5 @@ cdef class Noting:
 
 
 cdef bytes _qname(Known known):
-    return known.kind[: PyBytes_GET_SIZE(known.kind) - FOLDED_BY]
+    """The name that was asked for: `kind` has the folded values and the answer's text behind it."""
+    return known.kind[: name_length(<const uint8_t *>PyBytes_AS_STRING(known.kind))]

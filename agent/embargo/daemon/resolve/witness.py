@@ -8,6 +8,7 @@ expired, for a day after the last query.
 
 import asyncio
 import heapq
+import math
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable
 from typing import NamedTuple
@@ -36,6 +37,7 @@ MIN_INTERVAL, MAX_INTERVAL = 60.0, 300.0  # seconds between two look-ups of a na
 FIRST_RETRY = 1.0  # seconds until a look-up without addresses is repeated; doubled each time, up to MAX_INTERVAL
 BURST = 5  # look-ups at once; a flood of blocked names must not become one of questions to the upstream
 BURST_SECONDS = 0.25  # between two bursts
+IN_TURN = -math.inf  # no time is sooner
 
 
 class _Watch(NamedTuple):
@@ -43,7 +45,9 @@ class _Watch(NamedTuple):
 
     until: float  # when it is no longer looked up
     due: float  # when it is looked up next
+    since: float  # when it was looked up last; at first when it was asked for
     delay: float = 0.0  # since the last look-up, if that has given no addresses yet
+    queued: float = math.inf  # the time of its entry in the heap; IN_TURN: it waits for its turn
 
 
 class Witness:
@@ -67,8 +71,8 @@ class Witness:
         self._flush_timer: asyncio.TimerHandle | None = None
         self._watched: dict[Name, _Watch] = {}
         self._places: Places[Name] = Places(MAX_WATCHED, MAX_WATCHED, _itself)  # by zone, the names not asked for longest first
-        self._turns: Turns[tuple[float, Name]] = Turns(MAX_WATCHED, _itself)  # names that are due, by zone
-        self._due: list[tuple[float, Name]] = []  # a heap; a name whose watch has another time stands there in vain
+        self._turns: Turns[Name] = Turns(MAX_WATCHED, _itself)  # names that are due, by zone
+        self._due: list[tuple[float, Name]] = []  # a heap; an entry is void when its name's watch is `queued` at another time
         self._look_up_timer: asyncio.TimerHandle | None = None
         self._no_burst_before = 0.0
         self.learning = False  # whether blocked names are looked up
@@ -216,19 +220,28 @@ class Witness:
             while (gone := self._places.giving_way(None)) is not None:
                 self._forget(gone)
             self._places.add(name, _zone(name), None)
-            self._watched[name] = _Watch(now + WATCH_SECONDS, watch.due if watch else now)
-            if watch is None:
-                heapq.heappush(self._due, (now, name))
+            self._watched[name] = (watch or _Watch(0.0, now, now))._replace(until=now + WATCH_SECONDS)
+            self._queue(name)
         self._schedule()
 
     def _look_up_in(self, name: Name, seconds: float) -> None:
-        """Look a name up again in so many seconds, if clients ask for it: its addresses are known until then."""
+        """Look a name up again in so many seconds, if clients ask for it: its addresses are known until then.
+
+        No later than MAX_INTERVAL after the last look-up: queries for aliases of a name, which report it, do not put it off.
+        """
         watch = self._watched.get(name)
         if watch is not None:
-            due = self._loop.time() + min(seconds, MAX_INTERVAL)
-            self._watched[name] = _Watch(watch.until, due)
-            heapq.heappush(self._due, (due, name))
+            due = min(self._loop.time() + seconds, watch.since + MAX_INTERVAL)
+            self._watched[name] = watch._replace(due=due, delay=0.0)
+            self._queue(name)
             self._schedule()
+
+    def _queue(self, name: Name) -> None:
+        """Put a name into the heap, unless it stands there already and is not due any sooner than that."""
+        watch = self._watched[name]
+        if watch.due < watch.queued:
+            self._watched[name] = watch._replace(queued=watch.due)
+            heapq.heappush(self._due, (watch.due, name))
 
     def _schedule(self) -> None:
         """Set the timer for the next look-up, not too soon after the last burst."""
@@ -243,26 +256,48 @@ class Witness:
     def _look_up_due(self) -> None:
         """Look up the names that are due, a few at once, of one zone after the other."""
         self._look_up_timer = None
-        now, done = self._loop.time(), 0
+        now = self._loop.time()
+        try:
+            self._take_due(now)
+            self._burst(now)
+        finally:
+            self._no_burst_before = now + BURST_SECONDS
+            self._schedule()
+
+    def _take_due(self, now: float) -> None:
+        """Have the names whose time in the heap has come wait for their turn, or for the later time that they are due at."""
         while self._due and self._due[0][0] <= now:
-            due, name = heapq.heappop(self._due)
-            self._turns.add(_zone(name), (due, name), always=True)
-        while done < BURST and (turn := self._turns.next()) is not None:
-            due, name = turn
+            at, name = heapq.heappop(self._due)
             watch = self._watched.get(name)
-            if watch is None or watch.due != due:  # no longer watched, or due at another time
+            if watch is None or watch.queued != at:
                 continue
+            if watch.due > now:
+                self._watched[name] = watch._replace(queued=math.inf)
+                self._queue(name)
+            else:
+                self._watched[name] = watch._replace(queued=IN_TURN)
+                self._turns.add(_zone(name), name, always=True)
+
+    def _burst(self, now: float) -> None:
+        """Look up some of the names whose turn it is."""
+        done = 0
+        while done < BURST and (name := self._turns.next()) is not None:
+            watch = self._watched.get(name)
+            if watch is None or watch.queued != IN_TURN:  # it was forgotten meanwhile
+                continue
+            if watch.due > now:  # a report has put it off
+                self._watched[name] = watch._replace(queued=math.inf)
+                self._queue(name)
+                continue
+            delay = min(2 * watch.delay, MAX_INTERVAL) or min(FIRST_RETRY, MAX_INTERVAL)
+            self._watched[name] = watch._replace(due=now + delay, since=now, delay=delay, queued=math.inf)
+            self._queue(name)
             wanted = now < watch.until and self.learning
             if not wanted or not (self._look_up(name, message.A) and self._look_up(name, message.AAAA)):
                 self._forget(name)
                 continue
             done += 1
             self.counters["looked_up"] += 1
-            delay = min(2 * watch.delay, MAX_INTERVAL) or min(FIRST_RETRY, MAX_INTERVAL)
-            self._watched[name] = watch._replace(due=now + delay, delay=delay)
-            heapq.heappush(self._due, (now + delay, name))
-        self._no_burst_before = now + BURST_SECONDS
-        self._schedule()
 
     def _forget(self, name: Name) -> None:
         """Look a name up no longer."""
@@ -271,8 +306,8 @@ class Witness:
 
 
 def _zone(name: Name) -> str:
-    """What a flood of names below one name has in common: the last two labels."""
-    return list(names.suffixes(name))[-2:][0].decode("latin-1")
+    """What a flood of names below one name has in common: the last two labels. Of the root name, the root name."""
+    return (list(names.suffixes(name))[-2:] or [name])[0].decode("latin-1")
 
 
 def _itself(zone: str) -> str:
