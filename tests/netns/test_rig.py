@@ -19,7 +19,7 @@ rig = Rig()
 rig.__enter__()
 rig.serve_web()
 names = [rig.prefix(role)[3] for role in ("client", "gateway", "internet")]
-print(rig.start("client", "sleep", "1000").pid, rig.directory, *names)
+print(rig.start("client", "sleep", "1000").pid, rig.directory, *names, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
