@@ -62,6 +62,15 @@ def test_a_denial_without_an_soa_is_for_its_own_question() -> None:
     found.query("a.none.test").is_forwarded()
 
 
+@pytest.mark.parametrize("owner", ["none.test.", "NONE.test."])
+def test_a_denial_with_an_soa_of_its_own_name_denies_nothing_below(owner: str) -> None:
+    """Filters make them up, for a name alone too: the owner of an SOA exists."""
+    made = nxdomain("none.test", soa=False)
+    made.authority.append(dns.rrset.from_text(owner, 300, "IN", "SOA", SOA))
+    found = play().query("none.test").upstream(made).replies(rcode=3)
+    found.query("a.none.test").is_forwarded().query("none.test").replies(rcode=3)
+
+
 def test_dnssec_is_kept_apart_and_its_proofs_deny_what_is_below() -> None:
     """Names in the proofs are compressed by the length of the first question, and are whole in the second."""
     proofs = ("a.test. NSEC z.test. A RRSIG NSEC", "test. NSEC a.test. NS SOA RRSIG NSEC DNSKEY")

@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from embargo.dns import message, response
+from embargo.dns import message, response, shares
 from embargo.dns.failures import Failures, Trouble
 from embargo.dns.message import Answer, Explanation, Query
 from embargo.dns.shares import Places
@@ -38,6 +38,7 @@ MAX_OF_ZONE = MAX_PENDING // 2  # of them about names of one zone, whose servers
 MAX_BACKGROUND = 250  # questions on their way that were opened for no client
 PAUSE = 0.25  # seconds until a server is asked again after an error of the network, which an address that changes causes too
 MAX_WAITING = 10_000  # clients behind all of them
+MAX_PASSED_ON = 4  # questions that go on for others, when room is made for one client; more would take long
 
 _RCODES = {message.FORMERR: "FORMERR", message.SERVFAIL: "SERVFAIL", message.NOTIMP: "NOTIMP", message.REFUSED: "REFUSED"}
 
@@ -164,19 +165,25 @@ class Questions:
             return False
         if key not in self._by_key and len(self._places) >= MAX_OF_ZONE:
             zone = self._zone(waiter.query)
+            passed_on = 0
             while (question := self._places.giving_way(zone)) is not None:
-                self._give_way(question)
+                self._give_way(question, whole=passed_on == MAX_PASSED_ON)
+                passed_on += bool(question.waiters)
         return True
 
-    def _give_way(self, question: Question) -> None:
-        """End a question for the client whose place it has. If others wait for it too, it goes on for them."""
-        client = self._places.client(question)
+    def _give_way(self, question: Question, *, whole: bool) -> None:
+        """End a question for the group of clients whose place it has. If others wait for it too, and it is not to end as a
+        `whole`, it goes on for them."""
+        group = shares.group(self._places.client(question))
         self._places.remove(question)
         waiters = self.release(question)
-        self._gave_way.append((question, [waiter for waiter in waiters if waiter.client == client]))
+        leaving: list[Waiter] = []
         for waiter in waiters:
-            if waiter.client != client:
+            if whole or shares.group(waiter.client) == group:
+                leaving.append(waiter)
+            else:
                 self._wait(question, waiter)
+        self._gave_way.append((question, leaving))
         if not question.waiters:
             self._close(question)
 

@@ -201,14 +201,16 @@ def _points(record: _Record) -> bool:
 def below(answer: Answer, question: bytes, asked: bytes) -> Answer | None:
     """An NXDOMAIN for the name of `question`, as the answer to `asked`, whose name is the same or below it (RFC 8020).
 
-    The SOA and the proofs of DNSSEC that deny a name deny those below it too. None: it has no SOA, so it proves nothing.
+    The SOA and the proofs of DNSSEC that deny a name deny those below it too. None: it has no SOA, so it proves nothing; or
+    that of the denied name itself, which is what filters make up: the owner of an SOA is the apex of a zone, and exists.
     """
     packet = message.HEADER.pack(0, 0, 1, *answer.counts) + question + answer.body
     names_at: dict[int, Name] = {}
     begin = names.read(packet, 12, names_at)[1] + 4
     records = _records(packet, begin, answer.counts, names_at) or ()
     kept = [record for record in records if record.section == 1 and record.rtype in _DENYING]
-    if _soa(kept) is None:
+    soa = _soa(kept)
+    if soa is None or soa.owner == question[:-4].lower():
         return None
     body, ttls = _written_anew(packet, Name(asked[:-4]), 12 + len(asked), kept)
     return answer._replace(counts=(0, len(kept), 0), body=body, ttls=ttls, extra_leads=(), answer_end=0)
