@@ -169,6 +169,22 @@ def test_an_idle_forwarder_has_no_socket_and_no_timer(monkeypatch: pytest.Monkey
         asyncio.run(run(upstream))
 
 
+def test_sockets_to_a_server_that_is_no_longer_asked_are_closed_while_others_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward, "MAX_AGE", 0.1)
+
+    async def run(upstream: Upstream, silent: Upstream) -> None:
+        async with forwarding() as asking:
+            asking.ask(upstream.port)
+            await asking.until(lambda: asking.answered == [1])
+            async with asyncio.timeout(20):
+                while Server("127.0.0.1", upstream.port) in asking.forwarder._pools:
+                    asking.ask(silent.port, 0.05)
+                    await asyncio.sleep(0.01)
+
+    with Upstream(good) as upstream, Upstream(lambda _: []) as silent:
+        asyncio.run(run(upstream, silent))
+
+
 def test_questions_are_overdue_and_end_in_the_order_of_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forward, "PATIENCE", 0.5)
 

@@ -108,8 +108,13 @@ class Connection(asyncio.Protocol):
 
     def ask(self, query: StreamQuery) -> None:
         """Send a query with the others of this turn of the loop, as soon as the connection is made."""
-        if (overdue := self._waiting.pop(id(query.forward.query), None)) is not None:  # an earlier try of the same question
-            self._owner.replaced(overdue, self.missing)
+        other = self._waiting.get(id(query.forward.query))  # another try of the same question
+        if other is not None and other.forward.token > query.forward.token:  # which comes from a connection that has ended
+            self._owner.replaced(query, self.missing)
+            return
+        if other is not None:
+            del self._waiting[id(query.forward.query)]
+            self._owner.replaced(other, self.missing)
         while (ident := secrets.token_bytes(2)) in self.queries:
             pass
         query.connection, query.ident, query.asked = self, ident, self._loop.time()

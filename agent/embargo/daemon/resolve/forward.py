@@ -61,6 +61,7 @@ class Forwarder:
         self._random, self._drawn = b"", 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf  # when the timer fires
+        self._retired_at = -math.inf  # when old ports were looked for last
         self._mismatched = 0
         self.pipelines = Pipelines(complete, overdue, expire)
 
@@ -278,18 +279,23 @@ class Forwarder:
             self._end(query)
             self._expire(query.forward.token, "did not answer", False)
         awaited = [query.deadline for query in self._queries] + [query.deadline for query in islice(self._late, 1)]
+        if not awaited or now >= self._retired_at + MAX_AGE:
+            self._retire_old(now)
         if awaited:
             self._tick_at(max(min(awaited), now + MIN_TICK))
-            return
-        for server, pool in list(self._pools.items()):  # with queries on their way, `_socket` replaces old ones
+        elif self._pools:
+            self._tick_at(now + MAX_AGE)
+
+    def _retire_old(self, now: float) -> None:
+        """Ask no more from ports that had their time, of servers that are no longer asked too."""
+        self._retired_at = now
+        for server, pool in list(self._pools.items()):
             for sock in pool:
                 if now >= sock.born + MAX_AGE:
                     self._retire(sock)
             pool[:] = [sock for sock in pool if not sock.retired]
             if not pool:
                 del self._pools[server]
-        if self._pools:
-            self._tick_at(now + MAX_AGE)
 
     def close(self) -> None:
         """Close all sockets and connections. What is on its way ends without a call of `complete` or `expire`."""

@@ -56,7 +56,7 @@ class Pipelines:
 
     def readdress(self) -> None:
         """Addresses or routes of this machine may have changed: leave connections from an address that is no longer used."""
-        for server, pool in self._pools.items():
+        for server, pool in list(self._pools.items()):  # questions that fail may be asked elsewhere
             self._readdress(server, pool)
 
     def _readdress(self, server: Server, pool: "_Pool") -> None:
@@ -100,11 +100,17 @@ class Pipelines:
             best.ask(query)
             self._retire_exhausted(pool)
         elif len(pool.queue) < MAX_QUESTIONS:
-            if (overdue := pool.queue.pop(id(query.forward.query), None)) is not None:  # an earlier try of the same question
-                self.replaced(overdue, _TOO_MANY)
-            pool.queue[id(query.forward.query)] = query
+            self._queue(pool, query)
         else:
             self._loop.call_soon(self.fail, query, _TOO_MANY, False)
+
+    def _queue(self, pool: "_Pool", query: StreamQuery) -> None:
+        """Have a query wait for a connection, in place of an earlier try of the same question."""
+        other = pool.queue.pop(id(query.forward.query), query)
+        earlier, later = sorted((other, query), key=lambda each: each.forward.token)
+        pool.queue[id(query.forward.query)] = later
+        if earlier is not later:
+            self.replaced(earlier, _TOO_MANY)
 
     def _retire_exhausted(self, pool: "_Pool") -> None:
         """Close the connections on which the server answers no more questions, as soon as those on them are answered."""
@@ -167,6 +173,8 @@ class Pipelines:
         """No response came in time. It is still awaited, but where nothing comes any more nothing else is asked."""
         query.overdue = True
         self._readdress(query.forward.server, self._pool(query.forward.server))
+        if query.ended:  # for another try of its question, or with its connection
+            return
         connection, wait = query.connection, query.forward.wait
         if connection is None:
             text = _TOO_MANY
