@@ -185,3 +185,30 @@ def test_a_flood_of_one_client_beyond_its_room_is_dropped_and_others_are_answere
     runner.run(run())
     assert Counter(one.handled) == {"127.0.0.13": 10, "127.0.0.14": 1}
     assert one.counters["dropped_busy"] == 40
+
+
+def test_an_error_in_the_engine_ends_its_connection_and_no_other_turn(front: tuple[asyncio.Runner, Front]) -> None:
+    """A connection that waits for ever was neither closed nor read, and made the loop spin when its client had gone."""
+    runner, one = front
+
+    def handle(_packet: bytes, client: str, _peer: object, _udp: bool) -> bool:
+        one.handled.append(client)
+        if client == "127.0.0.13":
+            raise ValueError("a fault")
+        return True
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        one.clients._handle = handle
+        sock = one.connect("127.0.0.13")
+        await one.accepted(1)
+        sock.send(framed(FREE))
+        async with asyncio.timeout(20):
+            while one.clients.streams.connections:
+                await asyncio.sleep(0.001)
+            with pytest.raises(ValueError, match="a fault"):
+                one.declined("127.0.0.13", 1, "127.0.0.14")
+            while "127.0.0.14" not in one.handled:
+                await asyncio.sleep(0.001)
+
+    runner.run(run())

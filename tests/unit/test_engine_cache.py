@@ -259,6 +259,18 @@ def test_a_verdict_is_kept_for_each_kind_of_client(screened: list[str]) -> None:
     assert len(screened) - before == 2
 
 
+def test_verdicts_of_judgements_that_are_no_longer_in_force_are_not_kept() -> None:
+    """They are not counted in the cache's octets."""
+    found = Play(rules("203.0.113.0/24")).query("free.test").upstream(answer("free.test", "A", "192.0.2.1", ttl=3600))
+    found.query("led.test").upstream(answer("led.test", "A", "203.0.113.5", ttl=3600))
+    for number in range(2, 5):
+        found.adopt(rules("203.0.113.0/24", number=number))
+        entries = {entry.key[:-3]: entry for entry in found.engine.cache.live(found.now)}
+        found.engine.note_cached(entries.values())
+        assert entries[names.from_text("free.test")].verdicts is None
+        assert list(entries[names.from_text("led.test")].verdicts or ()) == [number]
+
+
 def test_a_new_answer_is_screened_anew() -> None:
     found = Play(rules("203.0.113.0/24")).query("free.test").upstream(answer("free.test", "A", "203.0.113.5", ttl=5))
     assert found.query("free.test").query("free.test").is_blocked("203.0.113.0/24")

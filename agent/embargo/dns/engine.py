@@ -199,14 +199,22 @@ class Engine:
         """What a judgement says about a cached answer, without the answer: found once, since it costs much for a large one."""
         if rules is self.rules and entry.judged == rules.judged:
             return _UNEVENTFUL
-        if entry.verdicts is None or len(entry.verdicts) > MAX_VERDICTS:
-            entry.verdicts = {}
-        found: Screened | None = entry.verdicts.get(rules.judged)
+        found: Screened | None = entry.verdicts.get(rules.judged) if entry.verdicts else None
         if found is None:
-            found = entry.verdicts[rules.judged] = screen(rules, query, entry.answer)._replace(answer=_UNEVENTFUL.answer)
+            found = screen(rules, query, entry.answer)
+            found = _UNEVENTFUL if found.uneventful else found._replace(answer=_UNEVENTFUL.answer)
             if rules is self.rules:
                 entry.judged = rules.judged if found.uneventful else SCREEN_ALWAYS
+            if rules is not self.rules or not found.uneventful:
+                self._keep_verdict(entry, rules.judged, found)
         return found
+
+    def _keep_verdict(self, entry: CachedAnswer, judged: int, verdict: Screened) -> None:
+        """Keep a verdict beside those by other judgements that are in force."""
+        in_force = {self.rules.judged, *(rules.judged for _, rules in self.exempt)}
+        kept = {number: old for number, old in (entry.verdicts or {}).items() if number in in_force}
+        entry.verdicts = kept if len(kept) < MAX_VERDICTS else {}
+        entry.verdicts[judged] = verdict
 
     def _ask(self, waiter: Waiter, key: bytes, now: float) -> Reply | Forward | Joined:
         if not self._questions.admit(key, waiter):

@@ -98,15 +98,17 @@ class Clients:
             self._turn.cancel()
             self._turn = None
         deadline = self._loop.time() + TURN_SECONDS
-        while (item := self._turns.next()) is not None:
-            if isinstance(item, Connection):
-                self._converse(item)
-            else:
-                self._handle(item.data, item.client, item.peer, True)
-            if self._loop.time() >= deadline:
-                break
-        if self._turns and self._turn is None:
-            self._turn = self._loop.call_soon(self._take_turns)
+        try:
+            while (item := self._turns.next()) is not None:
+                if isinstance(item, Connection):
+                    self._converse(item)
+                else:
+                    self._handle(item.data, item.client, item.peer, True)
+                if self._loop.time() >= deadline:
+                    break
+        finally:  # an error ends the turn of one query, not those of others
+            if self._turns and self._turn is None:
+                self._turn = self._loop.call_soon(self._take_turns)
 
     def _converse(self, connection: Connection) -> None:
         """The turn of a connection: the query that the fast path declined, and those behind it until the next such query."""
@@ -114,7 +116,7 @@ class Clients:
         if connection.complete and not connection.lost:
             self._counters["queries_tcp"] += 1
             connection.since = now
-            if not self._handle(connection.next_query(), connection.client, connection, False):
+            if not self._answered(connection):
                 connection.in_flight -= 1
                 connection.end()
         stirred: list[Connection] = []
@@ -123,6 +125,15 @@ class Clients:
         self._counters["fast"] += answered
         connection.waiting = False
         self.streams.settle(connection)
+
+    def _answered(self, connection: Connection) -> bool:
+        """Have the engine answer the next query of a connection, which ends if that raises. Whether it gets a reply."""
+        try:
+            return self._handle(connection.next_query(), connection.client, connection, False)
+        except BaseException:
+            connection.lost, connection.waiting = True, False
+            self.streams.settle(connection)
+            raise
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
