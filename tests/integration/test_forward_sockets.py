@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import os
 import resource
@@ -63,6 +64,7 @@ def descriptors_left(number: int) -> Iterator[None]:
     """This process may open so many more."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     held: list[int] = []
+    gc.collect()  # descriptors that earlier tests have left in cycles must not be closed meanwhile
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1, hard))
     try:
         with contextlib.suppress(OSError):
