@@ -75,14 +75,14 @@ def test_the_status_of_a_gateway(shown: Shown) -> None:
     assert shown.status(STATUS) == [
         "running    pid 9, version 0.1.0, up 0:00:20, /etc/embargo/embargo.toml",
         "policy     generation 2 of the compiled lists, in force for 0:00:19, mode block: "
-        "4 names and 2 networks blocked for the chosen apps; all lists have 767 and 345",
+        "4 names and 2 networks blocked for the chosen apps, out of 767 names and 345 networks in all lists",
         "reload     0:00:19 ago: ok",
         "resolvers  2 processes (11, 12), 0 restarts, compiled code (Cython)",
         "listening  127.0.0.1:53",
         "firewall   table inet embargo in force, protected from other programs; lan: lan0; clients' port 53 redirected here",
         "           if no resolver runs: clients' DNS is rejected (fail = closed); "
         "if the agent stops: rules stay (on_stop = keep)",
-        "learnt     4 addresses behind blocked names are blocked; 2 were never blocked and 1 were released again, because "
+        "learnt     4 addresses behind blocked names are blocked; 2 were spared from the start and 1 released later, because "
         "names that are not blocked use them too; blocking starts in 0:09:41 (until then addresses are only recorded)",
         "           rejected packets: alipay/payment 9, intercept_leak 1",
         "queries    1 from clients; 2 to upstreams, including those that no client asked for",

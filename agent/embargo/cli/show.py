@@ -100,7 +100,8 @@ def _policy(now: Status) -> None:
     names, networks = sum(app.blocked_names for app in now.apps), sum(app.blocked_networks for app in now.apps)
     act = "blocked" if now.mode == "block" else "logged only"
     print(f"policy     generation {now.generation} of the compiled lists, in force for {duration(now.since)}, mode {now.mode}: "
-          f"{names} names and {networks} networks {act} for the chosen apps; all lists have {now.names} and {now.networks}"
+          f"{names} names and {networks} networks {act} for the chosen apps, "
+          f"out of {now.names} names and {now.networks} networks in all lists"
           + ("; pauses are in force, see PAUSED" if now.pauses else ""))  # fmt: skip
 
 
@@ -170,10 +171,10 @@ def _without_agent(wall: FirewallStatus) -> Iterator[str]:
 
 
 def _learning(learning: Learning) -> None:
+    shared, freed = (learning.counters.get(name, 0) for name in ("shared", "freed"))
     parts = [
         f"{learning.addresses} addresses behind blocked names are blocked",
-        f"{learning.counters.get('shared', 0)} were never blocked and {learning.counters.get('freed', 0)} were released again, "
-        "because names that are not blocked use them too",
+        f"{shared} were spared from the start and {freed} released later, because names that are not blocked use them too",
     ]
     if learning.proving:
         parts.append(f"blocking starts in {duration(learning.proving)} (until then addresses are only recorded)")
