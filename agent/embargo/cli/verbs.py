@@ -115,7 +115,7 @@ def apps(file: str, app: str | None, as_json: bool) -> None:
     """List the apps of the catalogue, or show one APP.
 
     Shows each app's functions, whether each is blocked, how many entries it has, and how many attempts were blocked since the
-    agent started. Without a running agent, all but the attempts comes from the configured lists.
+    agent started. Without a running agent, the attempts are not known; everything else comes from the configured lists.
     """
 
     def offline(chosen: Config) -> Catalogue:
@@ -344,9 +344,10 @@ def flush(file: str, name: str | None) -> None:
 def rollback(file: str) -> None:
     """Return to the previous policy.
 
-    Restores its lists, apps, functions and mode; other settings stay as they are now. It stays in force until the next reload:
-    a changed file, a changed address or resolver of this machine, a restart, or embargo reload, block, allow or forget. Fix
-    the files before the next reload. A second rollback goes back one policy further; five are stored.
+    Restores its lists, apps, functions and mode; other settings stay as they are now. It stays in force until something
+    causes a reload: a changed file, a changed address or resolver of this machine, a restart, or embargo reload, block, allow
+    or forget. The files are then used as they are, so saving a first correction already ends the rollback. A second rollback
+    goes back one policy further; five are stored.
     """
     _changed(command.ask(file, Rollback()))
     print("previous lists, apps, functions and mode are in force; the next reload uses the current files again")
