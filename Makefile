@@ -33,9 +33,9 @@ test-all: test-set-up
 	@tools/apt dnsperf
 	$(BIN)/pytest $(PARALLEL)
 
+# the checks run while packages are fetched and unpacked, which needs little of a processor
 test-set-up: $(VENV)/test.stamp
-	@tools/apt $(TEST_PACKAGES)
-	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory lint & lint=$$!; tools/apt $(TEST_PACKAGES) && wait $$lint
 
 # what needs no root and no packages, in seconds
 unit: $(VENV)/test.stamp
