@@ -61,16 +61,18 @@ class Packed:
 
     def pack(self) -> bytes:
         """The packet."""
-        *numbers, octets = (getattr(self, field.name) for field in dataclasses.fields(self))  # type: ignore[arg-type]
+        fields = dataclasses.fields(self)  # type: ignore[arg-type] # each subclass is a dataclass
+        *numbers, octets = (getattr(self, field.name) for field in fields)
         return b"".join((self.TAG, *(number.to_bytes(8) for number in numbers), octets))
 
     @classmethod
     def unpack(cls, packet: bytes) -> Any:
         """The record in a packet. ChannelError if there is none."""
-        start = 1 + 8 * (len(dataclasses.fields(cls)) - 1)  # type: ignore[arg-type]
+        start = 1 + 8 * (len(dataclasses.fields(cls)) - 1)  # type: ignore[arg-type] # each subclass is a dataclass
         if len(packet) < start:
             raise ChannelError(f"a {cls.__name__} that is too short")
-        return cls(*(int.from_bytes(packet[at : at + 8]) for at in range(1, start, 8)), packet[start:])  # type: ignore[call-arg]
+        numbers = (int.from_bytes(packet[at : at + 8]) for at in range(1, start, 8))
+        return cls(*numbers, packet[start:])  # type: ignore[call-arg] # a subclass has these fields
 
 
 @dataclass(frozen=True, slots=True)
