@@ -1,20 +1,18 @@
 """The guardian by itself: what resolvers tell it is bounded and checked, its orders are carried out in a kernel of its own."""
 
 import contextlib
-import json
 import re
 import select
 import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from embargo import names
-from embargo.daemon.guard.orders import Applied, Intact, Intactness, Stop
+from embargo.daemon.guard.orders import Applied, Intact, Intactness
 from embargo.daemon.process import answered
 from embargo.daemon.process.channel import Answered, Received
 from embargo.daemon.process.sightings import Flushed, Free, Leads, Pass, Ready
@@ -33,18 +31,6 @@ def rig() -> Iterator[Rig]:
         made.own("2001:db8:f::/48")
         made.serve_web()
         yield made
-
-
-@pytest.fixture
-def guardian(rig: Rig, tmp_path: Path) -> Iterator[Guardian]:
-    state = tmp_path / "learnt.jsonl"
-    state.write_text(json.dumps({"version": 1, "saved": time.time()}) + "\n")
-    made = Guardian(rig, state)
-    try:
-        yield made
-        made.ask(Stop("remove"))
-    finally:
-        made.close()
 
 
 def test_an_address_is_learnt_marked_freed_and_acknowledged(rig: Rig, guardian: Guardian) -> None:

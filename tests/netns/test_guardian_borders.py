@@ -1,7 +1,6 @@
 """What a resolver that was taken over can make the guardian do: only what the policy says, and nothing without bound."""
 
 import contextlib
-import json
 import select
 import time
 from collections.abc import Iterator
@@ -10,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from embargo import names
-from embargo.daemon.guard.orders import Stop
 from embargo.daemon.process import answered
 from embargo.daemon.process.sightings import Flush, Free, Leads, Pass, Ready
 from support.guardian import ADDRESS, Guardian, flushed, heard, leads, packed
@@ -29,18 +27,6 @@ def rig() -> Iterator[Rig]:
         made.own("2001:db8:f::/48")
         made.serve_web()
         yield made
-
-
-@pytest.fixture
-def guardian(rig: Rig, tmp_path: Path) -> Iterator[Guardian]:
-    state = tmp_path / "learnt.jsonl"
-    state.write_text(json.dumps({"version": 1, "saved": time.time()}) + "\n")
-    made = Guardian(rig, state)
-    try:
-        yield made
-        made.ask(Stop("remove"))
-    finally:
-        made.close()
 
 
 @pytest.mark.parametrize("name", ["innocent.example", "alipay.example.org", "good.alipay.example", "."])
